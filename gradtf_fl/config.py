@@ -6,6 +6,7 @@ Types are strict (``"5"`` is not a number), unknown keys are errors, NaN and inf
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -312,6 +313,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def to_toml(values: BaseModel) -> str:
+    """``values`` as TOML that `load_toml` reads back equal; what is not set (None) is left out."""
+    document = values.model_dump(mode="json", exclude_none=True)
+    tables = {name: table for name, table in document.items() if isinstance(table, dict)}
+    lines = [f"{name} = {_toml_value(value)}" for name, value in document.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # bool, int, float and string have one form in both
 
 
 def load_toml(model: type[M], path: Path) -> M:

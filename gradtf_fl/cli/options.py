@@ -1,0 +1,60 @@
+"""Options that several verbs share, and how they become a checked configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    M = TypeVar("M", bound=BaseModel)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """``--json``: one JSON document on stdout, nothing else there."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON document on stdout; progress on stderr."
+    )(command)
+
+
+def config_option(command: F) -> F:
+    """``--config FILE.toml``: values for options that are not given."""
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="TOML with the same keys.",
+    )(command)
+
+
+def emit_json(document: Mapping[str, Any]) -> None:
+    """Print ``document`` on stdout; NaN and infinity are refused (they are not JSON)."""
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def configured(model: type[M], config_file: Path | None, given: Mapping[str, Any]) -> M:
+    """``model`` from the TOML file overlaid with the options ``given`` (None and () mean "not given").
+
+    Raises:
+        ConfigError: every problem at once, each named by its option or by file and key.
+    """
+    from gradtf_fl.config import read_toml, validate
+
+    values = read_toml(config_file) if config_file else {}
+    options = {name: value for name, value in given.items() if value is not None and value != ()}
+
+    def where(key: str) -> str:
+        name = key.partition(".")[0]
+        if name in options or config_file is None:
+            return "--" + name.replace("_", "-") if name else "options"
+        return f"{config_file}: {key}" if key else f"{config_file} and options"
+
+    return validate(model, {**values, **options}, where)

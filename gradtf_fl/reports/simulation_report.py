@@ -1,0 +1,135 @@
+"""The document that ``gradtf simulate`` writes and prints (fields: the command line contract)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["completed", "budget", "aborted"]
+Accuracy = Mapping[str, float | None]
+
+COLUMNS = ("tiny_base", "tiny_tuned", "tiny_global", "llm_base", "llm_generated", "llm_ceiling")
+CONTROLS = ("mean_update", "nearest_update", "ridge")
+
+
+@dataclass(frozen=True)
+class OrganizationResult:
+    """One organization's figures on its own private test rows.
+
+    Attributes:
+        accuracy: share of rows answered exactly, by `COLUMNS` and `CONTROLS`; None: not measured.
+        epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant). budget: lifetime limit.
+    """
+
+    name: str
+    rule: str
+    epsilon: float
+    delta: float
+    budget: float
+    accuracy: Accuracy
+
+    @property
+    def pgr(self) -> float | None:
+        """Performance gap recovered, see `gap_recovered`."""
+        return gap_recovered(self.accuracy)
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """A whole simulated federation.
+
+    Attributes:
+        state: ``completed``; ``budget`` when the organizations refused a round; ``aborted`` when one failed.
+        reason: one line for a person when the state is not ``completed``.
+        rounds: one mapping per attempted round. seconds: wall time by stage of the run.
+    """
+
+    config: Mapping[str, Any]
+    state: State
+    reason: str
+    wall_s: float
+    organizations: tuple[OrganizationResult, ...]
+    rounds: tuple[Mapping[str, Any], ...]
+    seconds: Mapping[str, float]
+    out: str
+
+    @property
+    def accuracy(self) -> dict[str, float | None]:
+        """Means over organizations."""
+        return {key: mean([o.accuracy.get(key) for o in self.organizations]) for key in COLUMNS + CONTROLS}
+
+    @property
+    def pgr(self) -> float | None:
+        """Performance gap recovered by the means."""
+        return gap_recovered(self.accuracy)
+
+    @property
+    def finished_rounds(self) -> int:
+        """Rounds that ended with an adapter."""
+        return sum(r["state"] == "completed" for r in self.rounds)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's document; NaN becomes null."""
+        organizations = [
+            {
+                "name": o.name,
+                "rule": o.rule,
+                "epsilon": o.epsilon,
+                "delta": o.delta,
+                "budget": o.budget,
+                "accuracy": dict(o.accuracy),
+                "pgr": o.pgr,
+            }
+            for o in self.organizations
+        ]
+        document: dict[str, Any] = {
+            "config": dict(self.config),
+            "state": self.state,
+            "reason": self.reason,
+            "wall_s": round(self.wall_s, 2),
+            "accuracy": self.accuracy,
+            "pgr": self.pgr,
+            "organizations": organizations,
+            "rounds": [dict(r) for r in self.rounds],
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "out": self.out,
+        }
+        return {key: _without_nan(value) for key, value in document.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the document; a reader sees the old file or the whole new one."""
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        with staging.open("w") as file:
+            json.dump(self.to_json(), file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of what was measured; None when nothing was."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
+
+
+def gap_recovered(accuracy: Accuracy) -> float | None:
+    """PGR = (llm_generated - tiny_tuned) / (llm_ceiling - tiny_tuned); None without a gap."""
+    generated, weak, ceiling = (accuracy.get(k) for k in ("llm_generated", "tiny_tuned", "llm_ceiling"))
+    if generated is None or weak is None or ceiling is None or ceiling == weak:
+        return None
+    return (generated - weak) / (ceiling - weak)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
