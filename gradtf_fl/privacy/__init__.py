@@ -1,0 +1,21 @@
+"""Accounting and the organization's privacy ledger. Importing this room loads no torch."""
+
+from gradtf_fl.privacy.accountants import Epsilons, epsilon_pld, epsilon_prv, epsilon_rdp, epsilons
+from gradtf_fl.privacy.calibration import noise_multiplier
+from gradtf_fl.privacy.events import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
+from gradtf_fl.privacy.ledger import Ledger, LedgerReading, read_ledger
+
+__all__ = [
+    "NOISE_CSPRNG",
+    "NOISE_SEEDED",
+    "DpEvent",
+    "Epsilons",
+    "Ledger",
+    "LedgerReading",
+    "epsilon_pld",
+    "epsilon_prv",
+    "epsilon_rdp",
+    "epsilons",
+    "noise_multiplier",
+    "read_ledger",
+]

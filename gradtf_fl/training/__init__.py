@@ -1,0 +1,1 @@
+"""Fine-tuning: plain, stacked and differentially private."""
