@@ -1,0 +1,79 @@
+"""Secure aggregation: the server learns a weighted mean of the clients' vectors and nothing about any one of them.
+
+SecAgg+ (Bell et al., CCS 2020; Bonawitz et al., CCS 2017) hardened against an active server, as pure state
+machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` shows the protocol from top to bottom.
+"""
+
+from gradtf_fl.secagg.client import SecAggClient
+from gradtf_fl.secagg.messages import STAGES
+from gradtf_fl.secagg.policy import ClientPolicy
+from gradtf_fl.secagg.primitives import Randomness, ReplayRandomness
+from gradtf_fl.secagg.quantization import Quantizer
+from gradtf_fl.secagg.roster import Identity, Roster
+from gradtf_fl.secagg.round_config import PROTOCOL_VERSION, RoundConfig, default_threshold, smallest_threshold
+from gradtf_fl.secagg.run import run_secure_sum
+from gradtf_fl.secagg.server import SecAggServer, SecureSum
+from gradtf_fl.secagg.violations import (
+    BadKey,
+    BadSignature,
+    DuplicateKey,
+    DuplicateMessage,
+    IncompleteShares,
+    InconsistentViews,
+    LateMessage,
+    MalformedMessage,
+    OwnKeyMissing,
+    PolicyViolation,
+    ProtocolViolation,
+    ReconstructionMismatch,
+    RosterMismatch,
+    StageOrder,
+    StaleRound,
+    SurvivorsNotSubset,
+    TooFewMembers,
+    TooFewNeighbours,
+    UndecryptableShare,
+    UnknownIdentity,
+    UpdateRejected,
+    WrongRound,
+)
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "STAGES",
+    "BadKey",
+    "BadSignature",
+    "ClientPolicy",
+    "DuplicateKey",
+    "DuplicateMessage",
+    "Identity",
+    "IncompleteShares",
+    "InconsistentViews",
+    "LateMessage",
+    "MalformedMessage",
+    "OwnKeyMissing",
+    "PolicyViolation",
+    "ProtocolViolation",
+    "Quantizer",
+    "Randomness",
+    "ReconstructionMismatch",
+    "ReplayRandomness",
+    "Roster",
+    "RosterMismatch",
+    "RoundConfig",
+    "SecAggClient",
+    "SecAggServer",
+    "SecureSum",
+    "StageOrder",
+    "StaleRound",
+    "SurvivorsNotSubset",
+    "TooFewMembers",
+    "TooFewNeighbours",
+    "UndecryptableShare",
+    "UnknownIdentity",
+    "UpdateRejected",
+    "WrongRound",
+    "default_threshold",
+    "run_secure_sum",
+    "smallest_threshold",
+]

@@ -1,0 +1,347 @@
+"""One organization's side of the protocol: five stages, each one call from message to message.
+
+A refusal raises a named `ProtocolViolation` and is final for the round: the secrets are erased.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from gradtf_fl.secagg import primitives as crypto
+from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, HeldShares, Peer
+from gradtf_fl.secagg.encoding import Writer
+from gradtf_fl.secagg.graph import neighbours, point
+from gradtf_fl.secagg.masks import add_masks
+from gradtf_fl.secagg.messages import (
+    Advert,
+    AdvertList,
+    Delivery,
+    Kind,
+    SealedShares,
+    Survivors,
+    Unmasking,
+    Votes,
+    open_signed,
+    signed,
+    vote_bytes,
+)
+from gradtf_fl.secagg.packing import pack
+from gradtf_fl.secagg.policy import ClientPolicy
+from gradtf_fl.secagg.quantization import Floats
+from gradtf_fl.secagg.roster import Identity, Roster
+from gradtf_fl.secagg.round_config import RoundConfig
+from gradtf_fl.secagg.shamir import ELEMENT_BYTES, element_bytes, is_element, split, to_element
+from gradtf_fl.secagg.violations import (
+    BadSignature,
+    DuplicateKey,
+    IncompleteShares,
+    InconsistentViews,
+    MalformedMessage,
+    OwnKeyMissing,
+    StageOrder,
+    SurvivorsNotSubset,
+    TooFewNeighbours,
+    UndecryptableShare,
+    UnknownIdentity,
+    UpdateRejected,
+)
+
+
+class SecAggClient:
+    """Takes one organization through one attempt at one round.
+
+    Args:
+        config: what the server proposes.
+        policy: what the organization allows; it overrides the server.
+        roster: the pinned organizations.
+        identity: this organization's key; must be on the roster.
+        last_round: (round, attempt) of the last round taken part in, from the counter on disk.
+        randomness: source of the round's one 32-byte seed.
+
+    Raises:
+        PolicyViolation (and StaleRound, RosterMismatch, TooFewMembers), UnknownIdentity.
+    """
+
+    def __init__(
+        self,
+        config: RoundConfig,
+        policy: ClientPolicy,
+        roster: Roster,
+        identity: Identity,
+        *,
+        last_round: tuple[int, int],
+        randomness: crypto.Randomness = crypto.system_randomness,
+    ) -> None:
+        policy.check(config, roster, last_round)
+        self._bind(ClientState(config, seed=randomness(ELEMENT_BYTES)), policy, roster, identity)
+
+    def _bind(self, state: ClientState, policy: ClientPolicy, roster: Roster, identity: Identity) -> None:
+        self._state, self._policy, self._roster, self._identity = state, policy, roster, identity
+        self._me = roster.index(identity.public)
+        self._commitment = state.config.commitment
+
+    @property
+    def config(self) -> RoundConfig:
+        """The round this client is in."""
+        return self._state.config
+
+    @property
+    def next_stage(self) -> str:
+        """The stage to be called next, or "finished" or "refused"."""
+        return self._state.next_stage
+
+    def to_bytes(self) -> bytes:
+        """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""
+        return self._state.to_bytes()
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, policy: ClientPolicy, roster: Roster, identity: Identity
+    ) -> SecAggClient:
+        """Inverse of `to_bytes`. The policy is checked again; the round counter was at construction.
+
+        Raises:
+            MalformedMessage, PolicyViolation, UnknownIdentity.
+        """
+        state = ClientState.from_bytes(data)
+        policy.check(state.config, roster)
+        client = cls.__new__(cls)
+        client._bind(state, policy, roster, identity)
+        return client
+
+    # -- stage 0 ------------------------------------------------------------------------------------------
+
+    def advertise(self, ledger_head: bytes = bytes(32)) -> bytes:
+        """The signed `Advert`. ``ledger_head``: 32 bytes, the head of the organization's privacy ledger."""
+        with self._stage("advertise", "share") as state:
+            if len(ledger_head) != 32:
+                raise MalformedMessage("a ledger head has 32 bytes")
+            advert = Advert(
+                encryption_key=crypto.x25519_public(self._derived(crypto.USAGE_SEED_ENCRYPTION)),
+                mask_key=crypto.x25519_public(crypto.mask_private_key(self._mask_secret(), self._commitment)),
+                contribution=self._derived(crypto.USAGE_SEED_CONTRIBUTION),
+                self_commitment=crypto.commit(self._self_secret(), self._commitment, self._me),
+                ledger_head=ledger_head,
+            )
+            message = self._signed(Kind.ADVERT, advert.encode())
+            state.advert_hash = hashlib.sha256(message).digest()
+            return message
+
+    # -- stage 1 ------------------------------------------------------------------------------------------
+
+    def share(self, adverts: bytes) -> bytes:
+        """From the signed adverts of U1 to `SealedShares` of (b_i, s_i) for every neighbour.
+
+        Raises:
+            BadSignature, UnknownIdentity, BadKey, DuplicateKey, OwnKeyMissing, TooFewMembers, TooFewNeighbours.
+        """
+        with self._stage("share", "mask") as state:
+            peers = self._verified_peers(AdvertList.decode(adverts, self._commitment).adverts)
+            state.members = tuple(sorted([*peers, self._me]))
+            self._check_neighbourhood(state.members)
+            state.peers = {j: peers[j] for j in neighbours(self._me, state.members)}
+            state.adverts_view = crypto.digest(crypto.USAGE_ADVERTS, adverts)
+            shares = self._shares_of_own_secrets()
+            private = self._derived(crypto.USAGE_SEED_ENCRYPTION)
+            sealed = {
+                j: crypto.seal(
+                    private,
+                    peer.encryption_key,
+                    self._commitment,
+                    self._me,
+                    j,
+                    shares[j].self_share + shares[j].mask_share,
+                )
+                for j, peer in state.peers.items()
+            }
+            return self._signed(Kind.SHARES, SealedShares(sealed).encode())
+
+    def _verified_peers(self, adverts: tuple[bytes, ...]) -> dict[int, Peer]:
+        """Every other member of U1 by index, all signatures and keys checked, the own advert found unchanged."""
+        peers: dict[int, Peer] = {}
+        keys: set[bytes] = set()
+        last = -1
+        own_seen = False
+        for message in adverts:
+            member, body = open_signed(message, Kind.ADVERT, self._commitment, self._roster)
+            if member <= last:
+                raise DuplicateKey("adverts are not in strictly increasing order of members")
+            last = member
+            advert = Advert.decode(body)
+            for key in (advert.encryption_key, advert.mask_key):
+                if key in keys:
+                    raise DuplicateKey(f"member {member} advertises a key that is already taken")
+                keys.add(key)
+            if member != self._me:
+                peers[member] = Peer(advert.encryption_key, advert.mask_key)
+            elif hashlib.sha256(message).digest() == self._state.advert_hash:
+                own_seen = True
+        if not own_seen:
+            raise OwnKeyMissing("the own advert is missing from U1 or was replaced")
+        return peers
+
+    # -- stage 2 ------------------------------------------------------------------------------------------
+
+    def mask(self, ciphertexts: bytes, vector: Floats, weight: float = 1.0) -> bytes:
+        """From the neighbours' ciphertexts to y_i = encode(x_i) + self mask + pair masks, packed to b bits.
+
+        Args:
+            ciphertexts: the server's `Delivery` for this client.
+            vector: float32 or float64 [dim]; scaled down to the round's clip where its L2 norm is above.
+            weight: in (0, max_weight]; 1 under the rule "uniform".
+
+        Raises:
+            UpdateRejected: the own vector or weight cannot be encoded; leave the round, tell nobody why.
+            UndecryptableShare, IncompleteShares, SurvivorsNotSubset, OwnKeyMissing, TooFew...
+        """
+        with self._stage("mask", "consistency") as state:
+            delivery = Delivery.decode(ciphertexts, self._commitment)
+            self._check_sublist(delivery.members, "U2")
+            u2_neighbours = neighbours(self._me, delivery.members)
+            if tuple(delivery.sealed.by_peer) != u2_neighbours:
+                raise IncompleteShares("ciphertexts must come from exactly the neighbours in U2")
+            private = self._derived(crypto.USAGE_SEED_ENCRYPTION)
+            held = {j: self._opened(private, j, sealed) for j, sealed in delivery.sealed.by_peer.items()}
+            held[self._me] = self._shares_of_own_secrets()[self._me]
+            message = self._masked(u2_neighbours, vector, weight)
+            state.members, state.held = delivery.members, held
+            state.seed = b""
+            return message
+
+    def _opened(self, private: bytes, source: int, sealed: bytes) -> HeldShares:
+        key = self._state.peers[source].encryption_key
+        plain = crypto.unseal(private, key, self._commitment, source, self._me, sealed)
+        shares = HeldShares(plain[:ELEMENT_BYTES], plain[ELEMENT_BYTES:])
+        if not (is_element(shares.self_share) and is_element(shares.mask_share)):
+            raise UndecryptableShare(f"member {source} sealed something that is no field element")
+        return shares
+
+    def _masked(self, partners: Collection[int], vector: Floats, weight: float) -> bytes:
+        config = self.config
+        if config.weight_rule == "uniform" and weight != 1.0:
+            raise UpdateRejected(f"weight {weight} under the rule 'uniform'")
+        if getattr(vector, "shape", None) != (config.dim,):
+            raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
+        quantizer = config.quantizer(len(self._roster))
+        words = quantizer.encode(vector, float(weight), self._derived(crypto.USAGE_SEED_ROUNDING))
+        private = crypto.mask_private_key(self._mask_secret(), self._commitment)
+        keys = {
+            j: crypto.pair_mask_key(private, self._state.peers[j].mask_key, self._commitment, self._me, j)
+            for j in partners
+        }
+        own = crypto.self_mask_key(self._self_secret(), self._commitment, self._me)
+        add_masks(
+            words,
+            plus=[own, *(key for j, key in keys.items() if self._me < j)],
+            minus=[key for j, key in keys.items() if self._me > j],
+        )
+        return self._signed(Kind.MASKED, pack(words, config.bits))
+
+    # -- stage 3 ------------------------------------------------------------------------------------------
+
+    def consistency(self, survivors: bytes) -> bytes:
+        """From U3 to a signature over this client's view of (C, U1, U2, U3).
+
+        Raises:
+            SurvivorsNotSubset, OwnKeyMissing, TooFewMembers, TooFewNeighbours.
+        """
+        with self._stage("consistency", "unmask") as state:
+            u3 = Survivors.decode(survivors, self._commitment).members
+            self._check_sublist(u3, "U3")
+            state.survivors = u3
+            state.view = view_digest(self._commitment, state.adverts_view, state.members, u3)
+            return self._signed(Kind.VOTE, state.view)
+
+    # -- stage 4 ------------------------------------------------------------------------------------------
+
+    def unmask(self, signatures: bytes) -> bytes:
+        """From the members' signatures to exactly one share for each member of U2; then all secrets are erased.
+
+        Raises:
+            InconsistentViews: a signature over another view, or fewer than `threshold` over this one.
+        """
+        with self._stage("unmask", FINISHED) as state:
+            votes = Votes.decode(signatures, self._commitment).by_member
+            for member, signature in votes.items():
+                if member not in state.survivors:
+                    raise UnknownIdentity(f"member {member} votes but is not in U3")
+                self._check_vote(member, signature)
+            if len(votes.keys() | {self._me}) < self.config.threshold:
+                raise InconsistentViews(f"{len(votes)} signed views, {self.config.threshold} needed")
+            survivors = set(state.survivors)
+            shares = {
+                owner: held.self_share if owner in survivors else held.mask_share
+                for owner, held in state.held.items()
+            }
+            message = self._signed(Kind.UNMASKING, Unmasking(shares).encode())
+            state.erase(FINISHED)
+            return message
+
+    def _check_vote(self, member: int, signature: bytes) -> None:
+        vote = vote_bytes(self._commitment, member, self._state.view)
+        try:
+            crypto.verify(self._roster.keys[member], signature, vote)
+        except BadSignature as error:
+            raise InconsistentViews(
+                f"member {member} did not sign this client's view of the round"
+            ) from error
+
+    # -- shared by the stages -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, stage: str, following: str) -> Iterator[ClientState]:
+        """Lets ``stage`` run once and only in its turn; any exception inside ends the round for this client."""
+        if self._state.next_stage != stage:
+            raise StageOrder(f"{stage} called when {self._state.next_stage} was due")
+        try:
+            yield self._state
+        except BaseException:
+            self._state.erase(REFUSED)
+            raise
+        self._state.next_stage = following
+
+    def _signed(self, kind: Kind, body: bytes) -> bytes:
+        return signed(self._identity.sign, kind, self._commitment, self._me, body)
+
+    def _derived(self, usage: bytes) -> bytes:
+        return crypto.derive(self._state.seed, self._commitment, usage)
+
+    def _mask_secret(self) -> bytes:
+        return element_bytes(to_element(self._derived(crypto.USAGE_SEED_MASK_SECRET)))
+
+    def _self_secret(self) -> bytes:
+        return element_bytes(to_element(self._derived(crypto.USAGE_SEED_SELF_SECRET)))
+
+    def _shares_of_own_secrets(self) -> dict[int, HeldShares]:
+        """Shares of b_i and s_i for the neighbours and itself: a function of the seed and U1, the same each time."""
+        holders = sorted([*self._state.peers, self._me])
+        points = [point(j) for j in holders]
+        size = ELEMENT_BYTES * (self.config.threshold - 1)
+        coins = crypto.keystream(self._derived(crypto.USAGE_SEED_SHARING), 2 * size)
+        b = split(to_element(self._self_secret()), points, self.config.threshold, coins[:size])
+        s = split(to_element(self._mask_secret()), points, self.config.threshold, coins[size:])
+        return {
+            j: HeldShares(element_bytes(b[k]), element_bytes(s[k]) if j != self._me else b"")
+            for k, j in enumerate(holders)
+        }
+
+    def _check_sublist(self, members: tuple[int, ...], name: str) -> None:
+        if not set(members) <= set(self._state.members):
+            raise SurvivorsNotSubset(f"{name} has members that the stage before did not have")
+        if self._me not in members:
+            raise OwnKeyMissing(f"this client is missing from {name}")
+        self._check_neighbourhood(members)
+
+    def _check_neighbourhood(self, members: tuple[int, ...]) -> None:
+        self._policy.check_members(len(members))
+        left = len(neighbours(self._me, members)) + 1
+        if left < self.config.threshold:
+            raise TooFewNeighbours(f"{left} of the neighbourhood left, {self.config.threshold} needed")
+
+
+def view_digest(commitment: bytes, adverts_view: bytes, u2: tuple[int, ...], u3: tuple[int, ...]) -> bytes:
+    """Digest [32] of one view of the round: C, the broadcast of adverts, U2 and U3."""
+    lists = Writer().indices(u2).indices(u3).done()
+    return crypto.digest(crypto.USAGE_VIEW, commitment, adverts_view, lists)

@@ -1,0 +1,110 @@
+"""What a client carries from one stage to the next, as canonical bytes.
+
+In deployment every message is answered by a new process, so this is what the node-local store keeps (0600). It
+must be written BEFORE the answer leaves, and never be rolled back. Secrets disappear from it as soon as no
+later stage needs them; Python cannot promise to wipe memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradtf_fl.secagg.encoding import Reader, Writer
+from gradtf_fl.secagg.messages import STAGES
+from gradtf_fl.secagg.round_config import RoundConfig
+from gradtf_fl.secagg.shamir import ELEMENT_BYTES
+from gradtf_fl.secagg.violations import MalformedMessage
+
+_MAGIC = b"GSAS"
+FINISHED = "finished"
+REFUSED = "refused"
+_NEXT = (*STAGES, FINISHED, REFUSED)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Round keys (X25519 public, 32 bytes each) of another member of U1."""
+
+    encryption_key: bytes
+    mask_key: bytes
+
+
+@dataclass(frozen=True)
+class HeldShares:
+    """This client's shares (field elements, 32 bytes) of one owner's b and s; the own s share is not kept."""
+
+    self_share: bytes
+    mask_share: bytes
+
+
+@dataclass
+class ClientState:
+    """Mutable record behind a `SecAggClient`.
+
+    Attributes:
+        config: the round.
+        next_stage: the only stage method that may be called now.
+        seed: 32 bytes from which every secret of this round is derived; empty once the vector is masked.
+        advert_hash: SHA-256 of the own signed advert, to find it unchanged in U1.
+        peers: neighbours in U1.
+        members: U1, then U2.
+        adverts_view: digest of the broadcast of stage 1.
+        held: shares by owner, for the owners in U2; erased after unmasking.
+        survivors: U3.
+        view: digest of (C, U1, U2, U3) that was signed.
+    """
+
+    config: RoundConfig
+    next_stage: str = STAGES[0]
+    seed: bytes = b""
+    advert_hash: bytes = b""
+    peers: dict[int, Peer] = field(default_factory=dict)
+    members: tuple[int, ...] = ()
+    adverts_view: bytes = b""
+    held: dict[int, HeldShares] = field(default_factory=dict)
+    survivors: tuple[int, ...] = ()
+    view: bytes = b""
+
+    def erase(self, final_stage: str) -> None:
+        """Drops everything but the configuration; ``final_stage`` says how it ended."""
+        self.__init__(self.config, final_stage)  # type: ignore[misc]
+
+    def to_bytes(self) -> bytes:
+        out = Writer().fixed(_MAGIC).blob(self.config.encode()).u8(_NEXT.index(self.next_stage))
+        for secret in (self.seed, self.advert_hash, self.adverts_view, self.view):
+            out.blob(secret)
+        out.indices(self.members).indices(self.survivors).u32(len(self.peers))
+        for member in sorted(self.peers):
+            out.u32(member).fixed(self.peers[member].encryption_key).fixed(self.peers[member].mask_key)
+        out.u32(len(self.held))
+        for owner in sorted(self.held):
+            out.u32(owner).blob(self.held[owner].self_share).blob(self.held[owner].mask_share)
+        return out.done()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ClientState:
+        """Inverse of `to_bytes`; `MalformedMessage` for anything else."""
+        reader = Reader(data)
+        if reader.fixed(4) != _MAGIC:
+            raise MalformedMessage("not a client's state")
+        config = RoundConfig.decode(reader.blob())
+        stage = reader.u8()
+        if stage >= len(_NEXT):
+            raise MalformedMessage(f"unknown stage {stage}")
+        seed, advert_hash, adverts_view, view = (_empty_or_32(reader.blob()) for _ in range(4))
+        members, survivors = reader.indices(), reader.indices()
+        peers = {reader.u32(): Peer(reader.fixed(32), reader.fixed(32)) for _ in range(reader.count(68))}
+        held = {
+            reader.u32(): HeldShares(_empty_or_32(reader.blob()), _empty_or_32(reader.blob()))
+            for _ in range(reader.count(12))
+        }
+        reader.done()
+        return cls(
+            config, _NEXT[stage], seed, advert_hash, peers, members, adverts_view, held, survivors, view
+        )
+
+
+def _empty_or_32(value: bytes) -> bytes:
+    if len(value) not in (0, ELEMENT_BYTES):
+        raise MalformedMessage(f"a field of {len(value)} bytes")
+    return value

@@ -1,0 +1,121 @@
+"""Fixed-point encoding of a clipped vector and its weight, such that no sum of n encodings can wrap.
+
+A client's vector is clipped to L2 norm <= clip, so each coordinate lies in +-clip, and is multiplied by its
+weight in [0, max_weight]. With q_max = floor((2^(b-1) - 1) / n) a coordinate v becomes an integer in +-q_max by
+unbiased stochastic rounding of v / step, step = max_weight * clip / q_max (about 2 n max_weight clip / 2^b): n of
+them stay within +-(2^(b-1) - 1), where two's complement modulo 2^b is exact. The weight is one more coordinate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from gradtf_fl.secagg.masks import Words
+from gradtf_fl.secagg.packing import BIT_WIDTHS, word_dtype
+from gradtf_fl.secagg.violations import UpdateRejected
+
+_CHUNK = 1 << 14  # coordinates: 128 KiB of float64
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Encoding of vectors [dim] and weights for a sum over at most ``parties`` clients.
+
+    Attributes:
+        bits: width b of a residue.
+        parties: n, the largest number of summands.
+        clip: L2 norm bound of a vector before it is weighted.
+        max_weight: largest weight of one client.
+    """
+
+    bits: int
+    parties: int
+    clip: float
+    max_weight: float
+
+    def __post_init__(self) -> None:
+        if self.bits not in BIT_WIDTHS:
+            raise ValueError(f"bits must be one of {BIT_WIDTHS}")
+        if self.parties < 1 or self.q_max < 1:
+            raise ValueError(f"{self.bits} bits are too few for {self.parties} parties")
+        for name, value in (("clip", self.clip), ("max_weight", self.max_weight), ("step", self.step)):
+            if not (math.isfinite(value) and value > 0 and math.isfinite(self.q_max / value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        assert self.parties * self.q_max < 2 ** (self.bits - 1), "a sum could wrap"
+
+    @property
+    def q_max(self) -> int:
+        """Largest magnitude of one client's integers."""
+        return (2 ** (self.bits - 1) - 1) // self.parties
+
+    @property
+    def step(self) -> float:
+        """Weighted coordinate of integer 1."""
+        return self.max_weight * self.clip / self.q_max
+
+    def encode(self, vector: Floats, weight: float, rounding_key: bytes) -> Words:
+        """Words [dim + 1] (two's complement; the last is the weight) of ``vector`` [dim] times ``weight``.
+
+        The vector is scaled down to L2 norm ``clip`` where it is longer. ``rounding_key``: 32 bytes, used once.
+
+        Raises:
+            UpdateRejected: wrong type or shape, a coordinate that is not finite, a weight outside [0, max_weight].
+        """
+        if not (math.isfinite(weight) and 0 <= weight <= self.max_weight):
+            raise UpdateRejected(f"weight {weight} is outside 0..{self.max_weight}")
+        if weight == 0:
+            raise UpdateRejected("weight 0: there is nothing to contribute")
+        factor = clip_factor(vector, self.clip) * weight / self.step
+        words = np.empty(vector.size + 1, dtype=word_dtype(self.bits))
+        signed = words.view("<i2" if self.bits == 16 else "<i4")
+        coins = Cipher(algorithms.AES256(rounding_key), modes.CTR(bytes(16))).encryptor()
+        scaled = np.empty(_CHUNK)
+        for start in range(0, vector.size, _CHUNK):
+            part = vector[start : start + _CHUNK]
+            self._round(part, factor, coins.update(bytes(4 * part.size)), scaled[: part.size])
+            signed[start : start + part.size] = scaled[: part.size]
+        self._round(np.array([weight]), self.q_max / self.max_weight, coins.update(bytes(4)), scaled[:1])
+        signed[-1] = scaled[0]
+        return words
+
+    def _round(self, values: Floats, factor: float, coins: bytes, out: NDArray[np.float64]) -> None:
+        """out <- floor(values * factor + u), u uniform in [0, 1): its expectation is values * factor."""
+        uniform = np.frombuffer(coins, dtype="<u4") * 2.0**-32
+        np.multiply(values, factor, out=out, dtype=np.float64)
+        out += uniform
+        np.floor(out, out=out)
+        np.clip(out, -self.q_max, self.q_max, out=out)  # only rounding errors of float64 ever reach this
+
+    def integers(self, words: Words) -> NDArray[np.int64]:
+        """The signed integers [dim + 1] of summed words modulo 2^b."""
+        half = 1 << (self.bits - 1)
+        residues = words.astype(np.int64) & ((1 << self.bits) - 1)
+        return (residues ^ half) - half
+
+
+def clip_factor(vector: Floats, clip: float) -> float:
+    """min(1, clip / |vector|_2) for a float vector [dim], without overflow or underflow for any finite one.
+
+    Raises:
+        UpdateRejected: not a one-dimensional float array, or a coordinate that is not finite.
+    """
+    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in (np.float32, np.float64):
+        raise UpdateRejected("an update vector must be a one-dimensional float32 or float64 array")
+    if vector.size == 0:
+        return 1.0
+    largest = max(float(vector.max()), -float(vector.min()))
+    if not math.isfinite(largest):
+        raise UpdateRejected("the update vector has coordinates that are not finite")
+    if largest == 0:
+        return 1.0
+    squares = 0.0
+    for start in range(0, vector.size, _CHUNK):
+        part = vector[start : start + _CHUNK].astype(np.float64) / largest
+        squares += float(part @ part)
+    return min(1.0, clip / largest / math.sqrt(squares))

@@ -1,0 +1,111 @@
+"""Who takes part: an organization's Ed25519 identity, and the pinned list of all organizations' public keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_ROSTER, Randomness, digest, system_randomness
+from gradtf_fl.secagg.violations import UnknownIdentity
+
+
+class Identity:
+    """An organization's long-lived Ed25519 key (RFC 8032). Signs adverts, views and ledger rows."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self.private = private
+        self.public: bytes = private.public_key().public_bytes_raw()
+
+    def __repr__(self) -> str:
+        return f"Identity({self.public.hex()})"
+
+    @classmethod
+    def generate(cls, rng: Randomness = system_randomness) -> Identity:
+        """A new identity from 32 bytes of ``rng``."""
+        return cls(Ed25519PrivateKey.from_private_bytes(rng(32)))
+
+    def sign(self, message: bytes) -> bytes:
+        """Signature [64 bytes]."""
+        return self.private.sign(message)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an unencrypted PKCS#8 PEM file, mode 0600, atomically; refuses to replace an existing one."""
+        target = Path(path)
+        if target.exists():
+            raise ConfigError(f"{target}: an identity already exists there and is never overwritten")
+        pem = self.private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        draft = target.with_name(target.name + ".new")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Identity:
+        """Reads what `save` wrote; `ConfigError` for a missing, unreadable, foreign or group-readable file."""
+        try:
+            with open(path, "rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                pem = file.read(1 << 16)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read the identity key ({error.strerror})") from error
+        if os.name == "posix" and mode & 0o077:
+            raise ConfigError(f"{path}: mode {mode:04o} lets others read the identity key; chmod 600 it")
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"{path}: not an unencrypted PEM private key") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(f"{path}: not an Ed25519 key")
+        return cls(key)
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The organizations' public keys, pinned out of band in every organization's own file.
+
+    ``keys`` are kept sorted, whatever order they are given in, so that two organizations that list the same
+    keys agree on ``hash`` and on every ``index``. An index is what messages call a member.
+    """
+
+    keys: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if any(not isinstance(key, bytes) or len(key) != KEY_BYTES for key in self.keys):
+            raise ConfigError("roster: every key is 32 bytes of an Ed25519 public key")
+        if len(set(self.keys)) != len(self.keys):
+            raise ConfigError("roster: a key is listed twice")
+        if len(self.keys) < 2:
+            raise ConfigError("roster: at least two organizations are needed")
+        object.__setattr__(self, "keys", tuple(sorted(self.keys)))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def hash(self) -> bytes:
+        """SHA-256 of the sorted keys."""
+        return digest(USAGE_ROSTER, *self.keys)
+
+    @cached_property
+    def _positions(self) -> dict[bytes, int]:
+        return {key: position for position, key in enumerate(self.keys)}
+
+    def index(self, key: bytes) -> int:
+        """Position of ``key``; `UnknownIdentity` where it is not on the roster."""
+        try:
+            return self._positions[key]
+        except KeyError:
+            raise UnknownIdentity(f"{key.hex()} is not on the roster") from None
