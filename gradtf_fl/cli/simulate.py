@@ -1,0 +1,71 @@
+"""``gradtf simulate``: a whole federation on this machine, with the parts that deployment runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.errors import BudgetExhausted, RoundAborted
+
+EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": RoundAborted.exit_code}
+
+
+@click.command(
+    epilog="Example: gradtf simulate --organizations 8 --epsilon 1 --drop mask:1 --out build/run\n\n"
+    "Exit codes: 0 done, 2 bad options, 3 budget exhausted (finished rounds are kept), 4 round aborted."
+)
+@config_option
+@click.option("--organizations", type=int, help="How many organizations take part.  [default: 5]")
+@click.option("--rounds", type=int, help="Rounds of training and aggregation.  [default: 3]")
+@click.option("--epsilon", type=float, help="What the whole run may spend per organization.  [default: 8]")
+@click.option("--delta", type=float, help="Delta of every organization's ledger.  [default: 1e-5]")
+@click.option("--budget", type=float, help="Lifetime epsilon of every ledger.  [default: --epsilon]")
+@click.option(
+    "--rules",
+    metavar="same|mixed|unseen",
+    help="One public rule for all, a mixture of three, or a held-out rule.  [default: same]",
+)
+@click.option("--engine", metavar="in-process|ray", help="Where clients run.  [default: in-process]")
+@click.option(
+    "--drop",
+    multiple=True,
+    metavar="STAGE:COUNT",
+    help="Organizations that vanish at advertise, share, mask, consistency or unmask. Repeatable.",
+)
+@click.option("--seed", type=int, help="Data, training and noise of the run.  [default: 0]")
+@click.option(
+    "--allow-two", is_flag=True, default=None, help="Accept 2 organizations: each learns the other's."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for report and adapters."
+)
+@json_option
+def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
+    """Run a whole federation on this machine: real server and client apps, secure aggregation, DP-SGD,
+    privacy ledgers, Grad-Transformer and evaluation. Nothing leaves this process.
+    """
+    from gradtf_fl.config import SimulationConfig
+
+    config = configured(SimulationConfig, config_file, given)
+
+    from rich.console import Console
+
+    from gradtf_fl.reports.simulation import SimulationEvent, SimulationProgress, print_report
+
+    with SimulationProgress() as progress:
+        progress.show(SimulationEvent("load"))
+        from experiments.simulation import run_simulation  # imports torch: seconds
+
+        report = run_simulation(config, progress.show)
+    if config.out is None:
+        click.echo(f"gradtf: no --out given; the run is in the temporary folder {report.out}", err=True)
+    if as_json:
+        emit_json(report.to_json())
+    else:
+        print_report(report, Console())
+    if report.state != "completed":
+        click.echo(f"gradtf: {report.reason}", err=True)
+    return EXIT_CODES[report.state]

@@ -1,0 +1,128 @@
+"""The schema: every problem at once, strict types, and files and run configs that come back equal."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradtf_fl.config import (
+    DataSection,
+    DropPoint,
+    FederationPlan,
+    OrganizationConfig,
+    OrganizationSimulation,
+    PrivacySection,
+    SecAggSection,
+    SimulationConfig,
+    load_toml,
+    to_toml,
+    validate,
+)
+from gradtf_fl.errors import ConfigError
+
+ROSTER = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def organization(**secagg: Any) -> OrganizationConfig:
+    return OrganizationConfig(
+        name="org-1",
+        data=DataSection(train=Path('odd "name".jsonl'), test=Path("test.jsonl")),
+        privacy=PrivacySection(budget=8.0),
+        secagg=SecAggSection(**({"roster": ROSTER, "provider_key": "d" * 64} | secagg)),
+        simulation=OrganizationSimulation(
+            seed=3, drop=(DropPoint(stage="mask"), DropPoint(stage="share", round=2))
+        ),
+    )
+
+
+def problems(model: type[Any], values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        validate(model, values, lambda key: f"f.toml: {key}")
+    return list(caught.value.problems)
+
+
+def test_organization_toml_comes_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / "organization.toml"
+    path.write_text(to_toml(organization()))
+    assert load_toml(OrganizationConfig, path) == organization()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FederationPlan(),
+        FederationPlan(threshold=3, out=Path("a b"), provider_key=Path("k"), allow_two=True, epsilon=1),
+    ],
+)
+def test_run_config_comes_back_equal(plan: FederationPlan) -> None:
+    run_config = plan.to_run_config()
+    assert all(isinstance(value, bool | int | float | str) for value in run_config.values())
+    assert FederationPlan.from_run_config({**run_config, "num-server-rounds": 3}) == plan
+
+
+def test_every_problem_is_reported_with_file_and_key() -> None:
+    found = problems(
+        SimulationConfig, {"organizations": "many", "epsilon": math.nan, "rules": "odd", "typo": 1}
+    )
+    assert [line.split(": ")[1] for line in found] == ["organizations", "epsilon", "rules", "typo"]
+    assert all(line.startswith("f.toml: ") for line in found)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"organizations": 0},
+        {"organizations": 2},
+        {"rounds": 0},
+        {"epsilon": 0.0},
+        {"epsilon": -1.0},
+        {"epsilon": math.inf},
+        {"delta": 0.0},
+        {"delta": 1.0},
+        {"budget": math.nan},
+        {"rules": "nonsense"},
+        {"engine": "gpu"},
+        {"drop": ["nowhere:1"]},
+        {"drop": ["mask:0"]},
+        {"drop": ["mask"]},
+        {"drop": ["mask:3", "unmask:3"]},
+        {"seed": -1},
+        {"seed": "7"},
+        {"batch": 4096},
+        {"bits": 23},
+    ],
+)
+def test_simulation_refuses(values: dict[str, Any]) -> None:
+    assert len(problems(SimulationConfig, values)) == 1
+
+
+def test_two_organizations_need_an_explicit_word() -> None:
+    assert validate(SimulationConfig, {"organizations": 2, "allow_two": True}, str).organizations == 2
+
+
+def test_organization_policy_refuses_a_pair_and_double_keys() -> None:
+    with pytest.raises(ValueError, match="allow_two"):
+        organization(n_min=2)
+    with pytest.raises(ValueError, match="twice"):
+        organization(roster=(*ROSTER, ROSTER[0]))
+    with pytest.raises(ValueError, match="n_min is 3"):
+        organization(roster=ROSTER[:2])
+
+
+@pytest.mark.parametrize("text", ["organizations = ", "[models", "\x00"])
+def test_a_file_that_is_no_toml_is_one_clear_problem(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.toml: not TOML"):
+        load_toml(SimulationConfig, path)
+
+
+def test_whole_file_problems_name_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("organizations = 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load_toml(SimulationConfig, path)
+    assert caught.value.problems[0].startswith(f"{path}: with 2 organizations")
