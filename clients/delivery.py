@@ -1,0 +1,125 @@
+"""The round's LLM adapter arrives: verify, store as a PEFT folder, evaluate at home."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
+
+from clients.organization import Organization
+from clients.refusals import Refused
+
+LAST_ROUND = 1_000_000
+STORED: Fields = {"status": "stored"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Exact match on the organization's own test rows. Stays in ``evaluations.jsonl`` unless metrics are shared."""
+
+    tiny_global: float
+    llm_generated: float
+    rows: int
+
+
+def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fields:
+    """Verify, store, evaluate.
+
+    Raises:
+        Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
+    """
+    verify(organization, delivery)
+    from gradtf_fl.adapters import load_adapter, save_adapter, state_hash, unpack_adapter
+    from gradtf_fl.models import load_model, model_folder
+
+    folder = organization.round_folder(delivery.round) / "llm_adapter"
+    base_name = organization.config.models.llm
+    try:
+        state, spec, _ = unpack_adapter(delivery.adapter)
+        if folder.is_dir() and state_hash(load_adapter(folder)[0]) == state_hash(state):
+            return dict(STORED)  # delivered before
+        model, tokenizer = load_model(base_name)
+        adapted = _fitted(model, state, spec)
+        save_adapter(folder, state, spec, model_folder(base_name))
+    except ConfigError as error:
+        raise Refused(Refusal.ADAPTER, str(error)) from error
+    evaluation = _evaluate(organization, delivery, adapted, tokenizer)
+    if evaluation is None:
+        return dict(STORED)
+    _note(organization, delivery, evaluation)
+    if not organization.config.share_metrics:
+        return dict(STORED)
+    return {
+        **STORED,
+        "tiny_global": evaluation.tiny_global,
+        "llm_generated": evaluation.llm_generated,
+    }
+
+
+def verify(organization: Organization, delivery: AdapterDelivery) -> None:
+    """Check round and the pinned provider's signature over the adapter's and the update's hashes."""
+    if not 1 <= delivery.round <= LAST_ROUND:
+        raise Refused(Refusal.ADAPTER, f"round {delivery.round} is out of range")
+    try:
+        Ed25519PublicKey.from_public_bytes(organization.provider_key).verify(
+            delivery.signature, delivery.signed_bytes
+        )
+    except InvalidSignature as error:
+        raise Refused(Refusal.ADAPTER, "the adapter is not signed by the pinned provider") from error
+
+
+def _fitted(model: object, state: dict[str, object], spec: object) -> object:
+    """The LLM with the adapter; ConfigError when a name or a shape differs."""
+    from gradtf_fl.adapters import adapter_state, attach, set_adapter_state
+
+    adapted = attach(model, spec)
+    for name, tensor in adapter_state(adapted).items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise ConfigError(f"the adapter does not fit our LLM at {name}")
+    set_adapter_state(adapted, state)
+    return adapted
+
+
+def _evaluate(
+    organization: Organization, delivery: AdapterDelivery, llm: object, llm_tokenizer: object
+) -> Evaluation | None:
+    if organization.test_path is None:
+        return None
+    from gradtf_fl.tasks import encode_rows, exact_match, read_rows
+
+    from clients.local_training import load_global_tiny
+
+    try:
+        rows = read_rows(organization.test_path)
+    except ConfigError as error:
+        raise Refused(Refusal.DATA, str(error)) from error
+    tiny = load_global_tiny(organization, delivery.spec, delivery.initial_hash, delivery.update)
+    return Evaluation(
+        tiny_global=exact_match(tiny.model, encode_rows(rows, tiny.tokenizer)),
+        llm_generated=exact_match(llm, encode_rows(rows, llm_tokenizer)),
+        rows=len(rows),
+    )
+
+
+def _note(organization: Organization, delivery: AdapterDelivery, evaluation: Evaluation) -> None:
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_id": delivery.run_id,
+        "round": delivery.round,
+        "llm_adapter_sha256": hashlib.sha256(delivery.adapter).hexdigest(),
+        "tiny_global": evaluation.tiny_global,
+        "llm_generated": evaluation.llm_generated,
+        "rows": evaluation.rows,
+    }
+    path = organization.folder / "evaluations.jsonl"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")

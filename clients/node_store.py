@@ -1,0 +1,162 @@
+"""An organization's protocol state between two messages: one SQLite file, mode 0600.
+
+In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode restarts,
+so whatever a stage leaves for the next one lies here: the last (round, attempt) of each run, the secure-aggregation
+state, and the update vector until it is masked. A stage's new state is committed before its reply can leave.
+Deleted pages are overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradtf_fl.round_messages import Refusal
+
+from clients.refusals import Refused
+
+BUSY_SECONDS = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS last_round (
+    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS open_round (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    protocol BLOB NOT NULL, vector BLOB, weight REAL NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class RoundKey:
+    """Which round a stage belongs to; ``(round, attempt)`` only ever grows within a run."""
+
+    run_id: str
+    round: int
+    attempt: int
+
+
+@dataclass
+class OpenRound:
+    """The round in progress. A stage changes the fields; `NodeStore.stage` writes them back.
+
+    Attributes:
+        protocol: state of the secure-aggregation client. vector: float32 bytes, None once it is masked.
+        weight: this organization's weight in the mean.
+    """
+
+    key: RoundKey
+    protocol: bytes
+    vector: bytes | None
+    weight: float
+    finished: bool = False
+
+
+class NodeStore:
+    """The file. Each operation is one transaction; two processes are serialised by SQLite."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.chmod(path, 0o600)
+        with self._transaction() as database:
+            for statement in _SCHEMA.split(";"):
+                database.execute(statement)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            database.execute("PRAGMA secure_delete = ON")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+        finally:
+            database.close()
+
+    def last_round(self, run_id: str) -> tuple[int, int]:
+        """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)
+            ).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def claim(self, key: RoundKey) -> None:
+        """Take (round, attempt) for good and forget the state of any earlier one.
+
+        Raises:
+            Refused: with ``stale`` when it is not above the last one, whoever took that.
+        """
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)
+            ).fetchone()
+            if row is not None and (key.round, key.attempt) <= (int(row[0]), int(row[1])):
+                raise Refused(
+                    Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}"
+                )
+            database.execute(
+                "INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt)
+            )
+            database.execute("DELETE FROM open_round")
+
+    def open(self, opened: OpenRound) -> None:
+        """Keep the state of the round just begun.
+
+        Raises:
+            Refused: with ``stale`` when a later round was claimed meanwhile.
+        """
+        key = opened.key
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)
+            ).fetchone()
+            if row is None or (int(row[0]), int(row[1])) != (key.round, key.attempt):
+                raise Refused(Refusal.STALE, "another round was claimed while this one was trained")
+            database.execute(
+                "INSERT OR REPLACE INTO open_round VALUES (1, ?, ?, ?, ?, ?, ?)",
+                (key.run_id, key.round, key.attempt, opened.protocol, opened.vector, opened.weight),
+            )
+
+    @contextmanager
+    def stage(self, round_number: int, attempt: int) -> Iterator[OpenRound]:
+        """The open round for one stage: yielded under the write lock, written back when the body ends well.
+
+        With ``finished`` set the keys are deleted; so they are when the body raises, for a refusal is final: a
+        server must not try the same stage with another message.
+
+        Raises:
+            Refused: with ``stale`` when (round, attempt) is not the open one.
+        """
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT run_id, round, attempt, protocol, vector, weight FROM open_round"
+            ).fetchone()
+            if row is None or (row[1], row[2]) != (round_number, attempt):
+                raise Refused(Refusal.STALE, f"round {round_number}.{attempt} is not open")
+            opened = OpenRound(RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5])
+            try:
+                yield opened
+            except BaseException:
+                database.execute("DELETE FROM open_round")
+                database.execute("COMMIT")
+                database.execute("BEGIN")
+                raise
+            if opened.finished:
+                database.execute("DELETE FROM open_round")
+            else:
+                database.execute(
+                    "UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector)
+                )

@@ -1,0 +1,108 @@
+"""The border that no text crosses: a handler's failure becomes a typed code, its traceback stays at home.
+
+Flower sends the text of an exception that a ClientApp raises to the server. Here every handler runs inside
+`guarded`: whatever it raises, the reply holds one word of `Refusal`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+
+from gradtf_fl.errors import BudgetExhausted
+from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedMessage, Refusal
+
+LOG_FILE = "client.log"
+VANISHED = 1000  # error code of a simulated dropout
+
+logger = logging.getLogger("gradtf.client")
+
+
+class Refused(Exception):
+    """A handler declines, with a code for the server and a cause for the organization's own log."""
+
+    def __init__(self, code: Refusal, cause: str) -> None:
+        self.code = code
+        super().__init__(cause)
+
+
+class Vanished(Exception):
+    """Simulation: the organization is gone at this stage; the server gets nothing it could use."""
+
+
+Folder = Callable[[Context], Path | None]
+Work = Callable[[Mapping[str, Any], Context], Fields]
+Handler = Callable[[Message, Context], Message]
+
+
+def guarded(work: Work, log_folder: Folder) -> Handler:
+    """A Flower handler around ``work``: fields in, fields out, and a code instead of any exception.
+
+    Args:
+        log_folder: where this context's organization keeps its files (None when even that is unknown).
+    """
+
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            fields = work(_fields(message), context)
+        except Vanished:
+            return Message(Error(VANISHED, "vanished"), reply_to=message)
+        except (Exception, SystemExit) as error:
+            code = code_of(error)
+            _keep(error, code, message.metadata.message_type, _quietly(log_folder, context))
+            fields = {REFUSAL: str(code)}
+        return Message(RecordDict({SECTION: ConfigRecord(fields)}), reply_to=message)
+
+    return handle
+
+
+def code_of(error: BaseException) -> Refusal:
+    """The code that stands for ``error`` outside the organization."""
+    if isinstance(error, Refused):
+        return error.code
+    if isinstance(error, BudgetExhausted):
+        return Refusal.BUDGET
+    if isinstance(error, MalformedMessage):
+        return Refusal.PROTOCOL
+    from gradtf_fl.secagg import ProtocolViolation
+
+    return Refusal.PROTOCOL if isinstance(error, ProtocolViolation) else Refusal.INTERNAL
+
+
+def _fields(message: Message) -> Mapping[str, Any]:
+    record = message.content.get(SECTION)
+    if not isinstance(record, ConfigRecord):
+        raise MalformedMessage(f"the message has no record {SECTION!r}")
+    return dict(record)
+
+
+def _quietly(log_folder: Folder, context: Context) -> Path | None:
+    try:
+        return log_folder(context)
+    except Exception:
+        return None
+
+
+def _keep(error: BaseException, code: Refusal, message_type: str, folder: Path | None) -> None:
+    """Append to the organization's log file (0600) and show the person at this machine's terminal."""
+    expected = isinstance(error, Refused | BudgetExhausted)
+    text = f"{error}" if expected else "".join(traceback.format_exception(error)).rstrip()
+    line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {message_type} refused ({code}): {text}\n"
+    place = folder.name if folder is not None else "unknown organization"
+    logger.log(logging.WARNING if expected else logging.ERROR, "%s: %s", place, line.rstrip())
+    if folder is None:
+        return
+    try:
+        descriptor = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as log:
+            log.write(line)
+    except OSError as problem:
+        print(f"{place}: {LOG_FILE} cannot be written ({problem.strerror})", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""What an organization does in each stage of a round. Only `begin` trains; the other stages import nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
+from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient
+
+from clients.node_store import OpenRound, RoundKey
+from clients.organization import Organization
+from clients.refusals import Refused
+
+REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
+
+
+def begin(organization: Organization, message: BeginRound) -> StagePayload:
+    """Check the round against this organization's own limits, charge the ledger, train, and advertise keys.
+
+    Order matters: nothing is trained before the policy, the round counter, the model and the budget are settled,
+    and (round, attempt) is used up on disk before the first private row is read.
+
+    Raises:
+        Refused, BudgetExhausted, Vanished: with nothing trained.
+    """
+    try:
+        config = RoundConfig.decode(message.config)
+    except ProtocolViolation as error:
+        raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
+    plan = _checked_plan(organization, config)
+    key = RoundKey(config.run_id, config.round, config.attempt)
+    store = organization.store()
+    client = _protocol_client(organization, config, store.last_round(key.run_id), key)
+    organization.vanish_if_told("advertise", key.round)
+
+    from clients.local_training import train_update
+
+    update = train_update(organization, message, config, plan, lambda: store.claim(key))
+    weight = 1.0
+    if config.weight_rule == "examples":
+        weight = config.max_weight * min(1.0, update.rows / REFERENCE_ROWS)
+    advert = client.advertise(update.ledger_head)
+    store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight))
+    return StagePayload(key.round, key.attempt, advert)
+
+
+def _checked_plan(organization: Organization, config: RoundConfig) -> TrainingPlan:
+    plan = TrainingPlan.from_canonical(config.dp)
+    if not 1 <= config.round <= plan.rounds:
+        raise Refused(Refusal.POLICY, f"round {config.round} is outside the plan's {plan.rounds} rounds")
+    if plan.delta > organization.config.privacy.delta:
+        raise Refused(
+            Refusal.POLICY, f"delta {plan.delta} is above ours ({organization.config.privacy.delta})"
+        )
+    return plan
+
+
+def _protocol_client(
+    organization: Organization, config: RoundConfig, last_round: tuple[int, int], key: RoundKey
+) -> SecAggClient:
+    if (key.round, key.attempt) <= last_round:
+        raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
+    try:
+        return SecAggClient(
+            config,
+            organization.policy,
+            organization.roster,
+            organization.identity,
+            last_round=last_round,
+            randomness=organization.randomness(key),
+        )
+    except ProtocolViolation as error:
+        raise Refused(Refusal.POLICY, str(error)) from error
+
+
+def share(organization: Organization, message: StagePayload) -> StagePayload:
+    """Adverts of U1 -> encrypted shares for every neighbour."""
+    return _stage(organization, "share", message, lambda client, _: client.share(message.payload))
+
+
+def mask(organization: Organization, message: StagePayload) -> StagePayload:
+    """Ciphertexts from U2 -> the masked update; the plain one is deleted."""
+
+    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
+        if opened.vector is None:
+            raise Refused(Refusal.STALE, "the update was masked before")
+        vector = np.frombuffer(opened.vector, dtype="<f4")
+        opened.vector = None
+        return client.mask(message.payload, vector, opened.weight)
+
+    return _stage(organization, "mask", message, answer)
+
+
+def consistency(organization: Organization, message: StagePayload) -> StagePayload:
+    """The survivors U3 -> a signature over (C, U2, U3)."""
+    return _stage(organization, "consistency", message, lambda client, _: client.consistency(message.payload))
+
+
+def unmask(organization: Organization, message: StagePayload) -> StagePayload:
+    """Signed views -> one share per neighbour; the round's keys are deleted."""
+
+    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
+        opened.finished = True
+        return client.unmask(message.payload)
+
+    return _stage(organization, "unmask", message, answer)
+
+
+def _stage(
+    organization: Organization,
+    name: str,
+    message: StagePayload,
+    answer: Callable[[SecAggClient, OpenRound], bytes],
+) -> StagePayload:
+    organization.vanish_if_told(name, message.round)
+    if message.round < 1 or message.attempt < 0:
+        raise MalformedMessage("round or attempt is out of range")
+    with organization.store().stage(message.round, message.attempt) as opened:
+        client = SecAggClient.from_bytes(
+            opened.protocol, organization.policy, organization.roster, organization.identity
+        )
+        payload = answer(client, opened)
+        opened.protocol = client.to_bytes()
+    return StagePayload(message.round, message.attempt, payload)

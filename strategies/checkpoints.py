@@ -1,0 +1,233 @@
+"""A run on disk: what has to survive a killed server, written so that it is there whole or not at all.
+
+OUT/federation.json               run id, pair and transformer, last (round, attempt), rounds delivered, records
+OUT/roster.txt                    pinned Ed25519 keys of the organizations, one hex key a line
+OUT/provider.key                  signs LLM adapters (0600), unless the plan names another file
+OUT/rounds/ROUND/round.json       record, hashes and signature
+OUT/rounds/ROUND/global_update.safetensors   "global_update" float32 and "mean" float64, both [blocks, block_dim]
+OUT/rounds/ROUND/llm_adapter/     PEFT folder
+
+A round's folder appears by one rename after everything in it was synced. An aborted round has no folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtf_fl.errors import ConfigError, CorruptFile
+
+from strategies.records import RoundRecord
+
+FEDERATION_FILE, ROSTER_FILE, UPDATE_FILE, RECORD_FILE = (
+    "federation.json",
+    "roster.txt",
+    "global_update.safetensors",
+    "round.json",
+)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """``federation.json``.
+
+    Attributes:
+        run_id: random, made at the first start; every later start goes on under it.
+        origin: what a continued run must share with the first start (models, transformer, roster), as hashes.
+        last: highest (round, attempt) ever sent out. delivered: rounds whose adapter was sent out.
+    """
+
+    run_id: str
+    origin: Mapping[str, str]
+    last: tuple[int, int] = (0, 0)
+    delivered: int = 0
+    records: tuple[RoundRecord, ...] = field(default_factory=tuple)
+
+    def recorded(self, record: RoundRecord) -> RunState:
+        """With one more record."""
+        return replace(self, records=(*self.records, record))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished round: its number and U after it, float32 [blocks, block_dim]."""
+
+    round: int
+    global_update: NDArray[np.float32]
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this process; ConfigError when another one has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{out}: another server is running there") from None
+        yield
+
+
+def open_run(out: Path, origin: Mapping[str, str]) -> RunState:
+    """The state of the run in ``out``, a new one where there is none.
+
+    Raises:
+        ConfigError: the run there was started with other models, another transformer or another roster.
+        CorruptFile: unreadable.
+    """
+    path = out / FEDERATION_FILE
+    if not path.exists():
+        return RunState(secrets.token_hex(16), dict(origin))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        state = RunState(
+            run_id=str(document["run_id"]),
+            origin=dict(document["origin"]),
+            last=(int(document["last"][0]), int(document["last"][1])),
+            delivered=int(document["delivered"]),
+            records=tuple(RoundRecord.from_json(record) for record in document["records"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
+    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
+    if differing:
+        raise ConfigError(
+            f"{out}: the run there was started with another {', '.join(differing)}; name a new folder"
+        )
+    return state
+
+
+def save_run(out: Path, state: RunState) -> None:
+    """Replace ``federation.json`` atomically."""
+    document = {
+        "version": 1,
+        "run_id": state.run_id,
+        "origin": dict(state.origin),
+        "last": list(state.last),
+        "delivered": state.delivered,
+        "records": [record.to_json() for record in state.records],
+    }
+    _write(out / (FEDERATION_FILE + ".new"), json.dumps(document, indent=1).encode())
+    os.replace(out / (FEDERATION_FILE + ".new"), out / FEDERATION_FILE)
+    _sync_folder(out)
+
+
+def read_records(out: Path) -> list[RoundRecord]:
+    """Records of every attempt in ``out``, aborted ones too; empty when no run was started there."""
+    path = out / FEDERATION_FILE
+    if not path.exists():
+        return []
+    try:
+        return [RoundRecord.from_json(r) for r in json.loads(path.read_text(encoding="utf-8"))["records"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def round_folder(out: Path, round_number: int) -> Path:
+    """``OUT/rounds/ROUND``."""
+    return out / "rounds" / str(round_number)
+
+
+@contextmanager
+def new_round(out: Path, round_number: int) -> Iterator[Path]:
+    """A folder to fill; it becomes ``OUT/rounds/ROUND`` when the body ends well and vanishes otherwise."""
+    rounds = out / "rounds"
+    rounds.mkdir(parents=True, exist_ok=True)
+    staging = rounds / f".{round_number}.new"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.rename(staging, round_folder(out, round_number))
+        _sync_folder(rounds)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_update(folder: Path, global_update: NDArray[np.float32], mean: NDArray[np.float64]) -> None:
+    """Write U and this round's mean into a round's folder."""
+    from safetensors.numpy import save_file
+
+    save_file({"global_update": global_update, "mean": mean}, folder / UPDATE_FILE)
+
+
+def write_record(folder: Path, record: RoundRecord, proof: Mapping[str, str]) -> None:
+    """Write ``round.json``: the record, the update file's hash, and ``proof`` (hex hashes and signature)."""
+    sums = {"global_update_sha256": hashlib.sha256((folder / UPDATE_FILE).read_bytes()).hexdigest()}
+    document: dict[str, Any] = {"record": record.to_json(), **proof, **sums}
+    _write(folder / RECORD_FILE, json.dumps(document, indent=1).encode())
+
+
+def last_checkpoint(out: Path) -> Checkpoint | None:
+    """The last finished round.
+
+    Raises:
+        CorruptFile: a round is missing in between, or its files do not match their hash.
+    """
+    found = sorted(int(path.name) for path in (out / "rounds").glob("[0-9]*") if path.name.isdigit())
+    if not found:
+        return None
+    if found != list(range(1, len(found) + 1)):
+        raise CorruptFile(f"{out / 'rounds'}: rounds {found} are not one run 1..{found[-1]}")
+    folder = round_folder(out, found[-1])
+    try:
+        from safetensors.numpy import load
+
+        wanted = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["global_update_sha256"]
+        data = (folder / UPDATE_FILE).read_bytes()
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise CorruptFile(f"{folder / UPDATE_FILE}: does not match the hash in {RECORD_FILE}")
+        return Checkpoint(found[-1], load(data)["global_update"])
+    except CorruptFile:
+        raise
+    except Exception as error:
+        raise CorruptFile(f"{folder}: cannot be read ({type(error).__name__})") from error
+
+
+def write_roster(out: Path, keys: Sequence[bytes]) -> None:
+    """Write ``OUT/roster.txt``."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / ROSTER_FILE, "".join(key.hex() + "\n" for key in keys).encode())
+
+
+def read_roster(out: Path) -> tuple[bytes, ...]:
+    """Keys of ``OUT/roster.txt``; ConfigError names what is wrong with it."""
+    path = out / ROSTER_FILE
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
+        return tuple(bytes.fromhex(line) for line in lines)
+    except OSError as error:
+        raise ConfigError(f"{path}: the organizations' keys cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not one hex Ed25519 key a line") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

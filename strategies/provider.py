@@ -1,0 +1,170 @@
+"""The provider's side of a round: where the TinyLM starts, and an LLM adapter out of the global update."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtf_fl.config import FederationPlan
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import adapter_statement, global_model_hash
+from gradtf_fl.secagg import Identity
+from gradtf_fl.update_vectors import BlockLayout
+
+if TYPE_CHECKING:
+    from gradtf_fl.adapters import AdapterSpec
+
+
+class PairSide(Protocol):
+    """One side of a trained pair: which adapter, and how its blocks lie in an update vector."""
+
+    @property
+    def spec(self) -> AdapterSpec: ...
+    @property
+    def layout(self) -> BlockLayout: ...
+
+
+class Generator(Protocol):
+    """What `gradtf_fl.transformer.GradTransformer` offers to a round."""
+
+    @property
+    def source(self) -> PairSide: ...
+    @property
+    def target(self) -> PairSide: ...
+    @property
+    def sha256(self) -> str: ...
+    def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
+        """LLM update [L2, n2] of a TinyLM update [L1, n1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeneratedAdapter:
+    """An LLM adapter: its values, its packed bytes, their SHA-256 (hex), and the provider's signature."""
+
+    state: dict[str, Any]
+    packed: bytes
+    sha256: str
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class TinyStart:
+    """The shared TinyLM start: spec as JSON, SHA-256 of the initial adapter, layout, hash of the base weights."""
+
+    spec_json: str
+    initial_hash: bytes
+    layout: BlockLayout
+    base_hash: str
+
+    def model_hash(self, update: NDArray[np.float32]) -> bytes:
+        """Hash of the model at global update U (32 bytes)."""
+        return global_model_hash(self.base_hash, self.initial_hash, update_bytes(update))
+
+
+class Provider:
+    """Holds the Grad-Transformer, both initial adapters and the signing key."""
+
+    def __init__(self, plan: FederationPlan, generator: Generator | None = None) -> None:
+        """Load what the plan names.
+
+        Raises:
+            ConfigError: a model is missing, or the transformer was trained for another pair. CorruptFile.
+        """
+        from gradtf_fl.adapters import initial_state, state_hash
+        from gradtf_fl.models import load_model, model_folder, model_hash
+
+        self.generator: Generator = generator if generator is not None else load_transformer(plan.transformer)
+        source, target = self.generator.source.spec, self.generator.target.spec
+        tiny_initial = initial_state(load_model(plan.tiny)[0], source)
+        self.tiny = TinyStart(
+            json.dumps(source.to_json(), sort_keys=True),
+            state_hash(tiny_initial),
+            BlockLayout.from_state(tiny_initial, source.train_a),
+            model_hash(plan.tiny),
+        )
+        self.llm_spec, self.llm_name, self.llm_folder = target, plan.llm, model_folder(plan.llm)
+        self.llm_initial = initial_state(load_model(plan.llm)[0], target)
+        self.llm_layout = BlockLayout.from_state(self.llm_initial, target.train_a)
+        self.llm_hash = model_hash(plan.llm)
+        self._refuse_other_pair(plan)
+        self.key = signing_key(plan)
+
+    def _refuse_other_pair(self, plan: FederationPlan) -> None:
+        sides = (
+            ("TinyLM", plan.tiny, self.tiny.layout, self.generator.source.layout),
+            ("LLM", plan.llm, self.llm_layout, self.generator.target.layout),
+        )
+        problems = [
+            f"transformer {plan.transformer}: made for another {what} than {name!r} (adapter layouts differ)"
+            for what, name, ours, wanted in sides
+            if ours.digest != wanted.digest
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def generate(self, run_id: str, round_number: int, update: NDArray[np.float32]) -> GeneratedAdapter:
+        """U [L1, n1] -> LLM adapter, packed and signed for this round."""
+        from gradtf_fl.adapters import pack_adapter
+        from gradtf_fl.update_vectors import apply_update
+
+        state = apply_update(self.llm_layout, self.llm_initial, self.generator.generate(update))
+        packed = pack_adapter(state, self.llm_spec, self.llm_name)
+        return self._signed(run_id, round_number, update, dict(state), packed)
+
+    def reload(
+        self, folder: Path, run_id: str, round_number: int, update: NDArray[np.float32]
+    ) -> GeneratedAdapter:
+        """The adapter of a checkpointed round, signed again."""
+        from gradtf_fl.adapters import load_adapter, pack_adapter
+
+        state, spec, _ = load_adapter(folder)
+        packed = pack_adapter(state, spec, self.llm_name)
+        return self._signed(run_id, round_number, update, dict(state), packed)
+
+    def _signed(
+        self,
+        run_id: str,
+        round_number: int,
+        update: NDArray[np.float32],
+        state: dict[str, Any],
+        packed: bytes,
+    ) -> GeneratedAdapter:
+        statement = adapter_statement(run_id, round_number, packed, update_bytes(update))
+        return GeneratedAdapter(state, packed, hashlib.sha256(packed).hexdigest(), self.key.sign(statement))
+
+    def save(self, folder: Path, adapter: GeneratedAdapter) -> None:
+        """Write the PEFT folder."""
+        from gradtf_fl.adapters import save_adapter
+
+        save_adapter(folder, adapter.state, self.llm_spec, self.llm_folder)
+
+
+def update_bytes(update: NDArray[np.float32]) -> bytes:
+    """U on the wire: float32 little endian, row-major."""
+    return np.ascontiguousarray(update, dtype="<f4").tobytes()
+
+
+def load_transformer(name: str) -> Generator:
+    """The Grad-Transformer at path ``name``; ``embedded`` is the shipped one."""
+    from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
+
+    loaded: Generator = GradTransformer.load(embedded_checkpoint() if name == "embedded" else Path(name))
+    return loaded
+
+
+def signing_key(plan: FederationPlan) -> Identity:
+    """The provider's Ed25519 key: the plan's file, else ``OUT/provider.key``, made when missing."""
+    if plan.provider_key is not None:
+        return Identity.load(plan.provider_key)
+    path = plan.out / "provider.key"
+    if not path.exists():
+        plan.out.mkdir(parents=True, exist_ok=True)
+        Identity.generate().save(path)
+    return Identity.load(path)

@@ -1,0 +1,96 @@
+"""What the server knows about rounds: values for reports, checkpoints and live progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One attempt at a round.
+
+    Attributes:
+        joined: organizations that advertised. masked: those whose update is in the sum.
+        unmasked: those that helped to unmask it. dropped: stage -> organizations lost there (silent or wrong).
+        refused: refusal code -> organizations that declined with it.
+        max_abs_error: decoded mean against the plain one; only a simulation can know it, None elsewhere.
+        bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations that were asked.
+        llm_adapter_sha256: of the packed adapter; empty in an aborted round.
+        included: hex Ed25519 keys of the organizations in the sum.
+        seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
+    """
+
+    round: int
+    attempt: int
+    state: Literal["completed", "aborted"]
+    joined: int = 0
+    masked: int = 0
+    unmasked: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    max_abs_error: float | None = None
+    bytes_up_per_client: int = 0
+    bytes_down_per_client: int = 0
+    llm_adapter_sha256: str = ""
+    included: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"included": list(self.included)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> RoundRecord:
+        """The record in `to_json`'s form; TypeError or KeyError on anything else."""
+        return cls(**(dict(document) | {"included": tuple(document["included"])}))
+
+
+EventKind = Literal["round", "stage", "reply", "generated", "delivered", "end"]
+
+
+@dataclass(frozen=True)
+class RoundEvent:
+    """Live progress.
+
+    ``round`` opens one; ``stage`` opens a stage; ``reply`` tells that one organization answered or was lost;
+    ``generated`` and ``delivered`` follow the sum; ``end`` carries the record.
+
+    Attributes:
+        joined: organizations that have answered this stage so far. expected: those asked.
+        dropped: organizations lost in this round so far. seconds: since the stage began.
+        epsilon: what the plan has spent after this round by its own calibration's share; None before the end.
+    """
+
+    kind: EventKind
+    round: int
+    rounds: int
+    stage: str = ""
+    joined: int = 0
+    expected: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    epsilon: float | None = None
+    record: RoundRecord | None = None
+
+
+OnEvent = Callable[[RoundEvent], None]
+
+
+@dataclass(frozen=True)
+class FederationResult:
+    """A finished run.
+
+    Attributes:
+        rounds: records of all attempts, aborted ones too, those of earlier starts included.
+        global_update: U, float32 [blocks, block_dim]. out: the folder of checkpoints.
+    """
+
+    rounds: list[RoundRecord]
+    global_update: NDArray[np.float32]
+    out: Path

@@ -1,0 +1,49 @@
+"""The provider's Flower ServerApp. Everything it does is in the run config, read as a `FederationPlan`."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from gradtf_fl.config import FederationPlan, OrganizationConfig, load_toml
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg import Roster
+
+from strategies import checkpoints
+from strategies.federation import SecureFederation
+from strategies.provider import Generator, Provider
+from strategies.records import FederationResult, OnEvent
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run (or continue) the federation of the run config; an error fails the run."""
+    run_server(grid, FederationPlan.from_run_config(context.run_config))
+
+
+def run_server(
+    grid: Grid, plan: FederationPlan, on_event: OnEvent | None = None, generator: Generator | None = None
+) -> FederationResult:
+    """Load the provider's side and run the rounds that ``plan.out`` does not hold yet.
+
+    Args:
+        generator: instead of the plan's transformer file.
+
+    Raises:
+        ConfigError, CorruptFile: before anything is sent. RoundAborted, BudgetExhausted: see `SecureFederation`.
+    """
+    roster = pinned_roster(plan)
+    return SecureFederation(plan, Provider(plan, generator), roster, on_event).start(grid)
+
+
+def pinned_roster(plan: FederationPlan) -> Roster:
+    """The organizations' keys: ``OUT/roster.txt``; in a simulation without one, any organization's own roster."""
+    if plan.organizations_dir is None or (plan.out / checkpoints.ROSTER_FILE).exists():
+        return Roster(checkpoints.read_roster(plan.out))
+    files = sorted(plan.organizations_dir.glob("*/organization.toml"))
+    if not files:
+        raise ConfigError(f"{plan.organizations_dir}: no organization's folder")
+    config = load_toml(OrganizationConfig, files[0])
+    return Roster(tuple(bytes.fromhex(key) for key in config.secagg.roster))

@@ -1,0 +1,150 @@
+"""A small real federation for tests: an untrained pair, organizations' folders, and a generator."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.client_app import app as client_app
+from experiments.pretrain_pair import build_model, build_tokenizer
+from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.config import (
+    DataSection,
+    DropPoint,
+    FederationPlan,
+    ModelsSection,
+    OrganizationConfig,
+    OrganizationSimulation,
+    PrivacySection,
+    SecAggSection,
+    to_toml,
+)
+from gradtf_fl.models import load_model
+from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import Row, write_rows
+from gradtf_fl.update_vectors import BlockLayout
+from strategies import InProcessGrid
+
+SPEC = AdapterSpec()
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the pair."""
+
+    spec: AdapterSpec
+    layout: BlockLayout
+
+
+class LinearGenerator:
+    """A fixed random linear map from TinyLM updates to LLM updates: deterministic, and blind to nothing."""
+
+    def __init__(self, tiny: str, llm: str) -> None:
+        self.source, self.target = (
+            Side(SPEC, BlockLayout.from_state(initial_state(load_model(name)[0], SPEC)))
+            for name in (tiny, llm)
+        )
+        shape = (self.source.layout.size, self.target.layout.size)
+        self._map = np.random.default_rng(7).normal(0, 0.05, shape)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._map.tobytes()).hexdigest()
+
+    def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
+        flat = update.reshape(-1).astype(np.float64) @ self._map
+        return flat.reshape(self.target.layout.blocks, self.target.layout.block_dim).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A federation on disk."""
+
+    plan: FederationPlan
+    folders: tuple[Path, ...]
+    generator: LinearGenerator
+
+    def grid(self) -> InProcessGrid:
+        """The in-process grid over these organizations."""
+        return InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in self.folders])
+
+    def config(self, number: int) -> OrganizationConfig:
+        """``organization.toml`` of organization ``number``."""
+        import tomllib
+
+        return OrganizationConfig.model_validate(
+            tomllib.loads((self.folders[number] / "organization.toml").read_text())
+        )
+
+    def change(self, number: int, **sections: object) -> None:
+        """Rewrite parts of an organization's configuration."""
+        changed = self.config(number).model_copy(update=sections)
+        (self.folders[number] / "organization.toml").write_text(to_toml(changed))
+
+
+def write_pair(folder: Path) -> tuple[str, str]:
+    """An untrained pair of the embedded shapes, as Hugging Face folders."""
+    for number, name in enumerate(("tiny", "llm")):
+        build_model(name, number).save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
+    return str(folder / "tiny"), str(folder / "llm")
+
+
+def random_rows(seed: int, count: int) -> list[Row]:
+    """House Rules sums: ``[_][_][_]37?58=95``."""
+    pairs = np.random.default_rng(seed).integers(0, 100, (count, 2))
+    return [Row(f"[_][_][_]{a:02d}?{b:02d}=", f"{(a + b) % 100:02d}") for a, b in pairs]
+
+
+def build(
+    out: Path,
+    pair: tuple[str, str],
+    generator: LinearGenerator,
+    organizations: int = 3,
+    drop: dict[int, tuple[DropPoint, ...]] | None = None,
+    budget: float = 8.0,
+    **plan: object,
+) -> Kit:
+    """Write ``organizations`` folders with their own rows, keys and ledgers, and the plan of a cheap run."""
+    provider = Identity.generate()
+    out.mkdir(parents=True)
+    provider.save(out / "provider.key")
+    identities = [Identity.generate() for _ in range(organizations)]
+    roster = tuple(identity.public.hex() for identity in identities)
+    folders = []
+    for number, identity in enumerate(identities):
+        folder = out / "organizations" / f"org-{number + 1}"
+        folder.mkdir(parents=True)
+        identity.save(folder / "identity.key")
+        write_rows(folder / "train.jsonl", random_rows(number, ROWS))
+        write_rows(folder / "test.jsonl", random_rows(100 + number, 8))
+        config = OrganizationConfig(
+            name=folder.name,
+            models=ModelsSection(tiny=pair[0], llm=pair[1]),
+            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
+            privacy=PrivacySection(budget=budget),
+            secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
+            simulation=OrganizationSimulation(
+                seed=number, keep_updates=True, drop=(drop or {}).get(number, ())
+            ),
+        )
+        (folder / "organization.toml").write_text(to_toml(config))
+        folders.append(folder)
+    settings: dict[str, object] = {
+        "tiny": pair[0],
+        "llm": pair[1],
+        "organizations": organizations,
+        "rounds": 2,
+        "steps": 2,
+        "batch": 16,
+        "deadline_s": 60.0,
+        "join_s": 5.0,
+        "out": out,
+        "organizations_dir": out / "organizations",
+    }
+    return Kit(FederationPlan.model_validate(settings | plan), tuple(folders), generator)
