@@ -3,7 +3,8 @@
 from gradtf_fl.privacy.accountants import Epsilons, epsilon_pld, epsilon_prv, epsilon_rdp, epsilons
 from gradtf_fl.privacy.calibration import noise_multiplier
 from gradtf_fl.privacy.events import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
-from gradtf_fl.privacy.ledger import Ledger, LedgerReading, read_ledger
+from gradtf_fl.privacy.ledger import Ledger
+from gradtf_fl.privacy.reading import LedgerReading, read_ledger
 
 __all__ = [
     "NOISE_CSPRNG",

@@ -46,7 +46,10 @@ class Genesis:
         names = ("organization", "created", "unit", "adjacency", "sampler", "accountant")
         texts = {name: _text(document, name) for name in names}
         key = bytes.fromhex(_text(document, "public_key"))
-        return cls(delta=_number(document, "delta"), public_key=key, **texts)
+        delta = _number(document, "delta")
+        if not 0 < delta < 1:
+            raise ValueError(f"delta {delta} lies outside 0..1")
+        return cls(delta=delta, public_key=key, **texts)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,10 @@ def _close(charge: Charge, kind: str, document: Mapping[str, Any]) -> Charge:
 
 
 def _document(body: str) -> dict[str, Any]:
-    document = json.loads(body)
+    try:
+        document = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("the body is nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError("the body is no JSON object")
     return document
@@ -169,7 +175,10 @@ def _number(document: Mapping[str, Any], name: str) -> float:
     value = document.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is too large") from error
 
 
 def _whole(document: Mapping[str, Any], name: str) -> int:

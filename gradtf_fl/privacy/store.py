@@ -94,14 +94,26 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that can't write; a closed ledger in a read-only folder is read as it lies."""
+def load_entries(path: Path) -> tuple[list[Entry], list[Problem]]:
+    """`read_entries` of a file at rest or in use; nothing is written, not even SQLite's side files.
+
+    A file without a write-ahead log is read as it lies (``immutable``, which creates no files and works in
+    read-only folders). If a writer came in meanwhile, it is read again, with SQLite's locks.
+    """
     wal = path.with_name(path.name + "-wal")
-    options = "mode=ro" if wal.exists() or os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"
+    before = path.stat()
+    if not wal.exists():
+        entries_and_problems = _load(path, "mode=ro&immutable=1")
+        after = path.stat()
+        if not wal.exists() and (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
+            return entries_and_problems
+    return _load(path, "mode=ro")
+
+
+def _load(path: Path, options: str) -> tuple[list[Entry], list[Problem]]:
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=WAIT_S)
     try:
-        yield connection
+        return read_entries(connection)
     finally:
         connection.close()
 
