@@ -1,7 +1,7 @@
-"""Secure aggregation: the server learns a weighted mean of the clients' vectors and nothing about any one of them.
+"""Secure aggregation: the server learns a weighted mean of the clients' vectors, nothing about any of them.
 
 SecAgg+ (Bell et al., CCS 2020; Bonawitz et al., CCS 2017) hardened against an active server, as pure state
-machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` shows the protocol from top to bottom.
+machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` shows the whole protocol.
 """
 
 from gradtf_fl.secagg.client import SecAggClient

@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, HeldShares, Peer
-from gradtf_fl.secagg.encoding import Writer
-from gradtf_fl.secagg.graph import neighbours, point
+from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
+from gradtf_fl.secagg.graph import neighbours
 from gradtf_fl.secagg.masks import add_masks
 from gradtf_fl.secagg.messages import (
     Advert,
@@ -23,8 +22,8 @@ from gradtf_fl.secagg.messages import (
     Survivors,
     Unmasking,
     Votes,
-    open_signed,
     signed,
+    view_digest,
     vote_bytes,
 )
 from gradtf_fl.secagg.packing import pack
@@ -32,10 +31,10 @@ from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.quantization import Floats
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
-from gradtf_fl.secagg.shamir import ELEMENT_BYTES, element_bytes, is_element, split, to_element
+from gradtf_fl.secagg.round_secrets import HeldShares, RoundSecrets
+from gradtf_fl.secagg.shamir import ELEMENT_BYTES, is_element
 from gradtf_fl.secagg.violations import (
     BadSignature,
-    DuplicateKey,
     IncompleteShares,
     InconsistentViews,
     MalformedMessage,
@@ -118,11 +117,12 @@ class SecAggClient:
         with self._stage("advertise", "share") as state:
             if len(ledger_head) != 32:
                 raise MalformedMessage("a ledger head has 32 bytes")
+            secrets = self._secrets()
             advert = Advert(
-                encryption_key=crypto.x25519_public(self._derived(crypto.USAGE_SEED_ENCRYPTION)),
-                mask_key=crypto.x25519_public(crypto.mask_private_key(self._mask_secret(), self._commitment)),
-                contribution=self._derived(crypto.USAGE_SEED_CONTRIBUTION),
-                self_commitment=crypto.commit(self._self_secret(), self._commitment, self._me),
+                encryption_key=crypto.x25519_public(secrets.encryption_private),
+                mask_key=crypto.x25519_public(secrets.mask_private),
+                contribution=secrets.contribution,
+                self_commitment=crypto.commit(secrets.self_secret, self._commitment, self._me),
                 ledger_head=ledger_head,
             )
             message = self._signed(Kind.ADVERT, advert.encode())
@@ -135,16 +135,23 @@ class SecAggClient:
         """From the signed adverts of U1 to `SealedShares` of (b_i, s_i) for every neighbour.
 
         Raises:
-            BadSignature, UnknownIdentity, BadKey, DuplicateKey, OwnKeyMissing, TooFewMembers, TooFewNeighbours.
+            BadSignature, UnknownIdentity, BadKey, DuplicateKey, OwnKeyMissing, TooFewMembers,
+            TooFewNeighbours.
         """
         with self._stage("share", "mask") as state:
-            peers = self._verified_peers(AdvertList.decode(adverts, self._commitment).adverts)
-            state.members = tuple(sorted([*peers, self._me]))
+            u1 = AdvertList.decode(adverts, self._commitment)
+            if state.advert_hash not in (hashlib.sha256(advert).digest() for advert in u1.adverts):
+                raise OwnKeyMissing("the own advert is missing from U1 or was replaced")
+            peers = u1.verified(self._commitment, self._roster)
+            state.members = tuple(peers)
             self._check_neighbourhood(state.members)
-            state.peers = {j: peers[j] for j in neighbours(self._me, state.members)}
+            state.peers = {
+                j: Peer(peers[j].encryption_key, peers[j].mask_key)
+                for j in neighbours(self._me, state.members)
+            }
             state.adverts_view = crypto.digest(crypto.USAGE_ADVERTS, adverts)
-            shares = self._shares_of_own_secrets()
-            private = self._derived(crypto.USAGE_SEED_ENCRYPTION)
+            shares = self._secrets().shares(state.members, self.config.threshold)
+            private = self._secrets().encryption_private
             sealed = {
                 j: crypto.seal(
                     private,
@@ -157,30 +164,6 @@ class SecAggClient:
                 for j, peer in state.peers.items()
             }
             return self._signed(Kind.SHARES, SealedShares(sealed).encode())
-
-    def _verified_peers(self, adverts: tuple[bytes, ...]) -> dict[int, Peer]:
-        """Every other member of U1 by index, all signatures and keys checked, the own advert found unchanged."""
-        peers: dict[int, Peer] = {}
-        keys: set[bytes] = set()
-        last = -1
-        own_seen = False
-        for message in adverts:
-            member, body = open_signed(message, Kind.ADVERT, self._commitment, self._roster)
-            if member <= last:
-                raise DuplicateKey("adverts are not in strictly increasing order of members")
-            last = member
-            advert = Advert.decode(body)
-            for key in (advert.encryption_key, advert.mask_key):
-                if key in keys:
-                    raise DuplicateKey(f"member {member} advertises a key that is already taken")
-                keys.add(key)
-            if member != self._me:
-                peers[member] = Peer(advert.encryption_key, advert.mask_key)
-            elif hashlib.sha256(message).digest() == self._state.advert_hash:
-                own_seen = True
-        if not own_seen:
-            raise OwnKeyMissing("the own advert is missing from U1 or was replaced")
-        return peers
 
     # -- stage 2 ------------------------------------------------------------------------------------------
 
@@ -202,9 +185,9 @@ class SecAggClient:
             u2_neighbours = neighbours(self._me, delivery.members)
             if tuple(delivery.sealed.by_peer) != u2_neighbours:
                 raise IncompleteShares("ciphertexts must come from exactly the neighbours in U2")
-            private = self._derived(crypto.USAGE_SEED_ENCRYPTION)
+            private = self._secrets().encryption_private
             held = {j: self._opened(private, j, sealed) for j, sealed in delivery.sealed.by_peer.items()}
-            held[self._me] = self._shares_of_own_secrets()[self._me]
+            held[self._me] = self._secrets().shares(state.members, self.config.threshold)[self._me]
             message = self._masked(u2_neighbours, vector, weight)
             state.members, state.held = delivery.members, held
             state.seed = b""
@@ -225,18 +208,10 @@ class SecAggClient:
         if getattr(vector, "shape", None) != (config.dim,):
             raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
         quantizer = config.quantizer(len(self._roster))
-        words = quantizer.encode(vector, float(weight), self._derived(crypto.USAGE_SEED_ROUNDING))
-        private = crypto.mask_private_key(self._mask_secret(), self._commitment)
-        keys = {
-            j: crypto.pair_mask_key(private, self._state.peers[j].mask_key, self._commitment, self._me, j)
-            for j in partners
-        }
-        own = crypto.self_mask_key(self._self_secret(), self._commitment, self._me)
-        add_masks(
-            words,
-            plus=[own, *(key for j, key in keys.items() if self._me < j)],
-            minus=[key for j, key in keys.items() if self._me > j],
-        )
+        secrets = self._secrets()
+        words = quantizer.encode(vector, float(weight), secrets.rounding_key)
+        plus, minus = secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners})
+        add_masks(words, plus, minus)
         return self._signed(Kind.MASKED, pack(words, config.bits))
 
     # -- stage 3 ------------------------------------------------------------------------------------------
@@ -257,7 +232,7 @@ class SecAggClient:
     # -- stage 4 ------------------------------------------------------------------------------------------
 
     def unmask(self, signatures: bytes) -> bytes:
-        """From the members' signatures to exactly one share for each member of U2; then all secrets are erased.
+        """From the members' signatures to exactly one share for each member of U2; then secrets are erased.
 
         Raises:
             InconsistentViews: a signature over another view, or fewer than `threshold` over this one.
@@ -276,7 +251,7 @@ class SecAggClient:
                 for owner, held in state.held.items()
             }
             message = self._signed(Kind.UNMASKING, Unmasking(shares).encode())
-            state.erase(FINISHED)
+            self._state = ClientState(self.config, FINISHED)
             return message
 
     def _check_vote(self, member: int, signature: bytes) -> None:
@@ -292,40 +267,21 @@ class SecAggClient:
 
     @contextmanager
     def _stage(self, stage: str, following: str) -> Iterator[ClientState]:
-        """Lets ``stage`` run once and only in its turn; any exception inside ends the round for this client."""
+        """Lets ``stage`` run once and in its turn; any exception inside ends the round for this client."""
         if self._state.next_stage != stage:
             raise StageOrder(f"{stage} called when {self._state.next_stage} was due")
         try:
             yield self._state
         except BaseException:
-            self._state.erase(REFUSED)
+            self._state = ClientState(self.config, REFUSED)
             raise
         self._state.next_stage = following
 
     def _signed(self, kind: Kind, body: bytes) -> bytes:
         return signed(self._identity.sign, kind, self._commitment, self._me, body)
 
-    def _derived(self, usage: bytes) -> bytes:
-        return crypto.derive(self._state.seed, self._commitment, usage)
-
-    def _mask_secret(self) -> bytes:
-        return element_bytes(to_element(self._derived(crypto.USAGE_SEED_MASK_SECRET)))
-
-    def _self_secret(self) -> bytes:
-        return element_bytes(to_element(self._derived(crypto.USAGE_SEED_SELF_SECRET)))
-
-    def _shares_of_own_secrets(self) -> dict[int, HeldShares]:
-        """Shares of b_i and s_i for the neighbours and itself: a function of the seed and U1, the same each time."""
-        holders = sorted([*self._state.peers, self._me])
-        points = [point(j) for j in holders]
-        size = ELEMENT_BYTES * (self.config.threshold - 1)
-        coins = crypto.keystream(self._derived(crypto.USAGE_SEED_SHARING), 2 * size)
-        b = split(to_element(self._self_secret()), points, self.config.threshold, coins[:size])
-        s = split(to_element(self._mask_secret()), points, self.config.threshold, coins[size:])
-        return {
-            j: HeldShares(element_bytes(b[k]), element_bytes(s[k]) if j != self._me else b"")
-            for k, j in enumerate(holders)
-        }
+    def _secrets(self) -> RoundSecrets:
+        return RoundSecrets(self._state.seed, self._commitment, self._me)
 
     def _check_sublist(self, members: tuple[int, ...], name: str) -> None:
         if not set(members) <= set(self._state.members):
@@ -339,9 +295,3 @@ class SecAggClient:
         left = len(neighbours(self._me, members)) + 1
         if left < self.config.threshold:
             raise TooFewNeighbours(f"{left} of the neighbourhood left, {self.config.threshold} needed")
-
-
-def view_digest(commitment: bytes, adverts_view: bytes, u2: tuple[int, ...], u3: tuple[int, ...]) -> bytes:
-    """Digest [32] of one view of the round: C, the broadcast of adverts, U2 and U3."""
-    lists = Writer().indices(u2).indices(u3).done()
-    return crypto.digest(crypto.USAGE_VIEW, commitment, adverts_view, lists)

@@ -1,8 +1,9 @@
 """What a client carries from one stage to the next, as canonical bytes.
 
-In deployment every message is answered by a new process, so this is what the node-local store keeps (0600). It
-must be written BEFORE the answer leaves, and never be rolled back. Secrets disappear from it as soon as no
-later stage needs them; Python cannot promise to wipe memory.
+In deployment every message is answered by a new process, so this is what the node-local store keeps (0600).
+It must be written BEFORE the answer leaves, and never be rolled back: a second answer to one stage is what an
+active server wants. Secrets disappear from it as soon as no later stage needs them; Python cannot promise to
+wipe memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from gradtf_fl.secagg.encoding import Reader, Writer
 from gradtf_fl.secagg.messages import STAGES
 from gradtf_fl.secagg.round_config import RoundConfig
+from gradtf_fl.secagg.round_secrets import HeldShares
 from gradtf_fl.secagg.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.violations import MalformedMessage
 
@@ -27,14 +29,6 @@ class Peer:
 
     encryption_key: bytes
     mask_key: bytes
-
-
-@dataclass(frozen=True)
-class HeldShares:
-    """This client's shares (field elements, 32 bytes) of one owner's b and s; the own s share is not kept."""
-
-    self_share: bytes
-    mask_share: bytes
 
 
 @dataclass
@@ -64,10 +58,6 @@ class ClientState:
     held: dict[int, HeldShares] = field(default_factory=dict)
     survivors: tuple[int, ...] = ()
     view: bytes = b""
-
-    def erase(self, final_stage: str) -> None:
-        """Drops everything but the configuration; ``final_stage`` says how it ended."""
-        self.__init__(self.config, final_stage)  # type: ignore[misc]
 
     def to_bytes(self) -> bytes:
         out = Writer().fixed(_MAGIC).blob(self.config.encode()).u8(_NEXT.index(self.next_stage))

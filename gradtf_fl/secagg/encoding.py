@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gradtf_fl.secagg.violations import MalformedMessage
 
@@ -62,7 +63,7 @@ class Writer:
 
 
 class Reader:
-    """Reads what `Writer` wrote; every deviation raises `MalformedMessage`. Never allocates beyond its input."""
+    """Reads what `Writer` wrote; deviations raise `MalformedMessage`. Never allocates beyond its input."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
@@ -129,5 +130,5 @@ class Reader:
 
 def strictly_increasing(values: Sequence[int]) -> None:
     """`MalformedMessage` unless ``values`` is sorted without duplicates."""
-    if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(values)):
         raise MalformedMessage("members are not strictly increasing")

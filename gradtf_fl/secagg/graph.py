@@ -1,4 +1,4 @@
-"""Who shares secrets and masks with whom. Today the complete graph; client and server only ask `neighbours`."""
+"""Who shares secrets and masks with whom: today the complete graph. Both sides only ask `neighbours`."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def add_masks(words: Words, plus: Sequence[bytes] = (), minus: Sequence[bytes] =
         plus, minus: 32-byte AES keys, each used for this one stream only.
     """
     added, taken = _streams(plus), _streams(minus)
-    buffer = np.empty(CHUNK_BYTES + _SLACK, dtype=np.uint8)
-    stream_words = buffer[:CHUNK_BYTES].view(words.dtype)
+    buffer = bytearray(CHUNK_BYTES + _SLACK)
+    stream_words = np.frombuffer(buffer, dtype=words.dtype, count=CHUNK_BYTES // words.itemsize)
     zeros = memoryview(_ZEROS)
     step = CHUNK_BYTES // words.itemsize
     for start in range(0, words.size, step):

@@ -18,12 +18,14 @@ from gradtf_fl.secagg.primitives import (
     SIGNATURE_BYTES,
     TAG_BYTES,
     USAGE_SIGN,
+    USAGE_VIEW,
     check_x25519_public,
+    digest,
     verify,
 )
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.shamir import ELEMENT_BYTES, is_element
-from gradtf_fl.secagg.violations import MalformedMessage, UnknownIdentity, WrongRound
+from gradtf_fl.secagg.violations import DuplicateKey, MalformedMessage, UnknownIdentity, WrongRound
 
 MAGIC = b"GSA1"
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
@@ -137,6 +139,24 @@ class AdvertList:
         reader.done()
         return cls(adverts)
 
+    def verified(self, commitment: bytes, roster: Roster) -> dict[int, Advert]:
+        """The adverts by member, in increasing order; every signature and every key is checked.
+
+        Raises:
+            MalformedMessage, WrongRound, UnknownIdentity, BadSignature, BadKey; DuplicateKey where an X25519 key
+            is advertised twice, in whatever role.
+        """
+        adverts: dict[int, Advert] = {}
+        keys: set[bytes] = set()
+        for message in self.adverts:
+            member, body = open_signed(message, Kind.ADVERT, commitment, roster)
+            adverts[member] = Advert.decode(body)
+            keys |= {adverts[member].encryption_key, adverts[member].mask_key}
+        if len(keys) != 2 * len(self.adverts):
+            raise DuplicateKey("a key is advertised twice")
+        strictly_increasing(list(adverts))
+        return adverts
+
 
 @dataclass(frozen=True)
 class SealedShares:
@@ -230,6 +250,12 @@ def vote_bytes(commitment: bytes, member: int, view: bytes) -> bytes:
     """What ``member`` signs in stage 3 for a view digest [32]: anyone who holds the view can rebuild it."""
     unsigned = header(Kind.VOTE, commitment) + member.to_bytes(4, "big") + view
     return USAGE_SIGN + hashlib.sha256(unsigned).digest()
+
+
+def view_digest(commitment: bytes, adverts_view: bytes, u2: tuple[int, ...], u3: tuple[int, ...]) -> bytes:
+    """Digest [32] of one view of the round: C, the broadcast of adverts, U2 and U3."""
+    lists = Writer().indices(u2).indices(u3).done()
+    return digest(USAGE_VIEW, commitment, adverts_view, lists)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def unpack_chunks(packed: memoryview, bits: int, size: int) -> Iterator[tuple[sl
 
 def _unpack(part: memoryview, bits: int, size: int) -> Words:
     if bits in (16, 32):
-        return np.frombuffer(part, dtype=word_dtype(bits))
+        return np.frombuffer(part, dtype="<u2" if bits == 16 else "<u4")
     groups = -(-size // 4)
     if len(part) < groups * bits // 2:
         part = memoryview(bytes(part).ljust(groups * bits // 2, b"\0"))

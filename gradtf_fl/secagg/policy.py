@@ -17,7 +17,7 @@ class ClientPolicy:
     """Limits of what this organization takes part in.
 
     Attributes:
-        n_min: organizations that must be in a sum. 2 needs ``allow_two``: each then learns the other's update.
+        n_min: organizations that must be in a sum. 2 needs ``allow_two``: each learns the other's update.
         t_min: smallest threshold; None is `default_threshold`. Never effective below a majority.
         max_bits: largest residue width.
         max_clip: largest L2 bound that a round may ask for.
@@ -29,7 +29,7 @@ class ClientPolicy:
     t_min: int | None = None
     max_bits: int = 32
     max_clip: float = 64.0
-    max_weight: float = 1e6
+    max_weight: float = 1.0
     allow_two: bool = False
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ def x25519_public(private: bytes) -> bytes:
 
 
 def check_x25519_public(public: bytes) -> None:
-    """`BadKey` unless ``public`` is the one canonical encoding of a u-coordinate (so equal keys have equal bytes)."""
+    """`BadKey` unless ``public`` is the canonical encoding of a u-coordinate: equal keys have equal bytes."""
     if len(public) != KEY_BYTES or int.from_bytes(public, "little") >= _X25519_PRIME:
         raise BadKey("an X25519 key is not in canonical form")
 
@@ -144,12 +144,12 @@ def verify(public: bytes, signature: bytes, message: bytes) -> None:
 
 
 def keystream(key: bytes, size: int) -> bytes:
-    """The first ``size`` bytes of AES-256-CTR under ``key`` from counter 0. For short strings; masks stream it."""
+    """The first ``size`` bytes of AES-256-CTR under ``key`` from counter 0, for short strings."""
     return Cipher(algorithms.AES256(key), modes.CTR(_ZERO_NONCE_16)).encryptor().update(bytes(size))
 
 
 class ReplayRandomness:
-    """A `Randomness` that is a function of a 32-byte seed: for test vectors and replays, never for a real round."""
+    """A `Randomness` that is a function of its seed: for vectors and replays, never for a real round."""
 
     def __init__(self, seed: bytes) -> None:
         key = hashlib.sha256(_PREFIX + b"replay" + seed).digest()

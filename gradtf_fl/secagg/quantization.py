@@ -1,9 +1,10 @@
 """Fixed-point encoding of a clipped vector and its weight, such that no sum of n encodings can wrap.
 
 A client's vector is clipped to L2 norm <= clip, so each coordinate lies in +-clip, and is multiplied by its
-weight in [0, max_weight]. With q_max = floor((2^(b-1) - 1) / n) a coordinate v becomes an integer in +-q_max by
-unbiased stochastic rounding of v / step, step = max_weight * clip / q_max (about 2 n max_weight clip / 2^b): n of
-them stay within +-(2^(b-1) - 1), where two's complement modulo 2^b is exact. The weight is one more coordinate.
+weight in (0, max_weight]. With q_max = floor((2^(b-1) - 1) / n) a coordinate v becomes an integer in +-q_max
+by unbiased stochastic rounding of v / step, where step = max_weight * clip / q_max, which is about
+2 n max_weight clip / 2^b. The sum of n of them stays within +-(2^(b-1) - 1), where two's complement modulo
+2^b is exact. The weight is one more coordinate, in steps of max_weight / q_max.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Quantizer:
     @property
     def q_max(self) -> int:
         """Largest magnitude of one client's integers."""
-        return (2 ** (self.bits - 1) - 1) // self.parties
+        return ((1 << (self.bits - 1)) - 1) // self.parties
 
     @property
     def step(self) -> float:
@@ -62,15 +63,14 @@ class Quantizer:
     def encode(self, vector: Floats, weight: float, rounding_key: bytes) -> Words:
         """Words [dim + 1] (two's complement; the last is the weight) of ``vector`` [dim] times ``weight``.
 
-        The vector is scaled down to L2 norm ``clip`` where it is longer. ``rounding_key``: 32 bytes, used once.
+        The vector is scaled down to L2 norm ``clip`` where it is longer. ``rounding_key``: 32 bytes, one use.
 
         Raises:
-            UpdateRejected: wrong type or shape, a coordinate that is not finite, a weight outside [0, max_weight].
+            UpdateRejected: wrong type or shape, a coordinate that is not finite, a weight outside
+                (0, max_weight].
         """
-        if not (math.isfinite(weight) and 0 <= weight <= self.max_weight):
-            raise UpdateRejected(f"weight {weight} is outside 0..{self.max_weight}")
-        if weight == 0:
-            raise UpdateRejected("weight 0: there is nothing to contribute")
+        if not 0 < weight <= self.max_weight:
+            raise UpdateRejected(f"weight {weight} is not in (0, {self.max_weight}]")
         factor = clip_factor(vector, self.clip) * weight / self.step
         words = np.empty(vector.size + 1, dtype=word_dtype(self.bits))
         signed = words.view("<i2" if self.bits == 16 else "<i4")

@@ -1,4 +1,4 @@
-"""Who takes part: an organization's Ed25519 identity, and the pinned list of all organizations' public keys."""
+"""Who takes part: an organization's Ed25519 identity, and the pinned list of everyone's public keys."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Identity:
         return self.private.sign(message)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an unencrypted PKCS#8 PEM file, mode 0600, atomically; refuses to replace an existing one."""
+        """Writes an unencrypted PKCS#8 PEM file, mode 0600, atomically; never replaces an existing one."""
         target = Path(path)
         if target.exists():
             raise ConfigError(f"{target}: an identity already exists there and is never overwritten")
@@ -54,7 +54,7 @@ class Identity:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
-        """Reads what `save` wrote; `ConfigError` for a missing, unreadable, foreign or group-readable file."""
+        """Reads what `save` wrote; `ConfigError` for a missing, foreign or group-readable file."""
         try:
             with open(path, "rb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg.encoding import MAX_INDEX, MAX_U64, Reader, Writer
@@ -170,8 +170,12 @@ def _is_hash(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value.encode()) < _MAX_TEXT
+    return isinstance(value, str) and len(value.encode(errors="replace")) < _MAX_TEXT and _is_unicode(value)
+
+
+def _is_unicode(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)  # surrogates have no UTF-8
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and cast(float, value) > 0
+    return isinstance(value, float) and math.isfinite(value) and value > 0

@@ -1,4 +1,4 @@
-"""The aggregator's side: receives five kinds of messages, closes five stages, ends with a sum or `RoundAborted`.
+"""The aggregator's side: five kinds of messages, five stages to close, then a sum or `RoundAborted`.
 
 Every masked vector is folded into one accumulator when it arrives: memory is O(dim), whatever the number of
 clients. A message that breaks the protocol raises; the caller treats its sender as dropped.
@@ -6,6 +6,7 @@ clients. A message that breaks the protocol raises; the caller treats its sender
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from gradtf_fl.errors import RoundAborted
 from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.client import view_digest
 from gradtf_fl.secagg.graph import neighbours, point
 from gradtf_fl.secagg.masks import Words, add_masks
 from gradtf_fl.secagg.messages import (
@@ -27,6 +27,7 @@ from gradtf_fl.secagg.messages import (
     Unmasking,
     Votes,
     open_signed,
+    view_digest,
 )
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
 from gradtf_fl.secagg.roster import Roster
@@ -63,7 +64,7 @@ class SecureSum:
 
 
 class SecAggServer:
-    """Drives one attempt at one round: receive_X for each message that arrives, close_X when the stage is over.
+    """Drives one attempt at one round: receive_X for each message that arrives, close_X when a stage ends.
 
     Raises (close_X):
         RoundAborted: fewer than the threshold are left; nothing about any vector has been learnt.
@@ -83,6 +84,7 @@ class SecAggServer:
         self._stage = STAGES[0]
         self._advert_messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advert] = {}
+        self._keys_taken: set[bytes] = set()
         self._sealed: dict[int, SealedShares] = {}
         self._masked: set[int] = set()
         self._votes: dict[int, bytes] = {}
@@ -94,15 +96,21 @@ class SecAggServer:
         self._view = b""
         self._sum: Words | None = None
 
+    @property
+    def ledger_heads(self) -> dict[bytes, bytes]:
+        """Head [32] of every advertised privacy ledger, by identity key: signed, so it can be filed."""
+        return {self.roster.keys[member]: advert.ledger_head for member, advert in self._adverts.items()}
+
     # -- stage 0 ------------------------------------------------------------------------------------------
 
     def receive_advert(self, message: bytes) -> bytes:
         """Takes a signed `Advert`; returns the sender's identity key."""
         member, body = self._open(message, "advertise", Kind.ADVERT, range(len(self.roster)), self._adverts)
         advert = Advert.decode(body)
-        taken = {key for other in self._adverts.values() for key in (other.encryption_key, other.mask_key)}
-        if advert.encryption_key == advert.mask_key or {advert.encryption_key, advert.mask_key} & taken:
+        keys = {advert.encryption_key, advert.mask_key}
+        if len(keys) < 2 or keys & self._keys_taken:
             raise DuplicateKey(f"member {member} advertises a key that is already taken")
+        self._keys_taken |= keys
         self._adverts[member] = advert
         self._advert_messages[member] = bytes(message)
         return self.roster.keys[member]
@@ -193,13 +201,11 @@ class SecAggServer:
             ReconstructionMismatch: shares that do not give what was advertised.
         """
         self._close("unmask", self._unmaskings)
-        self._stage = _ENDED
-        assert self._sum is not None
+        words, self._sum, self._stage = self._sum, None, _ENDED
+        assert words is not None
         plus, minus = self._masks_left_in_the_sum()
-        add_masks(self._sum, plus=plus, minus=minus)
-        integers = self._quantizer.integers(self._sum)
-        self._sum = None
-        return self._decoded(integers)
+        add_masks(words, plus=plus, minus=minus)
+        return self._decoded(self._quantizer.integers(words))
 
     def _masks_left_in_the_sum(self) -> tuple[list[bytes], list[bytes]]:
         """(keys to add, keys to subtract): self masks of U3, pair masks between U3 and the dropped."""
@@ -220,7 +226,6 @@ class SecAggServer:
     def _rebuilt_self_secret(self, owner: int) -> bytes:
         secret, holders = self._rebuilt(owner)
         if crypto.commit(secret, self.config.commitment, owner) != self._adverts[owner].self_commitment:
-            self._stage = _ENDED
             raise ReconstructionMismatch(self.counts, owner, holders, "self-mask secret")
         return secret
 
@@ -228,7 +233,6 @@ class SecAggServer:
         secret, holders = self._rebuilt(owner)
         private = crypto.mask_private_key(secret, self.config.commitment)
         if crypto.x25519_public(private) != self._adverts[owner].mask_key:
-            self._stage = _ENDED
             raise ReconstructionMismatch(self.counts, owner, holders, "mask key")
         return private
 
@@ -250,12 +254,16 @@ class SecAggServer:
             plausible = 0 < total <= clients * self._quantizer.q_max
         if not plausible:
             raise RoundAborted("unmask", self.counts, "the total weight is not one of honest clients")
-        mean = integers[:-1] * (self.config.clip / total)  # step / (total * max_weight / q_max)
-        return SecureSum(mean, total * self.config.max_weight / self._quantizer.q_max, clients)
+        total_weight = total * self.config.max_weight / self._quantizer.q_max
+        mean = integers[:-1].astype(np.float64)
+        mean *= self._quantizer.step / total_weight
+        return SecureSum(mean, total_weight, clients)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
-    def _open(self, message: bytes, stage: str, kind: Kind, allowed, seen) -> tuple[int, memoryview]:  # type: ignore[no-untyped-def]
+    def _open(
+        self, message: bytes, stage: str, kind: Kind, allowed: Container[int], seen: Container[int]
+    ) -> tuple[int, memoryview]:
         """(sender, body) of a message that belongs to the open stage, from an allowed and new sender."""
         if self._stage != stage:
             order = [*STAGES, _ENDED]
@@ -268,7 +276,7 @@ class SecAggServer:
             raise DuplicateMessage(f"member {member} has sent its message for {stage} already")
         return member, body
 
-    def _close(self, stage: str, present) -> tuple[int, ...]:  # type: ignore[no-untyped-def]
+    def _close(self, stage: str, present: Iterable[int]) -> tuple[int, ...]:
         """Members that finished ``stage``; opens the next one, or aborts below the threshold."""
         if self._stage != stage:
             raise StageOrder(f"{stage} closed in {self._stage}")

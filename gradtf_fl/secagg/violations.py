@@ -96,7 +96,7 @@ class InconsistentViews(ProtocolViolation):
 
 
 class UpdateRejected(GradtfError, ValueError):
-    """The organization's OWN vector or weight cannot be encoded (shape, non-finite, too heavy); a local error."""
+    """The organization's OWN vector or weight cannot be encoded (shape, non-finite, weight): local."""
 
 
 class ReconstructionMismatch(RoundAborted):
