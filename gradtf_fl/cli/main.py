@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +21,7 @@ from gradtf_fl import __version__
 from gradtf_fl.errors import ConfigError, GradtfError
 
 INTERRUPTED = 130
+LIBRARIES = ("opacus", "peft", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Gradtf(click.Group):
     ) -> Any:
         """Run and exit. Never returns normally."""
         session = Session()
+        _quiet_libraries()
         standalone = extra.pop("standalone_mode", True)
         try:
             code = super().main(args, prog_name, standalone_mode=False, obj=session, **extra)
@@ -105,6 +108,15 @@ def report_error(error: BaseException, debug: bool) -> int:
     hint = "" if debug else "; run again with --debug for the traceback"
     _say(f"unexpected {type(error).__name__}: {cause} (at {_innermost(error)}){_remedy(error)}{hint}")
     return 1
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries' notes to programmers off a user's terminal; python -W default brings them back."""
+    if sys.warnoptions:
+        return
+    for module in LIBRARIES:
+        warnings.filterwarnings("ignore", module=rf"{module}\b.*")
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # expected: the base is frozen
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -30,7 +31,7 @@ EPSILON_COVERS = (
     "What it does not cover: rows that belong together, such as one person's, which count one by one; the "
     "time and size of messages; the choice of hyper-parameters; the figures above, which come from private "
     "test rows and are shown only because this is a simulation. The simulation's noise is drawn from --seed "
-    "so that a run can be repeated; such noise protects nobody, deployed organizations draw it from the system."
+    "so that a run can be repeated; such noise protects nobody. Deployed organizations use the system's."
 )
 
 
@@ -41,8 +42,9 @@ class SimulationEvent:
     Attributes:
         stage: what goes on, e.g. ``train``, ``mask``, ``generate``, ``ceiling``.
         done, total: steps of the whole run finished so far. round: 0 outside rounds.
-        joined, dropped: organizations in this round so far. epsilon: largest one spent by an organization.
-        seconds: how long the stage took.
+        joined, expected, dropped: organizations that answered, that were asked, and that this round has lost.
+        epsilon: largest one spent by an organization. seconds: how long the stage took.
+        passing: of interest only while it lasts; shown on a terminal, not as a line of a log.
     """
 
     stage: str
@@ -51,9 +53,11 @@ class SimulationEvent:
     round: int = 0
     rounds: int = 0
     joined: int | None = None
+    expected: int | None = None
     dropped: int | None = None
     epsilon: float | None = None
     seconds: float | None = None
+    passing: bool = False
 
 
 class SimulationProgress:
@@ -89,6 +93,8 @@ class SimulationProgress:
     def show(self, event: SimulationEvent) -> None:
         """Show one event."""
         if self._live is None:
+            if event.passing:
+                return
             line = f"[{time.monotonic() - self._began:6.1f} s] {_headline(event)}"
             details = _details(event)
             self.console.print(
@@ -108,7 +114,7 @@ def _headline(event: SimulationEvent) -> str:
 def _details(event: SimulationEvent) -> str:
     parts = []
     if event.joined is not None:
-        parts.append(f"{event.joined} joined")
+        parts.append(f"{event.joined}{f' of {event.expected}' if event.expected else ''} joined")
     if event.dropped is not None:
         parts.append(f"{event.dropped} dropped")
     if event.epsilon is not None:
@@ -121,77 +127,85 @@ def _details(event: SimulationEvent) -> str:
 def print_report(report: SimulationReport, console: Console) -> None:
     """The closing tables: organizations, controls, rounds, and what epsilon does and does not cover."""
     console.print(_organizations(report))
-    console.print(_controls(report))
+    if report.finished_rounds:
+        console.print(_controls(report))
     console.print(_rounds(report))
+    console.print()
     if report.state != "completed":
-        console.print(f"[bold]{report.state}[/bold]: ", Text(report.reason), sep="")
+        console.print(Text(f"{report.state}: {report.reason}", style="bold"))
     console.print(Text(EPSILON_COVERS), style="dim")
     console.print(Text(f"{report.wall_s:.1f} s in all; report, adapters and ledgers: {report.out}"))
 
 
-def _organizations(report: SimulationReport) -> Table:
-    table = Table(title="Accuracy on each organization's own private test rows")
-    table.add_column("organization", no_wrap=True)
-    table.add_column("rule")
-    for heading in (
-        "TinyLM base",
-        "TinyLM tuned",
-        "LLM base",
-        "LLM generated",
-        "LLM ceiling",
-        "PGR",
-        "epsilon",
-    ):
-        table.add_column(heading, justify="right")
-    for organization in report.organizations:
-        table.add_row(organization.name, organization.rule, *_figures(organization))
-    table.add_section()
-    accuracy = report.accuracy
-    spent = max((o.epsilon for o in report.organizations), default=0.0)
-    table.add_row(
-        "mean",
-        "",
-        *_cells(accuracy[key] for key in _SHOWN),
-        _cell(report.pgr),
-        f"max {spent:.3f}",
-        style="bold",
+def _table(title: str, headings: Iterable[str], caption: str | None = None) -> Table:
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-_SHOWN = ("tiny_base", "tiny_tuned", "llm_base", "llm_generated", "llm_ceiling")
+_SHOWN = {
+    "tiny_base": "TinyLM\nbase",
+    "tiny_tuned": "TinyLM\ntuned",
+    "llm_base": "LLM\nbase",
+    "llm_generated": "LLM\ngenerated",
+    "llm_ceiling": "LLM\nceiling",
+}
+
+
+def _organizations(report: SimulationReport) -> Table:
+    rules = sorted({organization.rule for organization in report.organizations})
+    table = _table(
+        "Accuracy on each organization's own private test rows",
+        ["organization", *_SHOWN.values(), "PGR", "epsilon\nspent"],
+        "\n".join(f"hidden: {rule}" for rule in rules),
+    )
+    for organization in report.organizations:
+        table.add_row(organization.name, *_figures(organization))
+    table.add_section()
+    accuracy = report.accuracy
+    spent = max((o.epsilon for o in report.organizations), default=0.0)
+    means = [_cell(accuracy[key]) for key in _SHOWN]
+    table.add_row("mean", *means, _cell(report.pgr), f"max {spent:.2f}", style="bold")
+    return table
 
 
 def _figures(organization: OrganizationResult) -> list[str]:
-    cells = _cells(organization.accuracy.get(key) for key in _SHOWN)
-    return [*cells, _cell(organization.pgr), f"{organization.epsilon:.3f} of {organization.budget:g}"]
+    cells = [_cell(organization.accuracy.get(key)) for key in _SHOWN]
+    return [*cells, _cell(organization.pgr), f"{organization.epsilon:.2f} of {organization.budget:g}"]
 
 
 def _controls(report: SimulationReport) -> Table:
-    table = Table(title="Controls: would something simpler do? (LLM accuracy, mean over organizations)")
-    for heading in ("mean shadow update", "nearest shadow update", "ridge", "Grad-Transformer"):
-        table.add_column(heading, justify="right")
-    accuracy = report.accuracy
-    table.add_row(*_cells(accuracy[k] for k in ("mean_update", "nearest_update", "ridge", "llm_generated")))
+    """What something simpler than the Grad-Transformer would have reached."""
+    controls = {
+        "mean_update": "mean\nupdate",
+        "nearest_update": "nearest\nupdate",
+        "ridge": "ridge",
+        "llm_generated": "Grad-\nTransformer",
+    }
+    table = _table("Controls: LLM accuracy with an update made in a simpler way", controls.values())
+    table.add_row(*(_cell(report.accuracy[key]) for key in controls))
     return table
 
 
 def _rounds(report: SimulationReport) -> Table:
-    table = Table(title="Rounds")
-    for heading in ("round", "state", "joined", "masked", "unmasked", "max error of the sum", "up / client"):
-        table.add_column(heading, justify="right")
-    for r in report.rounds:
-        error, sent = r.get("max_abs_error"), r.get("bytes_up_per_client")
+    shown = ("round", "state", "joined", "masked", "unmasked")
+    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client"])
+    for record in report.rounds:
+        error, sent = record.get("max_abs_error"), record.get("bytes_up_per_client")
         table.add_row(
-            *(str(r.get(key, "")) for key in ("round", "state", "joined", "masked", "unmasked")),
-            f"{error:.1e}" if error is not None else "-",
-            f"{sent:,} B" if sent is not None else "-",
+            *(str(record.get(key, "")) for key in shown),
+            "-" if error is None else f"{error:.1e}",
+            "-" if sent is None else f"{sent:,} B",
         )
     return table
-
-
-def _cells(values: Iterable[float | None]) -> list[str]:
-    return [_cell(value) for value in values]
 
 
 def _cell(value: float | None) -> str:
