@@ -1,7 +1,8 @@
 """The organization's Flower ClientApp: six thin handlers. Nothing heavy is imported until a model is needed.
 
 train.begin trains and advertises; train.share, .mask, .consistency and .unmask carry the secure aggregation;
-evaluate.adapter takes the round's LLM adapter. What each does lies in `clients.stages` and `clients.delivery`.
+evaluate.adapter takes the round's LLM adapter. What each does lies in `clients.stages` and
+`clients.delivery`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from gradtf_fl.round_messages import AdapterDelivery, BeginRound, Fields, StagePayload
-
 from clients import stages
 from clients.organization import Organization, load_organization, organization_folder
 from clients.refusals import Work, guarded
+from gradtf_fl.round_messages import AdapterDelivery, BeginRound, Fields, StagePayload
 
 app = ClientApp()
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from gradtf_fl.errors import ConfigError
-from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
-
 from clients.organization import Organization
 from clients.refusals import Refused
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
 
 LAST_ROUND = 1_000_000
 STORED: Fields = {"status": "stored"}
@@ -23,7 +24,7 @@ STORED: Fields = {"status": "stored"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Exact match on the organization's own test rows. Stays in ``evaluations.jsonl`` unless metrics are shared."""
+    """Exact match on the organization's own test rows; stays at home unless metrics are shared."""
 
     tiny_global: float
     llm_generated: float
@@ -76,7 +77,7 @@ def verify(organization: Organization, delivery: AdapterDelivery) -> None:
         raise Refused(Refusal.ADAPTER, "the adapter is not signed by the pinned provider") from error
 
 
-def _fitted(model: object, state: dict[str, object], spec: object) -> object:
+def _fitted(model: Any, state: Mapping[str, Any], spec: Any) -> Any:
     """The LLM with the adapter; ConfigError when a name or a shape differs."""
     from gradtf_fl.adapters import adapter_state, attach, set_adapter_state
 
@@ -89,13 +90,12 @@ def _fitted(model: object, state: dict[str, object], spec: object) -> object:
 
 
 def _evaluate(
-    organization: Organization, delivery: AdapterDelivery, llm: object, llm_tokenizer: object
+    organization: Organization, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any
 ) -> Evaluation | None:
     if organization.test_path is None:
         return None
-    from gradtf_fl.tasks import encode_rows, exact_match, read_rows
-
     from clients.local_training import load_global_tiny
+    from gradtf_fl.tasks import encode_rows, exact_match, read_rows
 
     try:
         rows = read_rows(organization.test_path)

@@ -1,7 +1,7 @@
 """Private training of one round: the ledger is charged, then DP-SGD runs from the global adapter.
 
-The charge covers the update vector that leaves through the secure aggregation. Losses, clip rates, batch sizes and
-the number of rows do not leave.
+The charge covers the update vector that leaves through the secure aggregation. Losses, clip rates, batch
+sizes and the number of rows do not leave.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.node_store import RoundKey
+from clients.organization import Organization
+from clients.refusals import Refused
 from gradtf_fl.adapters import (
     AdapterSpec,
     adapter_state,
@@ -31,16 +35,12 @@ from gradtf_fl.tasks import encode_rows, read_rows
 from gradtf_fl.training.dp_sgd import train_dp
 from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
 
-from clients.node_store import RoundKey
-from clients.organization import Organization
-from clients.refusals import Refused
-
 OWN_UPDATE = "own_update.safetensors"
 
 
 @dataclass(frozen=True)
 class LocalUpdate:
-    """The clipped update, float32 [blocks * block_dim], the rows it was trained on, and the ledger's head (32 bytes)."""
+    """The clipped update, float32 [blocks * block_dim], rows trained on, and the ledger's head (32 bytes)."""
 
     vector: NDArray[np.float32]
     rows: int
@@ -57,7 +57,8 @@ def train_update(
     """Charge, train, clip.
 
     Args:
-        claim: uses up (round, attempt) on disk; called after the charge is known to fit and before any training.
+        claim: uses up (round, attempt) on disk; called after the charge is known to fit and before any
+        training.
 
     Raises:
         Refused: ``model_hash`` or ``data``. BudgetExhausted: the charge does not fit; no row was parsed.
@@ -112,12 +113,12 @@ def train_update(
 
 @dataclass(frozen=True)
 class GlobalTiny:
-    """The TinyLM at the global update: PEFT model, tokenizer, the state it starts from, and its hash (32 bytes)."""
+    """The TinyLM at the global update: PEFT model, tokenizer, layout, starting state and hash (32 bytes)."""
 
-    model: object
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     layout: BlockLayout
-    start: dict[str, object]
+    start: dict[str, Any]
     start_hash: bytes
 
 
@@ -150,7 +151,7 @@ def load_global_tiny(
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a JSONL file (non-blank lines); nothing is parsed. Refused with ``data`` when it cannot be read."""
+    """Rows of a JSONL file (non-blank lines); nothing is parsed. Refused when it cannot be read."""
     try:
         with path.open("rb") as lines:
             rows = sum(1 for line in lines if line.strip())
@@ -162,7 +163,7 @@ def count_rows(path: Path) -> int:
 
 
 def clip_update(vector: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
-    """``vector`` scaled to an L2 norm of at most ``clip``. Refused with ``internal`` when it is not finite."""
+    """``vector`` scaled to an L2 norm of at most ``clip``. Refused when it is not finite."""
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     if not np.isfinite(norm):
         raise Refused(Refusal.INTERNAL, "the trained update is not finite")

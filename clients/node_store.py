@@ -1,9 +1,10 @@
 """An organization's protocol state between two messages: one SQLite file, mode 0600.
 
-In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode restarts,
-so whatever a stage leaves for the next one lies here: the last (round, attempt) of each run, the secure-aggregation
-state, and the update vector until it is masked. A stage's new state is committed before its reply can leave.
-Deleted pages are overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
+In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
+restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt) of each run, the
+secure-aggregation state, and the update vector until it is masked. A stage's new state is committed before
+its reply can leave. Deleted pages are overwritten with zeros (``secure_delete``); what the file system
+keeps beyond that is out of reach.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradtf_fl.round_messages import Refusal
-
 from clients.refusals import Refused
+from gradtf_fl.round_messages import Refusal
 
 BUSY_SECONDS = 60.0
 
@@ -134,8 +134,8 @@ class NodeStore:
     def stage(self, round_number: int, attempt: int) -> Iterator[OpenRound]:
         """The open round for one stage: yielded under the write lock, written back when the body ends well.
 
-        With ``finished`` set the keys are deleted; so they are when the body raises, for a refusal is final: a
-        server must not try the same stage with another message.
+        With ``finished`` set the keys are deleted; so they are when the body raises, for a refusal is
+        final: a server must not try the same stage with another message.
 
         Raises:
             Refused: with ``stale`` when (round, attempt) is not the open one.

@@ -18,12 +18,11 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from clients.node_store import NodeStore, RoundKey
+from clients.refusals import Vanished
 from gradtf_fl.config import OrganizationConfig, load_toml
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import ClientPolicy, Identity, Randomness, Roster
-
-from clients.node_store import NodeStore, RoundKey
-from clients.refusals import Vanished
 
 CONFIG_FILE = "organization.toml"
 
@@ -67,7 +66,7 @@ class Organization:
         return NodeStore(self.folder / "state.sqlite")
 
     def training_seed(self, key: RoundKey) -> int | None:
-        """Seed of this round's DP-SGD: None (operating system entropy) unless this is a simulation with a seed."""
+        """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""
         simulation = self.config.simulation
         if simulation is None or simulation.seed is None:
             return None
@@ -96,9 +95,9 @@ class Organization:
 def organization_folder(context: Context) -> Path:
     """The folder that this node serves.
 
-    ``organization-dir`` in the node's own config decides. Simulations give ``partition-id`` instead, and the run
-    config's ``organizations-dir``; as that comes from the server, `load_organization` only follows it into a
-    folder that has a ``[simulation]`` table.
+    ``organization-dir`` in the node's own config decides. Simulations give ``partition-id`` instead, and
+    the run config's ``organizations-dir``; as that comes from the server, `load_organization` only follows
+    it into a folder that has a ``[simulation]`` table.
 
     Raises:
         ConfigError: neither is given, or the partition has no folder.

@@ -1,4 +1,4 @@
-"""What an organization does in each stage of a round. Only `begin` trains; the other stages import nothing heavy."""
+"""What an organization does in each stage of a round. Only `begin` imports anything heavy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
-from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient
-
 from clients.node_store import OpenRound, RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
+from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
+from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient
 
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
@@ -19,8 +18,8 @@ REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full wei
 def begin(organization: Organization, message: BeginRound) -> StagePayload:
     """Check the round against this organization's own limits, charge the ledger, train, and advertise keys.
 
-    Order matters: nothing is trained before the policy, the round counter, the model and the budget are settled,
-    and (round, attempt) is used up on disk before the first private row is read.
+    Order matters: nothing is trained before the policy, the round counter, the model and the budget are
+    settled, and (round, attempt) is used up on disk before the first private row is read.
 
     Raises:
         Refused, BudgetExhausted, Vanished: with nothing trained.

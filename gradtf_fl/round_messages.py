@@ -1,7 +1,8 @@
 """What the two sides of a round say to each other: plain field dictionaries, no Flower in here.
 
-`strategies` and `clients` share nothing but this file. A message is a flat dictionary of numbers, strings and bytes;
-each dataclass has ``to_fields`` and a checked ``from_fields``, because fields come from the other side.
+`strategies` and `clients` share nothing but this file. A message is a flat dictionary of numbers, strings
+and bytes; each dataclass has ``to_fields`` and a checked ``from_fields``, because fields come from the
+other side.
 
 message type         | to the organization  | back
 -------------------- | -------------------- | -----------------------------------------------------
@@ -10,7 +11,8 @@ train.share          | `StagePayload`       | `StagePayload`
 train.mask           | `StagePayload`       | `StagePayload`
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
-evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization shares them)
+evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization
+shares them)
 """
 
 from __future__ import annotations
@@ -165,8 +167,8 @@ class AdapterDelivery(_Message):
     """The round's LLM adapter and the global TinyLM update it was generated from.
 
     Attributes:
-        adapter: packed PEFT adapter. signature: the provider's Ed25519 signature (64 bytes) over `signed_bytes`.
-        spec, initial_hash, update: as in `BeginRound`, after this round.
+        adapter: packed PEFT adapter. signature: the provider's Ed25519 signature (64 bytes) over
+        `signed_bytes`. spec, initial_hash, update: as in `BeginRound`, after this round.
     """
 
     run_id: str
@@ -200,8 +202,8 @@ def global_model_hash(base_hash: str, initial_hash: bytes, update: bytes) -> byt
     """SHA-256 of the model a round starts from: base weights, shared initial adapter, global update U.
 
     Args:
-        base_hash: `gradtf_fl.models.model_hash` of the TinyLM. initial_hash: `adapters.state_hash` (32 bytes).
-        update: float32 little endian bytes of U.
+        base_hash: `gradtf_fl.models.model_hash` of the TinyLM. initial_hash: `adapters.state_hash` (32
+        bytes). update: float32 little endian bytes of U.
     """
     parts = (base_hash.encode(), initial_hash, update)
     digest = hashlib.sha256(b"gradtf/global-model/v1\0")

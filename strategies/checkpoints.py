@@ -1,11 +1,11 @@
 """A run on disk: what has to survive a killed server, written so that it is there whole or not at all.
 
-OUT/federation.json               run id, pair and transformer, last (round, attempt), rounds delivered, records
-OUT/roster.txt                    pinned Ed25519 keys of the organizations, one hex key a line
+OUT/federation.json               run id, pair and transformer, last (round, attempt), rounds delivered,
+records OUT/roster.txt                    pinned Ed25519 keys of the organizations, one hex key a line
 OUT/provider.key                  signs LLM adapters (0600), unless the plan names another file
-OUT/rounds/ROUND/round.json       record, hashes and signature
-OUT/rounds/ROUND/global_update.safetensors   "global_update" float32 and "mean" float64, both [blocks, block_dim]
-OUT/rounds/ROUND/llm_adapter/     PEFT folder
+OUT/rounds/ROUND/round.json       record, hashes and signature OUT/rounds/ROUND/global_update.safetensors
+"global_update" float32 and "mean" float64, both [blocks, block_dim] OUT/rounds/ROUND/llm_adapter/     PEFT
+folder
 
 A round's folder appears by one rename after everything in it was synced. An aborted round has no folder.
 """
@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, CorruptFile
-
 from strategies.records import RoundRecord
 
 FEDERATION_FILE, ROSTER_FILE, UPDATE_FILE, RECORD_FILE = (
@@ -44,7 +42,7 @@ class RunState:
     """``federation.json``.
 
     Attributes:
-        run_id: random, made at the first start; every later start goes on under it.
+        run_id: made at the first start; every later start goes on under it.
         origin: what a continued run must share with the first start (models, transformer, roster), as hashes.
         last: highest (round, attempt) ever sent out. delivered: rounds whose adapter was sent out.
     """
@@ -62,10 +60,11 @@ class RunState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished round: its number and U after it, float32 [blocks, block_dim]."""
+    """A finished round: its number, U after it (float32 [blocks, block_dim]), and its record."""
 
     round: int
     global_update: NDArray[np.float32]
+    record: RoundRecord
 
 
 @contextmanager
@@ -80,8 +79,8 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def open_run(out: Path, origin: Mapping[str, str]) -> RunState:
-    """The state of the run in ``out``, a new one where there is none.
+def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
+    """The state of the run in ``out``; a new one, named ``run_id``, where there is none.
 
     Raises:
         ConfigError: the run there was started with other models, another transformer or another roster.
@@ -89,7 +88,7 @@ def open_run(out: Path, origin: Mapping[str, str]) -> RunState:
     """
     path = out / FEDERATION_FILE
     if not path.exists():
-        return RunState(secrets.token_hex(16), dict(origin))
+        return RunState(run_id, dict(origin))
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         state = RunState(
@@ -189,11 +188,11 @@ def last_checkpoint(out: Path) -> Checkpoint | None:
     try:
         from safetensors.numpy import load
 
-        wanted = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["global_update_sha256"]
+        document = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         data = (folder / UPDATE_FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() != wanted:
+        if hashlib.sha256(data).hexdigest() != document["global_update_sha256"]:
             raise CorruptFile(f"{folder / UPDATE_FILE}: does not match the hash in {RECORD_FILE}")
-        return Checkpoint(found[-1], load(data)["global_update"])
+        return Checkpoint(found[-1], load(data)["global_update"], RoundRecord.from_json(document["record"]))
     except CorruptFile:
         raise
     except Exception as error:

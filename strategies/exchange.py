@@ -1,7 +1,8 @@
 """One request to several organizations and their answers, under a deadline.
 
-Replies are matched by ``reply_to_message_id`` (a dead SuperNode's error carries another node's id) and handed over as
-they arrive, so that nothing is kept. Whoever has not answered at the deadline is lost; the message's ttl ends with it.
+Replies are matched by ``reply_to_message_id`` (a dead SuperNode's error carries another node's id) and
+handed over as they arrive, so that nothing is kept. Whoever has not answered at the deadline is lost; the
+message's ttl ends with it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from gradtf_fl.errors import RoundAborted
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, Refusal
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two pulls
+NODE_PAUSE = 0.5  # seconds between two looks at who is connected
 TTL_MARGIN = 5.0  # seconds that a message outlives the deadline, for clocks that differ
 
 
@@ -59,6 +62,21 @@ def messages_for(outgoing: Mapping[int, Fields], message_type: str, group: str, 
     ]
 
 
+def wait_for_nodes(grid: Grid, wanted: int, least: int, join_s: float) -> list[int]:
+    """The connected nodes, as soon as ``wanted`` are there, or after ``join_s`` seconds.
+
+    Raises:
+        RoundAborted: fewer than ``least`` by then.
+    """
+    end = time.monotonic() + join_s
+    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < end:
+        time.sleep(min(NODE_PAUSE, max(0.0, end - time.monotonic())))
+    if len(nodes) < least:
+        reason = f"{len(nodes)} organizations are connected after {join_s:g} s, {least} are needed"
+        raise RoundAborted("advertise", {"connected": len(nodes)}, reason)
+    return nodes
+
+
 def patience(grid: Grid, deadline_s: float, nodes: int) -> float:
     """Seconds to wait for ``nodes`` answers: a grid that runs its clients one by one needs the sum."""
     return deadline_s * max(1, nodes) if getattr(grid, "sequential", False) else deadline_s
@@ -71,7 +89,7 @@ def exchange(
     on_answer: Callable[[Answer], None],
     traffic: Traffic | None = None,
 ) -> None:
-    """Send ``messages`` and call ``on_answer`` once for each reply; silence after ``deadline_s`` is no reply."""
+    """Send ``messages`` and call ``on_answer`` for each reply that arrives within ``deadline_s`` seconds."""
     sent = list(messages)
     traffic = traffic if traffic is not None else Traffic()
     for message in sent:

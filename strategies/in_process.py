@@ -1,7 +1,8 @@
 """A Flower grid inside this process: the same ServerApp and ClientApp, the same messages, no network, no Ray.
 
-The only file that touches Flower's private API (`TaskIdentity`, the message's id field, and the serialisation that
-the wire uses); `tests/flower/test_in_process.py` fails loudly when a new Flower changes it.
+The only file that touches Flower's private API (`TaskIdentity`, the message's id field, and the
+serialisation that the wire uses); `tests/flower/test_in_process.py` fails loudly when a new Flower changes
+it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ RUN_ID = 1
 FIRST_NODE_ID = 100
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(Grid):  # type: ignore[misc]
     """Calls one ClientApp for several nodes, one after the other, in the order in which messages were pushed.
 
     A client runs when its reply is pulled, so that the server handles each reply before the next one exists
-    (memory of one vector, live progress). Contents pass through Flower's wire serialisation in both directions.
+    (memory of one vector, live progress). Contents pass through Flower's wire serialisation in both
+    directions.
 
     Attributes:
         sequential: waiting times add up here; a deadline for one organization has to be multiplied.
@@ -100,7 +102,7 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the next queued client among ``message_ids`` and return its reply; nothing when none is queued."""
+        """Run the next queued client among ``message_ids``; its reply, or nothing when none is queued."""
         wanted = set(message_ids)
         for _ in range(len(self._waiting)):
             message = self._waiting.popleft()

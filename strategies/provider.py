@@ -56,7 +56,7 @@ class GeneratedAdapter:
 
 @dataclass(frozen=True)
 class TinyStart:
-    """The shared TinyLM start: spec as JSON, SHA-256 of the initial adapter, layout, hash of the base weights."""
+    """The shared TinyLM start: spec as JSON, SHA-256 of the initial adapter, layout, hash of base weights."""
 
     spec_json: str
     initial_hash: bytes

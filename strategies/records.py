@@ -17,13 +17,13 @@ class RoundRecord:
 
     Attributes:
         joined: organizations that advertised. masked: those whose update is in the sum.
-        unmasked: those that helped to unmask it. dropped: stage -> organizations lost there (silent or wrong).
-        refused: refusal code -> organizations that declined with it.
-        max_abs_error: decoded mean against the plain one; only a simulation can know it, None elsewhere.
-        bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations that were asked.
-        llm_adapter_sha256: of the packed adapter; empty in an aborted round.
-        included: hex Ed25519 keys of the organizations in the sum.
-        seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
+        unmasked: those that helped to unmask it. dropped: stage -> organizations lost there (silent or
+        wrong). refused: refusal code -> organizations that declined with it. max_abs_error: decoded mean
+        against the plain one; only a simulation can know it, None elsewhere. bytes_up_per_client,
+        bytes_down_per_client: payload bytes, mean over the organizations that were asked.
+        llm_adapter_sha256: of the packed adapter; empty in an aborted round. included: hex Ed25519 keys of
+        the organizations in the sum. seconds: wall time of ``train`` (begin to last advert), ``aggregate``
+        and ``generate``.
     """
 
     round: int
@@ -59,12 +59,11 @@ class RoundEvent:
     """Live progress.
 
     ``round`` opens one; ``stage`` opens a stage; ``reply`` tells that one organization answered or was lost;
-    ``generated`` and ``delivered`` follow the sum; ``end`` carries the record.
+    ``generated`` follows the sum, ``end`` carries the record, ``delivered`` comes last.
 
     Attributes:
         joined: organizations that have answered this stage so far. expected: those asked.
         dropped: organizations lost in this round so far. seconds: since the stage began.
-        epsilon: what the plan has spent after this round by its own calibration's share; None before the end.
     """
 
     kind: EventKind
@@ -75,7 +74,6 @@ class RoundEvent:
     expected: int = 0
     dropped: int = 0
     seconds: float = 0.0
-    epsilon: float | None = None
     record: RoundRecord | None = None
 
 

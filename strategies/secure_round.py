@@ -1,7 +1,7 @@
 """The server's side of one secure sum over Flower's grid: stage by stage, each with a deadline.
 
-advertise -> share -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a stage is
-out of the round from there on; the protocol decides whether enough remain.
+advertise -> share -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
+stage is out of the round from there on; the protocol decides whether enough remain.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from flwr.serverapp import Grid
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
 from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Refusal, StagePayload
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum
-
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from strategies.records import EventKind, OnEvent, RoundEvent
 
@@ -91,11 +90,10 @@ class SecureRound:
         try:
             return self._server.close_advertise()
         except RoundAborted as aborted:
-            broke = self.log.refused.get(Refusal.BUDGET, 0)
-            if broke and len(self._key_of) + broke >= self._config.threshold:
+            if broke := self.log.refused.get(Refusal.BUDGET, 0):
                 raise BudgetExhausted(
-                    f"round {self._config.round}: {broke} of {asked} organizations refuse, their privacy budget is "
-                    f"spent; {len(self._key_of)} remain and {self._config.threshold} are needed"
+                    f"round {self._config.round}: {broke} of {asked} organizations refuse it for their "
+                    f"privacy budget; {len(self._key_of)} joined and {self._config.threshold} are needed"
                 ) from aborted
             raise
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from logging import INFO
+
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from gradtf_fl.config import FederationPlan, OrganizationConfig, load_toml
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Roster
-
 from strategies import checkpoints
 from strategies.federation import SecureFederation
 from strategies.provider import Generator, Provider
-from strategies.records import FederationResult, OnEvent
+from strategies.records import FederationResult, OnEvent, RoundEvent
 
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run (or continue) the federation of the run config; an error fails the run."""
-    run_server(grid, FederationPlan.from_run_config(context.run_config))
+    run_server(grid, FederationPlan.from_run_config(context.run_config), _log_event)
+
+
+def _log_event(event: RoundEvent) -> None:
+    """Progress for ``flwr log``: one line for each stage that begins and each round that ends."""
+    where = f"round {event.round}/{event.rounds}"
+    if event.kind == "stage":
+        log(INFO, "%s %s: asking %s", where, event.stage, event.expected)
+    elif event.kind == "delivered":
+        log(INFO, "%s adapter stored by %s of %s", where, event.joined, event.expected)
+    elif event.kind == "end" and event.record is not None:
+        record = event.record
+        log(INFO, "%s %s: joined %s, in the sum %s", where, record.state, record.joined, record.masked)
 
 
 def run_server(
@@ -32,14 +46,15 @@ def run_server(
         generator: instead of the plan's transformer file.
 
     Raises:
-        ConfigError, CorruptFile: before anything is sent. RoundAborted, BudgetExhausted: see `SecureFederation`.
+        ConfigError, CorruptFile: before anything is sent. RoundAborted, BudgetExhausted: see
+        `SecureFederation`.
     """
     roster = pinned_roster(plan)
     return SecureFederation(plan, Provider(plan, generator), roster, on_event).start(grid)
 
 
 def pinned_roster(plan: FederationPlan) -> Roster:
-    """The organizations' keys: ``OUT/roster.txt``; in a simulation without one, any organization's own roster."""
+    """The organizations' keys: ``OUT/roster.txt``; in a simulation, else, any organization's own roster."""
     if plan.organizations_dir is None or (plan.out / checkpoints.ROSTER_FILE).exists():
         return Roster(checkpoints.read_roster(plan.out))
     files = sorted(plan.organizations_dir.glob("*/organization.toml"))

@@ -24,7 +24,7 @@ from gradtf_fl.config import (
     to_toml,
 )
 from gradtf_fl.models import load_model
-from gradtf_fl.secagg import Identity
+from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.update_vectors import BlockLayout
 from strategies import InProcessGrid
@@ -114,7 +114,7 @@ def build(
     provider = Identity.generate()
     out.mkdir(parents=True)
     provider.save(out / "provider.key")
-    identities = [Identity.generate() for _ in range(organizations)]
+    identities = [Identity.generate(ReplayRandomness(bytes([n]))) for n in range(organizations)]
     roster = tuple(identity.public.hex() for identity in identities)
     folders = []
     for number, identity in enumerate(identities):
