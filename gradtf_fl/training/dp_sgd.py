@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,16 +97,16 @@ def train_dp(
     parameters = _check_trainable(model)
     count = len(rows)
     q = min(1.0, batch / count)
-    draws = _Draws(seed)
-    forward = _RowLosses(model, rows)
+    draws = _Draws(seed, next(iter(parameters.values())).device)
+    forward = RowLosses(model, rows)
     losses = torch.zeros((), dtype=torch.float64)
-    with _private(model, parameters, sigma, clip, q * count, rate, draws.noise) as optimizer:
+    with private_optimizer(model, parameters, sigma, clip, q * count, rate, draws.noise) as optimizer:
         before = {name: p.detach().clone() for name, p in parameters.items() if "lora_B" in name}
         moved = False
         for step in range(steps):
             draws.refresh()
-            drawn = (torch.rand(count, generator=draws.sampling, dtype=torch.float64) < q).nonzero().flatten()
-            losses += _one_step(optimizer, forward, drawn, physical_batch)
+            drawn = poisson_draw(count, q, draws.sampling)
+            losses += noisy_step(optimizer, forward, drawn, physical_batch)
             if not moved and (sigma > 0 or len(drawn)):
                 _check_moved(parameters, before)
                 moved = True
@@ -114,12 +115,17 @@ def train_dp(
     return DpOutcome(DpEvent(sigma, q, steps), float(losses) / steps, draws.label)
 
 
+def poisson_draw(count: int, q: float, generator: torch.Generator) -> Tensor:
+    """Indices of rows out of ``count``, each drawn independently with probability ``q``; possibly none."""
+    return (torch.rand(count, generator=generator, dtype=torch.float64) < q).nonzero().flatten()
+
+
 class _Draws:
     """Two generators, for rows and for noise: seeded, or renewed from the system's entropy in each step."""
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, device: torch.device) -> None:
         self.seed = seed
-        self.sampling, self.noise = torch.Generator(), torch.Generator()
+        self.sampling, self.noise = torch.Generator(), torch.Generator(device)
         if seed is not None:
             mixer = torch.Generator().manual_seed(seed)
             for generator in (self.sampling, self.noise):
@@ -135,8 +141,8 @@ class _Draws:
             self.noise.manual_seed(secrets.randbits(63))
 
 
-class _RowLosses:
-    """Losses [B] of drawn rows.
+class RowLosses:
+    """Losses [B], in nats, of the rows that it is called with (their indices [B], B >= 1).
 
     Rows are right-padded and attention is causal, so no real token ever sees a pad: the attention mask can be
     left out (faster, same numbers), columns that are padding in all drawn rows are cut off, and logits are
@@ -147,15 +153,16 @@ class _RowLosses:
         self.model, self.rows = model, rows
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.slices_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self.device = next(model.parameters()).device
         self.lengths = rows.attention_mask.sum(dim=1)
         labelled = (rows.labels != IGNORED).int()
         self.first_label = labelled.argmax(dim=1).clamp(min=1)
 
     def __call__(self, drawn: Tensor) -> Tensor:
-        end = int(self.lengths[drawn].max())
+        end = max(1, int(self.lengths[drawn].max()))
         start = int(self.first_label[drawn].min()) - 1
-        tokens = self.rows.input_ids[drawn, :end]
-        labels = self.rows.labels[drawn, :end]
+        tokens = self.rows.input_ids[drawn, :end].to(self.device)
+        labels = self.rows.labels[drawn, :end].to(self.device)
         options: dict[str, Any] = {"use_cache": False}
         if self.slices_logits:
             options["logits_to_keep"] = end - start
@@ -163,7 +170,7 @@ class _RowLosses:
         return row_mean_loss(self.model(input_ids=tokens, **options).logits, labels)
 
 
-def _one_step(optimizer: Any, forward: _RowLosses, drawn: Tensor, physical_batch: int) -> Tensor:
+def noisy_step(optimizer: Any, forward: RowLosses, drawn: Tensor, physical_batch: int) -> Tensor:
     """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private."""
     optimizer.zero_grad(set_to_none=True)
     if len(drawn) == 0:  # Transformers models fail at B = 0; the noise-only step needs no forward pass
@@ -176,7 +183,9 @@ def _one_step(optimizer: Any, forward: _RowLosses, drawn: Tensor, physical_batch
     for i, part in enumerate(parts):
         loss = forward(part).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        total += loss.detach().cpu()
+        for p in optimizer.params:  # a row whose gradient overflows must not turn the sum into NaN
+            p.grad_sample = torch.nan_to_num(p.grad_sample, nan=0.0, posinf=0.0, neginf=0.0)
         last = i + 1 == len(parts)
         if not last:
             optimizer.signal_skip_step(True)
@@ -187,7 +196,7 @@ def _one_step(optimizer: Any, forward: _RowLosses, drawn: Tensor, physical_batch
 
 
 @contextmanager
-def _private(
+def private_optimizer(
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
     sigma: float,
@@ -207,14 +216,17 @@ def _private(
     )
     try:
         hooks.forbid_grad_accumulation()
-        yield DPOptimizer(
-            torch.optim.Adam(parameters.values(), lr=rate),
-            noise_multiplier=sigma,
-            max_grad_norm=clip,
-            expected_batch_size=expected_batch,
-            loss_reduction="mean",
-            generator=noise,
-        )
+        with warnings.catch_warnings():
+            # the first layer's input is frozen, which is how it should be
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield DPOptimizer(
+                torch.optim.Adam(parameters.values(), lr=rate),
+                noise_multiplier=sigma,
+                max_grad_norm=clip,
+                expected_batch_size=expected_batch,
+                loss_reduction="mean",
+                generator=noise,
+            )
     finally:
         hooks.cleanup()
         for module in model.modules():
@@ -257,11 +269,14 @@ def _check_arguments(
 def _check_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name; nothing else may be trained."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    narrow = [name for name, p in parameters.items() if p.dtype != torch.float32]
     foreign = [name for name in parameters if "lora_" not in name]
     if not any("lora_B" in name for name in parameters):
         raise ConfigError("the model has no trainable LoRA adapter")
     if foreign:
         raise ConfigError(f"parameters outside the adapter are trainable: {', '.join(foreign[:5])}")
+    if narrow:
+        raise ConfigError(f"the adapter must be float32, or clipping overshoots its bound: {narrow[0]}")
     return parameters
 
 

@@ -1,0 +1,105 @@
+"""Controls: what a reader would try first. Mean and nearest shadow update, and ridge regression.
+
+All three see the same plain shadow tuples as the Grad-Transformer and the same input. They answer the question
+whether the generated update uses the organization's update at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.update_vectors import Vector
+
+Matrix = NDArray[np.float64]
+
+
+class Controls:
+    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2]."""
+
+    def __init__(self, tiny: Vector, llm: Vector, penalty: float) -> None:
+        self.tiny = tiny
+        self.llm = llm
+        self.penalty = penalty
+        flat = tiny.reshape(len(tiny), -1).astype(np.float64)
+        self._center = flat.mean(0)
+        self._centered = flat - self._center
+        kernel = self._centered @ self._centered.T
+        self._ridge_scale = penalty * float(np.trace(kernel)) / len(tiny)
+        self._kernel = kernel
+
+    @classmethod
+    def fit(cls, tiny: Vector, llm: Vector, folds: int = 5) -> Controls:
+        """Choose ridge's penalty by cross-validation on the tuples (relative to the kernel's mean eigenvalue)."""
+        grid = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+        order = np.random.default_rng(0).permutation(len(tiny))
+        errors = []
+        for penalty in grid:
+            error = 0.0
+            for fold in range(folds):
+                held = order[fold::folds]
+                rest = np.setdiff1d(order, held)
+                part = cls(tiny[rest], llm[rest], penalty)
+                error += sum(float(np.square(part.ridge(tiny[i]) - llm[i]).sum()) for i in held)
+            errors.append(error)
+        return cls(tiny, llm, grid[int(np.argmin(errors))])
+
+    def mean_update(self) -> Vector:
+        """The average LLM update over shadow sets, the same for every input."""
+        mean: Vector = self.llm.mean(0)
+        return mean
+
+    def nearest(self, update: Vector) -> Vector:
+        """The LLM update of the shadow set whose TinyLM update has the largest cosine with ``update``.
+
+        Cosine, not distance: an average over organizations, or an early round, is shorter than a shadow update.
+        """
+        flat = self.tiny.reshape(len(self.tiny), -1)
+        query = update.reshape(-1)
+        scores = flat @ query / (np.linalg.norm(flat, axis=1) * np.linalg.norm(query) + 1e-12)
+        chosen: Vector = self.llm[int(np.argmax(scores))]
+        return chosen
+
+    def ridge(self, update: Vector) -> Vector:
+        """Ridge regression between flattened, centred updates in its dual form."""
+        similarities = self._centered @ (update.reshape(-1).astype(np.float64) - self._center)
+        regular = self._kernel + self._ridge_scale * np.eye(len(self.tiny))
+        weights = np.linalg.solve(regular, similarities)
+        mean = self.llm.mean(0)
+        predicted: Vector = (mean + np.tensordot(weights, self.llm - mean, axes=1)).astype(np.float32)
+        return predicted
+
+    def save(self, path: str | Path) -> None:
+        """Write tuples and penalty (values as float16) atomically."""
+        from safetensors.numpy import save
+
+        tensors = {"tiny": self.tiny.astype(np.float16), "llm": self.llm.astype(np.float16)}
+        digest = hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest()
+        about = json.dumps({"penalty": self.penalty, "sha256": digest})
+        staging = Path(f"{path}.new")
+        staging.write_bytes(save(tensors, {"controls": about}))
+        os.replace(staging, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Controls:
+        """Read and verify; ConfigError when there is no file, CorruptFile when it is damaged."""
+        from safetensors.numpy import load
+
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"controls {path}: there is no such file")
+        data = path.read_bytes()
+        try:
+            tensors = load(data)
+            about = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["controls"])
+            if hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest() != about["sha256"]:
+                raise ValueError("content does not match its SHA-256")
+            return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))
+        except Exception as error:
+            raise CorruptFile(f"controls {path}: damaged ({error})") from error

@@ -1,0 +1,75 @@
+"""Shadow tasks and federations for House Rules: what the provider, who has only public rows, fine-tunes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.tasks.federation import DIRICHLET_ALPHA, MIXTURE_OPERATIONS, HiddenTask
+from gradtf_fl.tasks.rows import IGNORED, TokenRows
+
+GROUP_SIZES = (1, 2, 3, 5)
+EPSILONS = (8.0, 4.0, 2.0, 1.0, 0.5)
+
+
+@dataclass(frozen=True)
+class ShadowGroup:
+    """One shadow federation: a hidden task, each member's share of its rules, and the epsilon it trains under."""
+
+    task: HiddenTask
+    weights: tuple[tuple[float, ...], ...]  # [members][rules]
+    epsilon: float | None  # None: plain fine-tuning
+
+    @property
+    def members(self) -> int:
+        return len(self.weights)
+
+
+def single_task(rule: hr.Rule) -> HiddenTask:
+    """All tags masked: the rule is wholly hidden."""
+    return HiddenTask((rule,))
+
+
+def mixture_task(rng: np.random.Generator) -> HiddenTask:
+    """Some tags shown, the rest bound at random among public rules.
+
+    Half of them are as the ``mixed`` federation has it (three operations shown, input and output form hidden); the
+    others show one or two other tags, so that the parts of a rule are also seen apart from each other.
+    """
+    public = hr.split_rules()[0]
+    if rng.random() < 0.5:
+        shown = (False, True, False)
+    else:
+        shown = ((True, False, False), (False, False, True), (True, True, False), (False, True, True))[rng.integers(4)]
+    by_shown: dict[tuple[int, ...], list[hr.Rule]] = {}
+    for rule in public:
+        parts = (rule.input_form, rule.operation, rule.output_form)
+        by_shown.setdefault(tuple(p for p, s in zip(parts, shown, strict=True) if s), []).append(rule)
+    keys = sorted(by_shown)
+    picked = rng.choice(len(keys), MIXTURE_OPERATIONS, replace=False)
+    rules = [by_shown[keys[i]][rng.integers(len(by_shown[keys[i]]))] for i in sorted(picked)]
+    return HiddenTask(tuple(rules), shown)
+
+
+def draw_group(rng: np.random.Generator, task: HiddenTask, members: int, epsilon: float | None) -> ShadowGroup:
+    """A federation on ``task`` whose members hold Dirichlet(.5) mixtures of its rules."""
+    rules = len(task.rules)
+    weights = [tuple(rng.dirichlet([DIRICHLET_ALPHA] * rules)) if rules > 1 else (1.0,) for _ in range(members)]
+    return ShadowGroup(task, tuple(weights), epsilon)
+
+
+def group_rows(rng: np.random.Generator, group: ShadowGroup, rows: int) -> TokenRows:
+    """Public rows of all members, [members * rows, 11], member by member."""
+    parts = [group.task.draw(rng, rows, "public", np.array(w)) for w in group.weights]
+    return as_token_rows(np.concatenate(parts))
+
+
+def as_token_rows(tokens: hr.Ints) -> TokenRows:
+    """House Rules token ids [N, 11] with labels on the two answer digits."""
+    ids = torch.from_numpy(tokens)
+    labels = ids.clone()
+    labels[:, : hr.PROMPT_TOKENS] = IGNORED
+    return TokenRows(ids, torch.ones_like(ids), labels)

@@ -1,0 +1,89 @@
+"""Private rows of a House Rules federation: who holds which rule, and the rows of each organization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.tasks.rows import Row
+
+Kind = Literal["same", "mixed", "unseen"]
+MIXTURE_OPERATIONS = 3
+DIRICHLET_ALPHA = 0.5
+
+
+@dataclass(frozen=True)
+class OrganizationData:
+    """One organization's private rows. ``rule`` says in words what they follow (known to the simulation only)."""
+
+    name: str
+    train: list[Row]
+    test: list[Row]
+    rule: str
+
+
+@dataclass(frozen=True)
+class HiddenTask:
+    """What prompts show and what they hide: one rule for each value of the shown tags.
+
+    Attributes:
+        rules: the rules in play; with no shown tag there is exactly one.
+        shown: which of the three tags (input form, operation, output form) the prompt shows.
+    """
+
+    rules: tuple[hr.Rule, ...]
+    shown: tuple[bool, bool, bool] = (False, False, False)
+
+    def draw(self, rng: np.random.Generator, rows: int, pool: hr.Pool, weights: np.ndarray | None = None) -> hr.Ints:
+        """Token ids [rows, 11]: codes without repetition (while the pool lasts), rules by ``weights``."""
+        pairs = hr.code_pairs(pool)
+        pairs = pairs[rng.choice(len(pairs), rows, replace=rows > len(pairs))]
+        index = np.array([rule.index for rule in self.rules])
+        which = index[rng.choice(len(index), rows, p=weights)]
+        return hr.encode(which, pairs[:, 0], pairs[:, 1], np.tile(np.array(self.shown), (rows, 1)))
+
+
+def tokens_to_rows(tokens: hr.Ints) -> list[Row]:
+    """Token ids [N, 11] as prompt and answer text."""
+    texts = hr.to_text(tokens)
+    return [Row(text[:-2], text[-2:]) for text in texts]
+
+
+def draw_task(kind: Kind, rng: np.random.Generator) -> HiddenTask:
+    """The federation's hidden task: one seen rule, one unseen rule, or three seen rules told apart by operation."""
+    seen, unseen = hr.split_rules()
+    if kind == "same":
+        return HiddenTask((seen[rng.integers(len(seen))],))
+    if kind == "unseen":
+        return HiddenTask((unseen[rng.integers(len(unseen))],))
+    if kind != "mixed":
+        raise ConfigError(f"rules {kind!r}: same, mixed or unseen")
+    operations = rng.choice(len(hr.OPERATIONS), MIXTURE_OPERATIONS, replace=False)
+    rules = []
+    for operation in sorted(operations):
+        candidates = [rule for rule in seen if rule.operation == operation]
+        rules.append(candidates[rng.integers(len(candidates))])
+    return HiddenTask(tuple(rules), (False, True, False))
+
+
+def house_rules_federation(
+    rules: Kind, organizations: int, rows: int, test_rows: int, seed: int
+) -> list[OrganizationData]:
+    """Private and test rows of each organization, from the private and test code pairs.
+
+    ``mixed``: each organization's rows are a Dirichlet(.5) mixture of the three rules, test rows included.
+    """
+    rng = np.random.default_rng([seed, 0x484F5553])
+    task = draw_task(rules, rng)
+    words = "; ".join(f"{rule.name}: {rule.describe()}" for rule in task.rules)
+    made = []
+    for number in range(1, organizations + 1):
+        weights = rng.dirichlet([DIRICHLET_ALPHA] * len(task.rules)) if len(task.rules) > 1 else None
+        train = tokens_to_rows(task.draw(rng, rows, "private", weights))
+        test = tokens_to_rows(task.draw(rng, test_rows, "test", weights))
+        made.append(OrganizationData(f"org-{number}", train, test, words))
+    return made

@@ -1,0 +1,116 @@
+"""Rows of a task: prompt and answer as text, read from JSONL, encoded for a model, scored by exact match."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # label of a token without loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: the model reads ``prompt`` and should continue with ``answer``."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Encoded rows: int64 tensors [N, T], right-padded; ``labels`` is -100 on prompt and padding."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    def take(self, index: Any) -> TokenRows:
+        """The rows at ``index`` (slice, list or tensor)."""
+        return TokenRows(self.input_ids[index], self.attention_mask[index], self.labels[index])
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten)."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data {path}: can't be read ({error.__class__.__name__})") from error
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+            prompt, answer = document["prompt"], document["answer"]
+            if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
+                raise ValueError
+            rows.append(Row(prompt, answer))
+        except (ValueError, KeyError, TypeError):
+            problems.append(f'data {path}, line {number}: not an object with "prompt" and a non-empty "answer"')
+    if problems:
+        raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
+    if not rows:
+        raise ConfigError(f"data {path}: no rows")
+    return rows
+
+
+def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSONL."""
+    text = "".join(json.dumps({"prompt": row.prompt, "answer": row.answer}) + "\n" for row in rows)
+    Path(path).write_text(text, encoding="utf8")
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = 512) -> TokenRows:
+    """Prompt and answer tokens of each row [N, T], right padding; loss on the answer only.
+
+    Prompt and answer are tokenised apart, so that the border between them is exact. A row longer than
+    ``max_tokens`` loses the START of its prompt, never its answer.
+    """
+    import torch
+
+    prompts = tokenizer([row.prompt for row in rows])["input_ids"]
+    answers = tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"]
+    pairs = [(p[-max(1, max_tokens - len(a)) :], a[: max_tokens - 1]) for p, a in zip(prompts, answers, strict=True)]
+    width = max(len(p) + len(a) for p, a in pairs)
+    ids = torch.full((len(pairs), width), int(tokenizer.pad_token_id))
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for i, (prompt, answer) in enumerate(pairs):
+        end = len(prompt) + len(answer)
+        ids[i, :end] = torch.tensor(prompt + answer)
+        mask[i, :end] = 1
+        labels[i, len(prompt) : end] = ids[i, len(prompt) : end]
+    return TokenRows(ids, mask, labels)
+
+
+def exact_match(model: Any, rows: TokenRows, batch: int = 512) -> float:
+    """Share of rows whose every answer token is the model's greedy choice, given the tokens before it.
+
+    Equals exact match of greedy decoding: the first token that decoding gets wrong is wrong here too.
+    """
+    import torch
+
+    right = 0
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), batch):
+            part = rows.take(slice(start, start + batch))
+            logits = model(input_ids=part.input_ids, attention_mask=part.attention_mask, use_cache=False).logits
+            labels = part.labels[:, 1:]
+            matches = (logits[:, :-1].argmax(-1) == labels) | (labels == IGNORED)
+            right += int(matches.all(1).sum())
+    model.train(training)
+    return right / len(rows)

@@ -1,0 +1,234 @@
+"""K LoRA adapters over one frozen base, in one forward pass. One kernel, three jobs:
+
+- fine-tune K shadow sets at once (`fine_tune_stacked`; equal to one after the other, clipping is per adapter);
+- per-example gradients for DP-SGD shadows (`dp_fine_tune_stacked`): with one adapter copy per row, the gradient
+  of that copy IS the row's gradient;
+- run generated adapters, differentiably (`StackedAdapters.answer_loss`, the Grad-Transformer's functional objective).
+
+All K adapters are one tensor theta [K, blocks, block_dim] in update-vector coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.tasks.rows import IGNORED, TokenRows
+from gradtf_fl.update_vectors import BlockLayout
+
+Progress = Callable[[int, int], None]
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear layer plus K low-rank branches: y = W x + scale * B_k A_k x, rows ordered adapter by adapter."""
+
+    def __init__(self, base: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.a: Tensor | None = None  # [K, rank, in]
+        self.b: Tensor | None = None  # [K, out, rank]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K * rows, T, in] -> [K * rows, T, out]."""
+        y: Tensor = self.base(x)
+        if self.a is None or self.b is None:
+            return y
+        adapters = self.a.shape[0]
+        flat = x.reshape(adapters, -1, x.shape[-1])
+        branch = torch.bmm(torch.bmm(flat, self.a.transpose(1, 2)), self.b.transpose(1, 2))
+        return y + self.scale * branch.reshape(y.shape)
+
+
+class StackedAdapters:
+    """A plain causal LM whose target projections carry K adapters. The model given is changed in place, and frozen."""
+
+    def __init__(self, model: Any, spec: AdapterSpec) -> None:
+        self.spec = spec
+        state = initial_state(model, spec)
+        self.layout = BlockLayout.from_state(state, spec.train_a)
+        self.initial = torch.from_numpy(self.layout.to_vector(state))  # [blocks, block_dim]
+        self._frozen_a = {name: tensor for name, tensor in state.items() if ".lora_A." in name}
+        self.model = model.eval().requires_grad_(False)
+        self._layers: dict[str, StackedLinear] = {}
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in spec.targets:
+                parent, leaf = name.rsplit(".", 1)
+                layer = StackedLinear(module, spec.scale)
+                setattr(model.get_submodule(parent), leaf, layer)
+                self._layers[f"base_model.model.{name}"] = layer
+
+    def set(self, theta: Tensor) -> None:
+        """Use adapters ``theta`` [K, blocks, block_dim] (absolute values, not updates) from now on."""
+        adapters = theta.shape[0]
+        for block in range(self.layout.blocks):
+            for slot in self.layout.slots:
+                module, kind, _ = self.layout.name(block, slot).rsplit(".", 2)
+                values = theta[:, block, slot.start : slot.start + slot.size].reshape(adapters, *slot.shape)
+                setattr(self._layers[module], "a" if kind == "lora_A" else "b", values)
+        if not self.spec.train_a:
+            for module, layer in self._layers.items():
+                layer.a = self._frozen_a[f"{module}.lora_A.weight"].expand(adapters, -1, -1)
+
+    def row_losses(self, theta: Tensor, rows: TokenRows) -> Tensor:
+        """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
+        self.set(theta)
+        labels = rows.labels[:, 1:]
+        first = int((labels != IGNORED).any(0).nonzero()[0])  # positions before have no loss: skip their logits
+        output = self.model(
+            input_ids=rows.input_ids[:, :-1],
+            attention_mask=None if bool(rows.attention_mask.all()) else rows.attention_mask[:, :-1],
+            logits_to_keep=labels.shape[1] - first,
+            use_cache=False,
+        )
+        labels = labels[:, first:]
+        losses = nn.functional.cross_entropy(
+            output.logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        means: Tensor = losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+        return means
+
+    @torch.no_grad()
+    def accuracy(self, theta: Tensor, rows: TokenRows) -> Tensor:
+        """Exact match [K] of each adapter on its rows (K * R of them, ordered adapter by adapter)."""
+        self.set(theta)
+        labels = rows.labels[:, 1:]
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        logits = self.model(
+            input_ids=rows.input_ids[:, :-1],
+            attention_mask=None if bool(rows.attention_mask.all()) else rows.attention_mask[:, :-1],
+            logits_to_keep=labels.shape[1] - first,
+            use_cache=False,
+        ).logits
+        labels = labels[:, first:]
+        right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).float()
+        return right.reshape(theta.shape[0], -1).mean(1)
+
+
+def stack_rows(sets: Sequence[TokenRows]) -> TokenRows:
+    """Concatenate equally wide row sets."""
+    return TokenRows(
+        torch.cat([s.input_ids for s in sets]),
+        torch.cat([s.attention_mask for s in sets]),
+        torch.cat([s.labels for s in sets]),
+    )
+
+
+def batch_indices(seed: Sequence[int], rows: int, batch: int, steps: int) -> np.ndarray:
+    """Row numbers [steps, batch] for one shadow set: shuffled passes over the rows, from its own seed."""
+    rng = np.random.default_rng(list(seed))
+    passes = -(-steps * batch // rows)
+    return np.concatenate([rng.permutation(rows) for _ in range(passes)])[: steps * batch].reshape(steps, batch)
+
+
+@dataclass(frozen=True)
+class PlainRecipe:
+    """Plain LoRA fine-tuning: Adam, linear decay to zero, gradient norm clipped per adapter."""
+
+    steps: int = 150
+    batch: int = 12
+    rate: float = 1.5e-2
+    max_norm: float = 1.0
+
+
+def fine_tune_stacked(
+    stack: StackedAdapters,
+    rows: TokenRows,
+    adapters: int,
+    recipe: PlainRecipe,
+    seeds: Sequence[Sequence[int]],
+    snapshots: Sequence[int],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Fine-tune ``adapters`` adapters, each on its own len(rows)/adapters rows; updates at the snapshot steps.
+
+    Returns:
+        float32 [snapshots, adapters, blocks, block_dim], differences to the initial adapter.
+    """
+    per_set = len(rows) // adapters
+    index = np.stack([batch_indices(s, per_set, recipe.batch, recipe.steps) for s in seeds])
+    index += (np.arange(adapters) * per_set)[:, None, None]
+    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
+    optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
+    taken = []
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * (1 - step / recipe.steps)
+        part = rows.take(torch.from_numpy(index[:, step].reshape(-1)))
+        losses = stack.row_losses(theta, part)
+        optimizer.zero_grad()
+        torch.autograd.backward(losses.reshape(adapters, -1).mean(1).sum())
+        assert theta.grad is not None
+        norms = theta.grad.flatten(1).norm(dim=1)
+        theta.grad *= (recipe.max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
+        optimizer.step()
+        if step + 1 in snapshots:
+            taken.append(theta.detach().clone() - stack.initial)
+        if progress is not None:
+            progress(step + 1, recipe.steps)
+    return torch.stack(taken)
+
+
+@dataclass(frozen=True)
+class DpRecipe:
+    """What organizations run: DP-SGD with Adam at a constant rate, in rounds that start from the group's mean."""
+
+    rounds: int = 3
+    steps: int = 50
+    batch: int = 64
+    clip: float = 0.5
+    rate: float = 1e-2
+
+
+def dp_fine_tune_stacked(
+    stack: StackedAdapters,
+    rows: TokenRows,
+    groups: Sequence[int],
+    sigmas: Sequence[float],
+    recipe: DpRecipe,
+    seed: Sequence[int],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Shadow federations: adapter k belongs to federation ``groups[k]`` and trains with noise ``sigmas[k]``.
+
+    Poisson batches with q = batch / rows, per-example clipping, Gaussian noise sigma * clip, a fresh Adam state each
+    round; at the end of a round every adapter of a group continues from the group's mean, as organizations do.
+
+    Returns:
+        float32 [rounds, K, blocks, block_dim]: each adapter's update BEFORE it is averaged with its group.
+    """
+    adapters = len(groups)
+    per_set = len(rows) // adapters
+    rng = np.random.default_rng(list(seed))
+    noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    group = torch.as_tensor(groups)
+    sizes = torch.bincount(group).float()[:, None, None]
+    sigma = torch.tensor(sigmas)[:, None, None]
+    theta = stack.initial.repeat(adapters, 1, 1)
+    taken = []
+    for round_number in range(recipe.rounds):
+        theta.grad = None
+        optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
+        for step in range(recipe.steps):
+            chosen = np.flatnonzero(rng.random(adapters * per_set) < recipe.batch / per_set)
+            owner = torch.from_numpy(chosen // per_set)
+            copies = theta.detach()[owner].requires_grad_(True)
+            torch.autograd.backward(stack.row_losses(copies, rows.take(torch.from_numpy(chosen))).sum())
+            assert copies.grad is not None
+            factors = (recipe.clip / (copies.grad.flatten(1).norm(dim=1) + 1e-6)).clamp(max=1.0)
+            total = torch.zeros_like(theta).index_add_(0, owner, copies.grad * factors[:, None, None])
+            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise)
+            theta.grad = total / recipe.batch
+            optimizer.step()
+            if progress is not None:
+                progress(round_number * recipe.steps + step + 1, recipe.rounds * recipe.steps)
+        taken.append(theta.detach().clone() - stack.initial)
+        means = torch.zeros(len(sizes), *theta.shape[1:]).index_add_(0, group, theta) / sizes
+        theta = means[group]
+    return torch.stack(taken)

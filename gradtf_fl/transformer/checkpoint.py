@@ -1,0 +1,147 @@
+"""A trained Grad-Transformer in one safetensors file: weights, standardisation, both sides' adapters and layouts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.update_vectors import BlockLayout, Vector
+
+if TYPE_CHECKING:
+    from gradtf_fl.transformer.model import Backbone, GradTransformerModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the translation: the model's name, its files' SHA-256 (hex), and how its adapter is laid out."""
+
+    model: str
+    model_sha256: str
+    spec: AdapterSpec
+    layout: BlockLayout
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "spec": self.spec.to_json(),
+            "layout": self.layout.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Side:
+        """Side from `to_json`'s form."""
+        spec, layout = AdapterSpec.from_json(document["spec"]), BlockLayout.from_json(document["layout"])
+        return cls(str(document["model"]), str(document["model_sha256"]), spec, layout)
+
+
+class GradTransformer:
+    """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``."""
+
+    def __init__(
+        self, model: GradTransformerModel, backbone: Backbone, source: Side, target: Side, sha256: str = ""
+    ) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.source = source
+        self.target = target
+        self.sha256 = sha256
+
+    def generate(self, update: Vector) -> Vector:
+        """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1].
+
+        Raises ConfigError when the update has another shape or holds NaN or infinity.
+        """
+        import torch
+
+        wanted = (self.source.layout.blocks, self.source.layout.block_dim)
+        if update.shape != wanted:
+            raise ConfigError(f"TinyLM update is {update.shape}; this Grad-Transformer takes {wanted}")
+        if not np.isfinite(update).all():
+            raise ConfigError("TinyLM update holds NaN or infinite values")
+        with torch.no_grad():
+            generated = self.model(torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None])[0]
+        values: Vector = generated.numpy()
+        return values
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint atomically; weights as float16 (they are float32 again once loaded)."""
+        from safetensors.torch import save
+
+        tensors = {n: t.detach().half().contiguous() for n, t in self.model.state_dict().items() if "shared" not in n}
+        tensors = {n: t for n, t in tensors.items() if "embed_tokens" not in n}
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            digest.update(name.encode() + tensors[name].numpy().tobytes())
+        about = {
+            "format": FORMAT,
+            "backbone": self.backbone.to_json() | {"pretrained": None} | _sizes(self.model),
+            "source": self.source.to_json(),
+            "target": self.target.to_json(),
+            "tensors_sha256": digest.hexdigest(),
+        }
+        staging = Path(f"{path}.new")
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_bytes(save(tensors, {"grad_transformer": json.dumps(about, sort_keys=True)}))
+        os.replace(staging, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> GradTransformer:
+        """Read and verify a checkpoint; ConfigError when there is none, CorruptFile when it is damaged."""
+        import torch
+        from safetensors.torch import load
+
+        from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
+
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"Grad-Transformer checkpoint {path}: there is no such file")
+        data = path.read_bytes()
+        try:
+            tensors = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            about = json.loads(header["__metadata__"]["grad_transformer"])
+            digest = hashlib.sha256()
+            for name in sorted(tensors):
+                digest.update(name.encode() + tensors[name].numpy().tobytes())
+            if about["format"] != FORMAT or digest.hexdigest() != about["tensors_sha256"]:
+                raise ValueError("content does not match its SHA-256")
+            state = {name: tensor.float() for name, tensor in tensors.items()}
+            backbone = Backbone(**about["backbone"])
+            with torch.random.fork_rng():
+                model = GradTransformerModel(
+                    backbone,
+                    Standardisation(state["source_mean"], state["source_scale"]),
+                    Standardisation(state["target_mean"], state["target_scale"]),
+                )
+            missing, unexpected = model.load_state_dict(state, strict=False)
+            if unexpected or any("shared" not in n and "embed_tokens" not in n for n in missing):
+                raise ValueError("tensor names differ")
+            sides = Side.from_json(about["source"]), Side.from_json(about["target"])
+        except Exception as error:
+            raise CorruptFile(f"Grad-Transformer checkpoint {path}: damaged or no checkpoint ({error})") from error
+        return cls(model.eval(), backbone, *sides, hashlib.sha256(data).hexdigest())
+
+
+def _sizes(model: GradTransformerModel) -> dict[str, Any]:
+    config = model.t5.config
+    return {
+        "width": config.d_model,
+        "feed_forward": config.d_ff,
+        "heads": config.num_heads,
+        "head_dim": config.d_kv,
+        "encoder_layers": config.num_layers,
+        "decoder_layers": config.num_decoder_layers,
+    }
