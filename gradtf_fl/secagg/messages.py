@@ -25,7 +25,13 @@ from gradtf_fl.secagg.primitives import (
 )
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.shamir import ELEMENT_BYTES, is_element
-from gradtf_fl.secagg.violations import DuplicateKey, MalformedMessage, UnknownIdentity, WrongRound
+from gradtf_fl.secagg.violations import (
+    DuplicateKey,
+    DuplicateMessage,
+    MalformedMessage,
+    UnknownIdentity,
+    WrongRound,
+)
 
 MAGIC = b"GSA1"
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
@@ -143,13 +149,16 @@ class AdvertList:
         """The adverts by member, in increasing order; every signature and every key is checked.
 
         Raises:
-            MalformedMessage, WrongRound, UnknownIdentity, BadSignature, BadKey; DuplicateKey where an X25519 key
-            is advertised twice, in whatever role.
+            MalformedMessage, WrongRound, UnknownIdentity, BadSignature, BadKey.
+            DuplicateKey: an X25519 key that is advertised twice, in whatever role.
+            DuplicateMessage: two adverts of one member.
         """
         adverts: dict[int, Advert] = {}
         keys: set[bytes] = set()
         for message in self.adverts:
             member, body = open_signed(message, Kind.ADVERT, commitment, roster)
+            if member in adverts:
+                raise DuplicateMessage(f"member {member} advertises twice")
             adverts[member] = Advert.decode(body)
             keys |= {adverts[member].encryption_key, adverts[member].mask_key}
         if len(keys) != 2 * len(self.adverts):
