@@ -14,12 +14,8 @@ from gradtf_fl.cli.options import emit_json, json_option
     epilog="Example: gradtf evaluate --model embedded:llm --adapter build/run/rounds/3/llm_adapter "
     "--task build/run/organizations/org-1/test.jsonl --floor .70 --ceiling .95"
 )
-@click.option(
-    "--model", required=True, metavar="M", help="embedded:tiny, embedded:llm, a folder or a hub id."
-)
-@click.option(
-    "--adapter", type=click.Path(path_type=Path), metavar="DIR", help="PEFT LoRA folder for this model."
-)
+@click.option("--model", required=True, metavar="M", help="embedded:tiny, embedded:llm, a folder or a hub id.")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="PEFT LoRA folder for this model.")
 @click.option(
     "--task",
     required=True,
@@ -91,7 +87,7 @@ def _score(model_name: str, adapter: Path | None, rows: list[Any]) -> float:
     loaded: Any = None
     if adapter is not None:
         loaded = load_adapter(adapter)
-        check_base(loaded[2], model_name, f"--adapter {adapter}")
+        check_base(f"--adapter {adapter}", loaded[2], model_name)
     model: Any
     model, tokenizer = load_model(model_name)
     if loaded is not None:

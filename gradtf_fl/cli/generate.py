@@ -10,17 +10,32 @@ from gradtf_fl.cli.options import emit_json, json_option
 
 
 @click.command(
-    epilog="Example: gradtf generate --update build/tiny_adapter --transformer build/transformer.safetensors "
+    epilog="Example: gradtf generate --update build/tiny_adapter --transformer build/grad-transformer.safetensors "
     "--out build/llm_adapter"
 )
 @click.option(
-    "--update", type=click.Path(path_type=Path), required=True, metavar="ADAPTER_DIR", help="PEFT folder."
+    "--update",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="ADAPTER_DIR",
+    help="PEFT folder of the fine-tuned TinyLM adapter.",
 )
-@click.option("--transformer", metavar="FILE", default="embedded", help="Grad-Transformer checkpoint.")
+@click.option(
+    "--transformer", metavar="FILE", default="embedded", help="Grad-Transformer checkpoint.  [default: the shipped one]"
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New PEFT folder.")
 @json_option
 def generate(update: Path, transformer: str, out: Path, as_json: bool) -> None:
     """Turn a fine-tuned TinyLM adapter into an adapter for the LLM, without the data it was trained on."""
+    _check_paths(update, transformer, out)
+    made = _convert(update, transformer, out)
+    if as_json:
+        emit_json(made)
+    else:
+        click.echo(f"{out}: adapter for {made['base_model']}, SHA-256 {made['sha256']}")
+
+
+def _check_paths(update: Path, transformer: str, out: Path) -> None:
     from gradtf_fl.errors import ConfigError
 
     problems = []
@@ -28,17 +43,41 @@ def generate(update: Path, transformer: str, out: Path, as_json: bool) -> None:
         problems.append(f"--update {update}: no such folder")
     elif not (update / "adapter_config.json").is_file():
         problems.append(f"--update {update}: no PEFT adapter in it (adapter_config.json is missing)")
-    if transformer != "embedded" and not Path(transformer).exists():
+    if transformer != "embedded" and not Path(transformer).is_file():
         problems.append(f"--transformer {transformer}: no such file")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"--out {out}: exists and is not an empty folder")
     if problems:
         raise ConfigError(problems)
 
-    from gradtf_fl.transformer.conversion import convert_adapter
 
-    made = convert_adapter(update, transformer, out)
-    if as_json:
-        emit_json(made)
-    else:
-        click.echo(f"{out}: adapter for {made['base_model']} (SHA-256 {made['sha256']})")
+def _convert(update: Path, transformer: str, out: Path) -> dict[str, str]:
+    """U = adapter - shared initial adapter; the LLM's initial adapter + generate(U) is written to ``out``."""
+    from gradtf_fl.adapters import initial_state, load_adapter, save_adapter, state_hash
+    from gradtf_fl.cli.base_model import check_adapter_of, check_side
+    from gradtf_fl.models import load_model, model_folder
+    from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
+    from gradtf_fl.update_vectors import apply_update, update_vector
+
+    grad = GradTransformer.load(embedded_checkpoint() if transformer == "embedded" else transformer)
+    source, target = grad.source, grad.target
+    state, spec, base = load_adapter(update)
+    check_adapter_of(f"--update {update}", base, spec, source)
+    for side in (source, target):
+        check_side(f"--transformer {transformer}", side)
+    if not (update / "gradtf.json").is_file():
+        click.echo(
+            f"gradtf: --update {update}: gradtf.json is missing; assuming that its training started from the shared "
+            f"initial adapter of seed {source.spec.seed}",
+            err=True,
+        )
+    moved = update_vector(source.layout, state, initial_state(load_model(source.model)[0], source.spec))
+    initial = initial_state(load_model(target.model)[0], target.spec)
+    generated = apply_update(target.layout, initial, grad.generate(moved))
+    save_adapter(out, generated, target.spec, model_folder(target.model))
+    return {
+        "out": str(out),
+        "base_model": target.model,
+        "sha256": state_hash(generated).hex(),
+        "transformer_sha256": grad.sha256,
+    }

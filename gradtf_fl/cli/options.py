@@ -19,9 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def json_option(command: F) -> F:
     """``--json``: one JSON document on stdout, nothing else there."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="One JSON document on stdout; progress on stderr."
-    )(command)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress on stderr.")(
+        command
+    )
 
 
 def config_option(command: F) -> F:
@@ -58,3 +58,8 @@ def configured(model: type[M], config_file: Path | None, given: Mapping[str, Any
         return f"{config_file}: {key}" if key else f"{config_file} and options"
 
     return validate(model, {**values, **options}, where)
+
+
+def chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given (click passes None for the others)."""
+    return {name: value for name, value in given.items() if value is not None}

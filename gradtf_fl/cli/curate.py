@@ -1,0 +1,42 @@
+"""``gradtf curate``: the provider's first phase, public data -> update-vector tuples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradtf_fl.cli.options import chosen, emit_json, json_option
+
+
+@click.command(epilog="Example: gradtf curate --out build/tuples --seed 0")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store to fill.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of shadow sets and training.  [default: 0]")
+@click.option("--tiny", metavar="M", help="TinyLM.  [default: embedded:tiny]")
+@click.option("--llm", metavar="M", help="LLM.  [default: embedded:llm]")
+@click.option("--rules", type=click.IntRange(3, 64), help="Public rules used; fewer make a trial.  [default: 64]")
+@click.option("--rows", type=click.IntRange(min=64), help="Rows in a shadow set.  [default: 1024]")
+@click.option("--single-groups", type=click.IntRange(min=1), help="DP shadow federations for each rule.")
+@click.option("--mixture-groups", type=click.IntRange(min=0), help="DP shadow federations on mixtures.")
+@click.option("--plain-singles", type=click.IntRange(min=1), help="Plain shadow sets for each rule.")
+@click.option("--plain-mixtures", type=click.IntRange(min=0), help="Plain shadow sets on mixtures.")
+@json_option
+def curate(out: Path, as_json: bool, **given: Any) -> None:
+    """Fine-tune both models on public shadow sets and store the update-vector tuples.
+
+    A killed run resumes: shards that are there are verified and kept.
+    """
+    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.curation import CurationConfig
+    from gradtf_fl.curation import curate as run
+
+    config = replace(CurationConfig(), **chosen(given))
+    with WorkProgress("curate") as progress:
+        store = run(config, out, progress.show)
+    document = {"out": str(out), "shards": len(store.names), "header": store.header}
+    if as_json:
+        emit_json(document)
+    else:
+        click.echo(f"{out}: {len(store.names)} shards; next: gradtf train --tuples {out}")

@@ -1,0 +1,71 @@
+"""``gradtf train``: the provider's second phase, tuples -> Grad-Transformer checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradtf_fl.cli.options import chosen, emit_json, json_option
+
+OBJECTIVES = ("mse", "functional", "mse-then-functional")
+
+
+@click.command(epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors")
+@click.option(
+    "--tuples", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store of gradtf curate."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Checkpoint to write.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="What is minimised.  [default: functional]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
+@click.option("--groups", type=click.IntRange(min=1), help="Shadow federations in a batch.")
+@click.option("--rows", type=click.IntRange(min=1), help="Public rows per federation.")
+@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), help="Learning rate.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of initial weights and batches.  [default: 0]")
+@click.option(
+    "--controls",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also fit mean, nearest and ridge on the plain tuples and write them here.",
+)
+@json_option
+def train(tuples: Path, out: Path, controls: Path | None, as_json: bool, **given: Any) -> None:
+    """Train a Grad-Transformer on a tuple store. A killed run resumes from OUT.training."""
+    from gradtf_fl.errors import ConfigError
+
+    if not tuples.is_dir():
+        raise ConfigError(f"--tuples {tuples}: no such folder; `gradtf curate` makes one")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
+
+    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.transformer import TrainConfig
+    from gradtf_fl.transformer import train as run
+
+    config = replace(TrainConfig(), **chosen(given))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with WorkProgress("train") as progress:
+        trained = run(config, tuples, out, lambda done, total, loss: progress.show(f"loss {loss:.3f}", done, total))
+    if controls is not None:
+        _fit_controls(tuples, controls)
+    document = {"out": str(out), "sha256": trained.sha256, "objective": config.objective, "steps": config.steps}
+    if as_json:
+        emit_json(document)
+    else:
+        click.echo(f"{out}: Grad-Transformer, SHA-256 {trained.sha256}")
+
+
+def _fit_controls(tuples: Path, controls: Path) -> None:
+    """Fit the controls on every plain shadow set's final updates, the Grad-Transformer's own tuples."""
+    import numpy as np
+
+    from gradtf_fl.baselines import Controls
+    from gradtf_fl.curation import TupleStore
+
+    plain = [shard.tensors for shard in TupleStore.open(tuples).read_all() if "llm" in shard.tensors]
+    tiny = np.concatenate([tensors["tiny"][-1].numpy() for tensors in plain])
+    llm = np.concatenate([tensors["llm"].numpy() for tensors in plain])
+    controls.parent.mkdir(parents=True, exist_ok=True)
+    Controls.fit(tiny, llm).save(controls)
