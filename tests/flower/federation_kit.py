@@ -46,8 +46,7 @@ class LinearGenerator:
 
     def __init__(self, tiny: str, llm: str) -> None:
         self.source, self.target = (
-            Side(SPEC, BlockLayout.from_state(initial_state(load_model(name)[0], SPEC)))
-            for name in (tiny, llm)
+            Side(SPEC, BlockLayout.from_state(initial_state(load_model(name)[0], SPEC))) for name in (tiny, llm)
         )
         shape = (self.source.layout.size, self.target.layout.size)
         self._map = np.random.default_rng(7).normal(0, 0.05, shape)
@@ -129,9 +128,7 @@ def build(
             data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
             privacy=PrivacySection(budget=budget),
             secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
-            simulation=OrganizationSimulation(
-                seed=number, keep_updates=True, drop=(drop or {}).get(number, ())
-            ),
+            simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),
         )
         (folder / "organization.toml").write_text(to_toml(config))
         folders.append(folder)

@@ -58,9 +58,7 @@ def test_the_decoded_mean_is_the_plain_mean(finished: Finished) -> None:
 def test_the_global_update_is_the_sum_of_the_means(finished: Finished) -> None:
     kit, result, _ = finished
     rounds = [load_file(kit.plan.out / "rounds" / str(r) / "global_update.safetensors") for r in (1, 2)]
-    np.testing.assert_allclose(
-        rounds[1]["global_update"], rounds[0]["mean"] + rounds[1]["mean"], atol=1e-6, rtol=0
-    )
+    np.testing.assert_allclose(rounds[1]["global_update"], rounds[0]["mean"] + rounds[1]["mean"], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(result.global_update, rounds[1]["global_update"])
 
 
@@ -80,9 +78,7 @@ def test_records_are_complete(finished: Finished) -> None:
 def test_every_organization_has_every_adapter(finished: Finished) -> None:
     kit, result, _ = finished
     for record in result.rounds:
-        ours = (
-            kit.plan.out / "rounds" / str(record.round) / "llm_adapter" / "adapter_model.safetensors"
-        ).read_bytes()
+        ours = (kit.plan.out / "rounds" / str(record.round) / "llm_adapter" / "adapter_model.safetensors").read_bytes()
         for folder in kit.folders:
             theirs = folder / "rounds" / str(record.round) / "llm_adapter"
             assert (theirs / "adapter_model.safetensors").read_bytes() == ours

@@ -1,0 +1,307 @@
+"""What leaves an organization, and what makes it refuse."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from clients import local_training
+from clients.client_app import app
+from clients.node_store import NodeStore, OpenRound, RoundKey
+from clients.organization import load_organization
+from clients.refusals import Refused
+from gradtf_fl.config import DataSection
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.privacy import read_ledger
+from gradtf_fl.round_messages import (
+    DELIVER_TYPE,
+    MESSAGE_TYPES,
+    REFUSAL,
+    SECTION,
+    AdapterDelivery,
+    BeginRound,
+    Fields,
+    StagePayload,
+)
+from gradtf_fl.secagg import Identity
+from strategies import InProcessGrid, Provider, SecureFederation
+from strategies.exchange import messages_for
+from strategies.provider import update_bytes
+from strategies.server_app import pinned_roster
+from tests.flower.federation_kit import Kit
+
+MakeKit = Callable[..., Kit]
+MARKER = "patient-7431-has-the-flu"
+
+
+class Bench:
+    """One organization asked by hand."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit, self.grid = kit, kit.grid()
+        self.federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
+        self.federation._resume()
+        self.node = next(iter(self.grid.get_node_ids()))
+
+    def begin(self, round_number: int = 1, **changes: object) -> BeginRound:
+        """A ``train.begin`` message; ``changes`` go into the round's configuration."""
+        config = replace(self.federation._next_attempt(round_number), **changes)  # type: ignore[arg-type]
+        (message,) = self.federation._begin_messages(self.grid, [self.node], config)
+        return BeginRound.from_fields(dict(message.content[SECTION]))
+
+    def ask(self, message_type: str, fields: Fields) -> Message:
+        (reply,) = self.grid.send_and_receive(
+            messages_for({self.node: fields}, message_type, "1", 600.0), timeout=600.0
+        )
+        return reply
+
+    def code(self, message_type: str, fields: Fields) -> object:
+        """The refusal code of the answer (None when it is an answer)."""
+        return dict(self.ask(message_type, fields).content[SECTION]).get(REFUSAL)
+
+
+BEGIN = MESSAGE_TYPES["advertise"]
+
+
+@pytest.fixture
+def bench(make_kit: MakeKit) -> Bench:
+    return Bench(make_kit(budget=50.0))
+
+
+def everything_in(reply: Message) -> str:
+    """All that travels: metadata, error and content."""
+    return f"{reply.metadata!r} {reply!r} {dict(reply.content) if reply.has_content() else ''}"
+
+
+def test_no_text_of_an_exception_leaves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"row 12: {MARKER}")
+
+    monkeypatch.setattr(local_training, "train_dp", fail)
+    with caplog.at_level(logging.ERROR, "gradtf.client"):
+        reply = bench.ask(BEGIN, bench.begin().to_fields())
+    assert dict(reply.content[SECTION]) == {REFUSAL: "internal"}
+    assert MARKER not in everything_in(reply)
+    log = (bench.kit.folders[0] / "client.log").read_text()
+    assert f"RuntimeError: row 12: {MARKER}" in log
+    assert "Traceback" in log
+    assert MARKER in caplog.text  # whoever runs the simulation sees it
+    assert (bench.kit.folders[0] / "client.log").stat().st_mode & 0o077 == 0
+
+
+def test_a_private_path_does_not_leave(bench: Bench) -> None:
+    bench.kit.change(0, data=DataSection(train=Path(f"{MARKER}.jsonl")))
+    reply = bench.ask(BEGIN, bench.begin().to_fields())
+    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert MARKER not in everything_in(reply)
+
+
+def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
+    train = bench.kit.folders[0] / "train.jsonl"
+    train.write_text(train.read_text() + json.dumps({"prompt": MARKER}) + "\n")
+    reply = bench.ask(BEGIN, bench.begin().to_fields())
+    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert MARKER not in everything_in(reply)
+    assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
+
+
+def test_a_broken_configuration_does_not_leave(bench: Bench) -> None:
+    (bench.kit.folders[0] / "organization.toml").write_text(f"name = '{MARKER}\n")
+    reply = bench.ask(BEGIN, bench.begin().to_fields())
+    assert dict(reply.content[SECTION]) == {REFUSAL: "internal"}
+    assert MARKER not in everything_in(reply)
+
+
+def test_junk_is_a_protocol_error(bench: Bench) -> None:
+    assert bench.code(BEGIN, {"config": b"junk"}) == "protocol"
+    assert bench.code(BEGIN, replace(bench.begin(), config=b"junk").to_fields()) == "protocol"
+    assert bench.code(MESSAGE_TYPES["share"], {"round": "one"}) == "protocol"
+
+
+def test_a_round_is_answered_once(bench: Bench) -> None:
+    begin = bench.begin().to_fields()
+    assert bench.code(BEGIN, begin) is None
+    assert bench.code(BEGIN, begin) == "stale"
+    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None  # the next attempt, charged again
+    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 2
+
+
+def test_a_stage_of_another_round_is_stale(bench: Bench) -> None:
+    assert bench.code(MESSAGE_TYPES["share"], StagePayload(1, 0, b"").to_fields()) == "stale"
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    assert bench.code(MESSAGE_TYPES["share"], StagePayload(1, 1, b"").to_fields()) == "stale"
+
+
+def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    assert bench.code(MESSAGE_TYPES["share"], StagePayload(1, 0, b"junk").to_fields()) == "protocol"
+    assert bench.code(MESSAGE_TYPES["share"], StagePayload(1, 0, b"junk").to_fields()) == "stale"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"threshold": 2}, "policy"),
+        ({"clip": 100.0}, "policy"),
+        ({"roster_hash": bytes(32)}, "policy"),
+        ({"model_hash": bytes(32)}, "model_hash"),
+        ({"dim": 5}, "model_hash"),
+        ({"dp": "{}"}, "protocol"),
+    ],
+)
+def test_the_organization_decides(bench: Bench, changes: dict[str, object], code: str) -> None:
+    assert bench.code(BEGIN, bench.begin(**changes).to_fields()) == code
+    ledger = bench.kit.folders[0] / "ledger.sqlite"
+    assert not ledger.exists() or read_ledger(ledger).content.events == ()
+
+
+def test_a_plan_beyond_the_budget_is_refused_before_the_rows_are_parsed(make_kit: MakeKit) -> None:
+    bench = Bench(make_kit(budget=0.5))
+    train = bench.kit.folders[0] / "train.jsonl"
+    train.write_text("not json\n" * 64)  # would be refused with "data" if it were parsed
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "budget"
+    assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
+
+
+def test_a_weaker_delta_is_refused(make_kit: MakeKit) -> None:
+    bench = Bench(make_kit(delta=1e-3))
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+
+
+def test_another_initial_adapter_is_refused(bench: Bench) -> None:
+    begin = bench.begin()
+    assert bench.code(BEGIN, replace(begin, initial_hash=bytes(32)).to_fields()) == "model_hash"
+    assert bench.code(BEGIN, replace(begin, update=begin.update[:-4]).to_fields()) == "model_hash"
+
+
+def delivery(bench: Bench) -> AdapterDelivery:
+    """A good delivery of round 1."""
+    federation, update = bench.federation, bench.federation._update
+    adapter = federation.provider.generate("run", 1, update)
+    tiny = federation.provider.tiny
+    return AdapterDelivery(
+        "run", 1, adapter.packed, adapter.signature, tiny.spec_json, tiny.initial_hash, update_bytes(update)
+    )
+
+
+def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
+    good = delivery(bench)
+    stranger = Identity.generate()
+    bad = [
+        replace(good, signature=stranger.sign(good.signed_bytes)),
+        replace(good, signature=b""),
+        replace(good, round=2),
+        replace(good, run_id="another run"),
+        replace(good, adapter=good.adapter[:-1] + b"\x01"),
+        replace(good, update=np.ones_like(bench.federation._update).tobytes()),
+    ]
+    for forged in bad:
+        assert bench.code(DELIVER_TYPE, forged.to_fields()) == "adapter"
+    assert not (bench.kit.folders[0] / "rounds").exists()
+    assert bench.code(DELIVER_TYPE, good.to_fields()) is None
+    assert (bench.kit.folders[0] / "rounds" / "1" / "llm_adapter" / "adapter_config.json").exists()
+
+
+def test_an_adapter_of_another_model_is_refused(bench: Bench) -> None:
+    bench.kit.change(0, models=bench.kit.config(0).models.model_copy(update={"llm": bench.kit.plan.tiny}))
+    assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) == "adapter"
+
+
+def test_metrics_leave_only_when_shared(bench: Bench) -> None:
+    assert dict(bench.ask(DELIVER_TYPE, delivery(bench).to_fields()).content[SECTION]) == {"status": "stored"}
+    bench.kit.change(0, share_metrics=True)
+    again = replace(delivery(bench), run_id="next")
+    signed = replace(again, round=2)
+    signed = replace(signed, signature=bench.federation.provider.key.sign(signed.signed_bytes))
+    fields = dict(bench.ask(DELIVER_TYPE, signed.to_fields()).content[SECTION])
+    assert set(fields) == {"status", "tiny_global", "llm_generated"}
+
+
+def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> None:
+    kit = make_kit()
+    run_config = {"organizations-dir": str(kit.plan.organizations_dir)}
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), run_config)
+    assert load_organization(context).folder == kit.folders[0]
+    kit.change(0, simulation=None)
+    with pytest.raises(ConfigError, match=r"\[simulation\]"):
+        load_organization(context)
+    assert load_organization(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
+
+
+def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "state.sqlite")
+    key = RoundKey("run", 1, 0)
+    store.claim(key)
+    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0))
+    with store.stage(1, 0) as opened:
+        opened.finished = True
+    data = (tmp_path / "state.sqlite").read_bytes()
+    assert b"secret-protocol-state" not in data
+    assert b"private-vector" not in data
+    for older in (key, RoundKey("run", 0, 9)):
+        with pytest.raises(Refused, match="not above"):
+            store.claim(older)
+    store.claim(RoundKey("run", 1, 1))
+    assert store.last_round("run") == (1, 1)
+    assert store.last_round("other") == (0, 0)
+
+
+def test_a_late_training_does_not_reopen_its_round(tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "state.sqlite")
+    store.claim(RoundKey("run", 1, 0))
+    store.claim(RoundKey("run", 1, 1))
+    with pytest.raises(Refused, match="another round"):
+        store.open(OpenRound(RoundKey("run", 1, 0), b"", None, 1.0))
+
+
+def test_the_stages_import_nothing_heavy() -> None:
+    """Each Flower message starts a new process: torch alone would cost seconds in each of four stages."""
+    code = (
+        "import sys, clients.client_app\n"
+        "heavy = {'torch', 'transformers', 'peft', 'opacus', 'datasets', 'scipy', 'gradtf_fl.training'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_in_a_process_of_its_own_imports_nothing_heavy(bench: Bench) -> None:
+    """Not only the import: a whole ``train.share`` stays light."""
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    code = f"""
+import sys
+from clients.organization import Organization, load_organization
+from clients.stages import share
+from clients.refusals import code_of
+from gradtf_fl.round_messages import StagePayload
+from flwr.app import Context, RecordDict
+org = load_organization(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
+try:
+    share(org, StagePayload(1, 0, b"junk"))
+except Exception as error:
+    assert code_of(error) == "protocol", error
+sys.exit(", ".join(sorted({{"torch", "transformers", "peft", "opacus", "scipy"}} & set(sys.modules))) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_app_has_a_handler_for_each_message_type() -> None:
+    grid = InProcessGrid(app, [{}])
+    for message_type in (*MESSAGE_TYPES.values(), DELIVER_TYPE):
+        (reply,) = grid.send_and_receive(
+            messages_for({node: {} for node in grid.get_node_ids()}, message_type, "1", 60.0), timeout=60.0
+        )
+        assert dict(reply.content[SECTION])[REFUSAL] in ("internal", "protocol")
