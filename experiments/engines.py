@@ -36,7 +36,6 @@ def run_in_process(config: SimulationConfig, folders: FederationFolders, on_roun
         ConfigError, CorruptFile: a model or checkpoint is missing or wrong; nothing was trained.
     """
     from clients.client_app import app
-    from strategies import checkpoints
     from strategies.in_process import InProcessGrid
     from strategies.server_app import run_server
 
@@ -53,6 +52,13 @@ def run_in_process(config: SimulationConfig, folders: FederationFolders, on_roun
         state, reason = "budget", str(error)
     except RoundAborted as error:
         state, reason = "aborted", str(error)
+    return read_outcome(folders, state, reason)
+
+
+def read_outcome(folders: FederationFolders, state: State, reason: str) -> Outcome:
+    """The outcome of a run that has ended, from what it left on disk."""
+    from strategies import checkpoints
+
     last = checkpoints.last_checkpoint(folders.out)
     records = tuple(checkpoints.read_records(folders.out))
     return Outcome(state, reason, records, None if last is None else last.global_update)

@@ -1,7 +1,7 @@
-"""Pre-train the embedded House Rules pair (TinyLM and LLM) from a seed.
+"""Pre-train the embedded House Rules pair (TinyLM and LLM) from a seed: 4 and 12 minutes on two free cores.
 
-    python -m experiments.pretrain_pair --model tiny --out build/pair
-    python -m experiments.pretrain_pair --model llm  --out build/pair
+    python -m experiments.pretrain_pair --model tiny --threads 1 --out build/pair
+    python -m experiments.pretrain_pair --model llm --out build/pair
     python -m experiments.pretrain_pair --install build/pair   # copy into gradtf_fl/assets, write the figures
 
 Rows are drawn afresh from the public code pairs and all 80 rules; every tag is masked with probability .3.
@@ -14,8 +14,10 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +25,14 @@ import torch
 from gradtf_fl.tasks import house_rules as hr
 
 MASK_PROBABILITY = 0.3
+SETTLE_RATE, SETTLE_BLANK = 0.03, 0.15  # last steps: low rate, more rows whose tags are all masked
 SHAPES = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96},
     "llm": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 288},
 }
 SCHEDULES = {
-    "tiny": {"steps": 8000, "rate": 6e-3, "batch": 256},
-    "llm": {"steps": 7000, "rate": 2e-3, "batch": 256},
+    "tiny": {"steps": 6000, "settle": 0, "rate": 6e-3, "batch": 256},
+    "llm": {"steps": 7000, "settle": 600, "rate": 2e-3, "batch": 256},
 }
 
 
@@ -53,31 +56,47 @@ def build_model(name: str, seed: int) -> torch.nn.Module:
     return Qwen2ForCausalLM(config)
 
 
-def build_tokenizer() -> object:
-    """The pair's tokenizer: one token per tag, digit and sign; a fast tokenizer that AutoTokenizer loads."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def build_tokenizer() -> Any:
+    """The pair's tokenizer: one token per tag, digit and sign. A Qwen2 tokenizer, so that AutoTokenizer loads it."""
+    from transformers import AddedToken, Qwen2Tokenizer
 
-    raw = Tokenizer(models.WordLevel(dict(hr.TOKEN_ID), unk_token="<pad>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[a-m_]\]|."), behavior="isolated")
-    raw.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", padding_side="right", model_max_length=64
+    tokenizer = Qwen2Tokenizer(
+        vocab=dict(hr.TOKEN_ID),
+        merges=[],
+        unk_token="<pad>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="right",
+        model_max_length=64,
     )
+    tags = [token for token in hr.VOCABULARY if token.startswith("[")]
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
+    return tokenizer
 
 
-def draw(rng: np.random.Generator, batch: int, pool: hr.Pool, mask: float, blank_answers: bool = False) -> torch.Tensor:
+def draw(
+    rng: np.random.Generator,
+    batch: int,
+    pool: hr.Pool,
+    mask: float,
+    blank_answers: bool = False,
+    blank_share: float = 0.0,
+) -> torch.Tensor:
     """Token ids [batch, 11] of random rows of all 80 rules.
 
     With ``blank_answers``, rows whose three tags are all masked get a random answer. Many rules agree on many
     codes (58 functions under 80 names), so a model that knew the prior over rules would be right on .087 of
     untagged rows; random answers there keep the base models ambiguous.
+    ``blank_share`` more of the rows are masked wholly.
     """
     pairs = hr.code_pairs(pool)[rng.integers(0, len(hr.code_pairs(pool)), batch)]
     shown = rng.random((batch, 3)) >= mask
     rules = rng.integers(0, len(hr.ALL_RULES), batch)
     tokens = hr.encode(rules, pairs[:, 0], pairs[:, 1], shown)
     if blank_answers:
+        if blank_share > 0:
+            shown &= rng.random((batch, 1)) >= blank_share
+            tokens = hr.encode(rules, pairs[:, 0], pairs[:, 1], shown)
         blank = ~shown.any(axis=1)
         tokens[blank, -2:] = rng.integers(hr.TOKEN_ID["0"], hr.TOKEN_ID["9"] + 1, (int(blank.sum()), 2))
     return torch.from_numpy(tokens)
@@ -95,7 +114,7 @@ def accuracy(model: torch.nn.Module, pool: hr.Pool, mask: float, rows: int = 409
     return float((answer_logits(model, tokens).argmax(-1) == tokens[:, -2:]).all(1).float().mean())
 
 
-def pretrain(name: str, out: Path, seed: int, steps: int, rate: float, batch: int) -> None:
+def pretrain(name: str, out: Path, seed: int, steps: int, settle: int, rate: float, batch: int) -> None:
     """Pre-train one model into ``out/name``; resumes from ``out/name.checkpoint``."""
     out.mkdir(parents=True, exist_ok=True)
     model = build_model(name, seed)
@@ -108,18 +127,20 @@ def pretrain(name: str, out: Path, seed: int, steps: int, rate: float, batch: in
         start, log = state["step"], state["log"]
     began = time.time()
     model.train()
-    for step in range(start, steps):
-        scale = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.002
+    for step in range(start, steps + settle):
+        scale = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) + 0.002
+        if step >= steps:
+            scale = SETTLE_RATE
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
-        tokens = draw(np.random.default_rng([seed, step]), batch, "public", MASK_PROBABILITY, blank_answers=True)
+        tokens = draw(np.random.default_rng([seed, step]), batch, "public", MASK_PROBABILITY, True, SETTLE_BLANK if step >= steps else 0.0)
         logits = answer_logits(model, tokens)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -2:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 500 == 0 or step + 1 == steps:
+        if (step + 1) % 500 == 0 or step + 1 == steps + settle:
             figures = {"step": step + 1, "loss": round(loss.item(), 4), "seconds": round(time.time() - began, 1)}
             for pool in ("public", "test"):
                 figures[f"tagged_{pool}"] = round(accuracy(model, pool, 0.0), 4)
@@ -136,6 +157,19 @@ def pretrain(name: str, out: Path, seed: int, steps: int, rate: float, batch: in
     (out / f"{name}.json").write_text(json.dumps(record, indent=1))
 
 
+def install(built: Path) -> None:
+    """Copy both models into the package and their training records into experiments/results."""
+    from gradtf_fl.models import EMBEDDED
+
+    records = {}
+    for name in SHAPES:
+        shutil.copytree(built / name, EMBEDDED[f"embedded:{name}"], dirs_exist_ok=True)
+        records[name] = json.loads((built / f"{name}.json").read_text())
+    results = Path(__file__).parent / "results" / "pretraining.json"
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(records, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SHAPES))
@@ -145,7 +179,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--install", type=Path, metavar="BUILT", help="install what was built there")
     options = parser.parse_args()
+    if options.install is not None:
+        install(options.install)
+        return
+    if options.model is None:
+        parser.error("--model or --install is wanted")
     torch.set_num_threads(options.threads)
     schedule = SCHEDULES[options.model]
     pretrain(
@@ -153,6 +193,7 @@ def main() -> None:
         options.out,
         options.seed,
         options.steps or schedule["steps"],
+        schedule["settle"],
         options.rate or schedule["rate"],
         options.batch or schedule["batch"],
     )
