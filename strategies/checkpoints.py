@@ -102,9 +102,7 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
         raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
     differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
     if differing:
-        raise ConfigError(
-            f"{out}: the run there was started with another {', '.join(differing)}; name a new folder"
-        )
+        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
     return state
 
 

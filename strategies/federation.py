@@ -48,9 +48,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self, plan: FederationPlan, provider: Provider, roster: Roster, on_event: OnEvent | None = None
     ) -> None:
         if len(roster) != plan.organizations:
-            raise ConfigError(
-                f"the roster has {len(roster)} keys, the plan {plan.organizations} organizations"
-            )
+            raise ConfigError(f"the roster has {len(roster)} keys, the plan {plan.organizations} organizations")
         self.plan, self.provider, self.roster = plan, provider, roster
         self._on_event = on_event
         layout = provider.tiny.layout
@@ -256,6 +254,7 @@ def _record_of(config: RoundConfig, log: RoundLog, state: Literal["completed", "
         round=config.round,
         attempt=config.attempt,
         state=state,
+        aborted_at=list(log.answered)[-1] if state == "aborted" and log.answered else "",
         joined=log.answered.get("advertise", 0),
         masked=log.answered.get("mask", 0),
         unmasked=log.answered.get("unmask", 0),

@@ -111,9 +111,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
             self._waiting.append(message)
         return []
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all, then pull until all have answered or ``timeout`` seconds are over."""
         open_ids = set(self.push_messages(messages))
         end = None if timeout is None else time.monotonic() + timeout
@@ -129,9 +127,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         sent = Message(content=_over_the_wire(message.content), metadata=message.metadata)
         try:
             reply = self._client_app(sent, context)
-        except (
-            Exception
-        ) as error:  # as the real node does: the exception's text travels (so handlers must not raise)
+        except Exception as error:  # as the real node does: the exception's text travels (so handlers must not raise)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=sent)
         finally:
             self._identify()

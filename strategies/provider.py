@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 
 class PairSide(Protocol):
-    """One side of a trained pair: which adapter, and how its blocks lie in an update vector."""
+    """One side of a trained pair: which base model, which adapter, and how its blocks lie in an update vector."""
 
+    @property
+    def model_sha256(self) -> str: ...
     @property
     def spec(self) -> AdapterSpec: ...
     @property
@@ -98,13 +100,13 @@ class Provider:
 
     def _refuse_other_pair(self, plan: FederationPlan) -> None:
         sides = (
-            ("TinyLM", plan.tiny, self.tiny.layout, self.generator.source.layout),
-            ("LLM", plan.llm, self.llm_layout, self.generator.target.layout),
+            ("TinyLM", plan.tiny, self.tiny.layout, self.tiny.base_hash, self.generator.source),
+            ("LLM", plan.llm, self.llm_layout, self.llm_hash, self.generator.target),
         )
         problems = [
-            f"transformer {plan.transformer}: made for another {what} than {name!r} (adapter layouts differ)"
-            for what, name, ours, wanted in sides
-            if ours.digest != wanted.digest
+            f"transformer {plan.transformer}: made for another {what} than {name!r}"
+            for what, name, layout, base_hash, wanted in sides
+            if layout.digest != wanted.layout.digest or base_hash != wanted.model_sha256
         ]
         if problems:
             raise ConfigError(problems)
@@ -118,9 +120,7 @@ class Provider:
         packed = pack_adapter(state, self.llm_spec, self.llm_name)
         return self._signed(run_id, round_number, update, dict(state), packed)
 
-    def reload(
-        self, folder: Path, run_id: str, round_number: int, update: NDArray[np.float32]
-    ) -> GeneratedAdapter:
+    def reload(self, folder: Path, run_id: str, round_number: int, update: NDArray[np.float32]) -> GeneratedAdapter:
         """The adapter of a checkpointed round, signed again."""
         from gradtf_fl.adapters import load_adapter, pack_adapter
 

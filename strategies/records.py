@@ -17,13 +17,15 @@ class RoundRecord:
 
     Attributes:
         joined: organizations that advertised. masked: those whose update is in the sum.
-        unmasked: those that helped to unmask it. dropped: stage -> organizations lost there (silent or
-        wrong). refused: refusal code -> organizations that declined with it. max_abs_error: decoded mean
-        against the plain one; only a simulation can know it, None elsewhere. bytes_up_per_client,
-        bytes_down_per_client: payload bytes, mean over the organizations that were asked.
-        llm_adapter_sha256: of the packed adapter; empty in an aborted round. included: hex Ed25519 keys of
-        the organizations in the sum. seconds: wall time of ``train`` (begin to last advert), ``aggregate``
-        and ``generate``.
+        unmasked: those that helped to unmask it.
+        dropped: stage -> organizations lost there, silent or wrong.
+        refused: refusal code -> organizations that declined with it.
+        max_abs_error: decoded mean against the plain one; None where only the organizations could know it.
+        bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.
+        llm_adapter_sha256: of the packed adapter; empty in an aborted round.
+        aborted_at: the stage that fell below the threshold; empty in a completed round.
+        included: hex Ed25519 keys of the organizations in the sum.
+        seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
     """
 
     round: int
@@ -38,6 +40,7 @@ class RoundRecord:
     bytes_up_per_client: int = 0
     bytes_down_per_client: int = 0
     llm_adapter_sha256: str = ""
+    aborted_at: str = ""
     included: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -73,9 +73,7 @@ class SecureRound:
             adverts = self._close_advertise(len(begin))
             self._broadcast("share", adverts, self._server.receive_shares)
             shares = self._server.close_share()
-            outgoing = {
-                node: self._fields(shares[key]) for node, key in self._key_of.items() if key in shares
-            }
+            outgoing = {node: self._fields(shares[key]) for node, key in self._key_of.items() if key in shares}
             self._stage("mask", self._messages("mask", outgoing), self._receiver(self._server.receive_masked))
             survivors = self._server.close_mask()
             self.log.included = tuple(sorted(key.hex() for key in self._key_of.values()))

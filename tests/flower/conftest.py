@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flower.federation_kit import Kit, LinearGenerator, build, write_pair
+from gradtf_fl.transformer import GradTransformer
+from tests.flower.federation_kit import TRANSFORMER, Kit, build, write_pair, write_transformer
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +17,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def generator(pair: tuple[str, str]) -> LinearGenerator:
-    return LinearGenerator(*pair)
+def generator(pair: tuple[str, str]) -> GradTransformer:
+    return write_transformer(Path(pair[0]).parent / TRANSFORMER, pair)
 
 
 @pytest.fixture
-def make_kit(tmp_path: Path, pair: tuple[str, str], generator: LinearGenerator) -> Callable[..., Kit]:
+def make_kit(tmp_path: Path, pair: tuple[str, str], generator: GradTransformer) -> Callable[..., Kit]:
     def make(name: str = "out", **settings: object) -> Kit:
         return build(tmp_path / name, pair, generator, **settings)  # type: ignore[arg-type]
 

@@ -1,13 +1,12 @@
-"""A small real federation for tests: an untrained pair, organizations' folders, and a generator."""
+"""A small real federation for tests: untrained models, organizations' folders, and a plan."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from clients.client_app import app as client_app
 from experiments.pretrain_pair import build_model, build_tokenizer
@@ -23,41 +22,36 @@ from gradtf_fl.config import (
     SecAggSection,
     to_toml,
 )
-from gradtf_fl.models import load_model
+from gradtf_fl.models import load_model, model_hash
 from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
+from gradtf_fl.transformer import GradTransformer, Side
+from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.update_vectors import BlockLayout
 from strategies import InProcessGrid
 
 SPEC = AdapterSpec()
+TRANSFORMER = "transformer.safetensors"
 ROWS = 64
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the pair."""
-
-    spec: AdapterSpec
-    layout: BlockLayout
-
-
-class LinearGenerator:
-    """A fixed random linear map from TinyLM updates to LLM updates: deterministic, and blind to nothing."""
-
-    def __init__(self, tiny: str, llm: str) -> None:
-        self.source, self.target = (
-            Side(SPEC, BlockLayout.from_state(initial_state(load_model(name)[0], SPEC))) for name in (tiny, llm)
+def write_transformer(path: Path, pair: tuple[str, str]) -> GradTransformer:
+    """A small untrained Grad-Transformer of the pair, saved and loaded again."""
+    sides = []
+    for name in pair:
+        layout = BlockLayout.from_state(initial_state(load_model(name)[0], SPEC))
+        sides.append(Side(name, model_hash(name), SPEC, layout))
+    torch.manual_seed(7)
+    standards = [
+        Standardisation(
+            torch.zeros(side.layout.blocks, side.layout.block_dim),
+            torch.full((side.layout.blocks, side.layout.block_dim), 0.05),
         )
-        shape = (self.source.layout.size, self.target.layout.size)
-        self._map = np.random.default_rng(7).normal(0, 0.05, shape)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self._map.tobytes()).hexdigest()
-
-    def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
-        flat = update.reshape(-1).astype(np.float64) @ self._map
-        return flat.reshape(self.target.layout.blocks, self.target.layout.block_dim).astype(np.float32)
+        for side in sides
+    ]
+    backbone = Backbone(width=16, feed_forward=16, heads=1, head_dim=16, encoder_layers=1, decoder_layers=1)
+    GradTransformer(GradTransformerModel(backbone, *standards), backbone, *sides).save(path)
+    return GradTransformer.load(path)
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Kit:
 
     plan: FederationPlan
     folders: tuple[Path, ...]
-    generator: LinearGenerator
+    generator: GradTransformer
 
     def grid(self) -> InProcessGrid:
         """The in-process grid over these organizations."""
@@ -103,7 +97,7 @@ def random_rows(seed: int, count: int) -> list[Row]:
 def build(
     out: Path,
     pair: tuple[str, str],
-    generator: LinearGenerator,
+    generator: GradTransformer,
     organizations: int = 3,
     drop: dict[int, tuple[DropPoint, ...]] | None = None,
     budget: float = 8.0,
@@ -133,6 +127,7 @@ def build(
         (folder / "organization.toml").write_text(to_toml(config))
         folders.append(folder)
     settings: dict[str, object] = {
+        "transformer": str(Path(pair[0]).parent / TRANSFORMER),
         "tiny": pair[0],
         "llm": pair[1],
         "organizations": organizations,

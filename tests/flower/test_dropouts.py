@@ -57,6 +57,7 @@ def check(kit: Kit, pattern: Pattern) -> None:
         run_server(kit.grid(), kit.plan, None, kit.generator)
     (record,) = read_records(kit.plan.out)
     assert record.state == ("aborted" if fallen else "completed")
+    assert record.aborted_at == (fallen[0] if fallen else "")
     assert record.joined == left["advertise"]
     assert record.masked == left.get("mask", 0)
     assert record.dropped == lost(left)

@@ -18,8 +18,9 @@ from gradtf_fl.config import PrivacySection
 from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
+from gradtf_fl.transformer import GradTransformer
 from strategies import RoundEvent, checkpoints, read_records, run_server
-from tests.flower.federation_kit import Kit, LinearGenerator
+from tests.flower.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 
@@ -83,13 +84,12 @@ import os, signal
 from clients.client_app import app
 from strategies import InProcessGrid, run_server
 from gradtf_fl.config import FederationPlan
-from tests.flower.federation_kit import LinearGenerator
 plan = FederationPlan.from_run_config({kit.plan.to_run_config()!r})
 grid = InProcessGrid(app, [{{"organization-dir": f}} for f in {[str(f) for f in kit.folders]!r}])
 def die(event):
     if (event.kind, event.stage, event.round) == ("stage", "unmask", 2):
         os.kill(os.getpid(), signal.SIGKILL)
-run_server(grid, plan, die, LinearGenerator({kit.plan.tiny!r}, {kit.plan.llm!r}))
+run_server(grid, plan, die)
 """
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -100,21 +100,20 @@ run_server(grid, plan, die, LinearGenerator({kit.plan.tiny!r}, {kit.plan.llm!r})
     assert [(record.round, record.attempt) for record in result.rounds] == [(1, 0), (2, 1)]
 
 
-def test_another_pair_transformer_or_roster_cannot_continue_a_run(
-    make_kit: MakeKit, generator: LinearGenerator
-) -> None:
-    class Other(LinearGenerator):
-        def __init__(self) -> None:
-            self.__dict__.update(generator.__dict__)
-
-        @property
-        def sha256(self) -> str:
-            return "0" * 64
-
+def test_another_transformer_cannot_continue_a_run(make_kit: MakeKit) -> None:
     kit = make_kit(rounds=1)
     run_server(kit.grid(), kit.plan, None, kit.generator)
+    again = GradTransformer.load(kit.plan.transformer)
+    again.sha256 = "0" * 64
     with pytest.raises(ConfigError, match="another transformer"):
-        run_server(kit.grid(), kit.plan, None, Other())
+        run_server(kit.grid(), kit.plan, None, again)
+
+
+def test_a_transformer_of_another_pair_is_refused(make_kit: MakeKit) -> None:
+    kit = make_kit(rounds=1)
+    for swapped in ({"tiny": kit.plan.llm}, {"llm": kit.plan.tiny}):
+        with pytest.raises(ConfigError, match="made for another"):
+            run_server(kit.grid(), kit.plan.model_copy(update=swapped), None, kit.generator)
 
 
 def test_damaged_checkpoints_are_named(make_kit: MakeKit) -> None:

@@ -1,0 +1,74 @@
+"""A Flower app folder for one run: two import lines and the plan as its run config.
+
+A Flower app bundle carries no weights and would shadow the installed package, so the bundle is kept this thin and
+everything it imports comes from the packages installed at each node.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gradtf_fl import __version__
+from gradtf_fl.config import FederationPlan
+from gradtf_fl.models import model_folder
+
+PACKAGE = "gradtf_run"
+_FILES = {
+    "__init__.py": '"""One federated run."""\n',
+    "server.py": '"""ServerApp."""\n\nfrom strategies.server_app import app as app\n',
+    "client.py": '"""ClientApp."""\n\nfrom clients.client_app import app as app\n',
+}
+
+
+def write_app(folder: Path, plan: FederationPlan) -> Path:
+    """Write the app; ``flwr run FOLDER`` then runs ``plan``. Returns ``folder``.
+
+    Paths in the plan become absolute, as Flower's processes work elsewhere.
+
+    Raises:
+        ConfigError: a local model folder of the plan is missing.
+    """
+    package = folder / PACKAGE
+    package.mkdir(parents=True, exist_ok=True)
+    for name, text in _FILES.items():
+        (package / name).write_text(text, encoding="utf-8")
+    (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
+    (folder / "pyproject.toml").write_text(_project(absolute(plan)), encoding="utf-8")
+    return folder
+
+
+def absolute(plan: FederationPlan) -> FederationPlan:
+    """The plan with absolute paths; names of embedded or hub models stay names."""
+    update: dict[str, object] = {"out": plan.out.absolute()}
+    for name in ("provider_key", "organizations_dir"):
+        path = getattr(plan, name)
+        update[name] = None if path is None else path.absolute()
+    for name in ("tiny", "llm"):
+        value = getattr(plan, name)
+        update[name] = value if value.startswith("embedded:") else model_folder(value)
+    if plan.transformer != "embedded":
+        update["transformer"] = str(Path(plan.transformer).absolute())
+    return plan.model_copy(update=update)
+
+
+def _project(plan: FederationPlan) -> str:
+    config = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plan.to_run_config().items())
+    return f"""[project]
+name = "{PACKAGE.replace("_", "-")}"
+version = "{__version__}"
+description = "One federated run of gradtf-fl"
+license = {{ file = "LICENSE" }}
+dependencies = []
+
+[tool.flwr.app]
+publisher = "gradtf"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "{PACKAGE}.server:app"
+clientapp = "{PACKAGE}.client:app"
+
+[tool.flwr.app.config]
+{config}"""
