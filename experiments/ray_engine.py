@@ -37,8 +37,8 @@ OFFLINE = {
 APP = """[project]
 name = "gradtf-simulation"
 version = "0.1.0"
-license = {{ text = "Apache-2.0" }}
-dependencies = []
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41,<1.42"]
 
 [tool.flwr.app]
 publisher = "gradtf"
@@ -73,7 +73,7 @@ def run_on_ray(config: SimulationConfig, folders: FederationFolders, on_round: O
                 f'[superlink]\ndefault = "sim"\n\n[superlink.sim]\naddress = "{address}"\ninsecure = true\n'
             )
             output = _run(app, config, folders, environment, on_round)
-            state, reason = _ending(config, folders, output + _tail(log))
+            state, reason = _ending(config, folders, f"{output} | {_tail(log)}")
     return read_outcome(folders, state, reason)
 
 
@@ -84,6 +84,7 @@ def _write_app(config: SimulationConfig, folders: FederationFolders, home: Path)
     run_config = config.plan(folders.out, folders.organizations_dir, folders.provider_key).to_run_config()
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in run_config.items())
     (app / "pyproject.toml").write_text(APP.format(config=lines))
+    (app / "LICENSE").write_text("Apache-2.0\n")
     (package / "__init__.py").write_text("")
     (package / "server.py").write_text("from strategies.server_app import app\n\n__all__ = ['app']\n")
     (package / "client.py").write_text("from clients.client_app import app\n\n__all__ = ['app']\n")
@@ -199,4 +200,4 @@ def _listens(host: str, port: int) -> bool:
 def _tail(log: IO[str]) -> str:
     log.flush()
     log.seek(0)
-    return " | ".join(line.strip() for line in log.read().splitlines()[-LOG_TAIL:] if line.strip())
+    return " | ".join(line.strip("─╭╮╰╯│ ") for line in log.read().splitlines()[-LOG_TAIL:] if line.strip("─╭╮╰╯│ "))

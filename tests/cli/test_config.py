@@ -32,9 +32,7 @@ def organization(**secagg: Any) -> OrganizationConfig:
         data=DataSection(train=Path('odd "name".jsonl'), test=Path("test.jsonl")),
         privacy=PrivacySection(budget=8.0),
         secagg=SecAggSection(**({"roster": ROSTER, "provider_key": "d" * 64} | secagg)),
-        simulation=OrganizationSimulation(
-            seed=3, drop=(DropPoint(stage="mask"), DropPoint(stage="share", round=2))
-        ),
+        simulation=OrganizationSimulation(seed=3, drop=(DropPoint(stage="mask"), DropPoint(stage="share", round=2))),
     )
 
 
@@ -64,9 +62,7 @@ def test_run_config_comes_back_equal(plan: FederationPlan) -> None:
 
 
 def test_every_problem_is_reported_with_file_and_key() -> None:
-    found = problems(
-        SimulationConfig, {"organizations": "many", "epsilon": math.nan, "rules": "odd", "typo": 1}
-    )
+    found = problems(SimulationConfig, {"organizations": "many", "epsilon": math.nan, "rules": "odd", "typo": 1})
     assert [line.split(": ")[1] for line in found] == ["organizations", "epsilon", "rules", "typo"]
     assert all(line.startswith("f.toml: ") for line in found)
 

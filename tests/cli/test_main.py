@@ -35,9 +35,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         "print(sorted({'torch', 'transformers', 'flwr', 'numpy', 'pydantic', 'rich'} & set(sys.modules)))"
     )
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert time.monotonic() - began < 1.0
     assert done.stdout.splitlines()[-1] == "[]"
     assert all(verb in done.stdout for verb in VERBS)
@@ -63,15 +61,11 @@ def test_verb_help_imports_no_torch() -> None:
         "  except SystemExit as e: assert not e.code\n"
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["simulate", "--rounds", "many"], ["simulate", "--wrong"], []]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["simulate", "--rounds", "many"], ["simulate", "--wrong"], []])
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert gradtf(*arguments).exit_code == 2
 
