@@ -22,8 +22,8 @@ from gradtf_fl.privacy.events import DpEvent, merge
 
 PRV_ERROR = 0.01
 """Largest gap (in epsilon) between PRV's answer and the truth; at most 2 % of the RDP bound."""
-PRV_MAX_EPSILON = 100.0
-"""Above this RDP bound PRV's mesh would need gigabytes; the RDP bound itself is returned (valid, looser)."""
+PRV_MAX_EPSILON = 400.0
+"""Above this RDP bound exp overflows in PRV and the RDP bound itself is returned: valid, looser."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from gradtf_fl.privacy.accountants import epsilon_prv
 from gradtf_fl.privacy.events import DpEvent, merge
 
 MAX_SIGMA = 1e4
+MIN_EPSILON = 0.01
+"""PRV's own error, about 0.002 there, leaves nothing to calibrate below."""
 CLOSENESS = 2e-3
 """The search stops once epsilon lies within this share below its target."""
 SIGMA_DIGITS = 4
 """Sigma is rounded UP to this many decimals, so that equal plans give equal, mergeable events."""
 
 
-def noise_multiplier(
-    target_epsilon: float, delta: float, q: float, steps: int, spent: Iterable[DpEvent] = ()
-) -> float:
+def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, spent: Iterable[DpEvent] = ()) -> float:
     """Least noise for which ``spent`` and ``steps`` more steps stay within ``target_epsilon``.
 
     Opacus' own calibration forgets what was already spent; here both are composed jointly by PRV. The result
@@ -29,8 +29,8 @@ def noise_multiplier(
         BudgetExhausted: ``spent`` alone passes the target.
     """
     problems = []
-    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
-        problems.append(f"epsilon must be a finite number above 0, not {target_epsilon}")
+    if not (math.isfinite(target_epsilon) and target_epsilon >= MIN_EPSILON):
+        problems.append(f"epsilon must be a finite number of at least {MIN_EPSILON}, not {target_epsilon}")
     if not 0 < delta < 1:
         problems.append(f"delta must lie between 0 and 1, not {delta}")
     if not 0 < q <= 1:
@@ -47,39 +47,37 @@ def noise_multiplier(
 
 
 def _search(target: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...]) -> float:
-    """Bracketed false position on log epsilon over log sigma, which is close to a straight line."""
+    """Secant steps on log epsilon over log sigma (nearly a line), kept inside the bracket once there is one."""
+    tried: list[tuple[float, float]] = []  # (log sigma, log of epsilon / target), in order of trial
 
-    def excess(sigma: float) -> float:
-        return math.log(epsilon_prv((*history, DpEvent(sigma, q, steps)), delta) / target)
+    def enough(sigma: float) -> bool:
+        gap = math.log(epsilon_prv((*history, DpEvent(sigma, q, steps)), delta) / target)
+        tried.append((math.log(sigma), gap))
+        return gap <= 0
 
-    low: tuple[float, float] | None = None  # too little noise
-    high: tuple[float, float] | None = None  # enough noise
+    best = math.inf
     sigma = 1.0
     for _ in range(60):
-        sigma = math.ceil(sigma * 10**SIGMA_DIGITS) / 10**SIGMA_DIGITS
-        gap = excess(sigma)
-        if gap <= 0:
-            if high is not None and low is not None and sigma >= high[0]:
+        sigma = math.ceil(sigma * 10**SIGMA_DIGITS - 1e-6) / 10**SIGMA_DIGITS
+        if any(math.isclose(math.log(sigma), x, abs_tol=1e-12) for x, _ in tried):
+            break  # the bracket is as narrow as sigma's digits
+        if enough(sigma):
+            best = min(best, sigma)
+            if tried[-1][1] >= -CLOSENESS:
                 break
-            high = (sigma, gap)
-        else:
-            low = (sigma, gap)
-        if high is not None and (high[1] >= -CLOSENESS or (low and high[0] - low[0] < 2 * 10**-SIGMA_DIGITS)):
-            break
-        sigma = _next_guess(low, high)
-        if sigma > MAX_SIGMA:
+        elif sigma > 100 and math.isinf(best) and not enough(MAX_SIGMA):
             raise ConfigError(f"no noise keeps {steps} steps at q={q:g} within epsilon {target:g}: raise it")
-    assert high is not None
-    return high[0]
+        sigma = math.exp(_next_guess(tried))
+    return best if math.isfinite(best) else MAX_SIGMA
 
 
-def _next_guess(low: tuple[float, float] | None, high: tuple[float, float] | None) -> float:
-    if high is None:
-        assert low is not None
-        return low[0] * min(8.0, max(1.3, math.exp(1.2 * low[1])))
-    if low is None:
-        return max(high[0] * max(0.25, math.exp(0.7 * high[1])) * 0.95, 0.01)
-    # aim half the allowed closeness below the target, and stay off the bracket's ends
-    x0, x1 = math.log(low[0]), math.log(high[0])
-    share = (low[1] + CLOSENESS / 2) / (low[1] - high[1])
-    return math.exp(x0 + min(0.95, max(0.05, share)) * (x1 - x0))
+def _next_guess(tried: list[tuple[float, float]]) -> float:
+    """Log sigma at which the line through the two best trials lies half the allowed closeness below the target."""
+    x1, gap1 = min(tried, key=lambda trial: abs(trial[1]))
+    x0, gap0 = min((t for t in tried if t[0] != x1), key=lambda t: abs(t[1]), default=(x1 - 1, gap1 + 1.7))
+    slope = min((gap1 - gap0) / (x1 - x0), -0.1)
+    guess = x1 - (gap1 + CLOSENESS / 2) / slope
+    low = max((x for x, gap in tried if gap > 0), default=x1 - 2)
+    high = min((x for x, gap in tried if gap <= 0), default=x1 + 2)
+    margin = 0.02 * (high - low)
+    return min(high - margin, max(low + margin, guess))

@@ -74,9 +74,7 @@ def chain_problems(entries: Sequence[Entry], public_key: bytes) -> list[Problem]
     previous = GENESIS_HASH
     for position, entry in enumerate(entries, 1):
         if entry.number != position:
-            problems.append(
-                Problem(entry.number, f"row {position} is expected here: rows are missing or moved")
-            )
+            problems.append(Problem(entry.number, f"row {position} is expected here: rows are missing or moved"))
             break
         if entry.previous != previous:
             problems.append(Problem(position, "does not follow the row before it"))

@@ -48,9 +48,7 @@ class DpEvent:
 
     def covers(self, other: DpEvent) -> bool:
         """Whether this costs at least as much as ``other``: no more noise, no smaller q, no fewer steps."""
-        return other.releases_nothing or (
-            self.sigma <= other.sigma and self.q >= other.q and self.steps >= other.steps
-        )
+        return other.releases_nothing or (self.sigma <= other.sigma and self.q >= other.q and self.steps >= other.steps)
 
 
 def merge(events: Iterable[DpEvent]) -> tuple[DpEvent, ...]:

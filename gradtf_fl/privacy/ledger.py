@@ -190,9 +190,7 @@ class Ledger:
             if not entries and not structure and head_or_problem(self.path) == EMPTY_HEAD:
                 first = seal(1, "genesis", genesis.body(), GENESIS_HASH, self._key)
                 append(connection, first)
-                append(
-                    connection, seal(2, "budget", budget_body(budget, genesis.created), first.hash, self._key)
-                )
+                append(connection, seal(2, "budget", budget_body(budget, genesis.created), first.hash, self._key))
 
     def _close(self, reservation: int, kind: str, document: dict[str, object]) -> Charge:
         with self._writing() as writing:

@@ -62,9 +62,7 @@ def replay_or_fail(path: Path, entries: Sequence[Entry]) -> Replay:
         raise VerificationFailed(f"{path}: row 1: {error}") from error
 
 
-def check(
-    path: Path, entries: Sequence[Entry], structure: Sequence[Problem], content: Replay
-) -> list[Problem]:
+def check(path: Path, entries: Sequence[Entry], structure: Sequence[Problem], content: Replay) -> list[Problem]:
     """Every break: of the file's structure, the chain, the rows' meaning, and the head file, in row order."""
     chain = chain_problems(entries, content.genesis.public_key)
     found = {*structure, *chain, *content.problems, *_head_problems(path, entries)}
@@ -88,15 +86,9 @@ def _head_problems(path: Path, entries: Sequence[Entry]) -> list[Problem]:
     if head is None:
         return [Problem(0, f"{name} is missing")]
     if head.rows > len(entries):
-        return [
-            Problem(len(entries) + 1, f"rows are cut off: {name} knows {head.rows}, {len(entries)} are left")
-        ]
+        return [Problem(len(entries) + 1, f"rows are cut off: {name} knows {head.rows}, {len(entries)} are left")]
     known = entries[head.rows - 1].hash if head.rows else GENESIS_HASH
-    return (
-        []
-        if head.rows >= 0 and known == head.hash
-        else [Problem(max(head.rows, 0), f"{name} knows another row")]
-    )
+    return [] if known == head.hash else [Problem(head.rows, f"{name} knows another row")]
 
 
 def _load(path: Path) -> tuple[list[Entry], list[Problem]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradtf_fl.errors import ConfigError
+from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.privacy.chain import Entry, Problem
 
 WAIT_S = 120.0
@@ -64,9 +64,7 @@ def create(path: Path) -> None:
 @contextmanager
 def transaction(path: Path) -> Iterator[sqlite3.Connection]:
     """The only writer of ``path`` while the block runs; committed at its end, undone on an exception."""
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None
-    )
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
     try:
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous=FULL")
@@ -77,6 +75,10 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+    except sqlite3.OperationalError:  # locked for too long, disk full: not the ledger's fault
+        raise
+    except sqlite3.DatabaseError as error:
+        raise VerificationFailed(f"{path}: the file is damaged ({error})") from error
     finally:
         connection.close()
 
@@ -131,15 +133,19 @@ def read_entries(connection: sqlite3.Connection) -> tuple[list[Entry], list[Prob
         ConfigError: the database holds no ledger at all.
         sqlite3.DatabaseError: it can't be read.
     """
+    try:
+        return _read_entries(connection)
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError("text that is no UTF-8") from error
+
+
+def _read_entries(connection: sqlite3.Connection) -> tuple[list[Entry], list[Problem]]:
     found = {name: sql for name, sql in connection.execute("SELECT name, sql FROM sqlite_master")}
     if "entries" not in found:
         raise ConfigError("a SQLite file, but no privacy ledger: it has no table of entries")
-    problems = [
-        Problem(0, f"the schema's {name} was changed") for name in SCHEMA if found.get(name) != SCHEMA[name]
-    ]
+    problems = [Problem(0, f"the schema's {name} was changed") for name in SCHEMA if found.get(name) != SCHEMA[name]]
     problems += [
-        Problem(0, f"the file holds {name}, which is no part of a ledger")
-        for name in sorted(found.keys() - SCHEMA)
+        Problem(0, f"the file holds {name}, which is no part of a ledger") for name in sorted(found.keys() - SCHEMA)
     ]
     entries = []
     query = "SELECT number, kind, body, previous, hash, signature FROM entries ORDER BY rowid"
@@ -174,8 +180,11 @@ def read_head(ledger: Path) -> Head | None:
     """The head beside ``ledger``; None where there is no file. ValueError when it is damaged."""
     try:
         document = json.loads(head_path(ledger).read_text(encoding="ascii"))
-        return Head(int(document["rows"]), bytes.fromhex(document["hash"]))
+        head = Head(document["rows"], bytes.fromhex(document["hash"]))
+        if not isinstance(head.rows, int) or head.rows < 0:
+            raise ValueError("rows is no count")
+        return head
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{head_path(ledger).name} is damaged") from error

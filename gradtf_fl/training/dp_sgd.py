@@ -211,9 +211,7 @@ def private_optimizer(
 
     was_training = model.training
     model.train()  # from_pretrained gives eval mode, in which the hooks record nothing
-    hooks = prepare_module(
-        model, "hooks", wrap_model=False, batch_first=True, loss_reduction="sum", strict=True
-    )
+    hooks = prepare_module(model, "hooks", wrap_model=False, batch_first=True, loss_reduction="sum", strict=True)
     try:
         hooks.forbid_grad_accumulation()
         with warnings.catch_warnings():
@@ -251,15 +249,11 @@ def _check_arguments(
     if not (math.isfinite(clip) and clip > 0):
         problems.append(f"the clipping norm must be a finite number above 0, not {clip}")
     if batch < 1 or steps < 1 or physical_batch < 1:
-        problems.append(
-            f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}"
-        )
+        problems.append(f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}")
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"the learning rate must be a finite number above 0, not {rate}")
     if len(rows) and bool((rows.attention_mask.diff(dim=1) > 0).any()):
-        problems.append(
-            "rows must be padded on the right: after left padding a real token is predicted from a pad"
-        )
+        problems.append("rows must be padded on the right: after left padding a real token is predicted from a pad")
     if len(rows) and bool(((rows.labels != IGNORED) & (rows.attention_mask == 0)).any()):
         problems.append("padding must carry no labels")
     if problems:
@@ -284,6 +278,4 @@ def _check_moved(parameters: dict[str, nn.Parameter], before: dict[str, Tensor])
     """Loss can fall and epsilon accrue while nothing trains (opacus issue 820): fail loudly instead."""
     still = [name for name, old in before.items() if torch.equal(parameters[name].detach(), old)]
     if still:
-        raise NothingTrained(
-            f"the first private step left {len(still)} adapter matrices unchanged, e.g. {still[0]}"
-        )
+        raise NothingTrained(f"the first private step left {len(still)} adapter matrices unchanged, e.g. {still[0]}")

@@ -1,0 +1,168 @@
+"""What an auditor is told about a ledger: every epsilon with the words that give it meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.privacy.accountants import Epsilons, epsilon_pld_replace_one, epsilon_prv, epsilons
+from gradtf_fl.privacy.events import NOISE_UNRECORDED, SAMPLER, DpEvent, merge
+from gradtf_fl.privacy.reading import LedgerReading, read_ledger
+from gradtf_fl.privacy.records import Charge
+
+CURVE_POINTS = 32
+"""Rounds for which epsilon is recomputed; of a longer history every n-th round and the last."""
+
+NOT_COVERED = (
+    "That the organization takes part, how many rows it has (q and the batch size give it away), and its "
+    "hyper-parameters.",
+    "People with several rows: the unit is one row, so k rows of one person cost up to k times as much.",
+    "Clipping rates, losses, exact batch sizes and evaluation figures. They stay in the organization; who "
+    "publishes them leaves this guarantee.",
+    "Noise or clipping bounds that were tuned by looking at the private rows.",
+    "Attacks on the floating-point noise and on the running machine (timing, memory).",
+    "Anything trained without noise, such as the comparison ceiling of a simulation.",
+)
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """One charge and epsilon (PRV, joint) after it; None where the curve leaves this round out."""
+
+    charge: Charge
+    epsilon_after: float | None
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """A ledger's figures.
+
+    Attributes:
+        reading: the ledger as found, with the breaks of its chain.
+        events: what counts, merged by (sigma, q).
+        epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row.
+        remaining: budget less PRV epsilon, at least 0; inf without a budget.
+        noise: every kind of noise generator that a charge names.
+    """
+
+    reading: LedgerReading
+    events: tuple[DpEvent, ...]
+    epsilon: Epsilons
+    replace_one: float
+    remaining: float
+    noise: tuple[str, ...]
+    rounds: tuple[RoundCost, ...]
+
+    @property
+    def organization(self) -> str:
+        return self.reading.content.genesis.organization
+
+    @property
+    def delta(self) -> float:
+        return self.reading.content.genesis.delta
+
+    @property
+    def budget(self) -> float:
+        return self.reading.content.budget
+
+    @property
+    def sound(self) -> bool:
+        """Whether the chain holds; the figures of a broken one prove nothing."""
+        return not self.reading.problems
+
+    @property
+    def epsilon_valid(self) -> bool:
+        """Whether the sampler is the one that the accountants assume (fixed-size batches are not)."""
+        return self.reading.content.genesis.sampler == SAMPLER
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit document of one ledger; infinite figures become null."""
+        genesis = self.reading.content.genesis
+        return {
+            "organization": self.organization,
+            "ledger": str(self.reading.path),
+            "unit": genesis.unit,
+            "adjacency": genesis.adjacency,
+            "delta": self.delta,
+            "sampler": genesis.sampler,
+            "accountant": genesis.accountant,
+            "noise_generator": list(self.noise),
+            "events": [{"sigma": e.sigma, "q": e.q, "steps": e.steps} for e in self.events],
+            "epsilon": {
+                "prv": finite(self.epsilon.prv),
+                "pld": finite(self.epsilon.pld),
+                "rdp": finite(self.epsilon.rdp),
+                "replace_one_pld": finite(self.replace_one),
+            },
+            "epsilon_valid": self.epsilon_valid,
+            "budget": finite(self.budget),
+            "remaining": finite(self.remaining),
+            "rounds": [round_json(cost) for cost in self.rounds],
+            "not_covered": list(NOT_COVERED),
+            "chain": {
+                "ok": self.sound,
+                "head": self.reading.head.hex(),
+                "rows": self.reading.rows,
+                "public_key": genesis.public_key.hex(),
+                "problems": [{"row": p.row, "what": p.what} for p in self.reading.problems],
+            },
+        }
+
+
+def round_json(cost: RoundCost) -> dict[str, Any]:
+    """JSON form of one charge."""
+    charge = cost.charge
+    return {
+        "run": charge.run_id,
+        "round": charge.round,
+        "attempt": charge.attempt,
+        "state": charge.state,
+        "sigma": charge.event.sigma,
+        "q": charge.event.q,
+        "steps": charge.event.steps,
+        "epsilon_after": finite(cost.epsilon_after),
+        "noise_generator": charge.noise,
+        "note": charge.note,
+        "when": charge.when,
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def report_ledger(path: str | Path) -> LedgerReport:
+    """Read one ledger and compute its epsilons anew from its events.
+
+    Raises:
+        ConfigError: no file, or no ledger.
+        VerificationFailed: too damaged to be read. Lesser breaks are in the report (`LedgerReport.sound`).
+    """
+    reading = read_ledger(path)
+    content, delta = reading.content, reading.content.genesis.delta
+    spent = epsilons(content.events, delta)
+    noise = dict.fromkeys(charge.noise for charge in content.charges if charge.counted)
+    return LedgerReport(
+        reading=reading,
+        events=merge(content.events),
+        epsilon=spent,
+        replace_one=epsilon_pld_replace_one(content.events, delta),
+        remaining=max(0.0, content.budget - spent.prv) if math.isfinite(spent.prv) else 0.0,
+        noise=tuple(noise) or (NOISE_UNRECORDED,),
+        rounds=_curve(content.charges, delta),
+    )
+
+
+def _curve(charges: tuple[Charge, ...], delta: float) -> tuple[RoundCost, ...]:
+    stride = math.ceil(len(charges) / CURVE_POINTS) or 1
+    costs = []
+    history: list[DpEvent] = []
+    for i, charge in enumerate(charges):
+        if charge.counted:
+            history.append(charge.event)
+        shown = i % stride == stride - 1 or i + 1 == len(charges)
+        costs.append(RoundCost(charge, epsilon_prv(history, delta) if shown else None))
+    return tuple(costs)
