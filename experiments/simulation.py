@@ -66,8 +66,11 @@ class RunClock:
         self._stage = ""
 
 
-def run_simulation(config: SimulationConfig, on_event: OnEvent) -> SimulationReport:
+def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | None = None) -> SimulationReport:
     """Run a whole federation and write ``report.json``.
+
+    Args:
+        began: `time.monotonic` when the user's wait began (default: now); ``wall_s`` counts from there.
 
     Returns:
         the report, also after a budget refusal or an aborted round (see its ``state``).
@@ -76,15 +79,13 @@ def run_simulation(config: SimulationConfig, on_event: OnEvent) -> SimulationRep
         ConfigError, CorruptFile: nothing was trained.
     """
     check_inputs(config)
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     out = Path(tempfile.mkdtemp(prefix="gradtf-")) if config.out is None else config.out.absolute()
     if config.out is not None:
         claim_out(out)
     clock = RunClock(on_event, STAGES_BESIDE_ROUNDS + config.rounds)
     clock.enter("set up organizations")
-    data = house_rules_federation(
-        config.rules, config.organizations, config.rows, config.test_rows, config.seed
-    )
+    data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
     folders = build_folders(config, data, out)
     clock.enter("federation")
     try:
@@ -121,9 +122,7 @@ def _run_federation(config: SimulationConfig, folders: FederationFolders, clock:
     return run_in_process(config, folders, show)
 
 
-def _shown(
-    event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig
-) -> SimulationEvent:
+def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig) -> SimulationEvent:
     """A round's event for people: a stage is told when its last organization answered or was lost."""
     record, stage_over = event.record, clock.replies == event.expected
     if record is not None:
@@ -202,7 +201,6 @@ def _largest_epsilon(folders: FederationFolders, config: SimulationConfig) -> fl
 def _rounds(outcome: Outcome, folders: FederationFolders) -> list[Mapping[str, Any]]:
     """Records of all attempts, with what only a simulation can know: the error of the decoded mean."""
     return [
-        record.to_json()
-        | {"max_abs_error": sum_error(folders, record) if record.state == "completed" else None}
+        record.to_json() | {"max_abs_error": sum_error(folders, record) if record.state == "completed" else None}
         for record in outcome.records
     ]

@@ -66,9 +66,7 @@ class TunedBench:
         return apply_update(self.layout, self.initial, update)
 
 
-def tuned_alone(
-    config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int
-) -> Figures:
+def tuned_alone(config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int) -> Figures:
     """TinyLM tuned on each organization's own rows alone: the federation's DP-SGD without the others.
 
     The organizations are trained side by side over one frozen base (each is a federation of one).
@@ -92,9 +90,7 @@ def tuned_alone(
     return scores
 
 
-def ceiling(
-    config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int
-) -> Figures:
+def ceiling(config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int) -> Figures:
     """LLM tuned without DP on all organizations' rows together, seeing as many examples as the federation."""
     from gradtf_fl.training.plain import fine_tune
 

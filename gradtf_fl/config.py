@@ -251,9 +251,7 @@ class SimulationConfig(Section):
     def plan(self, out: Path, organizations_dir: Path, provider_key: Path) -> FederationPlan:
         """The server's side of this simulation."""
         shared = {
-            name: getattr(self, name)
-            for name in FederationPlan.model_fields
-            if name in SimulationConfig.model_fields
+            name: getattr(self, name) for name in FederationPlan.model_fields if name in SimulationConfig.model_fields
         }
         return FederationPlan(
             **(shared | {"out": out, "organizations_dir": organizations_dir, "provider_key": provider_key})
@@ -262,9 +260,7 @@ class SimulationConfig(Section):
 
 def _refuse_two(organizations: int, allow_two: bool) -> None:
     if organizations < 3 and not allow_two:
-        raise ValueError(
-            "with 2 organizations each learns the other's update; at least 3, or set allow_two = true"
-        )
+        raise ValueError("with 2 organizations each learns the other's update; at least 3, or set allow_two = true")
 
 
 def _kebab(name: str) -> str:

@@ -160,9 +160,7 @@ def _sqlite() -> Iterator[Finding]:
     if mode == "wal":
         yield Finding("ok", "SQLite", f"{sqlite3.sqlite_version}, write-ahead log works")
     else:
-        yield Finding(
-            "fail", "SQLite", f"journal mode {mode}", "put TMPDIR and ledgers on a local file system"
-        )
+        yield Finding("fail", "SQLite", f"journal mode {mode}", "put TMPDIR and ledgers on a local file system")
 
 
 def _assets() -> Iterator[Finding]:
@@ -216,9 +214,7 @@ def check_organization(folder: Path) -> Iterator[Finding]:
 
         public = Identity.load(folder / "identity.key").public.hex()
         if public not in config.secagg.roster:
-            yield Finding(
-                "fail", f"{folder}/identity.key", "is not in the roster", "send the roster's owner the key"
-            )
+            yield Finding("fail", f"{folder}/identity.key", "is not in the roster", "send the roster's owner the key")
     except (GradtfError, OSError, ValueError) as error:
         yield Finding("fail", f"{folder}/identity.key", str(error), "restore the key or enrol anew")
     yield from _modes(folder)

@@ -166,8 +166,7 @@ cli = Gradtf(
     params=[_debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=True,
-    help="Federated LLM fine-tuning without sharing data.\n\n"
-    "Example: gradtf simulate --organizations 5 --epsilon 8",
+    help="Federated LLM fine-tuning without sharing data.\n\nExample: gradtf simulate --organizations 5 --epsilon 8",
     epilog="gradtf VERB --help shows a verb's options and an example. Exit codes: 0 done, 1 unexpected, "
     "2 usage or configuration, 3 privacy budget exhausted, 4 round aborted, 5 verification failed.",
 )

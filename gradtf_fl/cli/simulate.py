@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,14 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     help="Organizations that vanish at advertise, share, mask, consistency or unmask. Repeatable.",
 )
 @click.option("--seed", type=int, help="Data, training and noise of the run.  [default: 0]")
-@click.option(
-    "--allow-two", is_flag=True, default=None, help="Accept 2 organizations: each learns the other's."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for report and adapters."
-)
+@click.option("--allow-two", is_flag=True, default=None, help="Accept 2 organizations: each learns the other's.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for report and adapters.")
 @json_option
 def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     """Run a whole federation on this machine: real server and client apps, secure aggregation, DP-SGD,
     privacy ledgers, Grad-Transformer and evaluation. Nothing leaves this process.
     """
+    began = time.monotonic()
     from gradtf_fl.config import SimulationConfig
 
     config = configured(SimulationConfig, config_file, given)
@@ -59,7 +57,7 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
         progress.show(SimulationEvent("load"))
         from experiments.simulation import run_simulation  # imports torch: seconds
 
-        report = run_simulation(config, progress.show)
+        report = run_simulation(config, progress.show, began)
     if config.out is None:
         click.echo(f"gradtf: no --out given; the run is in the temporary folder {report.out}", err=True)
     if as_json:

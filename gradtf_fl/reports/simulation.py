@@ -101,9 +101,7 @@ class SimulationProgress:
                 line + (f": {details}" if details else ""), markup=False, highlight=False, soft_wrap=True
             )
             return
-        self._bar.update(
-            self._task, description=_headline(event), completed=event.done, total=event.total or None
-        )
+        self._bar.update(self._task, description=_headline(event), completed=event.done, total=event.total or None)
         self._live.update(Group(Text(_details(event) or " ", style="dim"), self._bar))
 
 
