@@ -6,13 +6,13 @@ A refusal raises a named `ProtocolViolation` and is final for the round: the sec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from gradtf_fl.secagg import primitives as crypto
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
 from gradtf_fl.secagg.graph import neighbours
-from gradtf_fl.secagg.masks import add_masks
+from gradtf_fl.secagg.masks import MaskStreams
 from gradtf_fl.secagg.messages import (
     Advert,
     AdvertList,
@@ -26,7 +26,7 @@ from gradtf_fl.secagg.messages import (
     view_digest,
     vote_bytes,
 )
-from gradtf_fl.secagg.packing import pack
+from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.quantization import Floats
 from gradtf_fl.secagg.roster import Identity, Roster
@@ -96,9 +96,7 @@ class SecAggClient:
         return self._state.to_bytes()
 
     @classmethod
-    def from_bytes(
-        cls, data: bytes, policy: ClientPolicy, roster: Roster, identity: Identity
-    ) -> SecAggClient:
+    def from_bytes(cls, data: bytes, policy: ClientPolicy, roster: Roster, identity: Identity) -> SecAggClient:
         """Inverse of `to_bytes`. The policy is checked again; the round counter was at construction.
 
         Raises:
@@ -146,8 +144,7 @@ class SecAggClient:
             state.members = tuple(peers)
             self._check_neighbourhood(state.members)
             state.peers = {
-                j: Peer(peers[j].encryption_key, peers[j].mask_key)
-                for j in neighbours(self._me, state.members)
+                j: Peer(peers[j].encryption_key, peers[j].mask_key) for j in neighbours(self._me, state.members)
             }
             state.adverts_view = crypto.digest(crypto.USAGE_ADVERTS, adverts)
             shares = self._secrets().shares(state.members, self.config.threshold)
@@ -209,10 +206,16 @@ class SecAggClient:
             raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
         quantizer = config.quantizer(len(self._roster))
         secrets = self._secrets()
-        words = quantizer.encode(vector, float(weight), secrets.rounding_key)
-        plus, minus = secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners})
-        add_masks(words, plus, minus)
-        return self._signed(Kind.MASKED, pack(words, config.bits))
+        masks = MaskStreams(
+            *secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners}), word_dtype(config.bits)
+        )
+
+        def packed() -> Iterator[bytes]:
+            for words in quantizer.encode(vector, float(weight), secrets.rounding_key):
+                masks.add_to(words)
+                yield pack(words, config.bits)
+
+        return self._signed(Kind.MASKED, packed())
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
@@ -247,8 +250,7 @@ class SecAggClient:
                 raise InconsistentViews(f"{len(votes)} signed views, {self.config.threshold} needed")
             survivors = set(state.survivors)
             shares = {
-                owner: held.self_share if owner in survivors else held.mask_share
-                for owner, held in state.held.items()
+                owner: held.self_share if owner in survivors else held.mask_share for owner, held in state.held.items()
             }
             message = self._signed(Kind.UNMASKING, Unmasking(shares).encode())
             self._state = ClientState(self.config, FINISHED)
@@ -259,9 +261,7 @@ class SecAggClient:
         try:
             crypto.verify(self._roster.keys[member], signature, vote)
         except BadSignature as error:
-            raise InconsistentViews(
-                f"member {member} did not sign this client's view of the round"
-            ) from error
+            raise InconsistentViews(f"member {member} did not sign this client's view of the round") from error
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class SecAggClient:
             raise
         self._state.next_stage = following
 
-    def _signed(self, kind: Kind, body: bytes) -> bytes:
+    def _signed(self, kind: Kind, body: bytes | Iterable[bytes]) -> bytes:
         return signed(self._identity.sign, kind, self._commitment, self._me, body)
 
     def _secrets(self) -> RoundSecrets:

@@ -89,9 +89,7 @@ class ClientState:
             for _ in range(reader.count(12))
         }
         reader.done()
-        return cls(
-            config, _NEXT[stage], seed, advert_hash, peers, members, adverts_view, held, survivors, view
-        )
+        return cls(config, _NEXT[stage], seed, advert_hash, peers, members, adverts_view, held, survivors, view)
 
 
 def _empty_or_32(value: bytes) -> bytes:

@@ -8,7 +8,9 @@ Members are roster indices; sets are strictly increasing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import io
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -57,12 +59,17 @@ def header(kind: Kind, commitment: bytes) -> bytes:
     return MAGIC + bytes([kind]) + commitment
 
 
-def signed(sign: Callable[[bytes], bytes], kind: Kind, commitment: bytes, sender: int, body: bytes) -> bytes:
-    """A client's message with its signature."""
-    unsigned = header(kind, commitment) + sender.to_bytes(4, "big")
-    state = hashlib.sha256(unsigned)
-    state.update(body)
-    return b"".join((unsigned, body, sign(USAGE_SIGN + state.digest())))
+def signed(
+    sign: Callable[[bytes], bytes], kind: Kind, commitment: bytes, sender: int, body: bytes | Iterable[bytes]
+) -> bytes:
+    """A client's message with its signature; a large body may come in chunks, hashed as they are made."""
+    out, state = io.BytesIO(), hashlib.sha256()
+    chunks = (body,) if isinstance(body, bytes) else body
+    for chunk in itertools.chain([header(kind, commitment), sender.to_bytes(4, "big")], chunks):
+        out.write(chunk)
+        state.update(chunk)
+    out.write(sign(USAGE_SIGN + state.digest()))
+    return out.getvalue()
 
 
 def open_broadcast(data: bytes, kind: Kind, commitment: bytes) -> Reader:

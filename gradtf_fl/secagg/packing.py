@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,33 +26,30 @@ def packed_size(bits: int, size: int) -> int:
 
 
 def pack(words: Words, bits: int) -> bytes:
-    """The low ``bits`` bits of every word [size], densely packed; unused bits of the last byte are zero."""
+    """The low ``bits`` bits of every word [size], densely packed; unused bits of the last byte are zero.
+
+    A vector may be packed in chunks that are multiples of four words; the last one may have any size.
+    """
     if bits in (16, 32):
         return words.tobytes()
-    out = np.empty(-(-words.size // 4) * (bits // 2), dtype=np.uint8)  # 4 residues take bits/2 bytes
-    at = 0
-    for start in range(0, words.size, _CHUNK):
-        part = words[start : start + _CHUNK]
-        if part.size % 4:
-            part = np.concatenate([part, np.zeros(-part.size % 4, dtype=words.dtype)])
-        packed = _pack24(part) if bits == 24 else _pack20(part)
-        out[at : at + packed.size] = packed
-        at += packed.size
-    return out[: packed_size(bits, words.size)].tobytes()
+    residues = words & np.uint32((1 << bits) - 1)
+    if words.size % 4:
+        residues = np.concatenate([residues, np.zeros(-words.size % 4, dtype=words.dtype)])
+    packed = _pack24(residues) if bits == 24 else _pack20(residues)
+    return packed[: packed_size(bits, words.size)].tobytes()
 
 
-def _pack24(words: Words) -> NDArray[np.uint8]:
-    a, b, c, d = (words[i::4] for i in range(4))
+def _pack24(residues: NDArray[Any]) -> NDArray[np.uint8]:
+    a, b, c, d = (residues[i::4] for i in range(4))
     out = np.empty((a.size, 3), dtype="<u4")
-    np.bitwise_or(a & 0xFFFFFF, b << 24, out=out[:, 0])
-    np.bitwise_or((b >> 8) & 0xFFFF, c << 16, out=out[:, 1])
-    np.bitwise_or((c >> 16) & 0xFF, d << 8, out=out[:, 2])
+    np.bitwise_or(a, b << 24, out=out[:, 0])
+    np.bitwise_or(b >> 8, c << 16, out=out[:, 1])
+    np.bitwise_or(c >> 16, d << 8, out=out[:, 2])
     return out.reshape(-1).view(np.uint8)
 
 
-def _pack20(words: Words) -> NDArray[np.uint8]:
-    low = words[0::2].astype("<u8") & 0xFFFFF
-    pair = low | ((words[1::2].astype("<u8") & 0xFFFFF) << np.uint64(20))
+def _pack20(residues: NDArray[Any]) -> NDArray[np.uint8]:
+    pair = residues[0::2].astype("<u8") | (residues[1::2].astype("<u8") << np.uint64(20))
     return np.ascontiguousarray(pair.view(np.uint8).reshape(-1, 8)[:, :5]).reshape(-1)
 
 

@@ -37,9 +37,7 @@ class ClientPolicy:
         if self.n_min < 2:
             problems.append("n_min: a sum over fewer than two organizations hides nothing")
         if self.n_min == 2 and not self.allow_two:
-            problems.append(
-                "n_min: 2 lets each organization learn the other's update; set allow_two to accept that"
-            )
+            problems.append("n_min: 2 lets each organization learn the other's update; set allow_two to accept that")
         if self.t_min is not None and self.t_min < 2:
             problems.append("t_min: must be at least 2")
         if self.max_bits < BIT_WIDTHS[0]:

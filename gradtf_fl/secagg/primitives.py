@@ -83,9 +83,7 @@ def check_x25519_public(public: bytes) -> None:
 def x25519(private: bytes, public: bytes) -> bytes:
     """Shared secret [32 bytes]; `BadKey` where it would be zero (a point of low order)."""
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise BadKey("an X25519 key has low order") from error
 
@@ -111,9 +109,7 @@ def commit(secret: bytes, commitment: bytes, owner: int) -> bytes:
     return digest(USAGE_COMMITMENT, commitment, index_bytes(owner), secret)
 
 
-def _share_channel(
-    private: bytes, public: bytes, commitment: bytes, source: int, target: int
-) -> ChaCha20Poly1305:
+def _share_channel(private: bytes, public: bytes, commitment: bytes, source: int, target: int) -> ChaCha20Poly1305:
     context = index_bytes(source, target)
     return ChaCha20Poly1305(derive(x25519(private, public), commitment, USAGE_SHARE_KEY, context))
 
@@ -124,9 +120,7 @@ def seal(private: bytes, public: bytes, commitment: bytes, source: int, target: 
     return channel.encrypt(_ZERO_NONCE_12, plain, commitment + index_bytes(source, target))
 
 
-def unseal(
-    private: bytes, public: bytes, commitment: bytes, source: int, target: int, sealed: bytes
-) -> bytes:
+def unseal(private: bytes, public: bytes, commitment: bytes, source: int, target: int, sealed: bytes) -> bytes:
     """Inverse of `seal`; `UndecryptableShare` where the tag does not verify."""
     channel = _share_channel(private, public, commitment, source, target)
     try:

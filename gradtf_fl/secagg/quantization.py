@@ -10,6 +10,7 @@ by unbiased stochastic rounding of v / step, where step = max_weight * clip / q_
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from gradtf_fl.secagg.masks import Words
 from gradtf_fl.secagg.packing import BIT_WIDTHS, word_dtype
 from gradtf_fl.secagg.violations import UpdateRejected
 
-_CHUNK = 1 << 14  # coordinates: 128 KiB of float64
+CHUNK = 1 << 15  # coordinates: 128 KiB of words, 256 KiB of float64
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -60,10 +61,11 @@ class Quantizer:
         """Weighted coordinate of integer 1."""
         return self.max_weight * self.clip / self.q_max
 
-    def encode(self, vector: Floats, weight: float, rounding_key: bytes) -> Words:
+    def encode(self, vector: Floats, weight: float, rounding_key: bytes) -> Iterator[Words]:
         """Words [dim + 1] (two's complement; the last is the weight) of ``vector`` [dim] times ``weight``.
 
-        The vector is scaled down to L2 norm ``clip`` where it is longer. ``rounding_key``: 32 bytes, one use.
+        They come in chunks of `CHUNK` words, which may be changed in place, the last one shorter. The vector is
+        scaled down to L2 norm ``clip`` where it is longer. ``rounding_key``: 32 bytes, one use.
 
         Raises:
             UpdateRejected: wrong type or shape, a coordinate that is not finite, a weight outside
@@ -71,26 +73,28 @@ class Quantizer:
         """
         if not 0 < weight <= self.max_weight:
             raise UpdateRejected(f"weight {weight} is not in (0, {self.max_weight}]")
-        factor = clip_factor(vector, self.clip) * weight / self.step
-        words = np.empty(vector.size + 1, dtype=word_dtype(self.bits))
-        signed = words.view("<i2" if self.bits == 16 else "<i4")
-        coins = Cipher(algorithms.AES256(rounding_key), modes.CTR(bytes(16))).encryptor()
-        scaled = np.empty(_CHUNK)
-        for start in range(0, vector.size, _CHUNK):
-            part = vector[start : start + _CHUNK]
-            self._round(part, factor, coins.update(bytes(4 * part.size)), scaled[: part.size])
-            signed[start : start + part.size] = scaled[: part.size]
-        self._round(np.array([weight]), self.q_max / self.max_weight, coins.update(bytes(4)), scaled[:1])
-        signed[-1] = scaled[0]
-        return words
+        return self._chunks(vector, clip_factor(vector, self.clip), weight, rounding_key)
 
-    def _round(self, values: Floats, factor: float, coins: bytes, out: NDArray[np.float64]) -> None:
-        """out <- floor(values * factor + u), u uniform in [0, 1): its expectation is values * factor."""
-        uniform = np.frombuffer(coins, dtype="<u4") * 2.0**-32
-        np.multiply(values, factor, out=out, dtype=np.float64)
-        out += uniform
-        np.floor(out, out=out)
-        np.clip(out, -self.q_max, self.q_max, out=out)  # only rounding errors of float64 ever reach this
+    def _chunks(self, vector: Floats, clipping: float, weight: float, rounding_key: bytes) -> Iterator[Words]:
+        factor, end = clipping * weight / self.step, vector.size
+        coins = Cipher(algorithms.AES256(rounding_key), modes.CTR(bytes(16))).encryptor()
+        scratch = np.empty(CHUNK)
+        for start in range(0, end + 1, CHUNK):
+            part = vector[start : start + CHUNK]
+            scaled = scratch[: min(CHUNK, end + 1 - start)]
+            np.multiply(part, factor, out=scaled[: part.size], dtype=np.float64)
+            if part.size < scaled.size:
+                scaled[-1] = weight / self.max_weight * self.q_max
+            self._round(scaled, coins.update(bytes(4 * scaled.size)))
+            words = np.empty(scaled.size, dtype=word_dtype(self.bits))
+            words.view("<i2" if self.bits == 16 else "<i4")[:] = scaled
+            yield words
+
+    def _round(self, values: NDArray[np.float64], coins: bytes) -> None:
+        """values <- floor(values + u), u uniform in [0, 1), in place: the expectation stays."""
+        values += np.frombuffer(coins, dtype="<u4") * 2.0**-32
+        np.floor(values, out=values)
+        np.clip(values, -self.q_max, self.q_max, out=values)  # only float64's own rounding ever reaches this
 
     def integers(self, words: Words) -> NDArray[np.int64]:
         """The signed integers [dim + 1] of summed words modulo 2^b."""
@@ -107,15 +111,25 @@ def clip_factor(vector: Floats, clip: float) -> float:
     """
     if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in (np.float32, np.float64):
         raise UpdateRejected("an update vector must be a one-dimensional float32 or float64 array")
-    if vector.size == 0:
-        return 1.0
-    largest = max(float(vector.max()), -float(vector.min()))
-    if not math.isfinite(largest):
-        raise UpdateRejected("the update vector has coordinates that are not finite")
-    if largest == 0:
-        return 1.0
-    squares = 0.0
-    for start in range(0, vector.size, _CHUNK):
-        part = vector[start : start + _CHUNK].astype(np.float64) / largest
-        squares += float(part @ part)
+    squares = _squares(vector, 1.0)
+    largest = 1.0
+    if not 1e-200 < squares < 1e200:  # all zero, extreme, or not finite: look closer
+        largest = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))
+        if not math.isfinite(largest):
+            raise UpdateRejected("the update vector has coordinates that are not finite")
+        if largest == 0:
+            return 1.0
+        squares = _squares(vector, largest)
     return min(1.0, clip / largest / math.sqrt(squares))
+
+
+def _squares(vector: Floats, unit: float) -> float:
+    """Sum of (coordinate / unit)^2 in float64."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, vector.size, CHUNK):
+            part = vector[start : start + CHUNK].astype(np.float64)
+            if unit != 1.0:
+                part /= unit
+            total += float(part @ part)
+    return total

@@ -93,8 +93,7 @@ class RoundConfig:
             "max_weight must be a positive number": _is_positive(self.max_weight),
             "deadline_s must be a positive number": _is_positive(self.deadline_s),
             f"weight_rule must be one of {WEIGHT_RULES}": self.weight_rule in WEIGHT_RULES,
-            "weight_rule 'uniform' needs max_weight 1": self.weight_rule != "uniform"
-            or self.max_weight == 1.0,
+            "weight_rule 'uniform' needs max_weight 1": self.weight_rule != "uniform" or self.max_weight == 1.0,
             "degree must be in 1..2^16": _in(self.degree, 1, 1 << 16),
         }
         problems = [problem for problem, holds in checks.items() if not holds]
@@ -114,9 +113,7 @@ class RoundConfig:
     def encode(self) -> bytes:
         """Canonical bytes."""
         out = Writer().fixed(_MAGIC).u32(self.version).text(self.run_id).u64(self.round).u32(self.attempt)
-        out.fixed(self.nonce).fixed(self.model_hash).u64(self.dim).u8(self.bits).f64(self.clip).f64(
-            self.max_weight
-        )
+        out.fixed(self.nonce).fixed(self.model_hash).u64(self.dim).u8(self.bits).f64(self.clip).f64(self.max_weight)
         out.u8(WEIGHT_RULES.index(self.weight_rule)).text(self.dp).fixed(self.roster_hash)
         return out.u32(self.degree).u32(self.threshold).f64(self.deadline_s).done()
 

@@ -80,9 +80,7 @@ class RoundSecrets:
         coins = crypto.keystream(self._derived(crypto.USAGE_SEED_SHARING), 2 * size)
         b = _split(self.self_secret, points, threshold, coins[:size])
         s = _split(self.mask_secret, points, threshold, coins[size:])
-        return {
-            member: HeldShares(b[k], s[k] if member != self.me else b"") for k, member in enumerate(members)
-        }
+        return {member: HeldShares(b[k], s[k] if member != self.me else b"") for k, member in enumerate(members)}
 
     def mask_keys(self, partners: dict[int, bytes]) -> tuple[list[bytes], list[bytes]]:
         """(keys to add, keys to subtract): the self mask, and one pair mask for each partner's public key.

@@ -55,9 +55,7 @@ def run_secure_sum(
     policy = ClientPolicy(
         n_min=2, allow_two=True, t_min=config.threshold, max_clip=clip, max_weight=max_weight, max_bits=bits
     )
-    clients = [
-        SecAggClient(config, policy, roster, i, last_round=(0, 0), randomness=randomness) for i in identities
-    ]
+    clients = [SecAggClient(config, policy, roster, i, last_round=(0, 0), randomness=randomness) for i in identities]
     server = SecAggServer(config, roster)
 
     alive = [i for i in range(n) if i not in drop.get("advertise", ())]

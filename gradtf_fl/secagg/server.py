@@ -74,9 +74,7 @@ class SecAggServer:
         if config.roster_hash != roster.hash:
             raise RosterMismatch("the configuration is for another roster")
         if config.degree != len(roster) - 1:
-            raise RosterMismatch(
-                f"degree {config.degree} is not the complete graph of {len(roster)} organizations"
-            )
+            raise RosterMismatch(f"degree {config.degree} is not the complete graph of {len(roster)} organizations")
         self.config = config
         self.roster = roster
         self.counts: dict[str, int] = {}

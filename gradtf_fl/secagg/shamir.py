@@ -42,12 +42,8 @@ def split(secret: int, points: Sequence[int], threshold: int, coefficients: byte
     if len(set(points)) != len(points) or not all(0 < x < PRIME for x in points):
         raise ValueError("points must be distinct and in 1..p-1")
     if len(coefficients) != ELEMENT_BYTES * (threshold - 1):
-        raise ValueError(
-            f"{ELEMENT_BYTES * (threshold - 1)} coefficient bytes needed, got {len(coefficients)}"
-        )
-    terms = [
-        to_element(coefficients[i : i + ELEMENT_BYTES]) for i in range(0, len(coefficients), ELEMENT_BYTES)
-    ]
+        raise ValueError(f"{ELEMENT_BYTES * (threshold - 1)} coefficient bytes needed, got {len(coefficients)}")
+    terms = [to_element(coefficients[i : i + ELEMENT_BYTES]) for i in range(0, len(coefficients), ELEMENT_BYTES)]
     shares = []
     for x in points:
         value = 0

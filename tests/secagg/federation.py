@@ -146,7 +146,7 @@ class Federation:
         total = np.zeros(self.dim + 1, dtype=np.int64)
         for i in members:
             words = quantizer.encode(self.vectors[i], self.weights[i], self.secrets(i).rounding_key)
-            total += quantizer.integers(words)
+            total += quantizer.integers(np.concatenate(list(words)))
         weight = int(total[-1]) * self.max_weight / quantizer.q_max
         return total[:-1].astype(np.float64) * (quantizer.step / weight)
 

@@ -53,6 +53,7 @@ from gradtf_fl.secagg.messages import (
     header,
     open_signed,
     signed,
+    view_digest,
 )
 
 from .federation import Federation
@@ -406,12 +407,19 @@ def test_views_differ_when_u1_or_u2_differed() -> None:
     """A server that shows two sets of adverts, or two U2, cannot collect one set of views."""
     federation = Federation(n=5, threshold=3, policy=ClientPolicy(t_min=3))
     adverts = adverts_of(federation)
-    views = []
+    seen = []
     for listed in (adverts, adverts[:4]):
         client = federation.reload(0)
         client.share(advert_list(federation, listed))
-        views.append(client._state.adverts_view)
-    assert views[0] != views[1]
+        seen.append(client._state.adverts_view)
+    assert seen[0] != seen[1]
+    views = {
+        view_digest(commitment, adverts_view, u2, u3)
+        for commitment in (federation.config.commitment, bytes(32))
+        for adverts_view in seen
+        for u2, u3 in (((0, 1, 2), (0, 1)), ((0, 1, 2), (0, 1, 2)), ((0, 1), (0, 1)), ((0, 1), (0, 1, 2)))
+    }
+    assert len(views) == 2 * 2 * 4
 
 
 def test_votes_from_another_attempt_do_not_count() -> None:

@@ -13,7 +13,7 @@ from gradtf_fl.secagg import MalformedMessage, Quantizer, ReplayRandomness, Upda
 from gradtf_fl.secagg import primitives as crypto
 from gradtf_fl.secagg.masks import CHUNK_BYTES, add_masks
 from gradtf_fl.secagg.packing import BIT_WIDTHS, pack, packed_size, unpack_chunks, word_dtype
-from gradtf_fl.secagg.quantization import clip_factor
+from gradtf_fl.secagg.quantization import CHUNK, clip_factor
 from gradtf_fl.secagg.round_secrets import RoundSecrets
 
 
@@ -22,6 +22,10 @@ def unpacked(packed: bytes, bits: int, size: int) -> list[int]:
     for where, words in unpack_chunks(memoryview(packed), bits, size):
         out[where] = words
     return [int(word) & ((1 << bits) - 1) for word in out]
+
+
+def encoded(quantizer: Quantizer, vector: np.ndarray, weight: float, key: bytes) -> np.ndarray:  # type: ignore[type-arg]
+    return np.concatenate(list(quantizer.encode(vector, weight, key)))
 
 
 # -- masks ------------------------------------------------------------------------------------------------
@@ -86,10 +90,12 @@ def test_packing_is_dense_little_endian_and_exact(data: st.DataObject, bits: int
 
 @pytest.mark.parametrize("bits", BIT_WIDTHS)
 def test_packing_across_chunks(bits: int) -> None:
-    size = 2 * (1 << 15) + 5
+    size = 2 * CHUNK + 5
     values = np.random.default_rng(0).integers(0, 2**bits, size=size, dtype=np.uint64)
-    packed = pack(values.astype(word_dtype(bits)), bits)
+    words = values.astype(word_dtype(bits))
+    packed = pack(words, bits)
     assert len(packed) == -(-size * bits // 8)
+    assert packed == b"".join(pack(words[i : i + CHUNK], bits) for i in range(0, size, CHUNK))
     assert unpacked(packed, bits, size) == values.tolist()
 
 
@@ -118,7 +124,7 @@ def test_no_sum_can_wrap_and_no_bit_is_wasted(bits: int, parties: int, clip: flo
     quantizer = Quantizer(bits, parties, clip, weight)
     assert parties * quantizer.q_max <= 2 ** (bits - 1) - 1 < parties * (quantizer.q_max + 1)
     for vector in (np.array([clip, 0.0]), np.array([0.0, -clip]), np.array([-1e300, 1e300])):
-        integers = quantizer.integers(quantizer.encode(vector, weight, bytes(32)))
+        integers = quantizer.integers(encoded(quantizer, vector, weight, bytes(32)))
         assert np.abs(integers).max() <= quantizer.q_max
         assert integers[-1] == quantizer.q_max
     assert quantizer.step == pytest.approx(weight * clip / quantizer.q_max)
@@ -131,7 +137,7 @@ def test_a_sum_of_extremes_decodes_exactly() -> None:
         quantizer = Quantizer(bits, 7, 2.0, 1.0)
         total = np.zeros(2, dtype=word_dtype(bits))
         for _ in range(7):
-            total += quantizer.encode(np.array([-2.0]), 1.0, bytes(32))
+            total += encoded(quantizer, np.array([-2.0]), 1.0, bytes(32))
         assert quantizer.integers(total).tolist() == [-7 * quantizer.q_max, 7 * quantizer.q_max]
 
 
@@ -163,8 +169,21 @@ def test_clipping_is_by_l2_norm() -> None:
     long = np.ones(50_000, dtype=np.float32)
     assert clip_factor(long, 1.0) == pytest.approx(50_000**-0.5, rel=1e-12)
     quantizer = Quantizer(32, 3, 2.5, 1.0)
-    decoded = quantizer.integers(quantizer.encode(np.array([3.0, 4.0]), 1.0, bytes(32)))[:2] * quantizer.step
+    decoded = quantizer.integers(encoded(quantizer, np.array([3.0, 4.0]), 1.0, bytes(32)))[:2] * quantizer.step
     np.testing.assert_allclose(decoded, [1.5, 2.0], atol=2 * quantizer.step)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+def test_chunks_hold_every_coordinate_and_the_weight(size: int) -> None:
+    quantizer = Quantizer(32, 2, 1.0, 4.0)
+    vector = np.random.default_rng(0).normal(size=size) / 2 / size**0.5
+    chunks = list(quantizer.encode(vector, 3.0, bytes(32)))
+    assert sum(chunk.size for chunk in chunks) == size + 1
+    assert all(chunk.size == CHUNK for chunk in chunks[:-1])
+    integers = quantizer.integers(np.concatenate(chunks))
+    scale = clip_factor(vector, 1.0) * 3.0
+    np.testing.assert_allclose(integers[:-1] * quantizer.step, scale * vector, atol=quantizer.step)
+    assert integers[-1] == pytest.approx(0.75 * quantizer.q_max, abs=1)
 
 
 def test_rounding_is_unbiased_and_to_a_neighbour() -> None:
@@ -176,12 +195,12 @@ def test_rounding_is_unbiased_and_to_a_neighbour() -> None:
     exact *= wide.step / quantizer.step  # 5.3 steps of the encoding used
     exact /= max(1.0, np.linalg.norm(exact) / clip)
     target = exact / wide.step
-    integers = wide.integers(wide.encode(exact, 1.0, b"k" * 32))[:-1]
+    integers = wide.integers(encoded(wide, exact, 1.0, b"k" * 32))[:-1]
     assert np.abs(integers - target).max() < 1
     spread = np.sqrt(np.mean((target - np.floor(target)) * (np.ceil(target) - target)) / target.size)
     assert abs(np.mean(integers - target)) < 4 * spread
     assert abs(np.mean(np.abs(integers) - np.abs(target))) < 4 * spread
-    assert not np.array_equal(integers, wide.integers(wide.encode(exact, 1.0, b"l" * 32))[:-1])
+    assert not np.array_equal(integers, wide.integers(encoded(wide, exact, 1.0, b"l" * 32))[:-1])
 
 
 @pytest.mark.parametrize(
@@ -197,10 +216,10 @@ def test_rounding_is_unbiased_and_to_a_neighbour() -> None:
 )
 def test_own_bad_vectors_are_rejected(vector: np.ndarray) -> None:  # type: ignore[type-arg]
     with pytest.raises(UpdateRejected):
-        Quantizer(24, 3, 1.0, 1.0).encode(vector, 1.0, bytes(32))
+        encoded(Quantizer(24, 3, 1.0, 1.0), vector, 1.0, bytes(32))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1.5, float("nan"), float("inf")])
 def test_own_bad_weights_are_rejected(weight: float) -> None:
     with pytest.raises(UpdateRejected):
-        Quantizer(24, 3, 1.0, 1.0).encode(np.zeros(2), weight, bytes(32))
+        encoded(Quantizer(24, 3, 1.0, 1.0), np.zeros(2), weight, bytes(32))
