@@ -14,10 +14,11 @@ from gradtf_fl.config import FederationPlan
 from gradtf_fl.models import model_folder
 
 PACKAGE = "gradtf_run"
+# Flower looks for an assignment to `app` in the syntax tree: an import alone is not found
 _FILES = {
     "__init__.py": '"""One federated run."""\n',
-    "server.py": '"""ServerApp."""\n\nfrom strategies.server_app import app as app\n',
-    "client.py": '"""ClientApp."""\n\nfrom clients.client_app import app as app\n',
+    "server.py": '"""ServerApp."""\n\nfrom strategies.server_app import app as server\n\napp = server\n',
+    "client.py": '"""ClientApp."""\n\nfrom clients.client_app import app as client\n\napp = client\n',
 }
 
 
@@ -59,7 +60,7 @@ name = "{PACKAGE.replace("_", "-")}"
 version = "{__version__}"
 description = "One federated run of gradtf-fl"
 license = {{ file = "LICENSE" }}
-dependencies = []
+dependencies = ["flwr>=1.41,<1.42"]
 
 [tool.flwr.app]
 publisher = "gradtf"

@@ -28,7 +28,8 @@ from strategies.flower_processes import (
 from strategies.records import OnEvent, RoundEvent, RoundRecord
 
 START_SECONDS = 60.0
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
+STATUS_SECONDS = 10.0  # `flwr list` costs a second of CPU: not more often than this
 CLIENT_CPUS = 1  # Flower's default of 2 would halve the parallel clients
 
 
@@ -78,18 +79,19 @@ def wait_for_run(
     superlink: FlowerProcess,
 ) -> str:
     """Poll until the run has finished; its status, e.g. ``finished:completed``. FlowerFailed at the time limit."""
-    end, seen = time.monotonic() + timeout_s, 0
+    end, seen, asked = time.monotonic() + timeout_s, 0, 0.0
     while time.monotonic() < end:
         superlink.check()
-        runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
         records = read_records(plan.out)
         for record in records[seen:]:
             if on_event is not None:
                 on_event(RoundEvent("end", record.round, plan.rounds, record=record))
+        if len(records) > seen or time.monotonic() - asked >= STATUS_SECONDS:
+            asked = time.monotonic()
+            runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
+            if (status := str(runs[0]["status"])).startswith("finished"):
+                return status
         seen = len(records)
-        status = str(runs[0]["status"])
-        if status.startswith("finished"):
-            return status
         time.sleep(POLL_SECONDS)
     raise FlowerFailed(f"the run has not finished after {timeout_s:g} s; see {superlink.log}")
 
