@@ -37,7 +37,7 @@ class Controls:
     @classmethod
     def fit(cls, tiny: Vector, llm: Vector, folds: int = 5) -> Controls:
         """Choose ridge's penalty by cross-validation on the tuples (relative to the kernel's mean eigenvalue)."""
-        grid = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+        grid = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
         order = np.random.default_rng(0).permutation(len(tiny))
         errors = []
         for penalty in grid:
