@@ -79,19 +79,20 @@ def wait_for_run(
     superlink: FlowerProcess,
 ) -> str:
     """Poll until the run has finished; its status, e.g. ``finished:completed``. FlowerFailed at the time limit."""
-    end, seen, asked = time.monotonic() + timeout_s, 0, 0.0
+    end, seen, due, status = time.monotonic() + timeout_s, 0, 0.0, ""
     while time.monotonic() < end:
         superlink.check()
+        if time.monotonic() >= due:
+            runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
+            status, due = str(runs[0]["status"]), time.monotonic() + STATUS_SECONDS
         records = read_records(plan.out)
         for record in records[seen:]:
+            due = 0.0  # perhaps the last one
             if on_event is not None:
                 on_event(RoundEvent("end", record.round, plan.rounds, record=record))
-        if len(records) > seen or time.monotonic() - asked >= STATUS_SECONDS:
-            asked = time.monotonic()
-            runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
-            if (status := str(runs[0]["status"])).startswith("finished"):
-                return status
         seen = len(records)
+        if status.startswith("finished"):
+            return status
         time.sleep(POLL_SECONDS)
     raise FlowerFailed(f"the run has not finished after {timeout_s:g} s; see {superlink.log}")
 
