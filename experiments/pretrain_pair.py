@@ -129,11 +129,12 @@ def pretrain(name: str, out: Path, seed: int, steps: int, settle: int, rate: flo
     model.train()
     for step in range(start, steps + settle):
         scale = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) + 0.002
+        blank_share = 0.0
         if step >= steps:
-            scale = SETTLE_RATE
+            scale, blank_share = SETTLE_RATE, SETTLE_BLANK
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
-        tokens = draw(np.random.default_rng([seed, step]), batch, "public", MASK_PROBABILITY, True, SETTLE_BLANK if step >= steps else 0.0)
+        tokens = draw(np.random.default_rng([seed, step]), batch, "public", MASK_PROBABILITY, True, blank_share)
         logits = answer_logits(model, tokens)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -2:].flatten())
         optimizer.zero_grad()

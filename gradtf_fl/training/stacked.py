@@ -76,39 +76,33 @@ class StackedAdapters:
             for module, layer in self._layers.items():
                 layer.a = self._frozen_a[f"{module}.lora_A.weight"].expand(adapters, -1, -1)
 
-    def row_losses(self, theta: Tensor, rows: TokenRows) -> Tensor:
-        """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
+    def _answers(self, theta: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """(logits [N, t, V], labels [N, t]) from the first position on that any row has a loss at."""
         self.set(theta)
         labels = rows.labels[:, 1:]
-        first = int((labels != IGNORED).any(0).nonzero()[0])  # positions before have no loss: skip their logits
+        first = int((labels != IGNORED).any(0).nonzero()[0])
         output = self.model(
             input_ids=rows.input_ids[:, :-1],
             attention_mask=None if bool(rows.attention_mask.all()) else rows.attention_mask[:, :-1],
             logits_to_keep=labels.shape[1] - first,
             use_cache=False,
         )
-        labels = labels[:, first:]
-        losses = nn.functional.cross_entropy(
-            output.logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
+        return output.logits, labels[:, first:]
+
+    def row_losses(self, theta: Tensor, rows: TokenRows) -> Tensor:
+        """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
+        logits, labels = self._answers(theta, rows)
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         means: Tensor = losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
         return means
 
     @torch.no_grad()
     def accuracy(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Exact match [K] of each adapter on its rows (K * R of them, ordered adapter by adapter)."""
-        self.set(theta)
-        labels = rows.labels[:, 1:]
-        first = int((labels != IGNORED).any(0).nonzero()[0])
-        logits = self.model(
-            input_ids=rows.input_ids[:, :-1],
-            attention_mask=None if bool(rows.attention_mask.all()) else rows.attention_mask[:, :-1],
-            logits_to_keep=labels.shape[1] - first,
-            use_cache=False,
-        ).logits
-        labels = labels[:, first:]
+        logits, labels = self._answers(theta, rows)
         right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).float()
-        return right.reshape(theta.shape[0], -1).mean(1)
+        shares: Tensor = right.reshape(theta.shape[0], -1).mean(1)
+        return shares
 
 
 def stack_rows(sets: Sequence[TokenRows]) -> TokenRows:
