@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
 from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training import dp_sgd
 from gradtf_fl.training.dp_sgd import (
     NothingTrained,
     RowLosses,
@@ -290,3 +292,20 @@ def test_models_that_break_the_argument_are_refused(model: nn.Module, rows: Toke
     model.get_input_embeddings().weight.requires_grad_(True)
     with pytest.raises(ConfigError, match="outside the adapter"):
         train_dp(model, rows, **QUIET)
+
+
+def test_the_denominator_is_the_expected_batch(
+    model: nn.Module, rows: TokenRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam hides a wrong scale, so it is read off the optimizer."""
+    seen = []
+
+    def spy(optimizer: Any, *arguments: Any) -> torch.Tensor:
+        seen.append(optimizer)
+        return noisy_step(optimizer, *arguments)
+
+    monkeypatch.setattr(dp_sgd, "noisy_step", spy)
+    train_dp(model, rows, **QUIET)
+    optimizer = seen[0]
+    assert (optimizer.expected_batch_size, optimizer.max_grad_norm, optimizer.noise_multiplier) == (16, 0.5, 0.0)
+    assert optimizer.generator is not None

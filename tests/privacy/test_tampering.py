@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy import DpEvent, Ledger, read_ledger
 from gradtf_fl.privacy.chain import seal
-from gradtf_fl.privacy.store import SCHEMA
+from gradtf_fl.privacy.store import SCHEMA, append, read_entries, transaction
 
 from .conftest import EVENT
 
@@ -263,3 +263,40 @@ def test_flipped_bytes_are_harmless_or_show(full: Ledger, tmp_path: Path) -> Non
         except GradtfError:
             continue
         assert found.problems or found.content == original.content
+
+
+def test_rows_of_two_histories_do_not_mix(ledger: Ledger, key: Ed25519PrivateKey, tmp_path: Path) -> None:
+    """The owner restores a backup and goes on: both histories are signed and well numbered, yet no splice holds."""
+    ledger.reserve("run", 1, 0, EVENT)
+    shutil.copytree(ledger.path.parent, tmp_path / "backup")
+    cheap, dear = DpEvent(9.0, 1 / 16, 1), EVENT
+    Ledger(tmp_path / "backup" / "ledger.sqlite", key).reserve("run", 2, 0, cheap)
+    ledger.reserve("run", 2, 0, dear)
+    ledger.reserve("run", 3, 0, cheap)
+    connection = sqlite3.connect(tmp_path / "backup" / "ledger.sqlite")
+    forked = connection.execute("SELECT body, previous, hash, signature FROM entries WHERE number = 4").fetchone()
+    connection.close()
+    splice = "UPDATE entries SET body = ?, previous = ?, hash = ?, signature = ? WHERE number = 4"
+    path = attack(ledger, tmp_path / "copy", splice, values=forked)
+    assert [str(problem) for problem in read_ledger(path).problems] == ["row 5: does not follow the row before it"]
+
+
+def test_a_signed_row_must_make_sense(ledger: Ledger, key: Ed25519PrivateKey) -> None:
+    """Even the key's owner can't settle twice, settle what was never reserved, or invent kinds of rows."""
+    settled = '{"noise":"","q":0.1,"reservation":3,"sigma":1.0,"steps":0}'
+    ledger.settle(ledger.reserve("run", 1, 0, EVENT), EVENT)
+    for kind, body in (
+        ("settle", settled),
+        ("settle", settled.replace("3", "2")),
+        ("refund", settled),
+        ("reserve", "{}"),
+        ("budget", '{"budget":"all"}'),
+        ("settle", "[" * 100_000),
+    ):
+        with transaction(ledger.path) as connection:
+            entries, _ = read_entries(connection)
+            append(connection, seal(len(entries) + 1, kind, body, entries[-1].hash, key))
+        problems = read_ledger(ledger.path).problems
+        assert problems[-1].row == len(entries) + 1
+        assert "makes no sense" in problems[-1].what
+    assert read_ledger(ledger.path).content.events == (EVENT,)
