@@ -32,7 +32,7 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
-PROTOCOL_VERSION = 1
+MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 
 #: stage of the secure aggregation -> Flower message type
 MESSAGE_TYPES = {
@@ -100,6 +100,8 @@ class TrainingPlan:
                 all(type(value) is int and 0 < value < 2**31 for value in integers)
                 and all(type(value) is float and math.isfinite(value) and value > 0 for value in reals)
                 and plan.delta < 1
+                and plan.epsilon <= MAX_EPSILON
+                and plan.rounds * plan.steps <= MAX_STEPS
                 and plan.canonical() == text
             )
         except (TypeError, ValueError) as error:

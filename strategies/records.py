@@ -18,7 +18,7 @@ class RoundRecord:
     Attributes:
         joined: organizations that advertised. masked: those whose update is in the sum.
         unmasked: those that helped to unmask it.
-        dropped: stage -> organizations lost there, silent or wrong.
+        dropped: stage -> organizations lost there: silent, refusing or wrong.
         refused: refusal code -> organizations that declined with it.
         max_abs_error: decoded mean against the plain one; None where only the organizations could know it.
         bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.

@@ -31,6 +31,7 @@ from gradtf_fl.round_messages import (
     BeginRound,
     Fields,
     StagePayload,
+    TrainingPlan,
 )
 from gradtf_fl.secagg import Identity
 from strategies import InProcessGrid, Provider, SecureFederation
@@ -159,6 +160,9 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
         ({"model_hash": bytes(32)}, "model_hash"),
         ({"dim": 5}, "model_hash"),
         ({"dp": "{}"}, "protocol"),
+        ({"dp": TrainingPlan(8.0, 1e-5, 10**4, 10**6, 16, 0.5, 0.01).canonical()}, "protocol"),
+        ({"dp": TrainingPlan(8.0, 1e-5, 2, 2, 65, 0.5, 0.01).canonical()}, "data"),
+        ({"round": 3}, "policy"),
     ],
 )
 def test_the_organization_decides(bench: Bench, changes: dict[str, object], code: str) -> None:

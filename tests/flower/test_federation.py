@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import write_rows
 from strategies import FederationResult, RoundEvent, read_records, run_server, write_roster
-from tests.flower.federation_kit import Kit
+from tests.flower.federation_kit import ROWS, Kit, random_rows
 
 MakeKit = Callable[..., Kit]
 Finished = tuple[Kit, FederationResult, list[RoundEvent]]
@@ -140,6 +142,24 @@ def test_the_same_seeds_give_the_same_adapter(make_kit: MakeKit) -> None:
         kit = make_kit(name, rounds=1)
         hashes.append(run_server(kit.grid(), kit.plan, None, kit.generator).rounds[0].llm_adapter_sha256)
     assert hashes[0] == hashes[1]
+
+
+def test_the_rule_examples_weighs_by_rows(make_kit: MakeKit) -> None:
+    """Organization 0 has three times the rows: its update counts three times."""
+    kit = make_kit(rounds=1, weight_rule="examples", bits=32)
+    write_rows(kit.folders[0] / "train.jsonl", random_rows(9, 3 * ROWS))
+    (record,) = run_server(kit.grid(), kit.plan, None, kit.generator).rounds
+    assert record.masked == 3
+    updates = [load_file(folder / "rounds" / "1" / "own_update.safetensors")["update"] for folder in kit.folders]
+    mean = load_file(kit.plan.out / "rounds" / "1" / "global_update.safetensors")["mean"].reshape(-1)
+    np.testing.assert_allclose(mean, (3 * updates[0] + updates[1] + updates[2]) / 5, atol=1e-5)
+
+
+def test_a_deployed_server_needs_its_roster(make_kit: MakeKit) -> None:
+    kit = make_kit(rounds=1)
+    plan = kit.plan.model_copy(update={"organizations_dir": None})
+    with pytest.raises(ConfigError, match=r"roster\.txt"):
+        run_server(kit.grid(), plan, None, kit.generator)
 
 
 def test_as_deployed_no_two_runs_are_equal(make_kit: MakeKit) -> None:
