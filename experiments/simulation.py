@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.ceiling import CeilingWorker
 from experiments.engines import Outcome, run_in_process
 from experiments.simulation_figures import Figures, llm_figures, sum_error, tiny_figures
 from experiments.simulation_setup import (
@@ -88,12 +89,13 @@ def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | N
     data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
     folders = build_folders(config, data, out)
     clock.enter("federation")
-    try:
-        outcome = _run_federation(config, folders, clock)
-    except ConfigError:
-        discard_unused(folders)
-        raise
-    figures = _measure(config, data, outcome, folders, clock)
+    with CeilingWorker(config) as ceiling:
+        try:
+            outcome = _run_federation(config, folders, clock)
+        except ConfigError:
+            discard_unused(folders)
+            raise
+        figures = _measure(config, data, outcome, folders, ceiling, clock)
     clock.leave()
     report = SimulationReport(
         config=config.model_dump(mode="json") | {"budget": config.lifetime_budget, "out": str(out)},
@@ -150,6 +152,7 @@ def _measure(
     data: Sequence[OrganizationData],
     outcome: Outcome,
     folders: FederationFolders,
+    ceiling: CeilingWorker,
     clock: RunClock,
 ) -> Mapping[str, Figures]:
     """Figures by name, one value per organization; none when no round was finished (nothing to compare)."""
@@ -158,7 +161,9 @@ def _measure(
         return {}
     generated, spec, _ = load_adapter(folders.out / "rounds" / str(finished) / "llm_adapter")
     figures = tiny_figures(config, data, outcome.global_update, finished, clock.enter)
-    return figures | llm_figures(config, spec, data, outcome.global_update, generated, finished, clock.enter)
+    figures |= llm_figures(config, spec, data, outcome.global_update, generated, clock.enter)
+    clock.enter("tune LLM (ceiling)")
+    return figures | {"llm_ceiling": ceiling.scores(finished)}
 
 
 def _organizations(

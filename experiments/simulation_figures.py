@@ -128,10 +128,9 @@ def llm_figures(
     data: Sequence[OrganizationData],
     global_update: Vector,
     generated: State,
-    rounds: int,
     enter: Enter,
 ) -> dict[str, Figures]:
-    """llm_base, llm_generated, the controls and llm_ceiling of each organization."""
+    """llm_base, llm_generated and the controls of each organization."""
     from gradtf_fl.baselines import Controls, embedded_controls
 
     enter("evaluate LLM")
@@ -145,8 +144,6 @@ def llm_figures(
         "ridge": rivals.ridge(global_update),
     }
     figures |= {name: bench.scores(bench.updated(update)) for name, update in updates.items()}
-    enter("tune LLM (ceiling)")
-    figures["llm_ceiling"] = ceiling(config, bench, data, rounds)
     return figures
 
 
