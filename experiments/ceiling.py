@@ -43,7 +43,8 @@ class CeilingWorker:
     def __enter__(self) -> CeilingWorker:
         config, cores = self.config, len(os.sched_getaffinity(0))
         examples = config.rounds * config.steps * config.batch * config.organizations
-        if cores < 2 or examples < WORTH_A_PROCESS:
+        cut_short = config.lifetime_budget < config.epsilon  # the number of rounds is not known beforehand
+        if cores < 2 or examples < WORTH_A_PROCESS or cut_short:
             return self
         import torch
 
