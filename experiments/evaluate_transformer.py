@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from gradtf_fl.baselines import Controls, embedded_controls
+from gradtf_fl.curation import CurationConfig
 from gradtf_fl.curation.shadow import as_token_rows, single_task
 from gradtf_fl.models import load_model
 from gradtf_fl.privacy import noise_multiplier
@@ -70,8 +71,8 @@ class Bench:
         """One organization a rule, no DP: base, tuned TinyLM, ceiling, generated and controls."""
         rows, test = draw(rules, ROWS, "private", seed), draw(rules, TEST_ROWS, "test", seed)
         seeds = [[seed, 5, number] for number in range(len(rules))]
-        recipe = PlainRecipe()
-        tiny = fine_tune_stacked(self.tiny, rows, len(rules), recipe, seeds, [recipe.steps])[0]
+        tiny_recipe, recipe = CurationConfig().plain, PlainRecipe(batch=CurationConfig().plain.batch)
+        tiny = fine_tune_stacked(self.tiny, rows, len(rules), tiny_recipe, seeds, [tiny_recipe.steps])[0]
         llm = fine_tune_stacked(self.llm, rows, len(rules), recipe, seeds, [recipe.steps])[0]
         return {
             "tiny_base": self.tiny.accuracy(self.tiny.initial.expand(len(rules), -1, -1), test).tolist(),

@@ -50,6 +50,17 @@ class Controls:
             errors.append(error)
         return cls(tiny, llm, grid[int(np.argmin(errors))])
 
+    @classmethod
+    def fit_on_store(cls, folder: str | Path) -> Controls:
+        """Fit on the pairs of a tuple store (see `gradtf_fl.curation`): every set that has an LLM update."""
+        from gradtf_fl.curation import TupleStore
+
+        shards = [shard for shard in TupleStore.open(folder).read_all() if "llm" in shard.tensors]
+        if not shards:
+            raise ConfigError(f"tuple store {folder}: no LLM updates to fit controls on")
+        tiny = np.concatenate([shard.tensors["tiny"][-1].numpy() for shard in shards])
+        return cls.fit(tiny, np.concatenate([shard.tensors["llm"].numpy() for shard in shards]))
+
     def mean_update(self) -> Vector:
         """The average LLM update over shadow sets, the same for every input."""
         mean: Vector = self.llm.mean(0)

@@ -20,11 +20,14 @@ from gradtf_fl.cli.options import chosen, emit_json, json_option
 @click.option("--rows", type=click.IntRange(min=64), help="Rows in a shadow set.  [default: 1024]")
 @click.option("--single-groups", type=click.IntRange(min=1), help="DP shadow federations for each rule.")
 @click.option("--mixture-groups", type=click.IntRange(min=0), help="DP shadow federations on mixtures.")
-@click.option("--plain-singles", type=click.IntRange(min=1), help="Plain shadow sets for each rule.")
-@click.option("--plain-mixtures", type=click.IntRange(min=0), help="Plain shadow sets on mixtures.")
+@click.option("--plain-singles", type=click.IntRange(min=1), help="Plain TinyLM shadow sets for each rule.")
+@click.option("--plain-mixtures", type=click.IntRange(min=0), help="Plain TinyLM shadow sets on mixtures.")
+@click.option("--pair-singles", type=click.IntRange(min=1), help="Shadow sets of both models for each rule.")
+@click.option("--pair-mixtures", type=click.IntRange(min=0), help="Shadow sets of both models on mixtures.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes, one thread each.  [default: one per core]")
 @json_option
-def curate(out: Path, as_json: bool, **given: Any) -> None:
-    """Fine-tune both models on public shadow sets and store the update-vector tuples.
+def curate(out: Path, workers: int | None, as_json: bool, **given: Any) -> None:
+    """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
     A killed run resumes: shards that are there are verified and kept.
     """
@@ -34,7 +37,7 @@ def curate(out: Path, as_json: bool, **given: Any) -> None:
 
     config = replace(CurationConfig(), **chosen(given))
     with WorkProgress("curate") as progress:
-        store = run(config, out, progress.show)
+        store = run(config, out, progress.show, workers)
     document = {"out": str(out), "shards": len(store.names), "header": store.header}
     if as_json:
         emit_json(document)

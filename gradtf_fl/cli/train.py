@@ -28,7 +28,7 @@ OBJECTIVES = ("mse", "functional", "mse-then-functional")
     "--controls",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Also fit mean, nearest and ridge on the plain tuples and write them here.",
+    help="Also fit mean, nearest and ridge on the store's pairs and write them here.",
 )
 @json_option
 def train(tuples: Path, out: Path, controls: Path | None, as_json: bool, **given: Any) -> None:
@@ -49,23 +49,12 @@ def train(tuples: Path, out: Path, controls: Path | None, as_json: bool, **given
     with WorkProgress("train") as progress:
         trained = run(config, tuples, out, lambda done, total, loss: progress.show(f"loss {loss:.3f}", done, total))
     if controls is not None:
-        _fit_controls(tuples, controls)
+        from gradtf_fl.baselines import Controls
+
+        controls.parent.mkdir(parents=True, exist_ok=True)
+        Controls.fit_on_store(tuples).save(controls)
     document = {"out": str(out), "sha256": trained.sha256, "objective": config.objective, "steps": config.steps}
     if as_json:
         emit_json(document)
     else:
         click.echo(f"{out}: Grad-Transformer, SHA-256 {trained.sha256}")
-
-
-def _fit_controls(tuples: Path, controls: Path) -> None:
-    """Fit the controls on every plain shadow set's final updates, the Grad-Transformer's own tuples."""
-    import numpy as np
-
-    from gradtf_fl.baselines import Controls
-    from gradtf_fl.curation import TupleStore
-
-    plain = [shard.tensors for shard in TupleStore.open(tuples).read_all() if "llm" in shard.tensors]
-    tiny = np.concatenate([tensors["tiny"][-1].numpy() for tensors in plain])
-    llm = np.concatenate([tensors["llm"].numpy() for tensors in plain])
-    controls.parent.mkdir(parents=True, exist_ok=True)
-    Controls.fit(tiny, llm).save(controls)

@@ -1,13 +1,17 @@
 """Curation: public rows -> shadow sets -> update-vector tuples in a store (paper, section 4.1).
 
-Two kinds of shards. "dp": shadow federations of 1-5 organizations that train the TinyLM in rounds under DP-SGD at
-epsilons between .5 and 8, exactly as organizations do; no LLM is needed. "plain": single shadow sets on which both
-models are fine-tuned without DP; they give the paper's tuples, the controls, and the output's scale.
+Three kinds of shards. "dp": shadow federations of 1-5 organizations that train the TinyLM in rounds under DP-SGD at
+epsilons between .5 and 8, exactly as organizations do. "plain": shadow sets on which the TinyLM is fine-tuned without
+DP. "pairs": shadow sets on which both models are, the paper's tuples: they give the controls and the output's scale.
+TinyLM shadows cost little and the functional objective learns from them alone, so most shadow sets have no LLM half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, initial_state
 from gradtf_fl.curation.shadow import (
     EPSILONS,
     GROUP_SIZES,
     ShadowGroup,
-    as_token_rows,
     draw_group,
     group_rows,
     mixture_task,
@@ -38,6 +41,7 @@ from gradtf_fl.training.stacked import (
     fine_tune_stacked,
     stack_rows,
 )
+from gradtf_fl.update_vectors import BlockLayout
 
 Progress = Callable[[str, int, int], None]
 DELTA = 1e-5
@@ -51,71 +55,117 @@ class CurationConfig:
         rows: rows in a shadow set.
         single_groups: DP federations for each public rule.
         mixture_groups: DP federations on mixtures of three rules.
-        plain_singles: plain shadow sets for each public rule (both models).
-        plain_mixtures: plain shadow sets on mixtures (both models).
+        plain_singles: plain TinyLM shadow sets for each public rule.
+        plain_mixtures: plain TinyLM shadow sets on mixtures.
+        pair_singles: shadow sets for each public rule on which both models are fine-tuned.
+        pair_mixtures: the same on mixtures.
         stack: shadow sets fine-tuned at once.
         last_k: LLM updates of this many last steps are kept too (the paper's extra tuples).
         rules: how many public rules are used (fewer make a quick trial).
+        plain, llm_recipe, dp: how the TinyLM is fine-tuned without DP, the LLM, and the TinyLM with DP. Larger batches
+            make two updates of one rule more alike: the nearest shadow update is of the right rule in .64 of cases
+            with 12 rows a step, in .86 with 32.
+        snapshots: steps of ``plain`` after which the TinyLM's update is kept.
     """
 
     seed: int = 0
     tiny: str = "embedded:tiny"
     llm: str = "embedded:llm"
     rows: int = 1024
-    single_groups: int = 2
-    mixture_groups: int = 64
-    plain_singles: int = 3
-    plain_mixtures: int = 64
+    single_groups: int = 4
+    mixture_groups: int = 160
+    plain_singles: int = 8
+    plain_mixtures: int = 192
+    pair_singles: int = 3
+    pair_mixtures: int = 64
     stack: int = 32
     last_k: int = 1
     rules: int = 64
-    plain: PlainRecipe = PlainRecipe()
+    plain: PlainRecipe = PlainRecipe(batch=32, rate=1e-2)
+    llm_recipe: PlainRecipe = PlainRecipe()
     dp: DpRecipe = DpRecipe()
     snapshots: tuple[int, ...] = (20, 40, 75, 110, 150)
 
 
-def curate(config: CurationConfig, out: str | Path, progress: Progress | None = None) -> TupleStore:
+def curate(
+    config: CurationConfig, out: str | Path, progress: Progress | None = None, workers: int | None = 1
+) -> TupleStore:
     """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
+
+    Args:
+        workers: processes, one thread each; ``None`` takes one per core. A shard comes out the same in any of them.
 
     Raises ConfigError when ``out`` holds a store with other settings or a model can't be loaded.
     """
-    spec = AdapterSpec()
-    tiny = StackedAdapters(load_model(config.tiny)[0], spec)
-    llm = StackedAdapters(load_model(config.llm)[0], spec)
-    header = {
-        "config": asdict(config),
-        "spec": spec.to_json(),
-        "tiny": {"name": config.tiny, "sha256": model_hash(config.tiny), "layout": tiny.layout.to_json()},
-        "llm": {"name": config.llm, "sha256": model_hash(config.llm), "layout": llm.layout.to_json()},
-    }
-    store = TupleStore.create(out, header)
+    store = TupleStore.create(out, _header(config))
     plans = _plan_shards(config)
-    for done, (name, groups) in enumerate(plans):
+    for name in store.names:
+        store.read(name)  # verifies it
+    missing = [(number, name) for number, (name, _) in enumerate(plans) if name not in store.names]
+    done = len(plans) - len(missing)
+    for name, tensors in _shards(config, missing, workers or os.cpu_count() or 1):
         if progress is not None:
             progress(name, done, len(plans))
-        if name in store.names:
-            store.read(name)  # verifies it
-            continue
-        seed = [config.seed, 7, done]
-        tensors = _plain_shard(config, tiny, llm, groups, seed) if name.startswith("plain") else None
-        store.add(name, tensors or _dp_shard(config, tiny, groups, seed), _describe(groups))
+        store.add(name, tensors, _describe(dict(plans)[name]))
+        done += 1
+    store.order([name for name, _ in plans])
     if progress is not None:
         progress("done", len(plans), len(plans))
     return store
+
+
+def _header(config: CurationConfig) -> dict[str, Any]:
+    spec = AdapterSpec()
+    header: dict[str, Any] = {"config": asdict(config), "spec": spec.to_json()}
+    for role, name in (("tiny", config.tiny), ("llm", config.llm)):
+        layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec), spec.train_a)
+        header[role] = {"name": name, "sha256": model_hash(name), "layout": layout.to_json()}
+    return header
+
+
+def _shards(
+    config: CurationConfig, wanted: list[tuple[int, str]], workers: int
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """(name, tensors) of each wanted shard as it is finished."""
+    if workers == 1 or len(wanted) < 2:
+        for number, name in wanted:
+            yield name, make_shard(config, number)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(make_shard, config, number): name for number, name in wanted}
+        for finished in as_completed(running):
+            yield running[finished], finished.result()
+
+
+def make_shard(config: CurationConfig, number: int) -> dict[str, torch.Tensor]:
+    """Tensors of shard ``number`` of the plan, from the seed alone."""
+    name, groups = _plan_shards(config)[number]
+    spec, seed = AdapterSpec(), [config.seed, 7, number]
+    tiny = StackedAdapters(load_model(config.tiny)[0], spec)
+    if name.startswith("dp"):
+        return _dp_shard(config, tiny, groups, seed)
+    llm = StackedAdapters(load_model(config.llm)[0], spec) if name.startswith("pairs") else None
+    return _plain_shard(config, tiny, llm, groups, seed)
 
 
 def _plan_shards(config: CurationConfig) -> list[tuple[str, list[ShadowGroup]]]:
     """All shards and the federations in them, drawn from the seed alone (so that a resumed run plans the same)."""
     rng = np.random.default_rng([config.seed, 1])
     public = hr.split_rules()[0][: config.rules]
-    dp_tasks = [single_task(rule) for _ in range(config.single_groups) for rule in public]
-    dp_tasks += [mixture_task(rng) for _ in range(config.mixture_groups)]
-    dp = [draw_group(rng, t, int(rng.choice(GROUP_SIZES)), float(rng.choice(EPSILONS))) for t in dp_tasks]
-    plain_tasks = [single_task(rule) for _ in range(config.plain_singles) for rule in public]
-    plain_tasks += [mixture_task(rng) for _ in range(config.plain_mixtures)]
-    plain = [draw_group(rng, task, 1, None) for task in plain_tasks]
+    tasks = {
+        kind: [single_task(rule) for _ in range(singles) for rule in public]
+        + [mixture_task(rng) for _ in range(mixtures)]
+        for kind, singles, mixtures in (
+            ("pairs", config.pair_singles, config.pair_mixtures),
+            ("plain", config.plain_singles, config.plain_mixtures),
+            ("dp", config.single_groups, config.mixture_groups),
+        )
+    }
+    drawn = {kind: [draw_group(rng, task, 1, None) for task in tasks[kind]] for kind in ("pairs", "plain")}
+    drawn["dp"] = [draw_group(rng, t, int(rng.choice(GROUP_SIZES)), float(rng.choice(EPSILONS))) for t in tasks["dp"]]
     shards = []
-    for kind, groups in (("plain", plain), ("dp", dp)):
+    for kind, groups in drawn.items():
         packed: list[list[ShadowGroup]] = []
         for i in rng.permutation(len(groups)):
             if not packed or sum(g.members for g in packed[-1]) + groups[i].members > config.stack:
@@ -149,16 +199,22 @@ def _rows_tensors(rows: TokenRows, sets: int, groups: list[ShadowGroup]) -> dict
 
 
 def _plain_shard(
-    config: CurationConfig, tiny: StackedAdapters, llm: StackedAdapters, groups: list[ShadowGroup], seed: list[int]
+    config: CurationConfig,
+    tiny: StackedAdapters,
+    llm: StackedAdapters | None,
+    groups: list[ShadowGroup],
+    seed: list[int],
 ) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(seed)
     sets = sum(group.members for group in groups)
     rows = stack_rows([group_rows(rng, group, config.rows) for group in groups])
     seeds = [[*seed, number] for number in range(sets)]
-    last = range(config.plain.steps - config.last_k + 1, config.plain.steps + 1)
+    last = range(config.llm_recipe.steps - config.last_k + 1, config.llm_recipe.steps + 1)
     tensors = _rows_tensors(rows, sets, groups)
     tensors["tiny"] = fine_tune_stacked(tiny, rows, sets, config.plain, seeds, config.snapshots)
-    final = fine_tune_stacked(llm, rows, sets, config.plain, seeds, list(last))
+    if llm is None:
+        return tensors
+    final = fine_tune_stacked(llm, rows, sets, config.llm_recipe, seeds, list(last))
     tensors["llm"] = final[-1].clone()
     if config.last_k > 1:
         tensors["llm_last"] = final.half()
@@ -181,6 +237,3 @@ def _dp_shard(
     members = tensors["group"].tolist()
     tensors["tiny"] = dp_fine_tune_stacked(tiny, rows, members, sigmas, config.dp, [*seed, 1])
     return tensors
-
-
-__all__ = ["CurationConfig", "as_token_rows", "curate"]

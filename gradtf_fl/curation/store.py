@@ -94,6 +94,11 @@ class TupleStore:
         self._index["shards"][name] = {"sha256": checksum, "about": dict(about)}
         self._write_index()
 
+    def order(self, names: list[str]) -> None:
+        """List the shards in this order (workers finish them in any), so that equal plans give equal stores."""
+        self._index["shards"] = {name: self._index["shards"][name] for name in names}
+        self._write_index()
+
     def read(self, name: str) -> Shard:
         """One shard, its checksum verified; CorruptFile when it is damaged or gone."""
         path = self.folder / f"{name}.safetensors"

@@ -35,6 +35,12 @@ Objective = Literal["mse", "functional", "mse-then-functional"]
 Progress = Callable[[int, int, float], None]
 
 
+AVERAGED = (1, 1, 2, 3, 5)
+"""How many plain updates of one task are averaged: single ones most often."""
+WEIGHT_CONCENTRATION = 8.0
+"""Weights of an average are Dirichlet(8): nearly equal, never twice the same."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How the Grad-Transformer is trained.
@@ -49,13 +55,13 @@ class TrainConfig:
     """
 
     objective: Objective = "functional"
-    steps: int = 4000
+    steps: int = 8000
     groups: int = 24
     rows: int = 8
     rate: float = 7e-4
     warm_up: int = 100
     weight_decay: float = 0.01
-    input_noise: float = 0.1
+    input_noise: float = 0.3
     plain_share: float = 0.3
     seed: int = 0
     checkpoint_every: int = 250
@@ -69,11 +75,14 @@ class ShadowSampler:
         self.shards = shards
         self.plain_share = plain_share
         self.plain: list[tuple[int, Tensor]] = []  # (shard, its sets of one federation)
+        self.pairs: list[tuple[int, Tensor]] = []  # those of the plain ones that have LLM updates
         self.dp: list[tuple[int, Tensor]] = []
         for number, shard in enumerate(shards):
-            kind = self.plain if "llm" in shard.tensors else self.dp
-            group = shard.tensors["group"]
-            kind += [(number, (group == g).nonzero().flatten()) for g in sorted(set(group.tolist()))]
+            for g, about in enumerate(shard.about["groups"]):
+                entry = (number, (shard.tensors["group"] == g).nonzero().flatten())
+                (self.dp if about["epsilon"] else self.plain).append(entry)
+                if "llm" in shard.tensors:
+                    self.pairs.append(entry)
         self._twins = self._plain_twins()
 
     def _plain_twins(self) -> dict[str, list[tuple[int, Tensor]]]:
@@ -92,16 +101,17 @@ class ShadowSampler:
         """(update [L1, n1], input_ids [rows, T], labels [rows, T]) of one random shadow federation."""
         if not self.dp or rng.random() < self.plain_share:
             number, sets = self.plain[rng.integers(len(self.plain))]
-            twins = self._twins[self._task(number, sets)]
-            chosen = rng.choice(len(twins), rng.integers(1, len(twins) + 1), replace=False)
             snapshot = int(rng.integers(self.shards[number].tensors["tiny"].shape[0]))
-            parts = [self.shards[twins[i][0]].tensors["tiny"][snapshot, twins[i][1]] for i in chosen]
-            update = torch.cat(parts).mean(0)
+            twins = self._twins[self._task(number, sets)]
+            chosen = rng.choice(len(twins), min(len(twins), int(rng.choice(AVERAGED))), replace=False)
+            parts = torch.cat([self.shards[twins[i][0]].tensors["tiny"][snapshot, twins[i][1]] for i in chosen])
         else:
             number, sets = self.dp[rng.integers(len(self.dp))]
             tiny = self.shards[number].tensors["tiny"]
             members = sets[torch.from_numpy(rng.permutation(len(sets))[: rng.integers(1, len(sets) + 1)])]
-            update = tiny[int(rng.integers(tiny.shape[0])), members].mean(0)
+            parts = tiny[int(rng.integers(tiny.shape[0])), members]
+        weights = torch.from_numpy(rng.dirichlet([WEIGHT_CONCENTRATION] * len(parts))).float()
+        update = torch.tensordot(weights, parts, 1)
         shard = self.shards[number]
         per_set = shard.tensors["input_ids"].shape[1]
         which = sets[torch.from_numpy(rng.integers(len(sets), size=rows))]
@@ -117,9 +127,9 @@ class ShadowSampler:
         )
 
     def tuples(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """The paper's tuples: (TinyLM updates [count, L1, n1], LLM updates [count, L2, n2]) of plain sets."""
+        """The paper's tuples: (TinyLM updates [count, L1, n1], LLM updates [count, L2, n2]) of paired sets."""
         tiny, llm = [], []
-        for number, sets in (self.plain[i] for i in rng.integers(len(self.plain), size=count)):
+        for number, sets in (self.pairs[i] for i in rng.integers(len(self.pairs), size=count)):
             tensors = self.shards[number].tensors
             tiny.append(tensors["tiny"][-1, sets].mean(0))
             targets = tensors["llm_last"].float() if "llm_last" in tensors else tensors["llm"][None]
@@ -146,8 +156,8 @@ def train(
             raise ConfigError(f"tuple store {tuples}: curated with another {side.model!r} than the one at hand")
     shards = store.read_all()
     sampler = ShadowSampler(shards, config.plain_share)
-    if not sampler.plain:
-        raise ConfigError(f"tuple store {tuples}: no plain shadow sets (they give the output's scale)")
+    if not sampler.pairs:
+        raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
     model = _new_model(config, sampler, source, target)
     llm = StackedAdapters(load_model(target.model)[0], target.spec)
     phases: list[tuple[str, int]] = [(config.objective, config.steps)]
@@ -207,7 +217,7 @@ def _side(header: dict[str, Any], role: str) -> Side:
 def _new_model(config: TrainConfig, sampler: ShadowSampler, source: Side, target: Side) -> GradTransformerModel:
     rng = np.random.default_rng([config.seed, 3])
     inputs = torch.stack([sampler.draw(rng, 1)[0] for _ in range(2048)])
-    outputs = torch.cat([sampler.shards[n].tensors["llm"][sets] for n, sets in sampler.plain])
+    outputs = torch.cat([sampler.shards[n].tensors["llm"][sets] for n, sets in sampler.pairs])
     torch.manual_seed(config.seed)
     return GradTransformerModel(
         config.backbone,

@@ -23,8 +23,11 @@ TRIAL = CurationConfig(
     mixture_groups=1,
     plain_singles=1,
     plain_mixtures=1,
+    pair_singles=1,
+    pair_mixtures=1,
     stack=4,
     plain=PlainRecipe(steps=4, batch=4),
+    llm_recipe=PlainRecipe(steps=4, batch=4),
     dp=DpRecipe(rounds=2, steps=2, batch=8),
     snapshots=(2, 4),
     last_k=2,
@@ -65,15 +68,16 @@ def test_a_store_holds_both_kinds_and_resumes_after_a_kill(tmp_path: Path) -> No
         first, second = resumed.read(name).tensors, whole.read(name).tensors
         assert set(first) == set(second)
         assert all(torch.equal(first[key], second[key]) for key in first)
-    plain = whole.read("plain-0000").tensors
-    assert plain["tiny"].shape[0] == 2
-    assert plain["llm_last"].shape[0] == 2
-    assert (plain["llm"].abs().amax((1, 2)) > 0).all()
+    assert "llm" not in whole.read("plain-0000").tensors
+    pairs = whole.read("pairs-0000").tensors
+    assert pairs["tiny"].shape[0] == 2
+    assert pairs["llm_last"].shape[0] == 2
+    assert (pairs["llm"].abs().amax((1, 2)) > 0).all()
     assert whole.read("dp-0000").tensors["tiny"].shape[0] == TRIAL.dp.rounds
 
 
 def test_damage_and_other_settings_are_refused(tmp_path: Path) -> None:
-    store = curate(replace(TRIAL, mixture_groups=0, plain_mixtures=0, rules=1), tmp_path)
+    store = curate(replace(TRIAL, mixture_groups=0, plain_mixtures=0, pair_mixtures=0, rules=1), tmp_path)
     with pytest.raises(ConfigError, match="other settings"):
         curate(TRIAL, tmp_path)
     path = tmp_path / f"{store.names[0]}.safetensors"
