@@ -70,9 +70,7 @@ def verify(organization: Organization, delivery: AdapterDelivery) -> None:
     if not 1 <= delivery.round <= LAST_ROUND:
         raise Refused(Refusal.ADAPTER, f"round {delivery.round} is out of range")
     try:
-        Ed25519PublicKey.from_public_bytes(organization.provider_key).verify(
-            delivery.signature, delivery.signed_bytes
-        )
+        Ed25519PublicKey.from_public_bytes(organization.provider_key).verify(delivery.signature, delivery.signed_bytes)
     except InvalidSignature as error:
         raise Refused(Refusal.ADAPTER, "the adapter is not signed by the pinned provider") from error
 
@@ -89,9 +87,7 @@ def _fitted(model: Any, state: Mapping[str, Any], spec: Any) -> Any:
     return adapted
 
 
-def _evaluate(
-    organization: Organization, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any
-) -> Evaluation | None:
+def _evaluate(organization: Organization, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any) -> Evaluation | None:
     if organization.test_path is None:
         return None
     from clients.local_training import load_global_tiny

@@ -65,9 +65,7 @@ def train_update(
     """
     tiny = load_global_tiny(organization, message.spec, message.initial_hash, message.update)
     if tiny.start_hash != config.model_hash or tiny.layout.size != config.dim:
-        raise Refused(
-            Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration"
-        )
+        raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
     rows = count_rows(organization.train_path)
     if plan.batch > rows:
         raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")
@@ -122,9 +120,7 @@ class GlobalTiny:
     start_hash: bytes
 
 
-def load_global_tiny(
-    organization: Organization, spec_json: str, initial_hash: bytes, update: bytes
-) -> GlobalTiny:
+def load_global_tiny(organization: Organization, spec_json: str, initial_hash: bytes, update: bytes) -> GlobalTiny:
     """Our own TinyLM with the shared initial adapter plus the global update.
 
     Raises:

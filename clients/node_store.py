@@ -59,10 +59,15 @@ class OpenRound:
 
 
 class NodeStore:
-    """The file. Each operation is one transaction; two processes are serialised by SQLite."""
+    """The file. Each operation is one transaction; two processes are serialised by SQLite.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        durable: wait for the disk at every commit, so that a power cut cannot bring back a used state. A killed
+            process never can. Simulations do without: the disk's latency would be most of their time.
+    """
+
+    def __init__(self, path: Path, durable: bool = True) -> None:
+        self.path, self.durable = path, durable
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         os.chmod(path, 0o600)
         with self._transaction() as database:
@@ -74,7 +79,7 @@ class NodeStore:
         database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             database.execute("PRAGMA secure_delete = ON")
-            database.execute("PRAGMA synchronous = FULL")
+            database.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'OFF'}")
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -88,9 +93,7 @@ class NodeStore:
     def last_round(self, run_id: str) -> tuple[int, int]:
         """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run."""
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)
-            ).fetchone()
+            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def claim(self, key: RoundKey) -> None:
@@ -100,16 +103,10 @@ class NodeStore:
             Refused: with ``stale`` when it is not above the last one, whoever took that.
         """
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)
-            ).fetchone()
+            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
             if row is not None and (key.round, key.attempt) <= (int(row[0]), int(row[1])):
-                raise Refused(
-                    Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}"
-                )
-            database.execute(
-                "INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt)
-            )
+                raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}")
+            database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
             database.execute("DELETE FROM open_round")
 
     def open(self, opened: OpenRound) -> None:
@@ -120,9 +117,7 @@ class NodeStore:
         """
         key = opened.key
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)
-            ).fetchone()
+            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
             if row is None or (int(row[0]), int(row[1])) != (key.round, key.attempt):
                 raise Refused(Refusal.STALE, "another round was claimed while this one was trained")
             database.execute(
@@ -141,9 +136,7 @@ class NodeStore:
             Refused: with ``stale`` when (round, attempt) is not the open one.
         """
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT run_id, round, attempt, protocol, vector, weight FROM open_round"
-            ).fetchone()
+            row = database.execute("SELECT run_id, round, attempt, protocol, vector, weight FROM open_round").fetchone()
             if row is None or (row[1], row[2]) != (round_number, attempt):
                 raise Refused(Refusal.STALE, f"round {round_number}.{attempt} is not open")
             opened = OpenRound(RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5])
@@ -157,6 +150,4 @@ class NodeStore:
             if opened.finished:
                 database.execute("DELETE FROM open_round")
             else:
-                database.execute(
-                    "UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector)
-                )
+                database.execute("UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector))

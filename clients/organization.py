@@ -63,7 +63,7 @@ class Organization:
 
     def store(self) -> NodeStore:
         """The protocol state."""
-        return NodeStore(self.folder / "state.sqlite")
+        return NodeStore(self.folder / "state.sqlite", durable=self.config.simulation is None)
 
     def training_seed(self, key: RoundKey) -> int | None:
         """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""

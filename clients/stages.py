@@ -50,9 +50,7 @@ def _checked_plan(organization: Organization, config: RoundConfig) -> TrainingPl
     if not 1 <= config.round <= plan.rounds:
         raise Refused(Refusal.POLICY, f"round {config.round} is outside the plan's {plan.rounds} rounds")
     if plan.delta > organization.config.privacy.delta:
-        raise Refused(
-            Refusal.POLICY, f"delta {plan.delta} is above ours ({organization.config.privacy.delta})"
-        )
+        raise Refused(Refusal.POLICY, f"delta {plan.delta} is above ours ({organization.config.privacy.delta})")
     return plan
 
 

@@ -244,6 +244,16 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     assert load_organization(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
+def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None:
+    kit = make_kit()
+    context = Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), {})
+    assert not load_organization(context).store().durable
+    kit.change(0, simulation=None)
+    store = load_organization(context).store()
+    with store._transaction() as database:
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
 def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 1, 0)
