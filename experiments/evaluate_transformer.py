@@ -131,8 +131,9 @@ def main() -> None:
         row["pgr"] = round(float((np.mean(scores["generated"]) - floor) / (ceiling - floor)), 3)
         print(name, row["plain"], "PGR", row["pgr"], flush=True)
         for epsilon in [float(e) for e in options.epsilons.split(",") if e]:
-            private = bench.private(rules[:16], epsilon, options.seed)
+            private = bench.private(rules, epsilon, options.seed)
             row[f"epsilon_{epsilon:g}"] = summary(private)
+            row[f"epsilon_{epsilon:g}_by_rule"] = private
             print(name, "epsilon", epsilon, row[f"epsilon_{epsilon:g}"], flush=True)
         document["rows"][name] = row
     document["seconds"] = round(time.monotonic() - began, 1)

@@ -31,8 +31,9 @@ class Controls:
         self._center = flat.mean(0)
         self._centered = flat - self._center
         kernel = self._centered @ self._centered.T
-        self._ridge_scale = penalty * float(np.trace(kernel)) / len(tiny)
-        self._kernel = kernel
+        self._mean = llm.mean(0)
+        regular = kernel + penalty * float(np.trace(kernel)) / len(tiny) * np.eye(len(tiny))
+        self._coefficients = np.linalg.solve(regular, (llm - self._mean).reshape(len(llm), -1).astype(np.float64))
 
     @classmethod
     def fit(cls, tiny: Vector, llm: Vector, folds: int = 5) -> Controls:
@@ -63,7 +64,7 @@ class Controls:
 
     def mean_update(self) -> Vector:
         """The average LLM update over shadow sets, the same for every input."""
-        mean: Vector = self.llm.mean(0)
+        mean: Vector = self._mean
         return mean
 
     def nearest(self, update: Vector) -> Vector:
@@ -80,10 +81,9 @@ class Controls:
     def ridge(self, update: Vector) -> Vector:
         """Ridge regression between flattened, centred updates in its dual form."""
         similarities = self._centered @ (update.reshape(-1).astype(np.float64) - self._center)
-        regular = self._kernel + self._ridge_scale * np.eye(len(self.tiny))
-        weights = np.linalg.solve(regular, similarities)
-        mean = self.llm.mean(0)
-        predicted: Vector = (mean + np.tensordot(weights, self.llm - mean, axes=1)).astype(np.float32)
+        predicted: Vector = (self._mean + (similarities @ self._coefficients).reshape(self._mean.shape)).astype(
+            np.float32
+        )
         return predicted
 
     def save(self, path: str | Path) -> None:
