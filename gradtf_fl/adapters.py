@@ -63,7 +63,7 @@ def attach(model: Any, spec: AdapterSpec) -> PeftModel:
     """``model`` wrapped in PEFT with the shared initial adapter, A frozen unless the spec trains it."""
     from peft import get_peft_model
 
-    peft_model: Any = get_peft_model(model, _peft_config(spec, ""))
+    peft_model: Any = get_peft_model(model, _peft_config(spec, None))  # PEFT takes the model's own name
     set_adapter_state(peft_model, _draw_initial(adapter_state(peft_model), spec))
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_(".lora_B." in name or (spec.train_a and ".lora_A." in name))
@@ -71,7 +71,7 @@ def attach(model: Any, spec: AdapterSpec) -> PeftModel:
     return wrapped
 
 
-def _peft_config(spec: AdapterSpec, base_model: str) -> Any:
+def _peft_config(spec: AdapterSpec, base_model: str | None) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
