@@ -7,6 +7,7 @@ everything it imports comes from the packages installed at each node.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from gradtf_fl import __version__
@@ -14,12 +15,7 @@ from gradtf_fl.config import FederationPlan
 from gradtf_fl.models import model_folder
 
 PACKAGE = "gradtf_run"
-# Flower looks for an assignment to `app` in the syntax tree: an import alone is not found
-_FILES = {
-    "__init__.py": '"""One federated run."""\n',
-    "server.py": '"""ServerApp."""\n\nfrom strategies.server_app import app as server\n\napp = server\n',
-    "client.py": '"""ClientApp."""\n\nfrom clients.client_app import app as client\n\napp = client\n',
-}
+SOURCE = Path(__file__).resolve().parents[1] / PACKAGE
 
 
 def write_app(folder: Path, plan: FederationPlan) -> Path:
@@ -32,8 +28,8 @@ def write_app(folder: Path, plan: FederationPlan) -> Path:
     """
     package = folder / PACKAGE
     package.mkdir(parents=True, exist_ok=True)
-    for name, text in _FILES.items():
-        (package / name).write_text(text, encoding="utf-8")
+    for file in SOURCE.glob("*.py"):
+        shutil.copyfile(file, package / file.name)
     (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
     (folder / "pyproject.toml").write_text(_project(absolute(plan)), encoding="utf-8")
     return folder

@@ -1,0 +1,5 @@
+"""ClientApp."""
+
+from clients.client_app import app as client
+
+app = client

@@ -1,0 +1,5 @@
+"""ServerApp."""
+
+from strategies.server_app import app as server
+
+app = server

@@ -1,0 +1,67 @@
+"""``flwr build`` on the repository: the bundle is thin, and its apps are those of the installed packages."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import get_fab_config, validate_config
+from flwr.common.constant import FAB_MAX_SIZE
+
+import gradtf_fl
+from gradtf_fl.config import FederationPlan
+from strategies.flower_app import write_app
+
+REPOSITORY = Path(__file__).parents[2]
+CODE = {"gradtf_run/__init__.py", "gradtf_run/server.py", "gradtf_run/client.py"}
+RESOLVE = """
+import sys
+sys.path.insert(0, ".")  # as Flower does with an unpacked bundle
+import gradtf_run.server, gradtf_run.client, clients.client_app, strategies.server_app, gradtf_fl.models
+assert gradtf_run.server.app is strategies.server_app.app
+assert gradtf_run.client.app is clients.client_app.app
+print(gradtf_run.__file__, gradtf_fl.models.__file__, gradtf_fl.models.model_hash("embedded:tiny"), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle() -> bytes:
+    return bytes(build_fab_from_disk(REPOSITORY))
+
+
+def names(bundle: bytes) -> set[str]:
+    return set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
+
+
+def test_the_repository_bundles_the_thin_app_only(bundle: bytes) -> None:
+    assert len(bundle) < FAB_MAX_SIZE
+    assert names(bundle) == CODE | {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+
+
+def test_a_run_of_the_repository_can_set_every_key_of_the_plan(bundle: bytes) -> None:
+    config = get_fab_config(bundle)["tool"]["flwr"]["app"]["config"]
+    assert config == FederationPlan().to_run_config()
+
+
+def test_an_unpacked_bundle_uses_the_installed_packages(bundle: bytes, tmp_path: Path) -> None:
+    zipfile.ZipFile(io.BytesIO(bundle)).extractall(tmp_path)
+    valid, errors, _ = validate_config(get_fab_config(bundle), check_module=True, project_dir=tmp_path)
+    assert valid, errors
+    done = subprocess.run([sys.executable, "-c", RESOLVE], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    app, models, digest = done.stdout.split()
+    assert Path(app).resolve() == (tmp_path / "gradtf_run" / "__init__.py").resolve()
+    assert Path(models).resolve().is_relative_to(Path(gradtf_fl.__file__).resolve().parent)
+    assert len(digest) == 64
+
+
+def test_the_app_of_one_run_is_the_repositorys_app(tmp_path: Path) -> None:
+    plan = FederationPlan(organizations=4, out=tmp_path / "out")
+    built = bytes(build_fab_from_disk(write_app(tmp_path / "app", plan)))
+    assert names(built) >= CODE
+    assert FederationPlan.from_run_config(get_fab_config(built)["tool"]["flwr"]["app"]["config"]) == plan
