@@ -118,9 +118,9 @@ def _run_federation(config: SimulationConfig, folders: FederationFolders, clock:
         clock.on_event(_shown(event, clock, folders, config))
 
     if config.engine == "ray":
-        from experiments.ray_engine import run_on_ray
+        from experiments.ray_engine import run_simulation_on_ray
 
-        return run_on_ray(config, folders, show)
+        return run_simulation_on_ray(config, folders, show)
     return run_in_process(config, folders, show)
 
 

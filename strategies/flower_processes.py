@@ -30,6 +30,10 @@ class FlowerFailed(GradtfError):
     """One of Flower's programs did not start, or ended with an error. Names its log file."""
 
 
+class FlowerSilent(FlowerFailed):
+    """A ``flwr`` command gave no answer in time, as on a busy machine: it may be asked again."""
+
+
 def environment(home: Path) -> dict[str, str]:
     """Environment of Flower's programs: offline, state under ``home``, these packages importable."""
     inherited = dict(os.environ)
@@ -135,15 +139,18 @@ def write_connection(home: Path, name: str, settings: Mapping[str, Any], options
 
 
 def flwr(arguments: Sequence[str], env: Mapping[str, str], seconds: float) -> dict[str, Any]:
-    """``flwr ARGUMENTS --format json``: its JSON answer; FlowerFailed with its last words otherwise."""
-    done = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    """``flwr ARGUMENTS --format json``: its JSON answer; FlowerSilent after ``seconds``, else FlowerFailed."""
+    try:
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise FlowerSilent(f"flwr {arguments[0]} gave no answer in {seconds:g} s") from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     except ValueError:

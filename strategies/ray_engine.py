@@ -6,6 +6,7 @@ port, its own FLWR_HOME, stopped at the end.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tempfile
 import time
@@ -18,6 +19,7 @@ from strategies.flower_app import absolute, write_app
 from strategies.flower_processes import (
     FlowerFailed,
     FlowerProcess,
+    FlowerSilent,
     environment,
     flwr,
     free_port,
@@ -45,7 +47,7 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
         RoundAborted, BudgetExhausted: as `run_server`. FlowerFailed: anything else that fails the run.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--engine ray: Ray is not installed; pip install 'gradtf-fl[ray]'")
+        raise ConfigError('--engine ray: Ray is not installed; pip install "gradtf-fl[ray]"')
     if plan.organizations_dir is None:
         raise ConfigError("--engine ray: the plan names no organizations_dir")
     plan = absolute(plan)
@@ -83,8 +85,10 @@ def wait_for_run(
     while time.monotonic() < end:
         superlink.check()
         if time.monotonic() >= due:
-            runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
-            status, due = str(runs[0]["status"]), time.monotonic() + STATUS_SECONDS
+            with contextlib.suppress(FlowerSilent):  # a busy machine: ask again
+                runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
+                status = str(runs[0]["status"])
+            due = time.monotonic() + STATUS_SECONDS
         records = read_records(plan.out)
         for record in records[seen:]:
             due = 0.0  # perhaps the last one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,12 @@ def test_an_unwritable_out_is_exit_2(files: Files, tmp_path: Path) -> None:
     result = gradtf("simulate", "--config", files.config, "--out", tmp_path / "file")
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
+
+
+def test_the_ray_engine_without_ray_names_the_extra(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, report, stderr = simulate(files, "--engine", "ray", "--out", tmp_path / "run")
+    assert (code, report) == (2, {})
+    assert 'pip install "gradtf-fl[ray]"' in stderr
