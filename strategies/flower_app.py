@@ -1,7 +1,7 @@
-"""A Flower app folder for one run: two import lines and the plan as its run config.
+"""A Flower app folder for one run: server side, client side, and the plan as its run config.
 
-A Flower app bundle carries no weights and would shadow the installed package, so the bundle is kept this thin and
-everything it imports comes from the packages installed at each node.
+A Flower app bundle carries no weights and shadows what is installed, so gradtf_fl is left out of it and comes from
+the package installed at each node.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from gradtf_fl import __version__
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.models import model_folder
 
-PACKAGE = "gradtf_run"
-SOURCE = Path(__file__).resolve().parents[1] / PACKAGE
+PACKAGES = ("strategies", "clients")
+SOURCE = Path(__file__).resolve().parents[1]
 
 
 def write_app(folder: Path, plan: FederationPlan) -> Path:
@@ -26,10 +26,10 @@ def write_app(folder: Path, plan: FederationPlan) -> Path:
     Raises:
         ConfigError: a local model folder of the plan is missing.
     """
-    package = folder / PACKAGE
-    package.mkdir(parents=True, exist_ok=True)
-    for file in SOURCE.glob("*.py"):
-        shutil.copyfile(file, package / file.name)
+    for package in PACKAGES:
+        (folder / package).mkdir(parents=True, exist_ok=True)
+        for file in (SOURCE / package).glob("*.py"):
+            shutil.copyfile(file, folder / package / file.name)
     (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
     (folder / "pyproject.toml").write_text(_project(absolute(plan)), encoding="utf-8")
     return folder
@@ -52,7 +52,7 @@ def absolute(plan: FederationPlan) -> FederationPlan:
 def _project(plan: FederationPlan) -> str:
     config = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plan.to_run_config().items())
     return f"""[project]
-name = "{PACKAGE.replace("_", "-")}"
+name = "gradtf-run"
 version = "{__version__}"
 description = "One federated run of gradtf-fl"
 license = {{ file = "LICENSE" }}
@@ -64,8 +64,8 @@ fab-format-version = 1
 flwr-version-target = "1.41.0"
 
 [tool.flwr.app.components]
-serverapp = "{PACKAGE}.server:app"
-clientapp = "{PACKAGE}.client:app"
+serverapp = "strategies.server_app:app"
+clientapp = "clients.client_app:app"
 
 [tool.flwr.app.config]
 {config}"""

@@ -36,7 +36,9 @@ Progress = Callable[[int, int, float], None]
 
 
 AVERAGED = (1, 1, 2, 3, 5)
-"""How many plain updates of one task are averaged: single ones most often."""
+"""How many updates of one task, from any of its federations, are averaged: single ones most often."""
+OWN_FEDERATION = 0.5
+"""Share of DP inputs that average members of one federation (the rest: any members with the same task)."""
 WEIGHT_CONCENTRATION = 8.0
 """Weights of an average are Dirichlet(8): nearly equal, never twice the same."""
 
@@ -55,14 +57,14 @@ class TrainConfig:
     """
 
     objective: Objective = "functional"
-    steps: int = 8000
+    steps: int = 7000
     groups: int = 24
     rows: int = 8
     rate: float = 7e-4
     warm_up: int = 100
     weight_decay: float = 0.01
     input_noise: float = 0.3
-    plain_share: float = 0.3
+    plain_share: float = 0.25
     seed: int = 0
     checkpoint_every: int = 250
     backbone: Backbone = Backbone()
@@ -83,14 +85,11 @@ class ShadowSampler:
                 (self.dp if about["epsilon"] else self.plain).append(entry)
                 if "llm" in shard.tensors:
                     self.pairs.append(entry)
-        self._twins = self._plain_twins()
-
-    def _plain_twins(self) -> dict[str, list[tuple[int, Tensor]]]:
-        """Plain shadow sets by hidden task: sets of one task may be averaged."""
-        twins: dict[str, list[tuple[int, Tensor]]] = {}
-        for number, sets in self.plain:
-            twins.setdefault(self._task(number, sets), []).append((number, sets))
-        return twins
+        self._twins: dict[tuple[bool, str], list[tuple[int, Tensor]]] = {}  # single sets by kind and hidden task
+        for private, entries in ((False, self.plain), (True, self.dp)):
+            for number, sets in entries:
+                twins = self._twins.setdefault((private, self._task(number, sets)), [])
+                twins += [(number, sets[i : i + 1]) for i in range(len(sets))]
 
     def _task(self, number: int, sets: Tensor) -> str:
         shard = self.shards[number]
@@ -99,17 +98,18 @@ class ShadowSampler:
 
     def draw(self, rng: np.random.Generator, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """(update [L1, n1], input_ids [rows, T], labels [rows, T]) of one random shadow federation."""
-        if not self.dp or rng.random() < self.plain_share:
-            number, sets = self.plain[rng.integers(len(self.plain))]
-            snapshot = int(rng.integers(self.shards[number].tensors["tiny"].shape[0]))
-            twins = self._twins[self._task(number, sets)]
-            chosen = rng.choice(len(twins), min(len(twins), int(rng.choice(AVERAGED))), replace=False)
-            parts = torch.cat([self.shards[twins[i][0]].tensors["tiny"][snapshot, twins[i][1]] for i in chosen])
+        private = bool(self.dp) and rng.random() >= self.plain_share
+        kind = self.dp if private else self.plain
+        number, sets = kind[rng.integers(len(kind))]
+        if private and rng.random() < OWN_FEDERATION:
+            members = [(number, sets[i : i + 1]) for i in range(len(sets))]
+            count = int(rng.integers(1, len(members) + 1))  # some may have dropped out
         else:
-            number, sets = self.dp[rng.integers(len(self.dp))]
-            tiny = self.shards[number].tensors["tiny"]
-            members = sets[torch.from_numpy(rng.permutation(len(sets))[: rng.integers(1, len(sets) + 1)])]
-            parts = tiny[int(rng.integers(tiny.shape[0])), members]
+            members = self._twins[(private, self._task(number, sets))]
+            count = min(len(members), int(rng.choice(AVERAGED)))
+        snapshot = int(rng.integers(self.shards[number].tensors["tiny"].shape[0]))
+        chosen = [members[i] for i in rng.choice(len(members), count, replace=False)]
+        parts = torch.cat([self.shards[n].tensors["tiny"][snapshot, which] for n, which in chosen])
         weights = torch.from_numpy(rng.dirichlet([WEIGHT_CONCENTRATION] * len(parts))).float()
         update = torch.tensordot(weights, parts, 1)
         shard = self.shards[number]

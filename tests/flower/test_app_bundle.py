@@ -1,4 +1,4 @@
-"""``flwr build`` on the repository: the bundle is thin, and its apps are those of the installed packages."""
+"""``flwr build`` on the repository: both apps are in the bundle, gradtf_fl and its weights come from the installed package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from gradtf_fl.config import FederationPlan
 from strategies.flower_app import write_app
 
 REPOSITORY = Path(__file__).parents[2]
-CODE = {"gradtf_run/__init__.py", "gradtf_run/server.py", "gradtf_run/client.py"}
+CODE = {f"{folder}/{path.name}" for folder in ("strategies", "clients") for path in (REPOSITORY / folder).glob("*.py")}
 RESOLVE = """
 import sys
 sys.path.insert(0, ".")  # as Flower does with an unpacked bundle
-import gradtf_run.server, gradtf_run.client, clients.client_app, strategies.server_app, gradtf_fl.models
-assert gradtf_run.server.app is strategies.server_app.app
-assert gradtf_run.client.app is clients.client_app.app
-print(gradtf_run.__file__, gradtf_fl.models.__file__, gradtf_fl.models.model_hash("embedded:tiny"), sep="\\n")
+import clients.client_app, strategies.server_app, gradtf_fl.models
+print(strategies.__file__, gradtf_fl.models.__file__, gradtf_fl.models.model_hash("embedded:tiny"), sep="\\n")
 """
 
 
@@ -38,7 +36,7 @@ def names(bundle: bytes) -> set[str]:
     return set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
 
 
-def test_the_repository_bundles_the_thin_app_only(bundle: bytes) -> None:
+def test_the_repository_bundles_both_apps_and_no_weights(bundle: bytes) -> None:
     assert len(bundle) < FAB_MAX_SIZE
     assert names(bundle) == CODE | {"pyproject.toml", "LICENSE", ".info/CONTENT"}
 
@@ -55,7 +53,7 @@ def test_an_unpacked_bundle_uses_the_installed_packages(bundle: bytes, tmp_path:
     done = subprocess.run([sys.executable, "-c", RESOLVE], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     app, models, digest = done.stdout.split()
-    assert Path(app).resolve() == (tmp_path / "gradtf_run" / "__init__.py").resolve()
+    assert Path(app).resolve() == (tmp_path / "strategies" / "__init__.py").resolve()
     assert Path(models).resolve().is_relative_to(Path(gradtf_fl.__file__).resolve().parent)
     assert len(digest) == 64
 

@@ -1,5 +1,0 @@
-"""ClientApp."""
-
-from clients.client_app import app as client
-
-app = client

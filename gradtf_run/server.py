@@ -1,5 +1,0 @@
-"""ServerApp."""
-
-from strategies.server_app import app as server
-
-app = server
