@@ -27,7 +27,8 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 @click.option(
     "--rules",
     metavar="same|mixed|unseen",
-    help="One public rule for all, a mixture of three, or a held-out rule.  [default: same]",
+    help="One public rule for all (of those that a TinyLM can't do), a mixture of three, or a held-out rule.  "
+    "[default: same]",
 )
 @click.option("--engine", metavar="in-process|ray", help="Where clients run.  [default: in-process]")
 @click.option(

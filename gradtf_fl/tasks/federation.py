@@ -54,10 +54,13 @@ def tokens_to_rows(tokens: hr.Ints) -> list[Row]:
 
 
 def draw_task(kind: Kind, rng: np.random.Generator) -> HiddenTask:
-    """The federation's hidden task: one seen rule, one unseen rule, or three seen rules told apart by operation."""
+    """The federation's hidden task: one seen rule, one unseen rule, or three seen rules told apart by operation.
+
+    ``same`` draws from `house_rules.RULES_WITH_A_GAP`: on other seen rules the TinyLM needs no LLM.
+    """
     seen, unseen = hr.split_rules()
     if kind == "same":
-        return HiddenTask((seen[rng.integers(len(seen))],))
+        return HiddenTask((hr.rule_named(hr.RULES_WITH_A_GAP[rng.integers(len(hr.RULES_WITH_A_GAP))]),))
     if kind == "unseen":
         return HiddenTask((unseen[rng.integers(len(unseen))],))
     if kind != "mixed":

@@ -1,4 +1,4 @@
-"""``flwr build`` on the repository: both apps are in the bundle, gradtf_fl and its weights come from the installed package."""
+"""``flwr build`` on the repository: both apps are in the bundle; gradtf_fl comes from the installed package."""
 
 from __future__ import annotations
 

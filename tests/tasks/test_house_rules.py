@@ -9,6 +9,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
 from gradtf_fl.tasks import Row, encode_rows, exact_match, house_rules_federation, read_rows, write_rows
 from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.tasks.federation import draw_task
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,21 @@ def test_no_unseen_rule_computes_what_a_public_one_does() -> None:
     grid = np.arange(10_000)
     tables = {rule.apply(grid // 100, grid % 100).tobytes() for rule in seen}
     assert not any(rule.apply(grid // 100, grid % 100).tobytes() in tables for rule in unseen)
+
+
+def test_the_pool_of_same_is_public() -> None:
+    assert {hr.rule_named(name) for name in hr.RULES_WITH_A_GAP} < set(hr.split_rules()[0])
+    drawn = {draw_task("same", np.random.default_rng(seed)).rules[0].name for seed in range(300)}
+    assert drawn <= set(hr.RULES_WITH_A_GAP)
+    assert len(drawn) > 30
+
+
+@pytest.mark.slow
+def test_the_pool_of_same_is_what_its_script_finds() -> None:
+    from experiments.rules_with_a_gap import rules_with_a_gap
+
+    found = {rule.name for rule in rules_with_a_gap()}
+    assert len(found ^ set(hr.RULES_WITH_A_GAP)) <= 2  # float rounding may move a rule that sits on the threshold
 
 
 def test_code_pools_are_disjoint_and_complete() -> None:
