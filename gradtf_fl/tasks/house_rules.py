@@ -44,10 +44,14 @@ VOCABULARY = (
     + [f"[{letter}]" for letter in INPUT_TAGS + OPERATION_TAGS + OUTPUT_TAGS]
 )
 TOKEN_ID = {token: i for i, token in enumerate(VOCABULARY)}
+# fmt: off
 RULES_WITH_A_GAP = (
-    "ael afj afl agl agm aij aik bek bel bfj bfk bfm bgl bgm bik cel cem cfk cfm cgl cij cik cim "
-    "dej dek del dem dfj dfk dfm dgj dgl dgm dij dik dil dim"
-).split()  # noqa: SIM905
+    "ael", "afj", "afl", "agl", "agm", "aij", "aik", "bek", "bel", "bfj", "bfk", "bfm",
+    "bgl", "bgm", "bik", "cel", "cem", "cfk", "cfm", "cgl", "cij", "cik", "cim", "dej",
+    "dek", "del", "dem", "dfj", "dfk", "dfm", "dgj", "dgl", "dgm", "dij", "dik", "dil",
+    "dim",
+)
+# fmt: on
 """Public rules that leave an LLM something to add: a TinyLM tuned on public rows is right on at most .90 of them, the
 untuned LLM on at most .09 (`python -m experiments.rules_with_a_gap`). On the other 27 the TinyLM alone does as well."""
 
