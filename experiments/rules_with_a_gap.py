@@ -3,8 +3,8 @@
     python -m experiments.rules_with_a_gap      # prints the names in gradtf_fl/tasks/house_rules.py, RULES_WITH_A_GAP
 
 A rule is in the pool when the TinyLM, tuned on public rows without DP, is right on at most .90 of fresh public rows,
-and the untuned LLM on at most .09. On the others (digit-wise sums, say) the tuned TinyLM is as good as any LLM: no gap is
-left to recover. The Grad-Transformer's own accuracy plays no part in the choice.
+and the untuned LLM on at most .09. On the others (digit-wise sums, say) the tuned TinyLM is as good as any LLM: no gap
+is left to recover. The Grad-Transformer's own accuracy plays no part in the choice.
 """
 
 from __future__ import annotations
