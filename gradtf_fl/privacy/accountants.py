@@ -22,6 +22,9 @@ from gradtf_fl.privacy.events import DpEvent, merge
 
 PRV_ERROR = 0.01
 """Largest gap (in epsilon) between PRV's answer and the truth; at most 2 % of the RDP bound."""
+PRV_MAX_MESH = 2**23
+"""Points above which PRV's mesh (24 bytes a point and more) is not built: the RDP bound is returned, valid, looser.
+A billion steps at epsilon .01 would take 40 GB; 5,000 steps take 4 x 10^5 points."""
 PRV_MAX_EPSILON = 400.0
 """Above this RDP bound exp overflows in PRV and the RDP bound itself is returned: valid, looser."""
 
@@ -96,9 +99,28 @@ def _prv(events: History, delta: float) -> float:
         return bound
     accountant = PRVAccountant()
     accountant.history = _triples(events)
+    error = min(PRV_ERROR, bound / 50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(1 - q) at q = 1 is -inf, as it should be
-        return float(accountant.get_epsilon(delta=delta, eps_error=min(PRV_ERROR, bound / 50)))
+        if _mesh_points(events, delta, error) > PRV_MAX_MESH:
+            return bound
+        return float(accountant.get_epsilon(delta=delta, eps_error=error))
+
+
+def _mesh_points(events: History, delta: float, error: float) -> float:
+    """Points of the mesh that Opacus' PRV would allocate (Gopi et al. 2021, section 5): its memory, beforehand."""
+    from opacus.accountants.analysis.prv.domain import compute_safe_domain_size
+    from opacus.accountants.analysis.prv.prvs import PoissonSubsampledGaussianPRV
+
+    delta_error = delta / 1000  # as PRVAccountant.get_epsilon has it
+    steps = [event.steps for event in events]
+    half_width = compute_safe_domain_size(
+        prvs=[PoissonSubsampledGaussianPRV(event.q, event.sigma) for event in events],
+        max_self_compositions=steps,
+        eps_error=error,
+        delta_error=delta_error,
+    )
+    return float(2 * half_width * math.sqrt(sum(steps) * math.log(12 / delta_error) / 2) / error)
 
 
 @lru_cache(maxsize=4096)

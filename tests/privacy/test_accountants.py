@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -129,6 +130,16 @@ def test_every_bad_argument_of_the_calibration_is_named() -> None:
     assert len(caught.value.problems) == 4
     with pytest.raises(ConfigError, match="no noise keeps"):
         noise_multiplier(0.01, 1e-5, 1.0, 10**9)
+
+
+def test_a_senseless_history_takes_the_rdp_bound_and_little_memory() -> None:
+    events = [DpEvent(10_000.0, 1.0, 10**9)]
+    tracemalloc.start()
+    epsilon = epsilon_prv(events, 1e-5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert epsilon == epsilon_rdp(events, 1e-5)
+    assert peak < 200 * 2**20
 
 
 def test_the_room_loads_without_torch() -> None:
