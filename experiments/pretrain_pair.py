@@ -1,4 +1,4 @@
-"""Pre-train the embedded House Rules pair (TinyLM and LLM) from a seed: 4 and 12 minutes on two free cores.
+"""Pre-train the embedded House Rules pair (TinyLM and LLM) from a seed: 4 and 16 minutes on two cores.
 
     python -m experiments.pretrain_pair --model tiny --threads 1 --out build/pair
     python -m experiments.pretrain_pair --model llm --out build/pair

@@ -82,15 +82,12 @@ class GradTransformer:
 
         tensors = {n: t.detach().half().contiguous() for n, t in self.model.state_dict().items() if "shared" not in n}
         tensors = {n: t for n, t in tensors.items() if "embed_tokens" not in n}
-        digest = hashlib.sha256()
-        for name in sorted(tensors):
-            digest.update(name.encode() + tensors[name].numpy().tobytes())
         about = {
             "format": FORMAT,
             "backbone": self.backbone.to_json() | {"pretrained": None} | _sizes(self.model),
             "source": self.source.to_json(),
             "target": self.target.to_json(),
-            "tensors_sha256": digest.hexdigest(),
+            "tensors_sha256": _digest(tensors),
         }
         staging = Path(f"{path}.new")
         staging.parent.mkdir(parents=True, exist_ok=True)
@@ -113,10 +110,7 @@ class GradTransformer:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             about = json.loads(header["__metadata__"]["grad_transformer"])
-            digest = hashlib.sha256()
-            for name in sorted(tensors):
-                digest.update(name.encode() + tensors[name].numpy().tobytes())
-            if about["format"] != FORMAT or digest.hexdigest() != about["tensors_sha256"]:
+            if about["format"] != FORMAT or _digest(tensors) != about["tensors_sha256"]:
                 raise ValueError("content does not match its SHA-256")
             state = {name: tensor.float() for name, tensor in tensors.items()}
             backbone = Backbone(**about["backbone"])
@@ -133,6 +127,14 @@ class GradTransformer:
         except Exception as error:
             raise CorruptFile(f"Grad-Transformer checkpoint {path}: damaged or no checkpoint ({error})") from error
         return cls(model.eval(), backbone, *sides, hashlib.sha256(data).hexdigest())
+
+
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over names and values, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sizes(model: GradTransformerModel) -> dict[str, Any]:
