@@ -22,6 +22,7 @@ import torch
 from gradtf_fl.adapters import AdapterSpec, initial_state
 from gradtf_fl.curation.shadow import (
     EPSILONS,
+    FEDERATIONS,
     GROUP_SIZES,
     ShadowGroup,
     draw_group,
@@ -53,7 +54,7 @@ class CurationConfig:
 
     Attributes:
         rows: rows in a shadow set.
-        single_groups: DP federations for each public rule.
+        single_groups: DP federations for each public rule: so many of `FEDERATIONS`, over and over.
         mixture_groups: DP federations on mixtures of three rules.
         plain_singles: plain TinyLM shadow sets for each public rule.
         plain_mixtures: plain TinyLM shadow sets on mixtures.
@@ -72,10 +73,10 @@ class CurationConfig:
     tiny: str = "embedded:tiny"
     llm: str = "embedded:llm"
     rows: int = 1024
-    single_groups: int = 4
-    mixture_groups: int = 160
-    plain_singles: int = 8
-    plain_mixtures: int = 192
+    single_groups: int = 8
+    mixture_groups: int = 80
+    plain_singles: int = 6
+    plain_mixtures: int = 800
     pair_singles: int = 3
     pair_mixtures: int = 64
     stack: int = 32
@@ -163,7 +164,9 @@ def _plan_shards(config: CurationConfig) -> list[tuple[str, list[ShadowGroup]]]:
         )
     }
     drawn = {kind: [draw_group(rng, task, 1, None) for task in tasks[kind]] for kind in ("pairs", "plain")}
-    drawn["dp"] = [draw_group(rng, t, int(rng.choice(GROUP_SIZES)), float(rng.choice(EPSILONS))) for t in tasks["dp"]]
+    designed = [FEDERATIONS[i % len(FEDERATIONS)] for i in range(config.single_groups) for _ in public]
+    designed += [(int(rng.choice(GROUP_SIZES)), float(rng.choice(EPSILONS))) for _ in range(config.mixture_groups)]
+    drawn["dp"] = [draw_group(rng, task, *kind) for task, kind in zip(tasks["dp"], designed, strict=True)]
     shards = []
     for kind, groups in drawn.items():
         packed: list[list[ShadowGroup]] = []

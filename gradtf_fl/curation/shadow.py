@@ -13,6 +13,11 @@ from gradtf_fl.tasks.rows import IGNORED, TokenRows
 
 GROUP_SIZES = (1, 2, 3, 5)
 EPSILONS = (8.0, 4.0, 2.0, 1.0, 0.5)
+FEDERATIONS = ((5, 8.0), (5, 1.0), (3, 4.0), (3, 2.0), (2, 8.0), (2, 0.5), (1, 8.0), (1, 1.0))
+"""(members, epsilon) of each rule's DP federations. Drawn at random, a rule in four had none at epsilon 8, and the
+Grad-Transformer took it for its neighbour there."""
+AS_IN_ROUNDS = 0.75
+"""Share of mixtures that show the operation, as the ``mixed`` federation does; the others show other tags."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,11 @@ def single_task(rule: hr.Rule) -> HiddenTask:
 def mixture_task(rng: np.random.Generator) -> HiddenTask:
     """Some tags shown, the rest bound at random among public rules.
 
-    Half of them are as the ``mixed`` federation has it (three operations shown, input and output form hidden); the
+    Most are as the ``mixed`` federation has it (three operations shown, input and output form hidden); the
     others show one or two other tags, so that the parts of a rule are also seen apart from each other.
     """
     public = hr.split_rules()[0]
-    if rng.random() < 0.5:
+    if rng.random() < AS_IN_ROUNDS:
         shown = (False, True, False)
     else:
         shown = ((True, False, False), (False, False, True), (True, True, False), (False, True, True))[rng.integers(4)]
@@ -55,9 +60,14 @@ def mixture_task(rng: np.random.Generator) -> HiddenTask:
 
 
 def draw_group(rng: np.random.Generator, task: HiddenTask, members: int, epsilon: float | None) -> ShadowGroup:
-    """A federation on ``task`` whose members hold Dirichlet(.5) mixtures of its rules."""
-    rules = len(task.rules)
-    weights = [tuple(rng.dirichlet([DIRICHLET_ALPHA] * rules)) if rules > 1 else (1.0,) for _ in range(members)]
+    """A federation on ``task`` whose members hold Dirichlet(.5) mixtures of its rules.
+
+    A member of a plain one (``epsilon`` None) holds the rows of 1-5 organizations: the mean of as many mixtures.
+    """
+    weights: list[tuple[float, ...]] = []
+    for _ in range(members):
+        pooled = int(rng.choice(GROUP_SIZES)) if epsilon is None else 1
+        weights.append(tuple(rng.dirichlet([DIRICHLET_ALPHA] * len(task.rules), pooled).mean(0)))
     return ShadowGroup(task, tuple(weights), epsilon)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
 from gradtf_fl.curation.curate import _plan_shards
-from gradtf_fl.curation.shadow import mixture_task
+from gradtf_fl.curation.shadow import FEDERATIONS, draw_group, mixture_task
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
@@ -50,6 +50,28 @@ def test_shadow_tasks_stay_public() -> None:
     tokens = mixture_task(rng).draw(rng, 500, "public")
     codes = {((t[3] - 2) * 10 + t[4] - 2, (t[6] - 2) * 10 + t[7] - 2) for t in tokens}
     assert codes <= pools
+
+
+def test_every_rule_trains_in_every_kind_of_federation() -> None:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, groups in _plan_shards(CurationConfig()):
+        for group in groups:
+            if name.startswith("dp") and len(group.task.rules) == 1:
+                assert group.epsilon is not None
+                found.setdefault(group.task.rules[0].name, []).append((group.members, group.epsilon))
+    assert set(found) == {rule.name for rule in hr.split_rules()[0]}
+    assert all(sorted(kinds) == sorted(FEDERATIONS) for kinds in found.values())
+
+
+def test_plain_mixtures_pool_the_rows_of_several_organizations() -> None:
+    rng = np.random.default_rng(3)
+    task = mixture_task(rng)
+    largest = {
+        epsilon: np.mean([max(draw_group(rng, task, 1, epsilon).weights[0]) for _ in range(2000)])
+        for epsilon in (None, 1.0)
+    }
+    assert abs(largest[1.0] - 0.71) < 0.03  # one member of a DP federation: Dirichlet(.5) of three
+    assert abs(largest[None] - 0.59) < 0.03  # the mean of 1, 2, 3 or 5 such
 
 
 def test_a_store_holds_both_kinds_and_resumes_after_a_kill(tmp_path: Path) -> None:

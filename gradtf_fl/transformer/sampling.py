@@ -1,0 +1,155 @@
+"""What a Grad-Transformer is trained on: TinyLM updates drawn from a tuple store as rounds will deliver them.
+
+Sums over organizations, early rounds and DP-SGD shape an update, so the inputs are averages over members of a shadow
+federation or of several with the same hidden task, snapshots along the whole course of fine-tuning, and updates
+trained under DP-SGD at several epsilons. DP shadow sets are dear, so their noise is used twice: residuals around each
+task's mean, mixed at random, are added to other tasks' updates (`ShadowSampler.noise`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradtf_fl.curation.store import Shard, token_rows
+from gradtf_fl.tasks.rows import TokenRows
+
+AVERAGED = (1, 1, 2, 3, 5)
+"""How many updates of one task, from any of its federations, are averaged: single ones most often."""
+OWN_FEDERATION = 0.5
+"""Share of DP inputs that average members of one federation (the rest: any members with the same task)."""
+WEIGHT_CONCENTRATION = 8.0
+"""Weights of an average are Dirichlet(8): nearly equal, never twice the same."""
+
+UNTRIED, FLOOR, KEPT = 1.0, 0.05, 0.8
+"""A task is drawn in proportion to its running loss (nats, decay .8) plus .05; before the first draw it counts 1."""
+
+SetRef = tuple[int, int]  # (shard, set in it)
+Task = tuple[bool, str]  # (trained under DP-SGD?, rules and shown tags as JSON)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs [groups, L1, n1], public rows of the same federations [groups * rows, T], and each group's task."""
+
+    updates: Tensor
+    rows: TokenRows
+    tasks: list[Task]
+
+
+class ShadowSampler:
+    """Draws averaged TinyLM updates [L1, n1] with public rows or with LLM updates of the same hidden task."""
+
+    def __init__(self, shards: list[Shard], plain_share: float, mixture_share: float) -> None:
+        self.shards = shards
+        self.plain_share = plain_share
+        self.mixture_share = mixture_share
+        self.pairs: dict[str, list[SetRef]] = {}  # sets with an LLM update, by hidden task
+        self.federations: dict[Task, list[list[SetRef]]] = {}  # each the sets of one shadow federation
+        self._pools: dict[tuple[bool, bool], list[Task]] = {}  # by private, mixture
+        for number, shard in enumerate(shards):
+            for g, about in enumerate(shard.about["groups"]):
+                sets = [(number, int(k)) for k in (shard.tensors["group"] == g).nonzero().flatten()]
+                private, hidden = bool(about["epsilon"]), json.dumps([about["rules"], about["shown"]])
+                if (private, hidden) not in self.federations:
+                    self._pools.setdefault((private, len(about["rules"]) > 1), []).append((private, hidden))
+                self.federations.setdefault((private, hidden), []).append(sets)
+                if "llm" in shard.tensors:
+                    self.pairs.setdefault(hidden, []).extend(sets)
+        self.sets: dict[Task, list[SetRef]] = {  # of all its federations
+            task: [ref for federation in parts for ref in federation] for task, parts in self.federations.items()
+        }
+        self.difficulty = dict.fromkeys(self.federations, UNTRIED)
+        self._paired = [task for task in self.federations if task[1] in self.pairs]
+        self._residuals = self._dp_residuals()
+
+    def _last(self, ref: SetRef) -> Tensor:
+        last: Tensor = self.shards[ref[0]].tensors["tiny"][-1, ref[1]]
+        return last
+
+    def _dp_residuals(self) -> Tensor:
+        """Noise of single DP sets [R, L1 * n1]: what is left of each beyond the direction of its task's mean."""
+        parts = []
+        for task, refs in self.sets.items():
+            if task[0] and len(refs) > 2:
+                updates = torch.stack([self._last(ref).flatten() for ref in refs])
+                mean = updates.mean(0)
+                along = updates @ mean / mean.square().sum()  # a higher epsilon moves further the same way
+                parts.append((updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5)
+        return torch.cat(parts) if parts else torch.zeros(0, 0)
+
+    def noise(self, updates: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        """Noise like that of DP shadow sets for ``updates`` [B, L1, n1]; each one's strength is U(0, ``scale``).
+
+        A random mixture of all residuals has their covariance. Zero when the store holds no DP federations.
+        """
+        count = len(self._residuals)
+        if count == 0:
+            return torch.zeros_like(updates)
+        mixture = torch.randn(len(updates), count, generator=generator) / count**0.5
+        strength = scale * torch.rand(len(updates), 1, generator=generator)
+        noise: Tensor = ((strength * mixture) @ self._residuals).reshape(updates.shape)
+        return noise
+
+    def draw_task(self, rng: np.random.Generator) -> Task:
+        """A task: private or plain and mixture or single by their shares, then hard ones more often."""
+        private, mixture = bool(rng.random() >= self.plain_share), bool(rng.random() < self.mixture_share)
+        pool = self._pools.get((private, mixture)) or self._pools.get((not private, mixture)) or list(self.federations)
+        weights = np.array([self.difficulty[task] for task in pool]) + FLOOR
+        return pool[rng.choice(len(pool), p=weights / weights.sum())]
+
+    def learned(self, tasks: list[Task], losses: list[float]) -> None:
+        """Take note of the losses (nats) of a batch's groups."""
+        for task, loss in zip(tasks, losses, strict=True):
+            self.difficulty[task] = KEPT * self.difficulty[task] + (1 - KEPT) * loss
+
+    def _update(self, rng: np.random.Generator, task: Task, federation: list[SetRef]) -> Tensor:
+        """An average [L1, n1] over some members of ``federation``, or over sets anywhere with its task."""
+        if task[0] and rng.random() < OWN_FEDERATION:
+            members = federation
+            count = int(rng.integers(1, len(members) + 1))  # some may have dropped out
+        else:
+            members = self.sets[task]
+            count = min(len(members), int(rng.choice(AVERAGED)))
+        snapshot = int(rng.integers(self.shards[members[0][0]].tensors["tiny"].shape[0]))
+        chosen = [members[i] for i in rng.choice(len(members), count, replace=False)]
+        parts = torch.stack([self.shards[n].tensors["tiny"][snapshot, k] for n, k in chosen])
+        weights = torch.from_numpy(rng.dirichlet([WEIGHT_CONCENTRATION] * count)).float()
+        average: Tensor = torch.tensordot(weights, parts, 1)
+        return average
+
+    def _any_federation(self, rng: np.random.Generator, task: Task) -> list[SetRef]:
+        federations = self.federations[task]
+        return federations[rng.integers(len(federations))]
+
+    def batch(self, rng: np.random.Generator, groups: int, rows: int) -> Batch:
+        """Inputs of ``groups`` federations and ``rows`` public rows of each."""
+        tasks = [self.draw_task(rng) for _ in range(groups)]
+        updates, drawn = [], []
+        for task in tasks:
+            federation = self._any_federation(rng, task)
+            updates.append(self._update(rng, task, federation))
+            shard = self.shards[federation[0][0]]
+            members = torch.tensor([k for _, k in federation])
+            sets = members[torch.from_numpy(rng.integers(len(members), size=rows))]
+            which = torch.from_numpy(rng.integers(shard.tensors["input_ids"].shape[1], size=rows))
+            drawn.append(token_rows(shard, sets, which))
+        ids, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return Batch(torch.stack(updates), TokenRows(ids, torch.ones_like(ids), labels), tasks)
+
+    def tuples(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """(TinyLM updates [count, L1, n1], LLM updates [count, L2, n2] of sets with the same hidden task)."""
+        tiny, llm = [], []
+        for _ in range(count):
+            task = self._paired[rng.integers(len(self._paired))]
+            tiny.append(self._update(rng, task, self._any_federation(rng, task)))
+            twins = self.pairs[task[1]]
+            number, k = twins[rng.integers(len(twins))]
+            tensors = self.shards[number].tensors
+            snapshots = tensors["llm_last"].float() if "llm_last" in tensors else tensors["llm"][None]
+            llm.append(snapshots[int(rng.integers(len(snapshots))), k])
+        return torch.stack(tiny), torch.stack(llm)
