@@ -19,6 +19,7 @@ from gradtf_fl.cli.options import chosen, emit_json, json_option
 @click.option("--rules", type=click.IntRange(3, 64), help="Public rules used; fewer make a trial.  [default: 64]")
 @click.option("--rows", type=click.IntRange(min=64), help="Rows in a shadow set.  [default: 1024]")
 @click.option("--single-groups", type=click.IntRange(min=1), help="DP shadow federations for each rule.")
+@click.option("--extra-singles", type=click.IntRange(min=0), help="More of one member for each rule, at epsilon 1.")
 @click.option("--mixture-groups", type=click.IntRange(min=0), help="DP shadow federations on mixtures.")
 @click.option("--plain-singles", type=click.IntRange(min=1), help="Plain TinyLM shadow sets for each rule.")
 @click.option("--plain-mixtures", type=click.IntRange(min=0), help="Plain TinyLM shadow sets on mixtures.")

@@ -22,6 +22,7 @@ import torch
 from gradtf_fl.adapters import AdapterSpec, initial_state
 from gradtf_fl.curation.shadow import (
     EPSILONS,
+    EXTRA_EPSILON,
     FEDERATIONS,
     GROUP_SIZES,
     ShadowGroup,
@@ -55,6 +56,7 @@ class CurationConfig:
     Attributes:
         rows: rows in a shadow set.
         single_groups: DP federations for each public rule: so many of `FEDERATIONS`, over and over.
+        extra_singles: DP federations of one member for each public rule at `EXTRA_EPSILON`.
         mixture_groups: DP federations on mixtures of three rules.
         plain_singles: plain TinyLM shadow sets for each public rule.
         plain_mixtures: plain TinyLM shadow sets on mixtures.
@@ -73,7 +75,8 @@ class CurationConfig:
     tiny: str = "embedded:tiny"
     llm: str = "embedded:llm"
     rows: int = 1024
-    single_groups: int = 8
+    single_groups: int = 14
+    extra_singles: int = 6
     mixture_groups: int = 80
     plain_singles: int = 6
     plain_mixtures: int = 800
@@ -169,13 +172,19 @@ def _plan_shards(config: CurationConfig) -> list[tuple[str, list[ShadowGroup]]]:
     drawn["dp"] = [draw_group(rng, task, *kind) for task, kind in zip(tasks["dp"], designed, strict=True)]
     shards = []
     for kind, groups in drawn.items():
-        packed: list[list[ShadowGroup]] = []
-        for i in rng.permutation(len(groups)):
-            if not packed or sum(g.members for g in packed[-1]) + groups[i].members > config.stack:
-                packed.append([])
-            packed[-1].append(groups[i])
-        shards += [(f"{kind}-{number:04d}", part) for number, part in enumerate(packed)]
-    return shards
+        shards += _packed(kind, [groups[i] for i in rng.permutation(len(groups))], config.stack)
+    extra = [single_task(rule) for _ in range(config.extra_singles) for rule in public]
+    return shards + _packed("dp-extra", [draw_group(rng, task, 1, EXTRA_EPSILON) for task in extra], config.stack)
+
+
+def _packed(kind: str, groups: list[ShadowGroup], stack: int) -> list[tuple[str, list[ShadowGroup]]]:
+    """Named shards of at most ``stack`` sets each (a larger federation is a shard of its own)."""
+    packed: list[list[ShadowGroup]] = []
+    for group in groups:
+        if not packed or sum(g.members for g in packed[-1]) + group.members > stack:
+            packed.append([])
+        packed[-1].append(group)
+    return [(f"{kind}-{number:04d}", part) for number, part in enumerate(packed)]
 
 
 def _describe(groups: list[ShadowGroup]) -> dict[str, Any]:

@@ -13,9 +13,18 @@ from gradtf_fl.tasks.rows import IGNORED, TokenRows
 
 GROUP_SIZES = (1, 2, 3, 5)
 EPSILONS = (8.0, 4.0, 2.0, 1.0, 0.5)
-FEDERATIONS = ((5, 8.0), (5, 1.0), (3, 4.0), (3, 2.0), (2, 8.0), (2, 0.5), (1, 8.0), (1, 1.0))
+FEDERATIONS = (
+    *((5, 8.0), (1, 8.0), (1, 8.0), (1, 8.0)),
+    *((1, 4.0), (1, 4.0)),
+    *((1, 2.0), (1, 2.0)),
+    *((5, 1.0), (1, 1.0), (1, 1.0)),
+    *((1, 0.5), (1, 0.5), (1, 0.5)),
+)
 """(members, epsilon) of each rule's DP federations. Drawn at random, a rule in four had none at epsilon 8, and the
-Grad-Transformer took it for its neighbour there."""
+Grad-Transformer took it for its neighbour there. Noise differs between federations more than inside one, so most have
+one member; averages over several stand for larger ones."""
+EXTRA_EPSILON = 1.0
+"""Where noise begins to hide which rule it is, more federations are worth most."""
 AS_IN_ROUNDS = 0.75
 """Share of mixtures that show the operation, as the ``mixed`` federation does; the others show other tags."""
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from gradtf_fl.curation.store import Shard, token_rows
 from gradtf_fl.tasks.rows import TokenRows
 
-AVERAGED = (1, 1, 2, 3, 5)
-"""How many updates of one task, from any of its federations, are averaged: single ones most often."""
-OWN_FEDERATION = 0.5
-"""Share of DP inputs that average members of one federation (the rest: any members with the same task)."""
+AVERAGED = (1, 2, 3, 5)
+"""How many updates of one task, from any of its federations, are averaged."""
+OWN_FEDERATION, OWN_EPSILON = 0.5, 0.25
+"""Shares of DP inputs that average members of one federation, and sets of the same epsilon (the rest: of any)."""
 WEIGHT_CONCENTRATION = 8.0
 """Weights of an average are Dirichlet(8): nearly equal, never twice the same."""
 
@@ -29,7 +29,7 @@ UNTRIED, FLOOR, KEPT = 1.0, 0.05, 0.8
 """A task is drawn in proportion to its running loss (nats, decay .8) plus .05; before the first draw it counts 1."""
 
 SetRef = tuple[int, int]  # (shard, set in it)
-Task = tuple[bool, str]  # (trained under DP-SGD?, rules and shown tags as JSON)
+Task = tuple[float | None, str]  # (epsilon, None without DP; rules and shown tags as JSON)
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,24 @@ class ShadowSampler:
         self.mixture_share = mixture_share
         self.pairs: dict[str, list[SetRef]] = {}  # sets with an LLM update, by hidden task
         self.federations: dict[Task, list[list[SetRef]]] = {}  # each the sets of one shadow federation
-        self._pools: dict[tuple[bool, bool], list[Task]] = {}  # by private, mixture
+        self._pools: dict[tuple[float | None, bool], list[Task]] = {}  # by epsilon, mixture
         for number, shard in enumerate(shards):
             for g, about in enumerate(shard.about["groups"]):
                 sets = [(number, int(k)) for k in (shard.tensors["group"] == g).nonzero().flatten()]
-                private, hidden = bool(about["epsilon"]), json.dumps([about["rules"], about["shown"]])
-                if (private, hidden) not in self.federations:
-                    self._pools.setdefault((private, len(about["rules"]) > 1), []).append((private, hidden))
-                self.federations.setdefault((private, hidden), []).append(sets)
+                task = (about["epsilon"], json.dumps([about["rules"], about["shown"]]))
+                if task not in self.federations:
+                    self._pools.setdefault((task[0], len(about["rules"]) > 1), []).append(task)
+                self.federations.setdefault(task, []).append(sets)
                 if "llm" in shard.tensors:
-                    self.pairs.setdefault(hidden, []).extend(sets)
+                    self.pairs.setdefault(task[1], []).extend(sets)
         self.sets: dict[Task, list[SetRef]] = {  # of all its federations
             task: [ref for federation in parts for ref in federation] for task, parts in self.federations.items()
         }
+        self._of_any_epsilon: dict[str, list[SetRef]] = {}
+        for (epsilon, hidden), refs in self.sets.items():
+            if epsilon is not None:
+                self._of_any_epsilon.setdefault(hidden, []).extend(refs)
+        self._epsilons = sorted({epsilon for epsilon, _ in self._pools if epsilon is not None})
         self.difficulty = dict.fromkeys(self.federations, UNTRIED)
         self._paired = [task for task in self.federations if task[1] in self.pairs]
         self._residuals = self._dp_residuals()
@@ -75,10 +80,10 @@ class ShadowSampler:
         """Noise of single DP sets [R, L1 * n1]: what is left of each beyond the direction of its task's mean."""
         parts = []
         for task, refs in self.sets.items():
-            if task[0] and len(refs) > 2:
+            if task[0] is not None and len(refs) > 2:
                 updates = torch.stack([self._last(ref).flatten() for ref in refs])
                 mean = updates.mean(0)
-                along = updates @ mean / mean.square().sum()  # a higher epsilon moves further the same way
+                along = updates @ mean / mean.square().sum()  # moving further the same way is no noise
                 parts.append((updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5)
         return torch.cat(parts) if parts else torch.zeros(0, 0)
 
@@ -96,9 +101,10 @@ class ShadowSampler:
         return noise
 
     def draw_task(self, rng: np.random.Generator) -> Task:
-        """A task: private or plain and mixture or single by their shares, then hard ones more often."""
-        private, mixture = bool(rng.random() >= self.plain_share), bool(rng.random() < self.mixture_share)
-        pool = self._pools.get((private, mixture)) or self._pools.get((not private, mixture)) or list(self.federations)
+        """A task: plain or an epsilon, and single or mixture, by their shares; among those, hard ones more often."""
+        plain, mixture = rng.random() < self.plain_share, bool(rng.random() < self.mixture_share)
+        epsilon = None if plain or not self._epsilons else self._epsilons[rng.integers(len(self._epsilons))]
+        pool = self._pools.get((epsilon, mixture)) or self._pools.get((None, mixture)) or list(self.federations)
         weights = np.array([self.difficulty[task] for task in pool]) + FLOOR
         return pool[rng.choice(len(pool), p=weights / weights.sum())]
 
@@ -109,13 +115,16 @@ class ShadowSampler:
 
     def _update(self, rng: np.random.Generator, task: Task, federation: list[SetRef]) -> Tensor:
         """An average [L1, n1] over some members of ``federation``, or over sets anywhere with its task."""
-        if task[0] and rng.random() < OWN_FEDERATION:
+        kind = 1.0 if task[0] is None else rng.random()
+        if kind < OWN_FEDERATION:
             members = federation
             count = int(rng.integers(1, len(members) + 1))  # some may have dropped out
         else:
-            members = self.sets[task]
+            same = task[0] is None or kind < OWN_FEDERATION + OWN_EPSILON
+            members = self.sets[task] if same else self._of_any_epsilon[task[1]]
             count = min(len(members), int(rng.choice(AVERAGED)))
-        snapshot = int(rng.integers(self.shards[members[0][0]].tensors["tiny"].shape[0]))
+        snapshots = self.shards[members[0][0]].tensors["tiny"].shape[0]
+        snapshot = max(int(rng.integers(snapshots)), int(rng.integers(snapshots)))  # late ones more often
         chosen = [members[i] for i in rng.choice(len(members), count, replace=False)]
         parts = torch.stack([self.shards[n].tensors["tiny"][snapshot, k] for n, k in chosen])
         weights = torch.from_numpy(rng.dirichlet([WEIGHT_CONCENTRATION] * count)).float()

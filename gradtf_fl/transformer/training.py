@@ -58,7 +58,7 @@ class TrainConfig:
     warm_up: int = 100
     weight_decay: float = 0.01
     input_noise: float = 0.15
-    shadow_noise: float = 0.7
+    shadow_noise: float = 1.0
     plain_share: float = 0.25
     mixture_share: float = 0.15
     seed: int = 0

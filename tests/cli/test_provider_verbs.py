@@ -139,7 +139,7 @@ def test_train_refuses_a_missing_and_a_damaged_store(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_curate_then_train_then_a_damaged_shard(files: Files, tmp_path: Path) -> None:
     store, out = tmp_path / "tuples", tmp_path / "gt.safetensors"
-    sizes = ("--rules", 3, "--rows", 64, "--single-groups", 1, "--plain-singles", 2)
+    sizes = ("--rules", 3, "--rows", 64, "--single-groups", 1, "--extra-singles", 1, "--plain-singles", 2)
     none = ("--mixture-groups", 0, "--plain-mixtures", 0, "--pair-mixtures", 0, "--pair-singles", 2, "--workers", 1)
     curated = gradtf("curate", "--out", store, "--tiny", files.tiny, "--llm", files.llm, *sizes, *none, "--json")
     assert curated.exit_code == 0, curated.stderr

@@ -11,7 +11,7 @@ import torch
 
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
 from gradtf_fl.curation.curate import _plan_shards
-from gradtf_fl.curation.shadow import FEDERATIONS, draw_group, mixture_task
+from gradtf_fl.curation.shadow import EXTRA_EPSILON, FEDERATIONS, draw_group, mixture_task
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
@@ -20,6 +20,7 @@ TRIAL = CurationConfig(
     rows=32,
     rules=4,
     single_groups=1,
+    extra_singles=1,
     mixture_groups=1,
     plain_singles=1,
     plain_mixtures=1,
@@ -60,7 +61,8 @@ def test_every_rule_trains_in_every_kind_of_federation() -> None:
                 assert group.epsilon is not None
                 found.setdefault(group.task.rules[0].name, []).append((group.members, group.epsilon))
     assert set(found) == {rule.name for rule in hr.split_rules()[0]}
-    assert all(sorted(kinds) == sorted(FEDERATIONS) for kinds in found.values())
+    wanted = sorted([*FEDERATIONS, *[(1, EXTRA_EPSILON)] * CurationConfig().extra_singles])
+    assert all(sorted(kinds) == wanted for kinds in found.values())
 
 
 def test_plain_mixtures_pool_the_rows_of_several_organizations() -> None:

@@ -21,6 +21,7 @@ TRIAL = CurationConfig(
     rows=64,
     rules=6,
     single_groups=1,
+    extra_singles=1,
     mixture_groups=2,
     plain_singles=2,
     plain_mixtures=2,

@@ -32,7 +32,7 @@ def constant(value: float, count: int = 1) -> torch.Tensor:
 
 def store() -> list[Shard]:
     rng = torch.Generator().manual_seed(0)
-    return [
+    return [  # rules aej and bfk plainly, a mixture plainly, aej at two epsilons
         shard(
             "pairs",
             [
@@ -62,7 +62,7 @@ def test_an_average_stays_inside_its_task(plain_share: float) -> None:
     if plain_share == 1.0:  # rule number g has update g + 1 and rows full of g
         torch.testing.assert_close(updates[:, 0, 0], batch.rows.input_ids[::2, 0].float() + 1)
     else:  # averages of up to 40: their spread says that weights sum to one and that several are averaged
-        assert abs(float(updates.mean()) - 1) < 0.1
+        assert abs(float(updates.mean()) - 1) < 0.2
         assert 0.3 < float(updates.std()) < 0.8
 
 
@@ -70,15 +70,16 @@ def test_shares_of_mixtures_and_private_inputs_are_kept() -> None:
     rng = np.random.default_rng(1)
     sampler = ShadowSampler(store(), plain_share=0.3, mixture_share=0.4)
     drawn = [sampler.draw_task(rng) for _ in range(2000)]
-    singles = [private for private, hidden in drawn if hidden.count('"') == 2]
+    singles = [epsilon for epsilon, hidden in drawn if hidden.count('"') == 2]
     assert abs(len(singles) / 2000 - 0.6) < 0.05
-    assert abs(sum(singles) / len(singles) - 0.7) < 0.05
+    for epsilon, share in ((None, 0.3), (1.0, 0.35), (8.0, 0.35)):
+        assert abs(singles.count(epsilon) / len(singles) - share) < 0.05
 
 
 def test_hard_tasks_are_drawn_in_proportion_to_their_running_loss() -> None:
     rng = np.random.default_rng(1)
     sampler = ShadowSampler(store(), plain_share=1.0, mixture_share=0.0)
-    easy, hard = sampler._pools[(False, False)]
+    easy, hard = sampler._pools[(None, False)]
     for _ in range(40):
         sampler.learned([easy, hard], [0.0, 0.85])
     share = sum(sampler.draw_task(rng) == hard for _ in range(2000)) / 2000
