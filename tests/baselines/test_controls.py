@@ -33,6 +33,12 @@ def test_nearest_goes_by_direction_and_mean_ignores_the_input() -> None:
     np.testing.assert_allclose(controls.mean_update(), llm.mean(0))
 
 
+def test_nearest_is_not_drawn_to_long_updates() -> None:
+    tiny = np.array([[[1.0, 0.0]], [[3.0, 3.0]]], dtype=np.float32)
+    llm = np.array([[[5.0]], [[6.0]]], dtype=np.float32)
+    assert Controls(tiny, llm, 1.0).nearest(np.array([[2.0, 0.0]], dtype=np.float32)) == 5.0
+
+
 def test_saved_controls_load_and_damage_is_named(tmp_path: Path) -> None:
     tiny, llm, _ = linear_world(10)
     path = tmp_path / "controls.safetensors"
@@ -40,7 +46,12 @@ def test_saved_controls_load_and_damage_is_named(tmp_path: Path) -> None:
     loaded = Controls.load(path)
     assert loaded.penalty == 0.5
     np.testing.assert_allclose(loaded.llm, llm, atol=0.01)
-    path.write_bytes(path.read_bytes()[:-1])
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFile):
+        Controls.load(path)
+    path.write_bytes(data[:-1])
     with pytest.raises(CorruptFile):
         Controls.load(path)
     with pytest.raises(ConfigError, match="no such file"):

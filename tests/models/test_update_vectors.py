@@ -152,3 +152,10 @@ def test_missing_models_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="can't be loaded"):
         load_model(str(tmp_path))
+
+
+def test_the_initial_adapter_changes_nothing_and_its_hash_covers_names_and_shapes() -> None:
+    state = adapters.initial_state(load_model("embedded:tiny")[0], AdapterSpec())
+    assert all((".lora_B." in name) == (not tensor.any()) for name, tensor in state.items())
+    zeros = [{"a": torch.zeros(2, 3)}, {"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}]
+    assert len({adapters.state_hash(each) for each in zeros}) == 3
