@@ -109,3 +109,13 @@ def test_dp_federations_continue_from_their_mean_and_noise_is_noise() -> None:
     noisy = dp_fine_tune_stacked(stack, rows, [0, 0, 1], [0.0, 0.0, 3.0], recipe, [5])
     assert torch.equal(updates[0, :2], noisy[0, :2])
     assert not torch.equal(updates[0, 2], noisy[0, 2])
+
+
+def test_dp_shadows_clip_each_row() -> None:
+    stack = StackedAdapters(load_model("embedded:tiny")[0], SPEC)
+    rows = shadow_rows("aej", 64, 0)
+    small, large = (
+        dp_fine_tune_stacked(stack, rows, [0], [0.0], DpRecipe(rounds=1, steps=3, batch=16, clip=clip), [5])
+        for clip in (0.01, 1e6)
+    )
+    assert (small - large).abs().max() > 1e-3  # Adam hides one factor for all rows, not one for each
