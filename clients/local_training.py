@@ -28,9 +28,9 @@ from gradtf_fl.adapters import (
 )
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model, model_hash
-from gradtf_fl.privacy import DpEvent, Ledger, noise_multiplier
+from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
-from gradtf_fl.secagg import RoundConfig
+from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import encode_rows, read_rows
 from gradtf_fl.training.dp_sgd import train_dp
 from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
@@ -80,7 +80,9 @@ def train_update(
         budget=privacy.budget,
     )
     key = RoundKey(config.run_id, config.round, config.attempt)
-    reservation = ledger.reserve(key.run_id, key.round, key.attempt, event, "train.begin")
+    reservation = ledger.reserve(
+        key.run_id, key.round, key.attempt, event, "train.begin", client_level=client_level(organization, config)
+    )
     try:
         claim()
         data = encode_rows(read_rows(organization.train_path), tiny.tokenizer)
@@ -107,6 +109,15 @@ def train_update(
     if organization.config.simulation is not None and organization.config.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, rows, ledger.head)
+
+
+def client_level(organization: Organization, config: RoundConfig) -> SkellamEvent | None:
+    """What the sum of this round tells of one whole organization, where it carries Skellam noise."""
+    if config.noise_multiplier == 0:
+        return None
+    members = group_members(organization.roster, config.groups, config.group)
+    noise = distributed_noise(config, len(members))
+    return SkellamEvent(noise.honest_variance, noise.l2, noise.l1, releases=1, noisers=noise.noisers)
 
 
 @dataclass(frozen=True)

@@ -137,5 +137,7 @@ def load_organization(context: Context) -> Organization:
             max_clip=limits.max_clip,
             max_weight=limits.max_weight,
             allow_two=limits.allow_two,
+            colluders=limits.colluders,
+            min_noise=limits.min_noise,
         ),
     )

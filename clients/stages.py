@@ -10,7 +10,7 @@ from clients.node_store import OpenRound, RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
-from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient
+from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient, decode_configs, group_members
 
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
@@ -24,10 +24,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     Raises:
         Refused, BudgetExhausted, Vanished: with nothing trained.
     """
-    try:
-        config = RoundConfig.decode(message.config)
-    except ProtocolViolation as error:
-        raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
+    config = _own_config(organization, message.configs)
     plan = _checked_plan(organization, config)
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
@@ -43,6 +40,18 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     advert = client.advertise(update.ledger_head)
     store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight))
     return StagePayload(key.round, key.attempt, advert)
+
+
+def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
+    """The configuration of the group that this organization's own roster puts it in."""
+    try:
+        me = organization.roster.index(organization.identity.public)
+        for config in decode_configs(configs):
+            if me in group_members(organization.roster, config.groups, config.group):
+                return config
+    except ProtocolViolation as error:
+        raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
+    raise Refused(Refusal.POLICY, "no configuration is for this organization's group")
 
 
 def _checked_plan(organization: Organization, config: RoundConfig) -> TrainingPlan:

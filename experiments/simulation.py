@@ -26,7 +26,7 @@ from experiments.simulation_setup import (
 from gradtf_fl.adapters import load_adapter
 from gradtf_fl.config import SimulationConfig
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy import Ledger, epsilon_prv
+from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports.simulation import SimulationEvent
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport
 from gradtf_fl.secagg import Identity
@@ -103,7 +103,7 @@ def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | N
         reason=outcome.reason,
         wall_s=time.monotonic() - began,
         organizations=tuple(_organizations(config, data, folders, figures)),
-        rounds=tuple(_rounds(outcome, folders)),
+        rounds=tuple(_rounds(outcome, folders, config)),
         seconds=clock.seconds,
         out=str(out),
     )
@@ -177,6 +177,7 @@ def _organizations(
             name=organization.name,
             rule=organization.rule,
             epsilon=spent_epsilon(folder, config),
+            client_epsilon=client_epsilon(folder, config),
             delta=config.delta,
             budget=config.lifetime_budget,
             accuracy={name: values[number] for name, values in figures.items()},
@@ -199,13 +200,22 @@ def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
     return epsilon_prv(ledger.events(), config.delta)
 
 
+def client_epsilon(folder: Path, config: SimulationConfig) -> float | None:
+    """Client-level epsilon in an organization's ledger, all sums composed jointly; None without Skellam noise."""
+    if not (folder / "ledger.sqlite").exists():
+        return None
+    events = read_ledger(folder / "ledger.sqlite").content.client_level
+    return epsilon_skellam(events, config.delta) if events else None
+
+
 def _largest_epsilon(folders: FederationFolders, config: SimulationConfig) -> float:
     return max(spent_epsilon(folder, config) for folder in folders.organizations)
 
 
-def _rounds(outcome: Outcome, folders: FederationFolders) -> list[Mapping[str, Any]]:
+def _rounds(outcome: Outcome, folders: FederationFolders, config: SimulationConfig) -> list[Mapping[str, Any]]:
     """Records of all attempts, with what only a simulation can know: the error of the decoded mean."""
     return [
-        record.to_json() | {"max_abs_error": sum_error(folders, record) if record.state == "completed" else None}
+        record.to_json()
+        | {"max_abs_error": sum_error(folders, record, config.combine) if record.state == "completed" else None}
         for record in outcome.records
     ]

@@ -15,11 +15,12 @@ import numpy as np
 
 from experiments.simulation_setup import FederationFolders
 from gradtf_fl.adapters import AdapterSpec, adapter_state, attach, initial_state, set_adapter_state
-from gradtf_fl.config import SimulationConfig
+from gradtf_fl.config import Combine, SimulationConfig
 from gradtf_fl.models import load_model
-from gradtf_fl.secagg import Identity
+from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.tasks import OrganizationData, TokenRows, encode_rows, exact_match
 from gradtf_fl.update_vectors import BlockLayout, Vector, apply_update
+from strategies.groups import combined
 
 if TYPE_CHECKING:
     import torch
@@ -147,8 +148,10 @@ def llm_figures(
     return figures
 
 
-def sum_error(folders: FederationFolders, record: RoundRecord) -> float:
+def sum_error(folders: FederationFolders, record: RoundRecord, combine: Combine) -> float:
     """Largest coordinate difference between the decoded mean and the plain mean of the clipped updates in it.
+
+    In group mode both are the combination of the groups' means.
 
     The organizations keep their plain updates in a simulation; nobody has both sides in a deployment.
     """
@@ -159,6 +162,10 @@ def sum_error(folders: FederationFolders, record: RoundRecord) -> float:
         path = folder / "rounds" / str(record.round) / "own_update.safetensors"
         if path.exists():
             kept[Identity.load(folder / "identity.key").public.hex()] = load_file(path)["update"]
-    plain = np.mean([kept[key].astype(np.float64).reshape(-1) for key in record.included], axis=0)
+    sums = [
+        SecureSum(np.mean([kept[key].astype(np.float64).reshape(-1) for key in keys], axis=0), len(keys), len(keys))
+        for keys in record.sums or (record.included,)
+    ]
+    plain = combined(sums, combine)
     decoded = load_file(folders.out / "rounds" / str(record.round) / "global_update.safetensors")["mean"]
     return float(np.abs(decoded.reshape(-1) - plain).max())

@@ -21,6 +21,7 @@ Rules = Literal["same", "mixed", "unseen"]
 Engine = Literal["in-process", "ray"]
 Bits = Literal[16, 20, 24, 32]
 WeightRule = Literal["uniform", "examples"]
+Combine = Literal["mean", "median", "trimmed-mean"]
 
 STAGES: tuple[Stage, ...] = ("advertise", "share", "mask", "consistency", "unmask")
 
@@ -36,6 +37,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=10_000)]
 Organizations = Annotated[int, Field(ge=2, le=1000)]
+Groups = Annotated[int, Field(ge=1, le=200)]
+Share = Annotated[float, Field(ge=0, lt=0.5)]
+NoiseMultiplier = Annotated[float, Field(ge=0, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
 
@@ -67,8 +71,15 @@ class PrivacySection(Section):
 
 
 class SecAggSection(Section):
-    """``[secagg]``: what this organization accepts in a round. The server cannot change any of it."""
+    """``[secagg]``: what this organization accepts in a round. The server cannot change any of it.
 
+    Attributes:
+        required: secure aggregation is the only way in which an update ever leaves; false is refused.
+        colluders: share of the organizations that may collude with the server.
+        min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
+    """
+
+    required: Literal[True] = True
     roster: tuple[PublicKey, ...] = Field(strict=False)
     provider_key: PublicKey
     n_min: int = Field(default=3, ge=2, le=1000)
@@ -77,6 +88,8 @@ class SecAggSection(Section):
     max_clip: Norm = 64.0
     max_weight: Norm = 1.0
     allow_two: bool = False
+    colluders: Share = 0.1
+    min_noise: NoiseMultiplier = 0.0
 
     @model_validator(mode="after")
     def _roster_is_sound(self) -> Self:
@@ -125,6 +138,10 @@ class FederationPlan(Section):
         steps: DP-SGD steps per round. batch: expected Poisson batch (rows). clip: per-row gradient norm.
         update_clip: L2 norm bound of an organization's update vector before encoding.
         epsilon, delta: what all ``rounds * steps`` steps together may spend per organization.
+        colluders, dropouts: shares of the organizations that the graph of 100 and more must withstand.
+        groups, combine: the roster is summed in so many groups, whose means are combined; 1 is one sum over all.
+        noise_multiplier: distributed DP: standard deviation of the Skellam noise on a sum, in units of update_clip.
+        max_norm: L2 norm of a mean above which the whole round is rejected (default: update_clip).
         deadline_s: how long a stage waits for organizations. join_s: how long the run waits for their nodes.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters. organizations_dir: simulation only.
     """
@@ -145,6 +162,12 @@ class FederationPlan(Section):
     bits: Bits = 24
     weight_rule: WeightRule = "uniform"
     threshold: int | None = Field(default=None, ge=2, le=1000)
+    colluders: Share = 0.1
+    dropouts: Share = 0.1
+    groups: Groups = 1
+    combine: Combine = "trimmed-mean"
+    noise_multiplier: NoiseMultiplier = 0.0
+    max_norm: Norm | None = None
     deadline_s: Seconds = 600.0
     join_s: Seconds = 600.0
     seed: Seed = 0
@@ -157,6 +180,9 @@ class FederationPlan(Section):
         _refuse_two(self.organizations, self.allow_two)
         if self.threshold is not None and not self.organizations / 2 < self.threshold <= self.organizations:
             raise ValueError(f"threshold must lie above half of and up to {self.organizations} organizations")
+        _refuse_small_groups(self.organizations, self.groups, self.threshold)
+        if self.noise_multiplier > 0 and self.weight_rule != "uniform":
+            raise ValueError("noise_multiplier needs weight_rule 'uniform'")
         return self
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:
@@ -166,7 +192,9 @@ class FederationPlan(Section):
             if isinstance(value, bool | int | float | str):
                 values[_kebab(name)] = value
             else:
-                values[_kebab(name)] = str(value) if value is not None else (0 if name == "threshold" else "")
+                values[_kebab(name)] = (
+                    str(value) if value is not None else (0 if name in ("threshold", "max_norm") else "")
+                )
         return values
 
     @classmethod
@@ -176,7 +204,7 @@ class FederationPlan(Section):
         Raises:
             ConfigError: with every bad key.
         """
-        unset = {"threshold": 0, "provider_key": "", "organizations_dir": ""}
+        unset = {"threshold": 0, "max_norm": 0, "provider_key": "", "organizations_dir": ""}
         known = {name: run_config[_kebab(name)] for name in cls.model_fields if _kebab(name) in run_config}
         given = {name: value for name, value in known.items() if name not in unset or value != unset[name]}
         return validate(cls, given, lambda key: f"run config: {_kebab(key)}")
@@ -231,11 +259,16 @@ class SimulationConfig(Section):
     rate: Rate = 1e-2
     update_clip: Norm = 8.0
     bits: Bits = 24
+    groups: Groups = 1
+    combine: Combine = "trimmed-mean"
+    noise_multiplier: NoiseMultiplier = 0.0
+    max_norm: Norm | None = None
     deadline_s: Seconds = 600.0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _refuse_two(self.organizations, self.allow_two)
+        _refuse_small_groups(self.organizations, self.groups)
         if self.batch > self.rows:
             raise ValueError(f"batch ({self.batch}) is larger than rows ({self.rows})")
         gone = sum(rule.count for rule in self.drop)
@@ -261,6 +294,17 @@ class SimulationConfig(Section):
 def _refuse_two(organizations: int, allow_two: bool) -> None:
     if organizations < 3 and not allow_two:
         raise ValueError("with 2 organizations each learns the other's update; at least 3, or set allow_two = true")
+
+
+def _refuse_small_groups(organizations: int, groups: int, threshold: int | None = None) -> None:
+    if groups > 1 and organizations < 5 * groups:
+        raise ValueError(
+            f"{groups} groups of {organizations} organizations are smaller than 5, where a sum hides little"
+        )
+    if groups == 2:
+        raise ValueError("groups must be 1 or at least 3: of two group means neither can be told to be the bad one")
+    if groups > 1 and threshold is not None:
+        raise ValueError("threshold cannot be set together with groups, each of which has its own")
 
 
 def _kebab(name: str) -> str:

@@ -44,7 +44,15 @@ class RoundAborted(GradtfError):
     def __init__(self, stage: str, counts: Mapping[str, int], reason: str = "") -> None:
         self.stage = stage
         self.counts = dict(counts)
-        super().__init__(f"round aborted at {stage}: {reason or 'too few organizations'} ({self.counts})")
+        left = f" ({self.counts})" if self.counts else ""
+        super().__init__(f"round aborted at {stage}: {reason or 'too few organizations'}{left}")
+
+
+class RoundRejected(RoundAborted):
+    """A whole round rejected at the gate, for a sum that no honest organizations can give (exit 4): nothing is used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("gate", {}, reason)
 
 
 class VerificationFailed(GradtfError):

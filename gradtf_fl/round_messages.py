@@ -144,12 +144,12 @@ class BeginRound(_Message):
     """Opens a round.
 
     Attributes:
-        config: canonical bytes of the secure aggregation's RoundConfig (its ``dp`` is the `TrainingPlan`).
+        configs: the secure aggregation's RoundConfig for each group (their ``dp`` is the `TrainingPlan`).
         spec: adapter spec of the TinyLM as JSON. initial_hash: SHA-256 of its shared initial adapter.
         update: global update U, float32 little endian [blocks * block_dim], where this round starts.
     """
 
-    config: bytes
+    configs: bytes
     spec: str
     initial_hash: bytes
     update: bytes

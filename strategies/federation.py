@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -27,13 +28,14 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
-from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted
+from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.round_messages import MESSAGE_TYPES, AdapterDelivery, BeginRound, TrainingPlan
-from gradtf_fl.secagg import Roster, RoundConfig, default_threshold
+from gradtf_fl.secagg import Roster, RoundConfig, Topology, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
 from strategies.delivery import deliver
 from strategies.exchange import TTL_MARGIN, messages_for, patience, wait_for_nodes
+from strategies.groups import combined, gate, groups_needed
 from strategies.provider import GeneratedAdapter, Provider, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
@@ -56,13 +58,22 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._state = RunState("", {})
 
     @property
-    def threshold(self) -> int:
-        """Organizations that must reach every stage."""
-        return self.plan.threshold or default_threshold(self.plan.organizations)
+    def shapes(self) -> list[Topology]:
+        """Graph, threshold and quorum of each group."""
+        if (t := self.plan.threshold) is not None:
+            return [Topology(len(self.roster) - 1, t, t)]
+        groups = self.plan.groups
+        sizes = (len(group_members(self.roster, groups, group)) for group in range(groups))
+        return [topology(size, self.plan.colluders, self.plan.dropouts) for size in sizes]
+
+    @property
+    def quorum(self) -> int:
+        """Organizations without which no round can end."""
+        return sum(sorted(shape.quorum for shape in self.shapes)[: groups_needed(self.plan.groups)])
 
     def summary(self) -> None:
         """Log what is about to run."""
-        logger.info("%s organizations, threshold %s: %s", len(self.roster), self.threshold, self.plan)
+        logger.info("%s organizations, quorum %s: %s", len(self.roster), self.quorum, self.plan)
 
     def start(
         self,
@@ -123,16 +134,19 @@ class SecureFederation(Strategy):  # type: ignore[misc]
 
     def _round(self, grid: Grid, number: int) -> None:
         self._tell("round", number)
-        nodes = wait_for_nodes(grid, self.plan.organizations, self.threshold, self.plan.join_s)
-        config = self._next_attempt(number)
-        secure = SecureRound(grid, config, self.roster, self.plan.rounds, self._on_event)
+        nodes = wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
+        configs = self._next_attempt(number)
+        config = configs[0]
+        secure = SecureRound(grid, configs, self.roster, self.plan.rounds, self._on_event)
         try:
-            total = secure.sum(self._begin_messages(grid, nodes, config))
-        except (RoundAborted, BudgetExhausted):
-            self._record(_record_of(config, secure.log, "aborted"))
+            sums = secure.sums(self._begin_messages(grid, nodes, configs))
+            gate(sums, config, self.plan.max_norm)
+        except (RoundAborted, BudgetExhausted) as error:
+            record = _record_of(config, secure.log, "aborted")
+            self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
         started = time.monotonic()
-        mean: NDArray[np.float64] = np.asarray(total.mean, np.float64).reshape(self._update.shape)
+        mean = combined(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
         adapter = self.provider.generate(self._state.run_id, number, update)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
@@ -143,7 +157,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         proof = {
             "run_id": self._state.run_id,
             "nonce": config.nonce.hex(),
-            "commitment": config.commitment.hex(),
+            "commitment": ",".join(config.commitment.hex() for config in configs),
             "signature": adapter.signature.hex(),
         }
         with checkpoints.new_round(self.plan.out, number) as folder:
@@ -154,7 +168,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._record(record)
         self._deliver(grid, number, adapter)
 
-    def _next_attempt(self, number: int) -> RoundConfig:
+    def _next_attempt(self, number: int) -> list[RoundConfig]:
         """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
         last_round, last_attempt = self._state.last
         attempt = last_attempt + 1 if last_round == number else 0
@@ -162,22 +176,36 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         checkpoints.save_run(self.plan.out, self._state)
         plan = self.plan
         training = TrainingPlan(**{field.name: getattr(plan, field.name) for field in fields(TrainingPlan)})
-        return RoundConfig(
-            run_id=self._state.run_id,
-            round=number,
-            attempt=attempt,
-            nonce=self._fresh(f"nonce/{number}/{attempt}"),
-            model_hash=self.provider.tiny.model_hash(self._update),
-            dim=self.provider.tiny.layout.size,
-            bits=plan.bits,
-            clip=plan.update_clip,
-            weight_rule=plan.weight_rule,
-            dp=training.canonical(),
-            roster_hash=self.roster.hash,
-            degree=len(self.roster) - 1,
-            threshold=self.threshold,
-            deadline_s=plan.deadline_s,
-        )
+        nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), self.provider.tiny.model_hash(self._update)
+        return [
+            RoundConfig(
+                run_id=self._state.run_id,
+                round=number,
+                attempt=attempt,
+                nonce=nonce,
+                model_hash=model_hash,
+                dim=self.provider.tiny.layout.size,
+                bits=plan.bits,
+                clip=plan.update_clip,
+                weight_rule=plan.weight_rule,
+                dp=training.canonical(),
+                roster_hash=self.roster.hash,
+                groups=plan.groups,
+                group=group,
+                degree=shape.degree,
+                threshold=shape.threshold,
+                quorum=shape.quorum,
+                noise_multiplier=plan.noise_multiplier,
+                noisers=self._noisers(group, shape) if plan.noise_multiplier > 0 else 0,
+                deadline_s=plan.deadline_s,
+            )
+            for group, shape in enumerate(self.shapes)
+        ]
+
+    def _noisers(self, group: int, shape: Topology) -> int:
+        """Honest members that are certain to add their noise to an opened sum: quorum - colluders."""
+        members = len(group_members(self.roster, self.plan.groups, group))
+        return max(1, shape.quorum - math.floor(self.plan.colluders * members))
 
     def _fresh(self, purpose: str) -> bytes:
         """32 bytes of the operating system's entropy; in a simulation a function of the seed, for replays."""
@@ -186,16 +214,17 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         text = f"gradtf/simulation/v1|{self.plan.seed}|{self.roster.hash.hex()}|{purpose}"
         return hashlib.sha256(text.encode()).digest()
 
-    def _begin_messages(self, grid: Grid, nodes: list[int], config: RoundConfig) -> list[Message]:
+    def _begin_messages(self, grid: Grid, nodes: list[int], configs: list[RoundConfig]) -> list[Message]:
         tiny = self.provider.tiny
-        begin = BeginRound(config.encode(), tiny.spec_json, tiny.initial_hash, update_bytes(self._update))
+        config = configs[0]
+        begin = BeginRound(encode_configs(configs), tiny.spec_json, tiny.initial_hash, update_bytes(self._update))
         ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
         outgoing = dict.fromkeys(nodes, begin.to_fields())
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _redeliver(self, grid: Grid, number: int) -> None:
         """A server that died between checkpoint and delivery owes its organizations an adapter."""
-        wait_for_nodes(grid, self.plan.organizations, self.threshold, self.plan.join_s)
+        wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
         folder = checkpoints.round_folder(self.plan.out, number) / "llm_adapter"
         self._deliver(grid, number, self.provider.reload(folder, self._state.run_id, number, self._update))
 
@@ -262,6 +291,7 @@ def _record_of(config: RoundConfig, log: RoundLog, state: Literal["completed", "
         refused={str(code): count for code, count in log.refused.items()},
         bytes_up_per_client=log.traffic.mean_up(),
         bytes_down_per_client=log.traffic.mean_down(),
-        included=log.included if state == "completed" else (),
+        included=tuple(key for keys in log.included for key in keys) if state == "completed" else (),
+        sums=log.included if state == "completed" and config.groups > 1 else (),
         seconds=dict(log.seconds),
     )

@@ -24,7 +24,7 @@ class RoundRecord:
         bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.
         llm_adapter_sha256: of the packed adapter; empty in an aborted round.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
-        included: hex Ed25519 keys of the organizations in the sum.
+        included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
         seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
     """
 
@@ -42,16 +42,18 @@ class RoundRecord:
     llm_adapter_sha256: str = ""
     aborted_at: str = ""
     included: tuple[str, ...] = ()
+    sums: tuple[tuple[str, ...], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {"included": list(self.included)}
+        return asdict(self) | {"included": list(self.included), "sums": [list(keys) for keys in self.sums]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RoundRecord:
         """The record in `to_json`'s form; TypeError or KeyError on anything else."""
-        return cls(**(dict(document) | {"included": tuple(document["included"])}))
+        sums = tuple(tuple(keys) for keys in document.get("sums", ()))
+        return cls(**(dict(document) | {"included": tuple(document["included"]), "sums": sums}))
 
 
 EventKind = Literal["round", "stage", "reply", "generated", "delivered", "end"]

@@ -1,13 +1,14 @@
-"""The server's side of one secure sum over Flower's grid: stage by stage, each with a deadline.
+"""The server's side of one round's secure sums over Flower's grid: stage by stage, each with a deadline.
 
 advertise -> share -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
-stage is out of the round from there on; the protocol decides whether enough remain.
+stage is out of the round from there on; the protocol decides whether enough remain. A round has one sum, or one
+for each group of organizations; all groups go through a stage together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -15,8 +16,9 @@ from flwr.serverapp import Grid
 
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
 from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Refusal, StagePayload
-from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum
+from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
+from strategies.groups import groups_needed
 from strategies.records import EventKind, OnEvent, RoundEvent
 
 
@@ -26,43 +28,54 @@ class RoundLog:
 
     Attributes:
         answered: stage -> organizations whose answer counted. dropped: stage -> organizations lost there.
-        refused: refusal code -> organizations. included: hex keys of the organizations in the sum.
+        refused: refusal code -> organizations. included: hex keys of the organizations in each sum.
         seconds: ``train`` and ``aggregate``.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
-    included: tuple[str, ...] = ()
+    included: tuple[tuple[str, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
 
 
+@dataclass
+class _Group:
+    """One sum: its protocol, and the identity keys of the nodes still in it."""
+
+    server: SecAggServer
+    nodes: dict[int, bytes] = field(default_factory=dict)
+
+
 class SecureRound:
-    """Drives one attempt. `sum` runs all stages and returns the mean."""
+    """Drives one attempt. `sums` runs all stages and returns the means.
+
+    Args:
+        configs: one for each group; they differ in group and graph only.
+    """
 
     def __init__(
         self,
         grid: Grid,
-        config: RoundConfig,
+        configs: Sequence[RoundConfig],
         roster: Roster,
         rounds: int,
         on_event: OnEvent | None = None,
     ) -> None:
         self.log = RoundLog()
         self._grid = grid
-        self._config = config
-        self._server = SecAggServer(config, roster)
+        self._config = configs[0]
+        self._groups = {config.commitment: _Group(SecAggServer(config, roster)) for config in configs}
         self._rounds = rounds
         self._on_event = on_event
-        self._key_of: dict[int, bytes] = {}
-        self._group = f"{config.round}.{config.attempt}"
+        self._label = f"{self._config.round}.{self._config.attempt}"
 
-    def sum(self, begin: list[Message]) -> SecureSum:
-        """All stages, opened by the ``train.begin`` messages in ``begin``.
+    def sums(self, begin: list[Message]) -> list[SecureSum]:
+        """All stages, opened by the ``train.begin`` messages in ``begin``; one sum for each group that got there.
 
         Raises:
-            RoundAborted: fewer than the threshold at some stage; nothing was decoded.
+            RoundAborted: fewer than the threshold at some stage (of too many groups); nothing was decoded.
             BudgetExhausted: so many refused for their budget that the threshold could not be reached.
         """
         started = time.monotonic()
@@ -70,54 +83,86 @@ class SecureRound:
         self.log.seconds["train"] = time.monotonic() - started
         started = time.monotonic()
         try:
-            adverts = self._close_advertise(len(begin))
-            self._broadcast("share", adverts, self._server.receive_shares)
-            shares = self._server.close_share()
-            outgoing = {node: self._fields(shares[key]) for node, key in self._key_of.items() if key in shares}
-            self._stage("mask", self._messages("mask", outgoing), self._receiver(self._server.receive_masked))
-            survivors = self._server.close_mask()
-            self.log.included = tuple(sorted(key.hex() for key in self._key_of.values()))
-            self._broadcast("consistency", survivors, self._server.receive_consistency)
-            views = self._server.close_consistency()
-            self._broadcast("unmask", views, self._server.receive_unmask)
-            return self._server.close_unmask()
+            directories = self._close_advertise(len(begin))
+            self._exchange("share", directories, lambda server: server.receive_shares)
+            self._exchange("mask", self._close(SecAggServer.close_share), lambda server: server.receive_masked)
+            survivors = self._close(SecAggServer.close_mask)
+            self._exchange("consistency", survivors, lambda server: server.receive_consistency)
+            votes = self._close(SecAggServer.close_consistency)
+            self._exchange("unmask", votes, lambda server: server.receive_unmask)
+            return self._decoded()
         finally:
             self.log.seconds["aggregate"] = time.monotonic() - started
 
-    def _close_advertise(self, asked: int) -> bytes:
+    def _close_advertise(self, asked: int) -> dict[int, bytes]:
+        joined = sum(len(group.nodes) for group in self._groups.values())
         try:
-            return self._server.close_advertise()
+            return self._close(SecAggServer.close_advertise)
         except RoundAborted as aborted:
             if broke := self.log.refused.get(Refusal.BUDGET, 0):
                 raise BudgetExhausted(
                     f"round {self._config.round}: {broke} of {asked} organizations refuse it for their "
-                    f"privacy budget; {len(self._key_of)} joined and {self._config.threshold} are needed"
+                    f"privacy budget; {joined} joined and {self._config.quorum} are needed"
                 ) from aborted
             raise
 
-    def _broadcast(self, stage: str, payload: bytes, receive: Callable[[bytes], bytes]) -> None:
-        outgoing = {node: self._fields(payload) for node in self._key_of}
-        self._stage(stage, self._messages(stage, outgoing), self._receiver(receive))
+    def _close(self, close: Callable[[SecAggServer], Mapping[bytes, bytes]]) -> dict[int, bytes]:
+        """Ends a stage for every group: node -> what it gets next. Groups that fell below their threshold leave."""
+        outgoing: dict[int, bytes] = {}
+        for commitment, group in list(self._groups.items()):
+            try:
+                messages = close(group.server)
+            except RoundAborted as aborted:
+                self._lose(commitment, aborted)
+                continue
+            outgoing |= {node: messages[key] for node, key in group.nodes.items() if key in messages}
+        return outgoing
+
+    def _decoded(self) -> list[SecureSum]:
+        decoded: list[SecureSum] = []
+        included: list[tuple[str, ...]] = []
+        for commitment, group in list(self._groups.items()):
+            try:
+                decoded.append(group.server.close_unmask())
+                included.append(tuple(sorted(key.hex() for key in group.server.included)))
+            except RoundAborted as aborted:
+                self._lose(commitment, aborted)
+        self.log.included = tuple(included)
+        return decoded
+
+    def _lose(self, commitment: bytes, aborted: RoundAborted) -> None:
+        del self._groups[commitment]
+        if len(self._groups) < groups_needed(self._config.groups):
+            raise aborted
+
+    def _exchange(
+        self,
+        stage: str,
+        outgoing: Mapping[int, bytes],
+        receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
+    ) -> None:
+        ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
+        fields = {node: self._fields(payload) for node, payload in outgoing.items()}
+        messages = messages_for(fields, MESSAGE_TYPES[stage], self._label, ttl)
+
+        def take(node: int, payload: bytes) -> None:
+            group = next(group for group in self._groups.values() if node in group.nodes)
+            if receiver(group.server)(payload) != group.nodes[node]:
+                raise ProtocolViolation("an organization answered in another's name")
+
+        self._stage(stage, messages, take)
 
     def _fields(self, payload: bytes) -> Fields:
         return StagePayload(self._config.round, self._config.attempt, payload).to_fields()
 
-    def _messages(self, stage: str, outgoing: Mapping[int, Fields]) -> list[Message]:
-        ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
-        return messages_for(outgoing, MESSAGE_TYPES[stage], self._group, ttl)
-
     def _receive_advert(self, node: int, payload: bytes) -> None:
-        self._key_of[node] = self._server.receive_advert(payload)
-
-    def _receiver(self, receive: Callable[[bytes], bytes]) -> Callable[[int, bytes], None]:
-        def take(node: int, payload: bytes) -> None:
-            if receive(payload) != self._key_of[node]:
-                raise ProtocolViolation("an organization answered in another's name")
-
-        return take
+        group = self._groups.get(commitment_of(payload))
+        if group is None:
+            raise WrongRound("an advert for none of this round's groups")
+        group.nodes[node] = group.server.receive_advert(payload)
 
     def _stage(self, stage: str, messages: list[Message], take: Callable[[int, bytes], None]) -> None:
-        """Exchange one stage; nodes without a usable answer leave ``_key_of``."""
+        """Exchange one stage; nodes without a usable answer leave their group."""
         asked = [message.metadata.dst_node_id for message in messages]
         started, good = time.monotonic(), set[int]()
         self._tell("stage", stage, 0, len(asked), started)
@@ -132,8 +177,9 @@ class SecureRound:
         wait = patience(self._grid, self._config.deadline_s, len(asked))
         exchange(self._grid, messages, wait, on_answer, self.log.traffic)
         lost = [node for node in asked if node not in good]
-        for node in lost:
-            self._key_of.pop(node, None)
+        for group in self._groups.values():
+            for node in lost:
+                group.nodes.pop(node, None)
         self.log.answered[stage] = len(good)
         if lost:
             self.log.dropped[stage] = len(lost)

@@ -37,6 +37,12 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     metavar="STAGE:COUNT",
     help="Organizations that vanish at advertise, share, mask, consistency or unmask. Repeatable.",
 )
+@click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
+@click.option(
+    "--noise-multiplier",
+    type=float,
+    help="Distributed DP: Skellam noise on every sum, in units of update_clip.  [default: 0, none]",
+)
 @click.option("--seed", type=int, help="Data, training and noise of the run.  [default: 0]")
 @click.option("--allow-two", is_flag=True, default=None, help="Accept 2 organizations: each learns the other's.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for report and adapters.")

@@ -5,6 +5,7 @@ from gradtf_fl.privacy.calibration import noise_multiplier
 from gradtf_fl.privacy.events import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
 from gradtf_fl.privacy.ledger import Ledger
 from gradtf_fl.privacy.reading import LedgerReading, read_ledger
+from gradtf_fl.privacy.skellam import SkellamEvent, epsilon_skellam
 
 __all__ = [
     "NOISE_CSPRNG",
@@ -13,9 +14,11 @@ __all__ = [
     "Epsilons",
     "Ledger",
     "LedgerReading",
+    "SkellamEvent",
     "epsilon_pld",
     "epsilon_prv",
     "epsilon_rdp",
+    "epsilon_skellam",
     "epsilons",
     "noise_multiplier",
     "read_ledger",

@@ -26,7 +26,8 @@ from gradtf_fl.privacy.accountants import Epsilons, epsilon_prv, epsilons
 from gradtf_fl.privacy.chain import GENESIS_HASH, Entry, Problem, seal
 from gradtf_fl.privacy.events import NOISE_UNRECORDED, DpEvent
 from gradtf_fl.privacy.reading import EMPTY_HEAD, check, head_or_problem, read_ledger, replay_or_fail
-from gradtf_fl.privacy.records import Charge, Genesis, Replay, budget_body, canonical, event_document
+from gradtf_fl.privacy.records import Charge, Genesis, Replay, budget_body, canonical, event_document, skellam_document
+from gradtf_fl.privacy.skellam import SkellamEvent
 from gradtf_fl.privacy.store import Head, append, create, head_path, read_entries, transaction, write_head
 
 ROUNDING = 1e-9
@@ -100,14 +101,21 @@ class Ledger:
         note: str = "",
         *,
         noise: str = NOISE_UNRECORDED,
+        client_level: SkellamEvent | None = None,
     ) -> int:
         """Charge ``event`` before training. Returns the reservation, to be settled or aborted once.
+
+        Args:
+            client_level: the Skellam noise on the sum that the update will go into: recorded and reported as a
+                second epsilon. The budget is of the first, which holds without the other organizations.
 
         Raises:
             BudgetExhausted: everything charged so far and ``event``, composed jointly by PRV, pass the
                 budget. Nothing is written then.
         """
-        body = {"run_id": run_id, "round": round, "attempt": attempt, "note": note, "noise": noise}
+        body: dict[str, object] = {"run_id": run_id, "round": round, "attempt": attempt, "note": note, "noise": noise}
+        if client_level is not None:
+            body["client_level"] = skellam_document(client_level)
         with self._writing() as writing:
             genesis, spent, budget = writing.content.genesis, writing.content.events, writing.content.budget
             after = epsilon_prv((*spent, event), genesis.delta)

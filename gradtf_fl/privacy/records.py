@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gradtf_fl.privacy.chain import Entry, Problem
 from gradtf_fl.privacy.events import ACCOUNTANT, ADJACENCY, NOISE_UNRECORDED, SAMPLER, UNIT, DpEvent
+from gradtf_fl.privacy.skellam import SkellamEvent
 
 FORMAT = "gradtf-fl ledger 1"
 ChargeState = Literal["reserved", "settled", "aborted", "released"]
@@ -61,6 +62,7 @@ class Charge:
         state: reserved (counted in full), settled (observed event counted), aborted (counted in full),
             released (nothing was trained: not counted).
         event: what counts; the reserved one until settled.
+        client_level: the Skellam noise on the sum that the update goes into, where the round has that layer.
     """
 
     reservation: int
@@ -72,6 +74,7 @@ class Charge:
     noise: str
     when: str
     state: ChargeState = "reserved"
+    client_level: SkellamEvent | None = None
 
     @property
     def counted(self) -> bool:
@@ -93,6 +96,11 @@ class Replay:
         """Every event that counts, in order."""
         return tuple(charge.event for charge in self.charges if charge.counted)
 
+    @property
+    def client_level(self) -> tuple[SkellamEvent, ...]:
+        """Skellam events of every charge that counts, whether or not its round ended well."""
+        return tuple(charge.client_level for charge in self.charges if charge.counted and charge.client_level)
+
 
 def canonical(document: Mapping[str, Any]) -> str:
     """JSON with sorted keys and no spaces; floats by ``repr``, so they round-trip exactly. NaN is refused."""
@@ -107,6 +115,11 @@ def budget_body(budget: float, when: str) -> str:
 def event_document(event: DpEvent) -> dict[str, Any]:
     """JSON form of an event."""
     return {"sigma": event.sigma, "q": event.q, "steps": event.steps}
+
+
+def skellam_document(event: SkellamEvent) -> dict[str, Any]:
+    """JSON form of a Skellam event."""
+    return asdict(event)
 
 
 def replay(entries: Sequence[Entry]) -> Replay:
@@ -135,7 +148,9 @@ def replay(entries: Sequence[Entry]) -> Replay:
 def _charge(number: int, document: Mapping[str, Any]) -> Charge:
     texts = {name: _text(document, name) for name in ("run_id", "note", "noise", "when")}
     counts = {name: _whole(document, name) for name in ("round", "attempt")}
-    return Charge(number, event=_event(document), **texts, **counts)  # type: ignore[arg-type]
+    skellam = document.get("client_level")
+    client_level = None if skellam is None else _skellam(skellam)
+    return Charge(number, event=_event(document), client_level=client_level, **texts, **counts)  # type: ignore[arg-type]
 
 
 def _close(charge: Charge, kind: str, document: Mapping[str, Any]) -> Charge:
@@ -162,6 +177,13 @@ def _document(body: str) -> dict[str, Any]:
 
 def _event(document: Mapping[str, Any]) -> DpEvent:
     return DpEvent(_number(document, "sigma"), _number(document, "q"), _whole(document, "steps"))
+
+
+def _skellam(document: object) -> SkellamEvent:
+    if not isinstance(document, dict):
+        raise ValueError("client_level is no object")
+    reals = {name: _number(document, name) for name in ("variance", "l2", "l1")}
+    return SkellamEvent(**reals, releases=_whole(document, "releases"), noisers=_whole(document, "noisers"))
 
 
 def _text(document: Mapping[str, Any], name: str) -> str:

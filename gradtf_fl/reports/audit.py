@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ from gradtf_fl.privacy.accountants import Epsilons, epsilon_pld_replace_one, eps
 from gradtf_fl.privacy.events import NOISE_UNRECORDED, SAMPLER, DpEvent, merge
 from gradtf_fl.privacy.reading import LedgerReading, read_ledger
 from gradtf_fl.privacy.records import Charge
+from gradtf_fl.privacy.skellam import (
+    CLIENT_ACCOUNTANT,
+    CLIENT_ADJACENCY,
+    CLIENT_ASSUMPTIONS,
+    CLIENT_NOISE,
+    CLIENT_UNIT,
+    epsilon_skellam,
+)
 
 CURVE_POINTS = 32
 """Rounds for which epsilon is recomputed; of a longer history every n-th round and the last."""
@@ -45,6 +53,7 @@ class LedgerReport:
         epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row.
         remaining: budget less PRV epsilon, at least 0; inf without a budget.
         noise: every kind of noise generator that a charge names.
+        client_level: epsilon of one organization in the opened sums by their Skellam noise; None without any.
     """
 
     reading: LedgerReading
@@ -53,6 +62,7 @@ class LedgerReport:
     replace_one: float
     remaining: float
     noise: tuple[str, ...]
+    client_level: float | None
     rounds: tuple[RoundCost, ...]
 
     @property
@@ -96,6 +106,7 @@ class LedgerReport:
                 "rdp": finite(self.epsilon.rdp),
                 "replace_one_pld": finite(self.replace_one),
             },
+            "client_level": self._client_level_json(),
             "epsilon_valid": self.epsilon_valid,
             "budget": finite(self.budget),
             "remaining": finite(self.remaining),
@@ -108,6 +119,20 @@ class LedgerReport:
                 "public_key": genesis.public_key.hex(),
                 "problems": [{"row": p.row, "what": p.what} for p in self.reading.problems],
             },
+        }
+
+    def _client_level_json(self) -> dict[str, Any] | None:
+        if self.client_level is None:
+            return None
+        return {
+            "epsilon": finite(self.client_level),
+            "delta": self.delta,
+            "unit": CLIENT_UNIT,
+            "adjacency": CLIENT_ADJACENCY,
+            "accountant": CLIENT_ACCOUNTANT,
+            "noise_generator": CLIENT_NOISE,
+            "assumptions": CLIENT_ASSUMPTIONS,
+            "events": [asdict(event) for event in self.reading.content.client_level],
         }
 
 
@@ -152,6 +177,7 @@ def report_ledger(path: str | Path) -> LedgerReport:
         replace_one=epsilon_pld_replace_one(content.events, delta),
         remaining=max(0.0, content.budget - spent.prv) if math.isfinite(spent.prv) else 0.0,
         noise=tuple(noise) or (NOISE_UNRECORDED,),
+        client_level=epsilon_skellam(content.client_level, delta) if content.client_level else None,
         rounds=_curve(content.charges, delta),
     )
 

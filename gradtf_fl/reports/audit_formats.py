@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradtf_fl import __version__
+from gradtf_fl.privacy.skellam import CLIENT_ASSUMPTIONS
 from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
 
@@ -68,7 +69,8 @@ def to_html(reports: Sequence[LedgerReport]) -> str:
     top = highest(list(reports))
     pairs = [(report, chart(report, top)) for report in reports]
     template = environment.get_template("audit.html")
-    return template.render(pairs=pairs, not_covered=NOT_COVERED, version=__version__) + "\n"
+    assumptions = CLIENT_ASSUMPTIONS
+    return template.render(pairs=pairs, not_covered=NOT_COVERED, assumptions=assumptions, version=__version__) + "\n"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -88,12 +90,16 @@ def to_table(reports: Sequence[LedgerReport]) -> RenderableType:
     table.add_column("organization", overflow="fold")
     for heading in ("rounds", "PRV", "PLD", "RDP", "replace", "budget", "left"):
         table.add_column(heading, justify="right")
+    with_clients = any(report.client_level is not None for report in reports)
+    if with_clients:
+        table.add_column("client\nlevel", justify="right")
     table.add_column("chain")
     for report in reports:
         figures = (report.epsilon.prv, report.epsilon.pld, report.epsilon.rdp, report.replace_one)
         limits = ["none" if math.isinf(value) else number(value) for value in (report.budget, report.remaining)]
         chain = Text("ok", "green") if report.sound else Text("BROKEN", "bold red")
         cells = [str(len(report.rounds)), *(number(value) for value in figures), *limits]
+        cells += [number(report.client_level)] if with_clients else []
         table.add_row(Text(report.organization), *cells, chain)
     return Group(table, *(Text(line) for line in meaning(reports)))
 
@@ -107,6 +113,8 @@ def meaning(reports: Sequence[LedgerReport]) -> list[str]:
         lines[f"sampler: {genesis.sampler}"] = None
         lines[f"accountant: {genesis.accountant}"] = None
         lines[f"noise generator: {'; '.join(report.noise)}"] = None
+        if report.client_level is not None:
+            lines[f"client level (one organization in the opened sums): {CLIENT_ASSUMPTIONS}"] = None
         if not report.epsilon_valid:
             lines[f"{report.organization}: EPSILON NOT VALID, the accountants assume Poisson sampling"] = None
     lines["Not covered by epsilon:"] = None

@@ -35,6 +35,12 @@ EPSILON_COVERS = (
 )
 
 
+CLIENT_COVERS = (
+    "Adjacency: its vector against the zero vector; accountant: RDP. It holds only while secure aggregation hides the "
+    "single vectors and the honest organizations that it counts on add their noise; it is never added to the first."
+)
+
+
 @dataclass(frozen=True)
 class SimulationEvent:
     """One step of a running simulation.
@@ -132,6 +138,15 @@ def print_report(report: SimulationReport, console: Console) -> None:
     if report.state != "completed":
         console.print(Text(f"{report.state}: {report.reason}", style="bold"))
     console.print(Text(EPSILON_COVERS), style="dim")
+    spent = [o.client_epsilon for o in report.organizations if o.client_epsilon is not None]
+    if spent:
+        console.print(
+            Text(
+                f"A second epsilon, of one whole organization in the opened sums: {max(spent):.3f} at delta "
+                f"{report.organizations[0].delta:g}, by Skellam noise. {CLIENT_COVERS}"
+            ),
+            style="dim",
+        )
     console.print(Text(f"{report.wall_s:.1f} s in all; report, adapters and ledgers: {report.out}"))
 
 
@@ -195,7 +210,9 @@ def _controls(report: SimulationReport) -> Table:
 
 def _rounds(report: SimulationReport) -> Table:
     shown = ("round", "state", "joined", "masked", "unmasked")
-    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client"])
+    noisy = report.config.get("noise_multiplier")
+    caption = "the error of the mean is its Skellam noise" if noisy else None
+    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client"], caption)
     for record in report.rounds:
         error, sent = record.get("max_abs_error"), record.get("bytes_up_per_client")
         table.add_row(

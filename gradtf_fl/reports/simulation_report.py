@@ -24,6 +24,7 @@ class OrganizationResult:
     Attributes:
         accuracy: share of rows answered exactly, by `COLUMNS` and `CONTROLS`; None: not measured.
         epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant). budget: lifetime limit.
+        client_epsilon: of one whole organization in the opened sums, by their Skellam noise; None without it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class OrganizationResult:
     delta: float
     budget: float
     accuracy: Accuracy
+    client_epsilon: float | None = None
 
     @property
     def pgr(self) -> float | None:
@@ -80,6 +82,7 @@ class SimulationReport:
                 "name": o.name,
                 "rule": o.rule,
                 "epsilon": o.epsilon,
+                "client_epsilon": o.client_epsilon,
                 "delta": o.delta,
                 "budget": o.budget,
                 "accuracy": dict(o.accuracy),

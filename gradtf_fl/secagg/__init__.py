@@ -5,15 +5,26 @@ machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` sho
 """
 
 from gradtf_fl.secagg.client import SecAggClient
-from gradtf_fl.secagg.messages import STAGES
+from gradtf_fl.secagg.degree import Topology, topology
+from gradtf_fl.secagg.graph import group_members
+from gradtf_fl.secagg.messages import STAGES, commitment_of
 from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.primitives import Randomness, ReplayRandomness
 from gradtf_fl.secagg.quantization import Quantizer
 from gradtf_fl.secagg.roster import Identity, Roster
-from gradtf_fl.secagg.round_config import PROTOCOL_VERSION, RoundConfig, default_threshold, smallest_threshold
+from gradtf_fl.secagg.round_config import (
+    PROTOCOL_VERSION,
+    RoundConfig,
+    decode_configs,
+    default_threshold,
+    encode_configs,
+    smallest_threshold,
+)
 from gradtf_fl.secagg.run import run_secure_sum
 from gradtf_fl.secagg.server import SecAggServer, SecureSum
+from gradtf_fl.secagg.vectors import distributed_noise
 from gradtf_fl.secagg.violations import (
+    AdvertMismatch,
     BadKey,
     BadSignature,
     DuplicateKey,
@@ -41,6 +52,7 @@ from gradtf_fl.secagg.violations import (
 __all__ = [
     "PROTOCOL_VERSION",
     "STAGES",
+    "AdvertMismatch",
     "BadKey",
     "BadSignature",
     "ClientPolicy",
@@ -69,11 +81,18 @@ __all__ = [
     "SurvivorsNotSubset",
     "TooFewMembers",
     "TooFewNeighbours",
+    "Topology",
     "UndecryptableShare",
     "UnknownIdentity",
     "UpdateRejected",
     "WrongRound",
+    "commitment_of",
+    "decode_configs",
     "default_threshold",
+    "distributed_noise",
+    "encode_configs",
+    "group_members",
     "run_secure_sum",
     "smallest_threshold",
+    "topology",
 ]

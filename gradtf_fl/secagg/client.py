@@ -9,22 +9,20 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from gradtf_fl.secagg import primitives as crypto
+from gradtf_fl.secagg.adverts import Advert, Directory
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
-from gradtf_fl.secagg.graph import neighbours
+from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.masks import MaskStreams
 from gradtf_fl.secagg.messages import (
-    Advert,
-    AdvertList,
     Delivery,
     Kind,
     SealedShares,
     Survivors,
     Unmasking,
-    Votes,
     signed,
-    view_digest,
-    vote_bytes,
 )
 from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
@@ -33,8 +31,8 @@ from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.shamir import ELEMENT_BYTES, is_element
+from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import (
-    BadSignature,
     IncompleteShares,
     InconsistentViews,
     MalformedMessage,
@@ -46,6 +44,7 @@ from gradtf_fl.secagg.violations import (
     UnknownIdentity,
     UpdateRejected,
 )
+from gradtf_fl.secagg.votes import Votes, sample, view_digest
 
 
 class SecAggClient:
@@ -79,6 +78,9 @@ class SecAggClient:
     def _bind(self, state: ClientState, policy: ClientPolicy, roster: Roster, identity: Identity) -> None:
         self._state, self._policy, self._roster, self._identity = state, policy, roster, identity
         self._me = roster.index(identity.public)
+        self._members = frozenset(group_members(roster, state.config.groups, state.config.group))
+        if self._me not in self._members:
+            raise UnknownIdentity(f"this organization is not in group {state.config.group} of {state.config.groups}")
         self._commitment = state.config.commitment
 
     @property
@@ -129,26 +131,27 @@ class SecAggClient:
 
     # -- stage 1 ------------------------------------------------------------------------------------------
 
-    def share(self, adverts: bytes) -> bytes:
-        """From the signed adverts of U1 to `SealedShares` of (b_i, s_i) for every neighbour.
+    def share(self, directory: bytes) -> bytes:
+        """From the adverts of U1 to `SealedShares` of (b_i, s_i) for every neighbour.
 
         Raises:
-            BadSignature, UnknownIdentity, BadKey, DuplicateKey, OwnKeyMissing, TooFewMembers,
+            BadSignature, UnknownIdentity, BadKey, DuplicateKey, AdvertMismatch, OwnKeyMissing, TooFewMembers,
             TooFewNeighbours.
         """
         with self._stage("share", "mask") as state:
-            u1 = AdvertList.decode(adverts, self._commitment)
-            if state.advert_hash not in (hashlib.sha256(advert).digest() for advert in u1.adverts):
+            u1 = Directory.decode(directory, self._commitment)
+            if u1.hashes.get(self._me) != state.advert_hash:
                 raise OwnKeyMissing("the own advert is missing from U1 or was replaced")
-            peers = u1.verified(self._commitment, self._roster)
-            state.members = tuple(peers)
+            if not u1.hashes.keys() <= self._members:
+                raise UnknownIdentity("U1 has members that are not in this round")
+            state.members, state.adverts_root = tuple(u1.hashes), u1.root(self._commitment)
+            neighbours = Graph(state.members, self.config.degree, state.adverts_root).neighbours(self._me)
+            secrets = self._secrets()
+            private = crypto.loaded(secrets.encryption_private)
+            peers = u1.verified(neighbours, secrets.public_keys, self._commitment, self._roster)
+            state.peers = {j: Peer(peer.encryption_key, peer.mask_key) for j, peer in peers.items()}
             self._check_neighbourhood(state.members)
-            state.peers = {
-                j: Peer(peers[j].encryption_key, peers[j].mask_key) for j in neighbours(self._me, state.members)
-            }
-            state.adverts_view = crypto.digest(crypto.USAGE_ADVERTS, adverts)
-            shares = self._secrets().shares(state.members, self.config.threshold)
-            private = self._secrets().encryption_private
+            shares = secrets.shares([*state.peers, self._me], self.config.threshold)
             sealed = {
                 j: crypto.seal(
                     private,
@@ -179,18 +182,18 @@ class SecAggClient:
         with self._stage("mask", "consistency") as state:
             delivery = Delivery.decode(ciphertexts, self._commitment)
             self._check_sublist(delivery.members, "U2")
-            u2_neighbours = neighbours(self._me, delivery.members)
+            u2_neighbours = tuple(self._present(delivery.members))
             if tuple(delivery.sealed.by_peer) != u2_neighbours:
                 raise IncompleteShares("ciphertexts must come from exactly the neighbours in U2")
-            private = self._secrets().encryption_private
+            private = crypto.loaded(self._secrets().encryption_private)
             held = {j: self._opened(private, j, sealed) for j, sealed in delivery.sealed.by_peer.items()}
-            held[self._me] = self._secrets().shares(state.members, self.config.threshold)[self._me]
+            held[self._me] = self._secrets().shares([*state.peers, self._me], self.config.threshold)[self._me]
             message = self._masked(u2_neighbours, vector, weight)
             state.members, state.held = delivery.members, held
-            state.seed = b""
+            state.vote_key, state.seed = self._secrets().vote_key, b""
             return message
 
-    def _opened(self, private: bytes, source: int, sealed: bytes) -> HeldShares:
+    def _opened(self, private: X25519PrivateKey, source: int, sealed: bytes) -> HeldShares:
         key = self._state.peers[source].encryption_key
         plain = crypto.unseal(private, key, self._commitment, source, self._me, sealed)
         shares = HeldShares(plain[:ELEMENT_BYTES], plain[ELEMENT_BYTES:])
@@ -204,14 +207,13 @@ class SecAggClient:
             raise UpdateRejected(f"weight {weight} under the rule 'uniform'")
         if getattr(vector, "shape", None) != (config.dim,):
             raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
-        quantizer = config.quantizer(len(self._roster))
-        secrets = self._secrets()
+        encoding, secrets = encoding_of(config, len(self._members)), self._secrets()
         masks = MaskStreams(
             *secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners}), word_dtype(config.bits)
         )
 
         def packed() -> Iterator[bytes]:
-            for words in quantizer.encode(vector, float(weight), secrets.rounding_key):
+            for words in encoding.words(vector, float(weight), secrets):
                 masks.add_to(words)
                 yield pack(words, config.bits)
 
@@ -229,7 +231,7 @@ class SecAggClient:
             u3 = Survivors.decode(survivors, self._commitment).members
             self._check_sublist(u3, "U3")
             state.survivors = u3
-            state.view = view_digest(self._commitment, state.adverts_view, state.members, u3)
+            state.view = view_digest(self._commitment, state.adverts_root, state.members, u3)
             return self._signed(Kind.VOTE, state.view)
 
     # -- stage 4 ------------------------------------------------------------------------------------------
@@ -241,14 +243,12 @@ class SecAggClient:
             InconsistentViews: a signature over another view, or fewer than `threshold` over this one.
         """
         with self._stage("unmask", FINISHED) as state:
-            votes = Votes.decode(signatures, self._commitment).by_member
-            for member, signature in votes.items():
-                if member not in state.survivors:
-                    raise UnknownIdentity(f"member {member} votes but is not in U3")
-                self._check_vote(member, signature)
-            if len(votes.keys() | {self._me}) < self.config.threshold:
-                raise InconsistentViews(f"{len(votes)} signed views, {self.config.threshold} needed")
-            survivors = set(state.survivors)
+            votes, survivors = Votes.decode(signatures, self._commitment), set(state.survivors)
+            if strangers := votes.by_member.keys() - survivors:
+                raise UnknownIdentity(f"members {sorted(strangers)} vote but are not in U3")
+            if len(votes.by_member.keys() | {self._me}) < self.config.quorum:
+                raise InconsistentViews(f"{len(votes.by_member)} signed views, {self.config.quorum} needed")
+            votes.verified(self._votes_to_verify(votes), self._commitment, state.view, self._roster)
             shares = {
                 owner: held.self_share if owner in survivors else held.mask_share for owner, held in state.held.items()
             }
@@ -256,12 +256,11 @@ class SecAggClient:
             self._state = ClientState(self.config, FINISHED)
             return message
 
-    def _check_vote(self, member: int, signature: bytes) -> None:
-        vote = vote_bytes(self._commitment, member, self._state.view)
-        try:
-            crypto.verify(self._roster.keys[member], signature, vote)
-        except BadSignature as error:
-            raise InconsistentViews(f"member {member} did not sign this client's view of the round") from error
+    def _votes_to_verify(self, votes: Votes) -> set[int] | None:
+        n = len(self._members)
+        if self.config.degree >= n - 1:
+            return None
+        return sample(votes, n, self._policy.bad(n), self._state.vote_key)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
@@ -290,8 +289,11 @@ class SecAggClient:
             raise OwnKeyMissing(f"this client is missing from {name}")
         self._check_neighbourhood(members)
 
+    def _present(self, members: tuple[int, ...]) -> list[int]:
+        return [j for j in members if j in self._state.peers]
+
     def _check_neighbourhood(self, members: tuple[int, ...]) -> None:
-        self._policy.check_members(len(members))
-        left = len(neighbours(self._me, members)) + 1
+        self._policy.check_members(len(members), self.config.quorum)
+        left = len(self._present(members)) + 1
         if left < self.config.threshold:
             raise TooFewNeighbours(f"{left} of the neighbourhood left, {self.config.threshold} needed")

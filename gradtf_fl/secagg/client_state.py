@@ -42,10 +42,11 @@ class ClientState:
         advert_hash: SHA-256 of the own signed advert, to find it unchanged in U1.
         peers: neighbours in U1.
         members: U1, then U2.
-        adverts_view: digest of the broadcast of stage 1.
+        adverts_root: digest of all adverts of U1.
+        vote_key: decides which votes are verified; kept when the seed is erased.
         held: shares by owner, for the owners in U2; erased after unmasking.
         survivors: U3.
-        view: digest of (C, U1, U2, U3) that was signed.
+        view: digest of (C, adverts, U2, U3) that was signed.
     """
 
     config: RoundConfig
@@ -54,14 +55,15 @@ class ClientState:
     advert_hash: bytes = b""
     peers: dict[int, Peer] = field(default_factory=dict)
     members: tuple[int, ...] = ()
-    adverts_view: bytes = b""
+    adverts_root: bytes = b""
     held: dict[int, HeldShares] = field(default_factory=dict)
     survivors: tuple[int, ...] = ()
     view: bytes = b""
+    vote_key: bytes = b""
 
     def to_bytes(self) -> bytes:
         out = Writer().fixed(_MAGIC).blob(self.config.encode()).u8(_NEXT.index(self.next_stage))
-        for secret in (self.seed, self.advert_hash, self.adverts_view, self.view):
+        for secret in (self.seed, self.advert_hash, self.adverts_root, self.view, self.vote_key):
             out.blob(secret)
         out.indices(self.members).indices(self.survivors).u32(len(self.peers))
         for member in sorted(self.peers):
@@ -81,7 +83,7 @@ class ClientState:
         stage = reader.u8()
         if stage >= len(_NEXT):
             raise MalformedMessage(f"unknown stage {stage}")
-        seed, advert_hash, adverts_view, view = (_empty_or_32(reader.blob()) for _ in range(4))
+        seed, advert_hash, root, view, vote_key = (_empty_or_32(reader.blob()) for _ in range(5))
         members, survivors = reader.indices(), reader.indices()
         peers = {reader.u32(): Peer(reader.fixed(32), reader.fixed(32)) for _ in range(reader.count(68))}
         held = {
@@ -89,7 +91,7 @@ class ClientState:
             for _ in range(reader.count(12))
         }
         reader.done()
-        return cls(config, _NEXT[stage], seed, advert_hash, peers, members, adverts_view, held, survivors, view)
+        return cls(config, _NEXT[stage], seed, advert_hash, peers, members, root, held, survivors, view, vote_key)
 
 
 def _empty_or_32(value: bytes) -> bytes:

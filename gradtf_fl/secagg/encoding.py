@@ -6,7 +6,7 @@ There is one encoding of every value, so a hash or signature over bytes is one o
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from gradtf_fl.secagg.violations import MalformedMessage
@@ -53,9 +53,14 @@ class Writer:
 
     def indices(self, values: Sequence[int]) -> Writer:
         """A set of roster indices: u32 count, then each as u32, strictly increasing."""
+        self._parts.append(struct.pack(f">{len(values) + 1}I", len(values), *values))
+        return self
+
+    def by_member(self, values: Mapping[int, bytes]) -> Writer:
+        """A map from roster index to bytes of one length: u32 count, then (u32, bytes) by increasing index."""
         self.u32(len(values))
-        for value in values:
-            self.u32(value)
+        for member in sorted(values):
+            self.u32(member).fixed(values[member])
         return self
 
     def done(self) -> bytes:
@@ -118,8 +123,18 @@ class Reader:
         return count
 
     def indices(self) -> tuple[int, ...]:
-        values = tuple(self.u32() for _ in range(self.count(4)))
+        count = self.count(4)
+        values = struct.unpack(f">{count}I", self.view(4 * count))
         strictly_increasing(values)
+        return values
+
+    def by_member(self, size: int) -> dict[int, bytes]:
+        """A map from roster index, strictly increasing, to ``size`` bytes each."""
+        step = 4 + size
+        data = self.fixed(self.count(step) * step)
+        starts = range(0, len(data), step)
+        values = {int.from_bytes(data[at : at + 4], "big"): data[at + 4 : at + step] for at in starts}
+        strictly_increasing([int.from_bytes(data[at : at + 4], "big") for at in starts])
         return values
 
     def done(self) -> None:

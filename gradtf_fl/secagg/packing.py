@@ -32,25 +32,26 @@ def pack(words: Words, bits: int) -> bytes:
     """
     if bits in (16, 32):
         return words.tobytes()
-    residues = words & np.uint32((1 << bits) - 1)
-    if words.size % 4:
-        residues = np.concatenate([residues, np.zeros(-words.size % 4, dtype=words.dtype)])
-    packed = _pack24(residues) if bits == 24 else _pack20(residues)
-    return packed[: packed_size(bits, words.size)].tobytes()
+    even = np.append(words, np.zeros(1, words.dtype)) if words.size % 2 else words
+    return _pack_pairs(even, bits)[: packed_size(bits, words.size)].tobytes()
 
 
-def _pack24(residues: NDArray[Any]) -> NDArray[np.uint8]:
-    a, b, c, d = (residues[i::4] for i in range(4))
-    out = np.empty((a.size, 3), dtype="<u4")
-    np.bitwise_or(a, b << 24, out=out[:, 0])
-    np.bitwise_or(b >> 8, c << 16, out=out[:, 1])
-    np.bitwise_or(c >> 16, d << 8, out=out[:, 2])
-    return out.reshape(-1).view(np.uint8)
+def _pack_pairs(words: Words, bits: int) -> NDArray[np.uint8]:
+    """Two words of 20 or 24 bits are bits / 4 bytes: the lower four in one write, the rest in another."""
+    pairs, low = words.view("<u8"), (1 << bits) - 1
+    joined = pairs >> (32 - bits)
+    joined &= low << bits
+    joined |= pairs & low
+    out = np.empty(pairs.size * bits // 4, dtype=np.uint8)
+    _column(out, "<u4", 0, bits)[:] = joined
+    _column(out, "<u2" if bits == 24 else "u1", 4, bits)[:] = joined >> 32
+    return out
 
 
-def _pack20(residues: NDArray[Any]) -> NDArray[np.uint8]:
-    pair = residues[0::2].astype("<u8") | (residues[1::2].astype("<u8") << np.uint64(20))
-    return np.ascontiguousarray(pair.view(np.uint8).reshape(-1, 8)[:, :5]).reshape(-1)
+def _column(packed: Any, dtype: str, offset: int, bits: int) -> NDArray[Any]:
+    """The bytes from ``offset`` on of every pair, as one number each."""
+    pair = bits // 4
+    return np.ndarray(len(packed) // pair, dtype, packed, offset, (pair,))
 
 
 def unpack_chunks(packed: memoryview, bits: int, size: int) -> Iterator[tuple[slice, Words]]:
@@ -73,24 +74,15 @@ def unpack_chunks(packed: memoryview, bits: int, size: int) -> Iterator[tuple[sl
 def _unpack(part: memoryview, bits: int, size: int) -> Words:
     if bits in (16, 32):
         return np.frombuffer(part, dtype="<u2" if bits == 16 else "<u4")
-    groups = -(-size // 4)
-    if len(part) < groups * bits // 2:
-        part = memoryview(bytes(part).ljust(groups * bits // 2, b"\0"))
-    out = np.empty((groups, 4), dtype="<u4")
-    if bits == 24:
-        a, b, c = (np.frombuffer(part, dtype="<u4")[i::3] for i in range(3))
-        out[:, 0] = a
-        np.bitwise_or(a >> 24, b << 8, out=out[:, 1])
-        np.bitwise_or(b >> 16, c << 16, out=out[:, 2])
-        np.right_shift(c, 8, out=out[:, 3])
-    else:
-        pair = np.zeros((2 * groups, 8), dtype=np.uint8)
-        pair[:, :5] = np.frombuffer(part, dtype=np.uint8).reshape(-1, 5)
-        both = pair.reshape(-1).view("<u8")
-        out[:, 0::2] = _halves(both, 0)
-        out[:, 1::2] = _halves(both, 20)
-    return out.reshape(-1)[:size]
-
-
-def _halves(both: NDArray[np.uint64], shift: int) -> NDArray[np.uint32]:
-    return ((both >> np.uint64(shift)) & np.uint64(0xFFFFF)).astype("<u4").reshape(-1, 2)
+    if bits == 24:  # the fourth byte read is the next word's first, which higher bits may hold
+        words = np.empty(size, dtype="<u4")
+        words[:-1] = np.ndarray(size - 1, "<u4", part, 0, (3,))
+        words[-1] = int.from_bytes(part[-3:], "little")
+        return words
+    if size % 2:
+        part = memoryview(bytes(part).ljust((size + 1) * bits // 8, b"\0"))
+    pairs = _column(part, "<u4", bits // 4 - 4, bits).astype("<u8")
+    pairs >>= 32 - bits
+    pairs <<= 32
+    pairs |= _column(part, "<u4", 0, bits)
+    return pairs.view("<u4")[:size]

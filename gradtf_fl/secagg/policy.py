@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg.degree import GRINDING_BITS, PRIVACY_BITS, Topology, privacy_failure_log2
+from gradtf_fl.secagg.graph import COMPLETE_BELOW, group_members
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.round_config import RoundConfig, default_threshold, smallest_threshold
+from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import PolicyViolation, RosterMismatch, StaleRound, TooFewMembers
+
+GROUP_MIN = 5
+_ROUNDING_BITS = 1e-6  # of log-gamma, which may differ from machine to machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +25,14 @@ class ClientPolicy:
 
     Attributes:
         n_min: organizations that must be in a sum. 2 needs ``allow_two``: each learns the other's update.
-        t_min: smallest threshold; None is `default_threshold`. Never effective below a majority.
+        t_min: smallest threshold; None is `default_threshold` on a complete graph and what `degree.topology`'s
+            conditions ask on a k-regular one. Never effective below a majority (complete graph).
         max_bits: largest residue width.
         max_clip: largest L2 bound that a round may ask for.
         max_weight: largest weight that a round may allow.
         allow_two: lets ``n_min`` be 2.
+        colluders: share of the members that may collude with the server.
+        min_noise: smallest noise multiplier of the distributed DP layer; 0 takes part without it.
     """
 
     n_min: int = 3
@@ -31,6 +41,8 @@ class ClientPolicy:
     max_clip: float = 64.0
     max_weight: float = 1.0
     allow_two: bool = False
+    colluders: float = 0.1
+    min_noise: float = 0.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -44,6 +56,10 @@ class ClientPolicy:
             problems.append(f"max_bits: must be at least {BIT_WIDTHS[0]}")
         if not (self.max_clip > 0 and self.max_weight > 0):
             problems.append("max_clip and max_weight must be positive")
+        if not 0 <= self.colluders < 1:
+            problems.append("colluders: a share of the members, at least 0 and below 1")
+        if not (math.isfinite(self.min_noise) and self.min_noise >= 0):
+            problems.append("min_noise: a finite number, at least 0")
         if problems:
             raise ConfigError(problems)
 
@@ -60,26 +76,62 @@ class ClientPolicy:
             raise RosterMismatch("the round is for another roster than the pinned one")
         if last_round is not None and (config.round, config.attempt) <= last_round:
             raise StaleRound(f"round {config.round} attempt {config.attempt} is not above {last_round}")
-        n = len(roster)
-        if n < self.n_min:
-            raise TooFewMembers(f"{n} organizations on the roster, policy wants {self.n_min}")
-        reasons = []
-        if config.degree != n - 1:
-            reasons.append(f"degree {config.degree}: the complete graph of {n} organizations has {n - 1}")
-        members = config.degree + 1
-        t_min = max(self.t_min or default_threshold(members), smallest_threshold(members))
-        if config.threshold < t_min:
-            reasons.append(f"threshold {config.threshold} is below {t_min}")
-        if config.bits > self.max_bits:
-            reasons.append(f"{config.bits} bits are more than {self.max_bits}")
-        if not config.clip <= self.max_clip or not math.isfinite(config.clip):
-            reasons.append(f"clip {config.clip} is above {self.max_clip}")
-        if not config.max_weight <= self.max_weight:
-            reasons.append(f"max_weight {config.max_weight} is above {self.max_weight}")
+        n = len(group_members(roster, config.groups, config.group))
+        least = self.n_min if config.groups == 1 else max(self.n_min, GROUP_MIN)
+        if n < least:
+            raise TooFewMembers(f"{n} organizations in the round, policy wants {least}")
+        reasons = [*self._graph_reasons(config, n), *self._limit_reasons(config), *self._noise_reasons(config, n)]
+        try:
+            encoding_of(config, n)
+        except ValueError as error:
+            reasons.append(str(error))
         if reasons:
             raise PolicyViolation(reasons)
 
-    def check_members(self, count: int) -> None:
-        """`TooFewMembers` where fewer than ``n_min`` organizations are left."""
-        if count < self.n_min:
-            raise TooFewMembers(f"{count} organizations left, policy wants {self.n_min}")
+    def _graph_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
+        if config.degree == n - 1:
+            t_min = max(self.t_min or default_threshold(n), smallest_threshold(n))
+            if config.threshold < t_min:
+                yield f"threshold {config.threshold} is below {t_min}"
+            elif 2 * config.threshold <= n + self.bad(n):
+                yield f"threshold {config.threshold} of {n} lets {self.bad(n)} colluders open both kinds of shares"
+            if config.quorum != config.threshold:
+                yield f"quorum {config.quorum} is not the threshold {config.threshold} of a complete graph"
+            return
+        if n < COMPLETE_BELOW or config.degree > n - 1 or config.degree % 2:
+            yield f"degree {config.degree}: the complete graph of {n} organizations has {n - 1}"
+            return
+        if config.threshold < (self.t_min or 0):
+            yield f"threshold {config.threshold} is below {self.t_min}"
+        if 2 * config.quorum <= n + self.bad(n) or config.quorum > n:
+            yield f"quorum {config.quorum} of {n} lets {self.bad(n)} colluders show two views of the round"
+            return
+        shape = Topology(config.degree, config.threshold, config.quorum)
+        bits = -privacy_failure_log2(n, shape, self.colluders) - GRINDING_BITS
+        if bits < PRIVACY_BITS - _ROUNDING_BITS:
+            what = f"degree {config.degree} and threshold {config.threshold}"
+            yield f"{what} fail with probability 2^-{bits:.0f}, not 2^-{PRIVACY_BITS}"
+
+    def _limit_reasons(self, config: RoundConfig) -> Iterator[str]:
+        if config.bits > self.max_bits:
+            yield f"{config.bits} bits are more than {self.max_bits}"
+        if not config.clip <= self.max_clip or not math.isfinite(config.clip):
+            yield f"clip {config.clip} is above {self.max_clip}"
+        if not config.max_weight <= self.max_weight:
+            yield f"max_weight {config.max_weight} is above {self.max_weight}"
+
+    def _noise_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
+        if config.noise_multiplier < self.min_noise:
+            yield f"noise multiplier {config.noise_multiplier} is below {self.min_noise}"
+        honest = config.quorum - self.bad(n)
+        if config.noise_multiplier > 0 and config.noisers > max(honest, 0):
+            yield f"noise is shared by {config.noisers}, but only {honest} honest organizations are sure to add theirs"
+
+    def bad(self, n: int) -> int:
+        """c: members out of ``n`` that may collude with the server."""
+        return math.floor(self.colluders * n)
+
+    def check_members(self, count: int, quorum: int) -> None:
+        """`TooFewMembers` where fewer than ``n_min`` organizations or the round's quorum are left."""
+        if count < max(self.n_min, quorum):
+            raise TooFewMembers(f"{count} organizations left, {max(self.n_min, quorum)} needed")

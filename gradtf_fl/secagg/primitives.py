@@ -34,6 +34,9 @@ USAGE_SEED_ENCRYPTION = _PREFIX + b"seed/enc"  # client seed -> X25519 key of th
 USAGE_SEED_CONTRIBUTION = _PREFIX + b"seed/contribution"  # client seed -> share of the public coin
 USAGE_SEED_SHARING = _PREFIX + b"seed/sharing"  # client seed -> key of the polynomials' coefficients
 USAGE_SEED_ROUNDING = _PREFIX + b"seed/rounding"  # client seed -> key of the stochastic rounding
+USAGE_SEED_NOISE = _PREFIX + b"seed/noise"  # client seed -> key of the Skellam noise
+USAGE_SEED_VOTES = _PREFIX + b"seed/votes"  # client seed -> which votes are verified on a large graph
+USAGE_ROTATION = _PREFIX + b"rotation"  # H(. | C) -> public signs of the rotation
 USAGE_MASK_KEY = _PREFIX + b"mask-key"  # s_i -> X25519 key of the pairwise masks
 USAGE_PAIR_MASK = _PREFIX + b"mask"  # X25519(s_i, S_j) -> PRG key, | lo | hi
 USAGE_SELF_MASK = _PREFIX + b"self"  # b_i -> PRG key, | i
@@ -41,7 +44,9 @@ USAGE_SHARE_KEY = _PREFIX + b"enc"  # X25519(e_i, E_j) -> AEAD key, | source | d
 USAGE_COMMITMENT = _PREFIX + b"commit"  # H(. | C | i | b_i)
 USAGE_CONFIG = _PREFIX + b"config"  # C = H(. | config)
 USAGE_ROSTER = _PREFIX + b"roster"  # H(. | roster)
-USAGE_ADVERTS = _PREFIX + b"adverts"  # H(. | broadcast adverts): the view of U1
+USAGE_ADVERTS = _PREFIX + b"adverts"  # H(. | C | all adverts' hashes): the view of U1, root of the graph
+USAGE_GRAPH = _PREFIX + b"graph"  # H(. | root) -> key of the circle's order
+USAGE_GROUPS = _PREFIX + b"groups"  # H(. | roster | number of groups) -> key of the partition
 USAGE_VIEW = _PREFIX + b"view"  # H(. | C | U1 | U2 | U3)
 USAGE_SIGN = _PREFIX + b"sign"  # every client message is signed as . | H(message)
 
@@ -69,9 +74,14 @@ def derive(secret: bytes, salt: bytes, usage: bytes, context: bytes = b"", size:
     return HKDF(algorithm=SHA256(), length=size, salt=salt, info=info).derive(secret)
 
 
-def x25519_public(private: bytes) -> bytes:
-    """Public key [32 bytes] of a 32-byte private key (clamped as RFC 7748, section 5 says)."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def loaded(private: bytes | X25519PrivateKey) -> X25519PrivateKey:
+    """The key object of 32 bytes (clamped as RFC 7748, section 5 says). Loading costs as much as an agreement."""
+    return X25519PrivateKey.from_private_bytes(private) if isinstance(private, bytes) else private
+
+
+def x25519_public(private: bytes | X25519PrivateKey) -> bytes:
+    """Public key [32 bytes] of a private key."""
+    return loaded(private).public_key().public_bytes_raw()
 
 
 def check_x25519_public(public: bytes) -> None:
@@ -80,15 +90,15 @@ def check_x25519_public(public: bytes) -> None:
         raise BadKey("an X25519 key is not in canonical form")
 
 
-def x25519(private: bytes, public: bytes) -> bytes:
+def x25519(private: bytes | X25519PrivateKey, public: bytes) -> bytes:
     """Shared secret [32 bytes]; `BadKey` where it would be zero (a point of low order)."""
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+        return loaded(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise BadKey("an X25519 key has low order") from error
 
 
-def pair_mask_key(private: bytes, public: bytes, commitment: bytes, one: int, other: int) -> bytes:
+def pair_mask_key(private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, one: int, other: int) -> bytes:
     """AES key of the mask that members ``one`` and ``other`` share; the same on both sides."""
     lo, hi = min(one, other), max(one, other)
     return derive(x25519(private, public), commitment, USAGE_PAIR_MASK, index_bytes(lo, hi))
@@ -109,18 +119,24 @@ def commit(secret: bytes, commitment: bytes, owner: int) -> bytes:
     return digest(USAGE_COMMITMENT, commitment, index_bytes(owner), secret)
 
 
-def _share_channel(private: bytes, public: bytes, commitment: bytes, source: int, target: int) -> ChaCha20Poly1305:
+def _share_channel(
+    private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int
+) -> ChaCha20Poly1305:
     context = index_bytes(source, target)
     return ChaCha20Poly1305(derive(x25519(private, public), commitment, USAGE_SHARE_KEY, context))
 
 
-def seal(private: bytes, public: bytes, commitment: bytes, source: int, target: int, plain: bytes) -> bytes:
+def seal(
+    private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int, plain: bytes
+) -> bytes:
     """ChaCha20-Poly1305 from ``source`` to ``target``. The key serves one message, so the nonce is zero."""
     channel = _share_channel(private, public, commitment, source, target)
     return channel.encrypt(_ZERO_NONCE_12, plain, commitment + index_bytes(source, target))
 
 
-def unseal(private: bytes, public: bytes, commitment: bytes, source: int, target: int, sealed: bytes) -> bytes:
+def unseal(
+    private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int, sealed: bytes
+) -> bytes:
     """Inverse of `seal`; `UndecryptableShare` where the tag does not verify."""
     channel = _share_channel(private, public, commitment, source, target)
     try:

@@ -78,29 +78,33 @@ class Quantizer:
     def _chunks(self, vector: Floats, clipping: float, weight: float, rounding_key: bytes) -> Iterator[Words]:
         factor, end = clipping * weight / self.step, vector.size
         coins = Cipher(algorithms.AES256(rounding_key), modes.CTR(bytes(16))).encryptor()
-        scratch = np.empty(CHUNK)
+        zeros, drawn = bytes(4 * CHUNK), bytearray(4 * CHUNK + 15)  # update_into asks for 15 bytes of slack
+        scratch, uniform = np.empty(CHUNK), np.empty(CHUNK)  # reused: fresh ones cost more than the arithmetic
         for start in range(0, end + 1, CHUNK):
             part = vector[start : start + CHUNK]
-            scaled = scratch[: min(CHUNK, end + 1 - start)]
+            size = min(CHUNK, end + 1 - start)
+            scaled = scratch[:size]
             np.multiply(part, factor, out=scaled[: part.size], dtype=np.float64)
-            if part.size < scaled.size:
+            if part.size < size:
                 scaled[-1] = weight / self.max_weight * self.q_max
-            self._round(scaled, coins.update(bytes(4 * scaled.size)))
-            words = np.empty(scaled.size, dtype=word_dtype(self.bits))
+            coins.update_into(memoryview(zeros)[: 4 * size], drawn)
+            np.multiply(np.frombuffer(drawn, dtype="<u4", count=size), 2.0**-32, out=uniform[:size])
+            self._round(scaled, uniform[:size])
+            words = np.empty(size, dtype=word_dtype(self.bits))
             words.view("<i2" if self.bits == 16 else "<i4")[:] = scaled
             yield words
 
-    def _round(self, values: NDArray[np.float64], coins: bytes) -> None:
+    def _round(self, values: NDArray[np.float64], uniform: NDArray[np.float64]) -> None:
         """values <- floor(values + u), u uniform in [0, 1), in place: the expectation stays."""
-        values += np.frombuffer(coins, dtype="<u4") * 2.0**-32
+        values += uniform
         np.floor(values, out=values)
         np.clip(values, -self.q_max, self.q_max, out=values)  # only float64's own rounding ever reaches this
 
     def integers(self, words: Words) -> NDArray[np.int64]:
         """The signed integers [dim + 1] of summed words modulo 2^b."""
-        half = 1 << (self.bits - 1)
-        residues = words.astype(np.int64) & ((1 << self.bits) - 1)
-        return (residues ^ half) - half
+        unused = 8 * words.itemsize - self.bits
+        signed = (words << unused).view(f"<i{words.itemsize}") >> unused  # an arithmetic shift extends the sign
+        return signed.astype(np.int64)
 
 
 def clip_factor(vector: Floats, clip: float) -> float:
@@ -131,5 +135,5 @@ def _squares(vector: Floats, unit: float) -> float:
             part = vector[start : start + CHUNK].astype(np.float64)
             if unit != 1.0:
                 part /= unit
-            total += float(part @ part)
+            total += float(np.einsum("i,i", part, part))  # @ would wake the BLAS library's threads for 32,768 numbers
     return total

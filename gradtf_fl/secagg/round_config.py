@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
@@ -11,7 +12,6 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg.encoding import MAX_INDEX, MAX_U64, Reader, Writer
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_CONFIG, digest
-from gradtf_fl.secagg.quantization import Quantizer
 from gradtf_fl.secagg.violations import MalformedMessage
 
 PROTOCOL_VERSION = 1
@@ -20,6 +20,7 @@ WEIGHT_RULES: tuple[WeightRule, ...] = ("uniform", "examples")
 _MAGIC = b"GSAC"
 _MAX_TEXT = 1 << 16
 _MAX_DIM = 2**31 - 1
+_MAX_MEMBERS = 1 << 16
 
 
 def default_threshold(n: int) -> int:
@@ -48,8 +49,14 @@ class RoundConfig:
         weight_rule: "uniform" (weight 1) or "examples" (number of rows, never sent in clear).
         dp: the DP parameters as canonical JSON; opaque here, but bound.
         roster_hash: `Roster.hash`.
-        degree: neighbours of a member; n - 1 on the complete graph.
+        groups, group: how many groups the roster is split into, and which of them this round sums; 1 and 0
+            for the whole roster. Members of a round are those of `group_members`; n is their number.
+        degree: neighbours k of a member; n - 1 on the complete graph.
         threshold: members of a neighbourhood (its centre included) that must reach every stage.
+        quorum: members of the whole round that must reach every stage but the last; the threshold on a complete graph.
+        noise_multiplier: distributed DP: standard deviation of the Skellam noise on the sum, in units of clip, that
+            ``noisers`` honest members add together; 0 for none.
+        noisers: honest members counted on to add noise, at most quorum - colluders.
         deadline_s: seconds that a stage may take; kept by whoever drives the state machines.
     """
 
@@ -64,6 +71,11 @@ class RoundConfig:
     roster_hash: bytes
     degree: int
     threshold: int
+    quorum: int
+    groups: int = 1
+    group: int = 0
+    noise_multiplier: float = 0.0
+    noisers: int = 0
     max_weight: float = 1.0
     weight_rule: WeightRule = "uniform"
     dp: str = "{}"
@@ -90,32 +102,35 @@ class RoundConfig:
             f"dim must be in 1..{_MAX_DIM}": _in(self.dim, 1, _MAX_DIM),
             f"bits must be one of {BIT_WIDTHS}": _in(self.bits, 16, 32) and self.bits in BIT_WIDTHS,
             "clip must be a positive number": _is_positive(self.clip),
+            "noise_multiplier must be 0 or a positive number": self.noise_multiplier == 0
+            or _is_positive(self.noise_multiplier),
             "max_weight must be a positive number": _is_positive(self.max_weight),
             "deadline_s must be a positive number": _is_positive(self.deadline_s),
             f"weight_rule must be one of {WEIGHT_RULES}": self.weight_rule in WEIGHT_RULES,
             "weight_rule 'uniform' needs max_weight 1": self.weight_rule != "uniform" or self.max_weight == 1.0,
-            "degree must be in 1..2^16": _in(self.degree, 1, 1 << 16),
+            f"degree must be in 1..{_MAX_MEMBERS}": _in(self.degree, 1, _MAX_MEMBERS),
         }
         problems = [problem for problem, holds in checks.items() if not holds]
         if not problems and not _in(self.threshold, 2, self.degree + 1):
             problems.append(f"threshold must be in 2..{self.degree + 1}")
-        if not problems:
-            try:
-                self.quantizer(self.degree + 1)
-            except ValueError as error:
-                problems.append(str(error))
+        if not problems and not _in(self.quorum, self.threshold, _MAX_MEMBERS):
+            problems.append(f"quorum must be in {self.threshold}..{_MAX_MEMBERS}")
+        if not problems and not (_in(self.groups, 1, _MAX_MEMBERS) and _in(self.group, 0, self.groups - 1)):
+            problems.append("group must be in 0..groups-1, and groups at least 1")
+        noiseless = self.noise_multiplier == 0
+        if not problems and not _in(self.noisers, 0 if noiseless else 1, 0 if noiseless else self.quorum):
+            problems.append("noisers must be in 1..quorum with noise, and 0 without")
+        if not (problems or noiseless) and self.weight_rule != "uniform":
+            problems.append("noise needs the weight rule 'uniform'")
         return problems
-
-    def quantizer(self, parties: int) -> Quantizer:
-        """The encoding for a sum over at most ``parties`` members; ValueError where it could wrap."""
-        return Quantizer(self.bits, parties, self.clip, self.max_weight)
 
     def encode(self) -> bytes:
         """Canonical bytes."""
         out = Writer().fixed(_MAGIC).u32(self.version).text(self.run_id).u64(self.round).u32(self.attempt)
         out.fixed(self.nonce).fixed(self.model_hash).u64(self.dim).u8(self.bits).f64(self.clip).f64(self.max_weight)
         out.u8(WEIGHT_RULES.index(self.weight_rule)).text(self.dp).fixed(self.roster_hash)
-        return out.u32(self.degree).u32(self.threshold).f64(self.deadline_s).done()
+        out.u32(self.groups).u32(self.group).u32(self.degree).u32(self.threshold).u32(self.quorum)
+        return out.f64(self.noise_multiplier).u32(self.noisers).f64(self.deadline_s).done()
 
     @classmethod
     def decode(cls, data: bytes) -> RoundConfig:
@@ -142,8 +157,13 @@ class RoundConfig:
             "weight_rule": WEIGHT_RULES[rule],
             "dp": reader.text(),
             "roster_hash": reader.fixed(32),
+            "groups": reader.u32(),
+            "group": reader.u32(),
             "degree": reader.u32(),
             "threshold": reader.u32(),
+            "quorum": reader.u32(),
+            "noise_multiplier": reader.f64(),
+            "noisers": reader.u32(),
             "deadline_s": reader.f64(),
         }
         reader.done()
@@ -156,6 +176,22 @@ class RoundConfig:
     def commitment(self) -> bytes:
         """C: SHA-256 of the canonical encoding, 32 bytes."""
         return digest(USAGE_CONFIG, self.encode())
+
+
+def encode_configs(configs: Sequence[RoundConfig]) -> bytes:
+    """What opens a round: a configuration for each group."""
+    out = Writer().u32(len(configs))
+    for config in configs:
+        out.blob(config.encode())
+    return out.done()
+
+
+def decode_configs(data: bytes) -> tuple[RoundConfig, ...]:
+    """Inverse of `encode_configs`; `MalformedMessage` for anything else."""
+    reader = Reader(data)
+    configs = tuple(RoundConfig.decode(reader.blob()) for _ in range(reader.count(4)))
+    reader.done()
+    return configs
 
 
 def _in(value: object, low: int, high: int) -> bool:

@@ -63,9 +63,24 @@ class RoundSecrets:
         return element_bytes(to_element(self._derived(crypto.USAGE_SEED_SELF_SECRET)))
 
     @property
+    def public_keys(self) -> set[bytes]:
+        """Both X25519 public keys."""
+        return {crypto.x25519_public(self.encryption_private), crypto.x25519_public(self.mask_private)}
+
+    @property
     def contribution(self) -> bytes:
         """32 bytes towards the public coin."""
         return self._derived(crypto.USAGE_SEED_CONTRIBUTION)
+
+    @property
+    def noise_key(self) -> bytes:
+        """AES key of the Skellam noise."""
+        return self._derived(crypto.USAGE_SEED_NOISE)
+
+    @property
+    def vote_key(self) -> bytes:
+        """Decides which votes this client verifies on a k-regular graph."""
+        return self._derived(crypto.USAGE_SEED_VOTES)
 
     @property
     def rounding_key(self) -> bytes:
@@ -87,7 +102,7 @@ class RoundSecrets:
 
         Of a pair the smaller index adds and the larger subtracts, so that the masks cancel in the sum.
         """
-        private = self.mask_private
+        private = crypto.loaded(self.mask_private)
         plus = [crypto.self_mask_key(self.self_secret, self.commitment, self.me)]
         minus: list[bytes] = []
         for partner, public in partners.items():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gradtf_fl.secagg.client import SecAggClient
+from gradtf_fl.secagg.degree import Topology, topology
 from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.primitives import Randomness, system_randomness
 from gradtf_fl.secagg.quantization import Floats
 from gradtf_fl.secagg.roster import Identity, Roster
-from gradtf_fl.secagg.round_config import RoundConfig, WeightRule, default_threshold
+from gradtf_fl.secagg.round_config import RoundConfig, WeightRule
 from gradtf_fl.secagg.server import SecAggServer, SecureSum
+from gradtf_fl.secagg.violations import TooFewNeighbours
 
 
 def run_secure_sum(
@@ -31,9 +33,10 @@ def run_secure_sum(
         drop: stage name -> positions in ``vectors`` of the clients that vanish before they answer that stage.
 
     Raises:
-        RoundAborted: fewer than ``threshold`` clients (default: `default_threshold`) are left after a stage.
+        RoundAborted: too few clients are left after a stage, see `degree.topology`.
     """
     n, drop = len(vectors), drop or {}
+    shape = topology(n) if threshold is None else Topology(n - 1, threshold, threshold)
     weights = [1.0] * n if weights is None else weights
     identities = [Identity.generate(randomness) for _ in range(n)]
     roster = Roster(tuple(identity.public for identity in identities))
@@ -49,8 +52,9 @@ def run_secure_sum(
         max_weight=max_weight,
         weight_rule=weight_rule,
         roster_hash=roster.hash,
-        degree=n - 1,
-        threshold=default_threshold(n) if threshold is None else threshold,
+        degree=shape.degree,
+        threshold=shape.threshold,
+        quorum=shape.quorum,
     )
     policy = ClientPolicy(
         n_min=2, allow_two=True, t_min=config.threshold, max_clip=clip, max_weight=max_weight, max_bits=bits
@@ -58,27 +62,31 @@ def run_secure_sum(
     clients = [SecAggClient(config, policy, roster, i, last_round=(0, 0), randomness=randomness) for i in identities]
     server = SecAggServer(config, roster)
 
-    alive = [i for i in range(n) if i not in drop.get("advertise", ())]
-    for i in alive:
-        server.receive_advert(clients[i].advertise())
-    adverts = server.close_advertise()
+    alive = set(range(n))
 
-    alive = [i for i in alive if i not in drop.get("share", ())]
-    for i in alive:
-        server.receive_shares(clients[i].share(adverts))
+    def stage(name: str, answer: Callable[[int], bytes], receive: Callable[[bytes], bytes]) -> None:
+        alive.difference_update(drop.get(name, ()))
+        for i in sorted(alive):
+            try:
+                receive(answer(i))
+            except TooFewNeighbours:  # this client leaves; the server decides whether enough remain
+                alive.discard(i)
+
+    stage("advertise", lambda i: clients[i].advertise(), server.receive_advert)
+    directories = server.close_advertise()
+
+    stage("share", lambda i: clients[i].share(directories[identities[i].public]), server.receive_shares)
     deliveries = server.close_share()
 
-    alive = [i for i in alive if i not in drop.get("mask", ())]
-    for i in alive:
-        server.receive_masked(clients[i].mask(deliveries[identities[i].public], vectors[i], weights[i]))
+    stage(
+        "mask",
+        lambda i: clients[i].mask(deliveries[identities[i].public], vectors[i], weights[i]),
+        server.receive_masked,
+    )
     survivors = server.close_mask()
 
-    alive = [i for i in alive if i not in drop.get("consistency", ())]
-    for i in alive:
-        server.receive_consistency(clients[i].consistency(survivors))
+    stage("consistency", lambda i: clients[i].consistency(survivors[identities[i].public]), server.receive_consistency)
     votes = server.close_consistency()
 
-    alive = [i for i in alive if i not in drop.get("unmask", ())]
-    for i in alive:
-        server.receive_unmask(clients[i].unmask(votes))
+    stage("unmask", lambda i: clients[i].unmask(votes[identities[i].public]), server.receive_unmask)
     return server.close_unmask()

@@ -6,44 +6,43 @@ clients. A message that breaks the protocol raises; the caller treats its sender
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.errors import RoundAborted
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.graph import neighbours, point
+from gradtf_fl.errors import ConfigError, RoundAborted
+from gradtf_fl.secagg.adverts import Advert, Directory
+from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.masks import Words, add_masks
 from gradtf_fl.secagg.messages import (
     STAGES,
-    Advert,
-    AdvertList,
     Delivery,
     Kind,
     SealedShares,
     Survivors,
     Unmasking,
-    Votes,
     open_signed,
-    view_digest,
 )
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
+from gradtf_fl.secagg.primitives import SIGNATURE_BYTES
+from gradtf_fl.secagg.recovery import Recovery
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.round_config import RoundConfig
-from gradtf_fl.secagg.shamir import combine, element_bytes
+from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import (
     DuplicateKey,
     DuplicateMessage,
     IncompleteShares,
     InconsistentViews,
     LateMessage,
-    ReconstructionMismatch,
     RosterMismatch,
     StageOrder,
     UnknownIdentity,
 )
+from gradtf_fl.secagg.votes import Votes, view_digest
 
 _ENDED = "ended"
 
@@ -56,11 +55,15 @@ class SecureSum:
         mean: weighted mean of the clipped update vectors, float64 [dim].
         total_weight: sum of the weights.
         clients: organizations in the sum.
+        beyond: coordinates of the sum that no ``clients`` honest organizations can give.
+        noise_norm: what Skellam noise may add to the norm of the mean; 0 without it.
     """
 
     mean: NDArray[np.float64]
     total_weight: float
     clients: int
+    beyond: int = 0
+    noise_norm: float = 0.0
 
 
 class SecAggServer:
@@ -73,12 +76,16 @@ class SecAggServer:
     def __init__(self, config: RoundConfig, roster: Roster) -> None:
         if config.roster_hash != roster.hash:
             raise RosterMismatch("the configuration is for another roster")
-        if config.degree != len(roster) - 1:
-            raise RosterMismatch(f"degree {config.degree} is not the complete graph of {len(roster)} organizations")
         self.config = config
         self.roster = roster
+        self.members = group_members(roster, config.groups, config.group)
+        if not max(config.degree, config.quorum - 1) < len(self.members):
+            raise RosterMismatch(f"degree or quorum do not fit the {len(self.members)} organizations of the round")
         self.counts: dict[str, int] = {}
-        self._quantizer = config.quantizer(len(roster))
+        try:
+            self._encoding = encoding_of(config, len(self.members))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self._stage = STAGES[0]
         self._advert_messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advert] = {}
@@ -90,8 +97,9 @@ class SecAggServer:
         self._u1: tuple[int, ...] = ()
         self._u2: tuple[int, ...] = ()
         self._u3: tuple[int, ...] = ()
-        self._adverts_view = b""
+        self._adverts_root = b""
         self._view = b""
+        self._around: dict[int, tuple[int, ...]] = {}
         self._sum: Words | None = None
 
     @property
@@ -103,7 +111,7 @@ class SecAggServer:
 
     def receive_advert(self, message: bytes) -> bytes:
         """Takes a signed `Advert`; returns the sender's identity key."""
-        member, body = self._open(message, "advertise", Kind.ADVERT, range(len(self.roster)), self._adverts)
+        member, body = self._open(message, "advertise", Kind.ADVERT, self.members, self._adverts)
         advert = Advert.decode(body)
         keys = {advert.encryption_key, advert.mask_key}
         if len(keys) < 2 or keys & self._keys_taken:
@@ -113,14 +121,20 @@ class SecAggServer:
         self._advert_messages[member] = bytes(message)
         return self.roster.keys[member]
 
-    def close_advertise(self) -> bytes:
-        """The `AdvertList` of U1, for every member of it."""
+    def close_advertise(self) -> dict[bytes, bytes]:
+        """A `Directory` for each member of U1, by identity key."""
         self._u1 = self._close("advertise", self._adverts)
-        adverts = AdvertList(tuple(self._advert_messages[member] for member in self._u1))
-        broadcast = adverts.encode(self.config.commitment)
-        self._advert_messages.clear()
-        self._adverts_view = crypto.digest(crypto.USAGE_ADVERTS, broadcast)
-        return broadcast
+        messages, commitment = self._advert_messages, self.config.commitment
+        hashes = {member: hashlib.sha256(messages[member]).digest() for member in self._u1}
+        self._adverts_root = Directory(hashes, ()).root(commitment)
+        graph = Graph(self._u1, self.config.degree, self._adverts_root)
+        self._around = {member: graph.neighbours(member) for member in self._u1}
+        directories = {
+            self.roster.keys[member]: Directory(hashes, tuple(messages[j] for j in around)).encode(commitment)
+            for member, around in self._around.items()
+        }
+        messages.clear()
+        return directories
 
     # -- stage 1 ------------------------------------------------------------------------------------------
 
@@ -128,7 +142,7 @@ class SecAggServer:
         """Takes `SealedShares` for exactly the sender's neighbours; returns the sender's identity key."""
         member, body = self._open(message, "share", Kind.SHARES, self._u1, self._sealed)
         sealed = SealedShares.decode(body)
-        if tuple(sealed.by_peer) != neighbours(member, self._u1):
+        if tuple(sealed.by_peer) != self._around[member]:
             raise IncompleteShares(f"member {member} sealed shares for others than exactly its neighbours")
         self._sealed[member] = sealed
         return self.roster.keys[member]
@@ -136,15 +150,17 @@ class SecAggServer:
     def close_share(self) -> dict[bytes, bytes]:
         """A `Delivery` for each member of U2, by identity key."""
         self._u2 = self._close("share", self._sealed)
+        self._around = {
+            member: tuple(j for j in self._around[member] if j in self._sealed) for member in self._u2
+        }  # from here on within U2
         deliveries = {
             self.roster.keys[member]: Delivery(
-                self._u2,
-                SealedShares({j: self._sealed[j].by_peer[member] for j in neighbours(member, self._u2)}),
+                self._u2, SealedShares({j: self._sealed[j].by_peer[member] for j in around})
             ).encode(self.config.commitment)
-            for member in self._u2
+            for member, around in self._around.items()
         }
         self._sealed.clear()
-        self._sum = np.zeros(self.config.dim + 1, dtype=word_dtype(self.config.bits))
+        self._sum = np.zeros(self._encoding.size + 1, dtype=word_dtype(self.config.bits))
         return deliveries
 
     # -- stage 2 ------------------------------------------------------------------------------------------
@@ -153,16 +169,21 @@ class SecAggServer:
         """Folds a masked vector into the sum; returns the sender's identity key."""
         member, body = self._open(message, "mask", Kind.MASKED, self._u2, self._masked)
         assert self._sum is not None
-        for where, words in unpack_chunks(body, self.config.bits, self.config.dim + 1):
+        for where, words in unpack_chunks(body, self.config.bits, self._encoding.size + 1):
             self._sum[where] += words
         self._masked.add(member)
         return self.roster.keys[member]
 
-    def close_mask(self) -> bytes:
-        """The `Survivors` U3, for every member of it. Later vectors are discarded."""
+    def close_mask(self) -> dict[bytes, bytes]:
+        """The `Survivors` U3, for every member of it by identity key. Later vectors are discarded."""
         self._u3 = self._close("mask", self._masked)
-        self._view = view_digest(self.config.commitment, self._adverts_view, self._u2, self._u3)
-        return Survivors(self._u3).encode(self.config.commitment)
+        self._view = view_digest(self.config.commitment, self._adverts_root, self._u2, self._u3)
+        return dict.fromkeys(self.included, Survivors(self._u3).encode(self.config.commitment))
+
+    @property
+    def included(self) -> tuple[bytes, ...]:
+        """Identity keys of U3: whose vectors are in the sum."""
+        return tuple(self.roster.keys[member] for member in self._u3)
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
@@ -171,13 +192,14 @@ class SecAggServer:
         member, body = self._open(message, "consistency", Kind.VOTE, self._u3, self._votes)
         if bytes(body) != self._view:
             raise InconsistentViews(f"member {member} has another view of the round")
-        self._votes[member] = bytes(message[-crypto.SIGNATURE_BYTES :])
+        self._votes[member] = bytes(message[-SIGNATURE_BYTES:])
         return self.roster.keys[member]
 
-    def close_consistency(self) -> bytes:
-        """The `Votes`, for every voter."""
+    def close_consistency(self) -> dict[bytes, bytes]:
+        """The `Votes`, for every voter by identity key."""
         self._close("consistency", self._votes)
-        return Votes(self._votes).encode(self.config.commitment)
+        voters = (self.roster.keys[member] for member in self._votes)
+        return dict.fromkeys(voters, Votes(self._votes).encode(self.config.commitment))
 
     # -- stage 4 ------------------------------------------------------------------------------------------
 
@@ -185,7 +207,7 @@ class SecAggServer:
         """Takes one share for each neighbour of the sender in U2; returns the sender's identity key."""
         member, body = self._open(message, "unmask", Kind.UNMASKING, self._votes, self._unmaskings)
         unmasking = Unmasking.decode(body)
-        expected = sorted([*neighbours(member, self._u2), member])
+        expected = sorted([*self._around[member], member])
         if sorted(unmasking.by_owner) != expected:
             raise IncompleteShares(f"member {member} sent shares of others than exactly its neighbourhood")
         self._unmaskings[member] = unmasking
@@ -201,61 +223,25 @@ class SecAggServer:
         self._close("unmask", self._unmaskings)
         words, self._sum, self._stage = self._sum, None, _ENDED
         assert words is not None
-        plus, minus = self._masks_left_in_the_sum()
+        recovery = Recovery(self.config, self._adverts, self._around, self._unmaskings, self.counts)
+        plus, minus = recovery.masks_left_in_the_sum(self._u2, self._u3)
         add_masks(words, plus=plus, minus=minus)
-        return self._decoded(self._quantizer.integers(words))
-
-    def _masks_left_in_the_sum(self) -> tuple[list[bytes], list[bytes]]:
-        """(keys to add, keys to subtract): self masks of U3, pair masks between U3 and the dropped."""
-        commitment = self.config.commitment
-        plus: list[bytes] = []
-        minus = [crypto.self_mask_key(self._rebuilt_self_secret(i), commitment, i) for i in self._u3]
-        survivors = set(self._u3)
-        for dropped in self._u2:
-            if dropped in survivors:
-                continue
-            private = self._rebuilt_mask_key(dropped)
-            for i in neighbours(dropped, self._u2):
-                if i in survivors:
-                    key = crypto.pair_mask_key(private, self._adverts[i].mask_key, commitment, i, dropped)
-                    (minus if i < dropped else plus).append(key)  # i added it where i is the smaller
-        return plus, minus
-
-    def _rebuilt_self_secret(self, owner: int) -> bytes:
-        secret, holders = self._rebuilt(owner)
-        if crypto.commit(secret, self.config.commitment, owner) != self._adverts[owner].self_commitment:
-            raise ReconstructionMismatch(self.counts, owner, holders, "self-mask secret")
-        return secret
-
-    def _rebuilt_mask_key(self, owner: int) -> bytes:
-        secret, holders = self._rebuilt(owner)
-        private = crypto.mask_private_key(secret, self.config.commitment)
-        if crypto.x25519_public(private) != self._adverts[owner].mask_key:
-            raise ReconstructionMismatch(self.counts, owner, holders, "mask key")
-        return private
-
-    def _rebuilt(self, owner: int) -> tuple[bytes, list[int]]:
-        """(secret, holders used): from the first `threshold` holders, the same for every owner they share."""
-        holders = [h for h in sorted(self._unmaskings) if owner in self._unmaskings[h].by_owner]
-        holders = holders[: self.config.threshold]
-        if len(holders) < self.config.threshold:
-            raise RoundAborted("unmask", self.counts, f"too few shares of member {owner}")
-        shares = [int.from_bytes(self._unmaskings[h].by_owner[owner], "big") for h in holders]
-        return element_bytes(combine([point(h) for h in holders], shares)), holders
+        return self._decoded(self._encoding.integers(words))
 
     def _decoded(self, integers: NDArray[np.int64]) -> SecureSum:
         clients = len(self._u3)
         total = int(integers[-1])
         if self.config.weight_rule == "uniform":
-            plausible = total == clients * self._quantizer.q_max
+            plausible = total == clients * self._encoding.q_max
         else:
-            plausible = 0 < total <= clients * self._quantizer.q_max
+            plausible = 0 < total <= clients * self._encoding.q_max
         if not plausible:
             raise RoundAborted("unmask", self.counts, "the total weight is not one of honest clients")
-        total_weight = total * self.config.max_weight / self._quantizer.q_max
-        mean = integers[:-1].astype(np.float64)
-        mean *= self._quantizer.step / total_weight
-        return SecureSum(mean, total_weight, clients)
+        total_weight = total * self.config.max_weight / self._encoding.q_max
+        beyond = int(np.count_nonzero(np.abs(integers[:-1]) > self._encoding.largest(clients)))
+        mean = self._encoding.total(integers[:-1])
+        mean /= total_weight
+        return SecureSum(mean, total_weight, clients, beyond, self._encoding.noise_norm(clients) / clients)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
@@ -280,7 +266,8 @@ class SecAggServer:
             raise StageOrder(f"{stage} closed in {self._stage}")
         members = tuple(sorted(present))
         self.counts[stage] = len(members)
-        if len(members) < self.config.threshold:
+        least = self.config.threshold if stage == STAGES[-1] else self.config.quorum
+        if len(members) < least:
             self._stage, self._sum = _ENDED, None
             raise RoundAborted(stage, self.counts)
         if stage != STAGES[-1]:

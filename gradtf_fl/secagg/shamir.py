@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
+from math import prod
 
 PRIME = 2**256 - 189
 ELEMENT_BYTES = 32
@@ -57,16 +59,15 @@ def split(secret: int, points: Sequence[int], threshold: int, coefficients: byte
 def lagrange_weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """w_i = prod_{j != i} x_j / (x_j - x_i): the secret is sum w_i * share_i.
 
-    Cached: on one neighbourhood every secret is rebuilt from the same holders, so a round pays O(t^2) once.
+    Cached: on a complete graph every secret is rebuilt from the same holders, so a round pays O(t^2) once.
     """
-    weights = []
-    for i, x in enumerate(points):
-        numerator = denominator = 1
-        for j, other in enumerate(points):
-            if j != i:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - x) % PRIME
-        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
+    product = prod(points)
+    denominators = [x * prod(other - x for other in points if other != x) % PRIME for x in points]
+    weights, inverse = [0] * len(points), pow(prod(denominators) % PRIME, -1, PRIME)
+    before = [1, *accumulate(denominators, lambda a, b: a * b % PRIME)]
+    for i in range(len(points) - 1, -1, -1):  # one inversion for all (Montgomery's trick)
+        weights[i] = product * before[i] * inverse % PRIME
+        inverse = inverse * denominators[i] % PRIME
     return tuple(weights)
 
 

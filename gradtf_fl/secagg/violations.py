@@ -39,6 +39,10 @@ class DuplicateKey(ProtocolViolation):
     """The same X25519 key advertised twice, by one organization or by two."""
 
 
+class AdvertMismatch(ProtocolViolation):
+    """An advert, validly signed, that is not the one whose hash is in the directory."""
+
+
 class DuplicateMessage(ProtocolViolation):
     """A second message of one sender in one stage."""
 
@@ -68,7 +72,7 @@ class RosterMismatch(PolicyViolation):
 
 
 class TooFewMembers(PolicyViolation):
-    """Fewer organizations left than the policy's n_min: the sum would hide too little."""
+    """Fewer organizations left than the policy's n_min or the round's quorum: the sum would hide too little."""
 
 
 class TooFewNeighbours(ProtocolViolation):

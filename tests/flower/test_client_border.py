@@ -55,8 +55,8 @@ class Bench:
 
     def begin(self, round_number: int = 1, **changes: object) -> BeginRound:
         """A ``train.begin`` message; ``changes`` go into the round's configuration."""
-        config = replace(self.federation._next_attempt(round_number), **changes)  # type: ignore[arg-type]
-        (message,) = self.federation._begin_messages(self.grid, [self.node], config)
+        configs = [replace(c, **changes) for c in self.federation._next_attempt(round_number)]  # type: ignore[arg-type]
+        (message,) = self.federation._begin_messages(self.grid, [self.node], configs)
         return BeginRound.from_fields(dict(message.content[SECTION]))
 
     def ask(self, message_type: str, fields: Fields) -> Message:
@@ -125,8 +125,8 @@ def test_a_broken_configuration_does_not_leave(bench: Bench) -> None:
 
 
 def test_junk_is_a_protocol_error(bench: Bench) -> None:
-    assert bench.code(BEGIN, {"config": b"junk"}) == "protocol"
-    assert bench.code(BEGIN, replace(bench.begin(), config=b"junk").to_fields()) == "protocol"
+    assert bench.code(BEGIN, {"configs": b"junk"}) == "protocol"
+    assert bench.code(BEGIN, replace(bench.begin(), configs=b"junk").to_fields()) == "protocol"
     assert bench.code(MESSAGE_TYPES["share"], {"round": "one"}) == "protocol"
 
 
@@ -154,7 +154,7 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"threshold": 2}, "policy"),
+        ({"threshold": 2, "quorum": 2}, "policy"),
         ({"clip": 100.0}, "policy"),
         ({"roster_hash": bytes(32)}, "policy"),
         ({"model_hash": bytes(32)}, "model_hash"),

@@ -1,138 +1,124 @@
-"""Mutated bytes: nothing but a `ProtocolViolation` ever comes out, and an honest round goes on afterwards."""
+"""Mutated bytes at every decoder and every stage: nothing but a `ProtocolViolation`, no hang, no growth."""
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from gradtf_fl.secagg import MalformedMessage, ProtocolViolation, RoundConfig, SecAggClient
-from gradtf_fl.secagg.messages import Kind, signed
+from gradtf_fl.secagg import STAGES, MalformedMessage, RoundConfig
+from gradtf_fl.secagg.adverts import Directory
+from gradtf_fl.secagg.messages import Delivery, Survivors
+from gradtf_fl.secagg.votes import Votes
 
-from .federation import Federation
+from .federation import AnyGraphPolicy, Federation
+from .fuzz_targets import Moment, Target, decoders, ends, moments, targets_at
+from .mutants import Tally
 
-MUTANTS = 300  # of each message
-
-
-def mutants(message: bytes, seed: int, count: int = MUTANTS) -> Iterator[bytes]:
-    """Flipped bits, overwritten lengths, cuts, insertions, doubled regions; never the message itself."""
-    rng = random.Random(seed)
-    while count:
-        data = bytearray(message)
-        for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            at = rng.randrange(len(data) + 1)
-            match rng.randrange(6):
-                case 0 if at < len(data):
-                    data[at] ^= 1 << rng.randrange(8)
-                case 1:
-                    data[at : at + 4] = rng.choice((b"\xff" * 4, bytes(4), b"\0\0\0\1", b"\x7f\xff\xff\xff"))
-                case 2:
-                    del data[at:]
-                case 3:
-                    del data[at : at + rng.randrange(1, 40)]
-                case 4:
-                    data[at:at] = rng.randbytes(rng.randrange(1, 9))
-                case 5:
-                    data[at:at] = data[at : at + rng.randrange(1, 80)]
-            if not data:
-                data = bytearray(b"\0")
-        if bytes(data) != message:
-            count -= 1
-            yield bytes(data)
-
-
-def refused(call: Callable[[bytes], object], message: bytes, seed: int) -> int:
-    """How many mutants were refused; any exception but a ProtocolViolation fails the test."""
-    number = 0
-    for mutant in mutants(message, seed):
-        try:
-            call(mutant)
-        except ProtocolViolation:
-            number += 1
-    return number
-
-
-def test_clients_refuse_mutated_broadcasts() -> None:
-    federation = Federation(n=4).until("share")
-    assert refused(lambda m: federation.reload(0).share(m), federation.adverts, 1) == MUTANTS
-    federation.share()
-    delivery, vector = federation.deliveries[0], federation.vectors[0]
-    assert refused(lambda m: federation.reload(0).mask(m, vector), delivery, 2) == MUTANTS
-    federation.mask()
-    assert refused(lambda m: federation.reload(0).consistency(m), federation.survivors, 3) > MUTANTS * 0.9
-    federation.consistency()
-    assert refused(lambda m: federation.reload(0).unmask(m), federation.votes, 4) > MUTANTS * 0.9
-    np.testing.assert_array_equal(federation.unmask().mean, federation.expected(range(4)))
-
-
-KINDS = {
-    "advertise": (Kind.ADVERT, "receive_advert"),
-    "share": (Kind.SHARES, "receive_shares"),
-    "mask": (Kind.MASKED, "receive_masked"),
-    "consistency": (Kind.VOTE, "receive_consistency"),
-    "unmask": (Kind.UNMASKING, "receive_unmask"),
+ROUNDS: dict[str, dict[str, object]] = {
+    "complete": {"n": 4, "bits": 20},
+    "regular": {"n": 12, "degree": 6, "threshold": 5, "quorum": 9, "policy": AnyGraphPolicy()},
+    "noise": {"n": 3, "noise_multiplier": 0.5, "noisers": 3},
 }
 
 
-@pytest.mark.parametrize("bits", [20, 24])
-def test_the_server_refuses_mutated_messages_and_survives(bits: int) -> None:
-    """Each message mutated as a whole, then its body mutated and signed again by a lying member."""
-    federation = Federation(n=4, bits=bits)
-
-    def answer(i: int, stage: str) -> bytes:
-        client = federation.clients[i]
-        match stage:
-            case "advertise":
-                return client.advertise()
-            case "share":
-                return client.share(federation.adverts)
-            case "mask":
-                return client.mask(federation.deliveries[i], federation.vectors[i])
-            case "consistency":
-                return client.consistency(federation.survivors)
-        return client.unmask(federation.votes)
-
-    for number, (stage, (kind, receive)) in enumerate(KINDS.items()):
-        honest = [answer(i, stage) for i in range(4)]
-        assert refused(getattr(federation.server, receive), honest[0], number) == MUTANTS
-        server = federation.copy_of_server()
-        for body in mutants(honest[3][41:-64], 10 + number, 100):
-            lie = signed(federation.identities[3].sign, kind, federation.config.commitment, 3, body)
-            with suppress(ProtocolViolation):
-                getattr(server, receive)(lie)
-                server = federation.copy_of_server()
-        for message in honest:
-            getattr(federation.server, receive)(message)
-        match stage:
-            case "advertise":
-                federation.adverts = federation.server.close_advertise()
-            case "share":
-                by_key = federation.server.close_share()
-                federation.deliveries = [by_key[key] for key in federation.roster.keys]
-            case "mask":
-                federation.survivors = federation.server.close_mask()
-            case "consistency":
-                federation.votes = federation.server.close_consistency()
-    np.testing.assert_array_equal(federation.server.close_unmask().mean, federation.expected(range(4)))
+def peak_rss() -> int:
+    """Largest resident size of this process so far, in the system's own unit."""
+    resource = pytest.importorskip("resource")
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def test_mutated_configurations_and_states() -> None:
-    federation = Federation(n=4).until("unmask")
-    honest = federation.config.encode()
-    for mutant in mutants(honest, 20, 600):
-        try:
-            config = RoundConfig.decode(mutant)
-        except ProtocolViolation:
-            continue
-        assert config.encode() == mutant  # one encoding for each configuration
-        assert config.commitment != federation.config.commitment
-    stored = federation.clients[0].to_bytes()
-    for mutant in mutants(stored, 21, 600):
-        with suppress(ProtocolViolation):
-            SecAggClient.from_bytes(mutant, federation.policy, federation.roster, federation.identities[0])
+def fuzz(count: int, seed: int) -> Tally:
+    """At least ``count`` mutants, spread evenly over all targets; then the fuzzed servers end their honest rounds."""
+    rounds = {label: moments(settings) for label, settings in ROUNDS.items()}
+    targets = [t for label, found in rounds.items() for moment in found for t in targets_at(moment, label)]
+    targets += [*ends(rounds["complete"]), *decoders(rounds)]
+    assert len({target.name for target in targets}) == len(targets)
+    times = -(-count // len(targets))
+    tally = shoot(targets, times, seed)
+    for target in targets:
+        assert tally.tried[target.name] == times
+        assert not (target.hermetic and tally.accepted[target.name]), target.name
+    for found in rounds.values():
+        finish_honestly(found)
+    return tally
+
+
+def shoot(targets: list[Target], times: int, seed: int) -> Tally:
+    """``times`` mutants at each target, in turn. Memory: traced for a tenth of them, resident for all after that."""
+    tally = Tally()
+    streams = [target.mutants(random.Random(f"{seed}/{target.name}")) for target in targets]
+
+    def turns(number: int) -> None:
+        for _ in range(number):
+            for target, stream in zip(targets, streams, strict=True):
+                tally.take(target.name, target.call, next(stream))
+
+    tenth = min(times // 10, 200)
+    turns(tenth)
+    gc.collect()
+    tracemalloc.start()
+    turns(tenth)
+    gc.collect()
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 500_000  # bytes
+    assert peak < 5_000_000
+    resident = peak_rss()
+    turns(times - 2 * tenth)
+    assert peak_rss() < 1.1 * resident
+    return tally
+
+
+def finish_honestly(found: list[Moment]) -> None:
+    """Each server that was fuzzed at a stage ends its round with the honest messages, bit by bit."""
+    for number, moment in enumerate(found):
+        federation, result = moment.federation, None
+        for later in found[number:]:
+            for message in later.answers.values():
+                federation.receive(later.stage, message)
+            result = federation.close(later.stage)
+        assert result is not None
+        np.testing.assert_array_equal(result.mean, federation.expected(federation.members))
+
+
+def test_fifty_thousand_mutants() -> None:
+    tally = fuzz(50_000, seed=1)
+    assert tally.tried.total() >= 50_000
+    assert tally.refusals.total() + tally.accepted.total() == tally.tried.total()
+    assert tally.refusals.total() > 0.7 * tally.tried.total()
+    assert tally.refusals.keys() >= REACHED
+
+
+REACHED = {  # refusals that lie deep enough to show that mutants get there
+    "MalformedMessage",
+    "WrongRound",
+    "BadSignature",
+    "UnknownIdentity",
+    "BadKey",
+    "DuplicateKey",
+    "AdvertMismatch",
+    "OwnKeyMissing",
+    "IncompleteShares",
+    "UndecryptableShare",
+    "SurvivorsNotSubset",
+    "TooFewMembers",
+    "TooFewNeighbours",
+    "InconsistentViews",
+    "RosterMismatch",
+    "PolicyViolation",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_million_mutants() -> None:
+    tally = fuzz(1_000_000, seed=2)
+    assert tally.tried.total() >= 1_000_000
+    assert tally.refusals.keys() >= REACHED
 
 
 @pytest.mark.parametrize("junk", [b"", b"\0", b"GSA1", "text", None, 7, [1], memoryview(bytes(8))[::2]])
@@ -143,8 +129,17 @@ def test_junk(junk: bytes) -> None:
             call(junk)
 
 
-def test_counts_cannot_make_anyone_allocate() -> None:
-    federation = Federation(n=3).until("share")
-    bomb = federation.adverts[:37] + b"\xff\xff\xff\xff"
-    with pytest.raises(MalformedMessage, match="announced"):
-        federation.clients[0].share(bomb)
+@pytest.mark.parametrize("value", [Directory, Delivery, Survivors, Votes])
+def test_counts_cannot_make_anyone_allocate(value: type[Directory | Delivery | Survivors | Votes]) -> None:
+    federation = Federation(n=3).until("unmask")
+    sent = (federation.directories, federation.deliveries, federation.survivors, federation.votes)
+    message = dict(zip((Directory, Delivery, Survivors, Votes), sent, strict=True))[value][0]
+    for count in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x63"):
+        with pytest.raises(MalformedMessage, match="announced"):
+            value.decode(message[:37] + count + message[41:], federation.commitment)
+
+
+def test_every_stage_and_role_is_a_target() -> None:
+    names = {t.name for moment in moments({"n": 3}) for t in targets_at(moment, "x")}
+    assert names >= {f"x/{stage}/{role}" for stage in STAGES for role in ("server", "server/signed", "state")}
+    assert names >= {f"x/{stage}/client" for stage in STAGES[1:]}

@@ -37,8 +37,19 @@ def test_streams_run_on_across_chunks(dtype: str) -> None:
     words = np.ones(size, dtype=dtype)
     keys = [bytes([i]) * 32 for i in range(3)]
     add_masks(words, plus=keys[:2], minus=keys[2:])
-    streams = [np.frombuffer(crypto.keystream(key, words.nbytes), dtype=dtype) for key in keys]
+    streams = [np.frombuffer(crypto.keystream(key, 32 + words.nbytes)[32:], dtype=dtype) for key in keys]
     np.testing.assert_array_equal(words, 1 + streams[0] + streams[1] - streams[2])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_threads_change_nothing(threads: int) -> None:
+    size = CHUNK_BYTES // 4 * 5 + 3
+    words = np.arange(size, dtype="<u4")
+    keys = [bytes([i]) * 32 for i in range(4)]
+    add_masks(words, plus=keys[:3], minus=keys[3:], threads=threads)
+    streams = [np.frombuffer(crypto.keystream(key, 32 + words.nbytes)[32:], dtype="<u4") for key in keys]
+    expected = np.arange(size, dtype="<u4") + streams[0] + streams[1] + streams[2] - streams[3]
+    np.testing.assert_array_equal(words, expected)
 
 
 @settings(max_examples=25, deadline=None)

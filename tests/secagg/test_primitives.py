@@ -1,24 +1,50 @@
-"""Published vectors for the primitives as this protocol calls them, and the separation of its labels."""
+"""Published vectors for the primitives as this protocol calls them, and the separation of its labels.
+
+The vectors are in tests/vectors/primitives.json, each with the document and section that it comes from.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from gradtf_fl.secagg import BadKey, BadSignature, UndecryptableShare
+from gradtf_fl.secagg import BadKey, BadSignature, Identity, UndecryptableShare, masks
 from gradtf_fl.secagg import primitives as crypto
 from gradtf_fl.secagg.masks import add_masks
 
-A = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
-B = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+PUBLISHED = json.loads((Path(__file__).parent.parent / "vectors" / "primitives.json").read_text())
 C = hashlib.sha256(b"a round").digest()
+
+Vector = dict[str, Any]
+
+
+def published(primitive: str) -> pytest.MarkDecorator:
+    """One test for each vector of ``primitive``, its hexadecimal fields as bytes."""
+    vectors = [
+        {
+            name: value if name == "source" or isinstance(value, int) else bytes.fromhex(value)
+            for name, value in v.items()
+        }
+        for v in PUBLISHED[primitive]
+    ]
+    return pytest.mark.parametrize("vector", vectors, ids=[str(vector["source"]) for vector in vectors])
+
+
+AGREEMENT = PUBLISHED["x25519_agreement"][0]
+A, B = bytes.fromhex(AGREEMENT["private_a"]), bytes.fromhex(AGREEMENT["private_b"])
 
 
 def hkdf_by_hand(secret: bytes, salt: bytes, info: bytes, size: int) -> bytes:
@@ -33,51 +59,87 @@ def hkdf_by_hand(secret: bytes, salt: bytes, info: bytes, size: int) -> bytes:
     raise AssertionError("too long")
 
 
-def test_x25519_rfc7748_section_6_1() -> None:
-    public_a, public_b = crypto.x25519_public(A), crypto.x25519_public(B)
-    assert public_a.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
-    assert public_b.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
-    shared = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
-    assert crypto.x25519(A, public_b).hex() == crypto.x25519(B, public_a).hex() == shared
+def keystream_from(key: bytes, counter: bytes, size: int) -> bytes:
+    """``size`` bytes of AES-256-CTR under ``key`` from ``counter`` on, by the calls that make masks."""
+    buffer = bytearray(size + 15)
+    written = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor().update_into(bytes(size), buffer)
+    return bytes(buffer[:written])
 
 
-def test_ed25519_rfc8032_test_2() -> None:
-    secret = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
-    public = bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
-    signature = bytes.fromhex(
-        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
-        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
-    )
-    assert Ed25519PrivateKey.from_private_bytes(secret).sign(b"\x72") == signature
-    crypto.verify(public, signature, b"\x72")
-    with pytest.raises(BadSignature):
-        crypto.verify(public, signature, b"\x73")
-    with pytest.raises(BadSignature):
-        crypto.verify(public, signature[:-1], b"\x72")
+def xor(left: bytes, right: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(left, right, strict=True))
 
 
-def test_hkdf_rfc5869_case_1_and_its_use() -> None:
-    info = bytes(range(0xF0, 0xFA))
-    okm = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
-    assert hkdf_by_hand(b"\x0b" * 22, bytes(range(13)), info, 42).hex() == okm
+@published("x25519")
+def test_x25519(vector: Vector) -> None:
+    assert crypto.x25519(vector["scalar"], vector["u"]) == vector["out"]
+
+
+@published("x25519_iterated")
+def test_x25519_iterated(vector: Vector) -> None:
+    scalar = u = bytes([9]) + bytes(31)
+    for _ in range(vector["iterations"]):
+        scalar, u = crypto.x25519(scalar, u), scalar
+    assert scalar == vector["out"]
+
+
+@published("x25519_agreement")
+def test_x25519_agreement(vector: Vector) -> None:
+    public_a, public_b = crypto.x25519_public(vector["private_a"]), crypto.x25519_public(vector["private_b"])
+    assert (public_a, public_b) == (vector["public_a"], vector["public_b"])
+    assert crypto.x25519(vector["private_a"], public_b) == vector["shared"]
+    assert crypto.x25519(crypto.loaded(vector["private_b"]), public_a) == vector["shared"]
+
+
+@published("ed25519")
+def test_ed25519(vector: Vector) -> None:
+    identity = Identity(Ed25519PrivateKey.from_private_bytes(vector["secret"]))
+    public, message, signature = vector["public"], vector["message"], vector["signature"]
+    assert identity.public == public
+    assert identity.sign(message) == signature
+    crypto.verify(public, signature, message)
+    for other_signature, other_message in (
+        (signature, message + b"\0"),
+        (signature[:-1], message),
+        (bytes([signature[0] ^ 1]) + signature[1:], message),
+    ):
+        with pytest.raises(BadSignature):
+            crypto.verify(public, other_signature, other_message)
+
+
+@published("hkdf_sha256")
+def test_hkdf_sha256(vector: Vector) -> None:
+    """The class that `derive` calls, and the two lines of HMAC that the next test holds `derive` against."""
+    secret, salt, info, size = vector["secret"], vector["salt"], vector["info"], len(vector["out"])
+    assert HKDF(algorithm=SHA256(), length=size, salt=salt, info=info).derive(secret) == vector["out"]
+    assert hkdf_by_hand(secret, salt, info, size) == vector["out"]
+    assert hmac.digest(salt, secret, "sha256") == vector["prk"]
+    assert HKDFExpand(algorithm=SHA256(), length=size, info=info).derive(vector["prk"]) == vector["out"]
+
+
+def test_derive_is_hkdf_with_a_length_prefixed_label() -> None:
     for size in (32, 80):
         ours = crypto.derive(b"secret", C, b"usage", b"context", size)
         assert ours == hkdf_by_hand(b"secret", C, b"\x05usagecontext", size)
 
 
-def test_chacha20poly1305_rfc8439_section_2_8_2() -> None:
-    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
-    text += b"sunscreen would be it."
-    sealed = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(
-        bytes.fromhex("070000004041424344454647"), text, bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
-    )
-    assert sealed[:16].hex() == "d31a8d34648e60db7b86afbc53ef7ec2"
-    assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
+@published("sha_256")
+def test_sha_256_and_its_use(vector: Vector) -> None:
+    message = vector["message"]
+    assert hashlib.sha256(message).digest() == vector["out"]
+    assert crypto.digest(b"label", message, b"more") == hashlib.sha256(b"\x05label" + message + b"more").digest()
+
+
+@published("chacha20_poly1305")
+def test_chacha20_poly1305(vector: Vector) -> None:
+    channel = ChaCha20Poly1305(vector["key"])
+    assert channel.encrypt(vector["nonce"], vector["plain"], vector["associated"]) == vector["out"]
+    assert channel.decrypt(vector["nonce"], vector["out"], vector["associated"]) == vector["plain"]
 
 
 def test_share_channel_is_rfc8439_under_a_derived_key() -> None:
     sealed = crypto.seal(A, crypto.x25519_public(B), C, 3, 9, b"shares")
-    shared = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
+    shared = bytes.fromhex(AGREEMENT["shared"])
     label = b"gradtf/sa/v1/enc"
     ends = bytes([0, 0, 0, 3, 0, 0, 0, 9])
     key = hkdf_by_hand(shared, C, bytes([len(label)]) + label + ends, 32)
@@ -96,24 +158,47 @@ def test_sealed_shares_are_bound_to_round_source_and_target() -> None:
             crypto.unseal(B, public_a, C, 1, 2, broken)
 
 
-@pytest.mark.parametrize(
-    ("key", "first_block"),
-    [  # AESAVS known answers for AES-256 of the zero block, which is the first counter block
-        (
-            "c47b0294dbbbee0fec4757f22ffeee3587ca4730c3d33b691df38bab076bc558",
-            "46f2fb342d6f0ab477476fc501242c5f",
-        ),
-        (
-            "8000000000000000000000000000000000000000000000000000000000000000",
-            "e35a6dcb19b201a01ebcfa8aa22b5759",
-        ),
-    ],
-)
-def test_masks_are_aes_256_ctr(key: str, first_block: str) -> None:
-    assert crypto.keystream(bytes.fromhex(key), 16).hex() == first_block
-    words = np.zeros(4, dtype="<u4")
-    add_masks(words, plus=[bytes.fromhex(key)])
-    assert words.tobytes().hex() == first_block
+@published("aes_256_block")
+def test_aes_256_is_the_block_cipher_of_the_masks(vector: Vector) -> None:
+    """The first block of a stream is AES of its first counter, so a mask can be made to show any block."""
+    assert keystream_from(vector["key"], vector["plain"], 16) == vector["out"]
+    if vector["plain"] == bytes(16):  # counter 0, where every stream of the protocol starts
+        assert crypto.keystream(vector["key"], 16) == vector["out"]
+
+
+@published("aes_256_ctr")
+def test_aes_256_ctr_from_the_standards_counter(vector: Vector) -> None:
+    """All four blocks of the example, through the streams that masks are made of."""
+    stream = keystream_from(vector["key"], vector["counter"], len(vector["plain"]))
+    assert xor(stream, vector["plain"]) == vector["out"]
+
+
+@pytest.mark.parametrize("mode", ["ctr", "gcm"])
+def test_masks_are_the_same_whichever_mode_is_faster(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP 800-38D, section 7.1: GCM with a 96-bit nonce of zeros encrypts from counter 2 on."""
+    monkeypatch.setattr(masks, "_gcm_is_faster", lambda: mode == "gcm")
+    key, size = hashlib.sha256(b"key").digest(), 3 * masks.CHUNK_BYTES // 4 + 5
+    words = np.zeros(size, dtype="<u4")
+    add_masks(words, plus=[key], threads=1)
+    assert words.tobytes() == keystream_from(key, bytes(15) + b"\2", 4 * size)
+
+
+def test_our_streams_are_aes_256_of_the_counters_from_zero() -> None:
+    """SP 800-38A, section 6.5, with T_1 = 0 and the standard incrementing function over all 128 bits."""
+    key, blocks = hashlib.sha256(b"key").digest(), 300  # more than one byte of the counter
+    counters = b"".join(number.to_bytes(16, "big") for number in range(blocks))
+    expected = Cipher(algorithms.AES256(key), modes.ECB()).encryptor().update(counters)
+    assert crypto.keystream(key, 16 * blocks) == expected
+    assert crypto.keystream(key, 21) == expected[:21]
+    replayed = crypto.ReplayRandomness(b"seed")
+    seed = hashlib.sha256(b"gradtf/sa/v1/replay" + b"seed").digest()
+    assert replayed(5) + replayed(27) == crypto.keystream(seed, 32)
+    for dtype in ("<u2", "<u4"):
+        words = np.zeros(16 * (blocks - 2) // np.dtype(dtype).itemsize, dtype=dtype)
+        add_masks(words, plus=[key])
+        assert words.tobytes() == expected[32:]  # masks start at counter 2
+        add_masks(words, minus=[key])
+        assert not words.any()
 
 
 def test_low_order_and_uncanonical_keys_are_refused() -> None:
@@ -131,7 +216,8 @@ def test_low_order_and_uncanonical_keys_are_refused() -> None:
 
 def test_every_usage_has_its_own_label() -> None:
     labels = [value for name, value in vars(crypto).items() if name.startswith("USAGE_")]
-    assert len(labels) == len(set(labels)) == 16
+    assert len(labels) == len(set(labels)) > 20
+    assert all(label.startswith(b"gradtf/sa/v1/") for label in labels)
     outputs = {crypto.derive(b"secret", C, label) for label in labels}
     assert len(outputs) == len(labels)
     assert crypto.derive(b"s", C, b"ab", b"c") != crypto.derive(b"s", C, b"a", b"bc")

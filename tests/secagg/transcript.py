@@ -1,99 +1,131 @@
 """JSON transcripts of whole rounds, for other implementations of the protocol to be checked against.
 
-``python -m secagg.transcript`` in tests/ rewrites tests/vectors/secagg-v1.json; do that only with a new
-protocol version. Every secret is in the file: seeds of the identities and of the round, and every message.
+``python -m secagg.transcript``, run in tests/, rewrites tests/vectors/secagg/*.json; do that only with a new protocol
+version. README.md there explains the fields. Every secret is in the files: seeds of the identities and of the rounds.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
-from gradtf_fl.secagg import STAGES, Identity, ReplayRandomness
+from gradtf_fl.secagg import STAGES, Identity, ReplayRandomness, RoundConfig
 
-from .federation import Federation
+from .federation import AnyGraphPolicy, Federation
 
-FILE = Path(__file__).parent.parent / "vectors" / "secagg-v1.json"
-CASES = (
-    {"n": 3, "bits": 24, "drop": {}},
-    {"n": 4, "bits": 20, "drop": {"mask": [1], "unmask": []}},
-    {"n": 5, "bits": 16, "drop": {"share": [0], "consistency": []}},
-    {"n": 5, "bits": 32, "drop": {"unmask": [3]}},
-)
+FOLDER = Path(__file__).parent.parent / "vectors" / "secagg"
 
 
-def transcript(n: int, bits: int, drop: dict[str, list[int]]) -> dict[str, object]:
-    """One round as JSON values, bytes in hex. Messages by stage, in the order of members."""
-    seed = f"secagg-v1/{n}/{bits}".encode()
-    federation = Federation(n=n, bits=bits, dim=3, seed=seed)
+@dataclass(frozen=True)
+class Case:
+    """One transcript: settings of its `Federation`, and the members that vanish at a stage."""
+
+    about: str
+    settings: dict[str, object]
+    drop: dict[str, list[int]] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
+
+
+CASES = {
+    "n3-complete": Case("Three organizations, nobody drops out.", {"n": 3, "bits": 24}),
+    "n4-drop-advertise": Case("Member 1 never answers.", {"n": 4, "bits": 16}, {"advertise": [1]}),
+    "n4-drop-share": Case("Member 2 advertises and vanishes.", {"n": 4, "bits": 20}, {"share": [2]}),
+    "n4-drop-mask": Case(
+        "Member 1 shares its secrets and vanishes: its pair masks are rebuilt. Weights are masked, too.",
+        {"n": 4, "bits": 24, "weight_rule": "examples", "max_weight": 1000.0},
+        {"mask": [1]},
+        weights=(100.0, 250.0, 1000.0, 640.0),
+    ),
+    "n4-drop-consistency": Case(
+        "Member 0 is in the sum and signs no view.", {"n": 4, "bits": 32}, {"consistency": [0]}
+    ),
+    "n4-drop-unmask": Case("Member 3 is in the sum and opens no shares.", {"n": 4, "bits": 20}, {"unmask": [3]}),
+    "n12-regular": Case(
+        "Twelve organizations on a k-regular graph (k = 6, t = 5, Q = 9); member 4 vanishes before it masks.",
+        {"n": 12, "bits": 24, "degree": 6, "threshold": 5, "quorum": 9, "policy": AnyGraphPolicy()},
+        {"mask": [4]},
+    ),
+    "n4-noise": Case(
+        "Distributed Skellam noise: multiplier 0.5, shared by 3; member 2 vanishes before it masks.",
+        {"n": 4, "bits": 24, "noise_multiplier": 0.5, "noisers": 3},
+        {"mask": [2]},
+    ),
+}
+
+
+def federation_of(name: str) -> Federation:
+    """The round of a case before its first stage, all its secrets made from the case's name."""
+    case = CASES[name]
+    federation = Federation(dim=3, seed=f"secagg-v1/{name}".encode(), **case.settings)  # type: ignore[arg-type]
+    n = federation.n
     federation.vectors = [np.array([(i + 1) / 16, -1 / (i + 2), 0.5]) for i in range(n)]  # L2 norm below the clip
-    replay = ReplayRandomness(seed)
+    federation.weights = list(case.weights) or [1.0] * n
+    return federation
+
+
+def transcript(name: str) -> dict[str, object]:
+    """One round as JSON values, bytes in hex, members by their roster index."""
+    case, federation = CASES[name], federation_of(name)
+    n, replay = federation.n, ReplayRandomness(federation.seed)
     identity_seeds = {Identity.generate(lambda size, s=s: s).public: s for s in (replay(32) for _ in range(n))}
-    out: dict[str, object] = {
-        "n": n,
-        "bits": bits,
-        "drop": drop,
-        "config": federation.config.encode().hex(),
-        "commitment": federation.config.commitment.hex(),
-        "identity_seeds": [identity_seeds[key].hex() for key in federation.roster.keys],
-        "round_seeds": [s.hex() for s in federation.seeds],
-        "vectors": [vector.tolist() for vector in federation.vectors],
-    }
-    alive = set(range(n))
-    answers = {
-        "advertise": lambda i: federation.clients[i].advertise(),
-        "share": lambda i: federation.clients[i].share(federation.adverts),
-        "mask": lambda i: federation.clients[i].mask(federation.deliveries[i], federation.vectors[i]),
-        "consistency": lambda i: federation.clients[i].consistency(federation.survivors),
-        "unmask": lambda i: federation.clients[i].unmask(federation.votes),
-    }
-    server = federation.server
-    receive = dict(
-        zip(
-            STAGES,
-            (
-                server.receive_advert,
-                server.receive_shares,
-                server.receive_masked,
-                server.receive_consistency,
-                server.receive_unmask,
-            ),
-            strict=True,
-        )
-    )
+    stages: dict[str, object] = {}
+    alive, summed, neighbours = list(range(n)), list(range(n)), {}
     for stage in STAGES:
-        alive -= set(drop.get(stage, ()))
-        messages = {i: answers[stage](i) for i in sorted(alive)}
-        out[stage] = {str(i): message.hex() for i, message in messages.items()}
+        alive = [i for i in alive if i not in case.drop.get(stage, [])]
+        messages = {i: federation.answer(stage, i) for i in alive}
         for message in messages.values():
-            receive[stage](message)
-        match stage:
-            case "advertise":
-                federation.adverts = server.close_advertise()
-            case "share":
-                by_key = server.close_share()
-                federation.deliveries = [by_key.get(key, b"") for key in federation.roster.keys]
-                out["deliveries"] = [delivery.hex() for delivery in federation.deliveries]
-            case "mask":
-                federation.survivors = server.close_mask()
-            case "consistency":
-                federation.votes = server.close_consistency()
-    result = server.close_unmask()
-    out |= {
-        "adverts": federation.adverts.hex(),
-        "survivors": federation.survivors.hex(),
-        "votes": federation.votes.hex(),
+            federation.receive(stage, message)
+        result = federation.close(stage)
+        if stage == "advertise":
+            neighbours = dict(federation.server._around)
+        elif stage == "mask":
+            summed = alive
+        stages[stage] = {"client": in_hex(messages), "server": in_hex(sent_after(federation, stage))}
+    assert result is not None
+    return {
+        "about": case.about,
+        "config": {f.name: as_json(getattr(federation.config, f.name)) for f in fields(RoundConfig)},
+        "config_bytes": federation.config.encode().hex(),
+        "commitment": federation.commitment.hex(),
+        "roster": [key.hex() for key in federation.roster.keys],
+        "identity_seeds": [identity_seeds[key].hex() for key in federation.roster.keys],
+        "round_seeds": [seed.hex() for seed in federation.seeds],
+        "vectors": [vector.tolist() for vector in federation.vectors],
+        "weights": federation.weights,
+        "drop": case.drop,
+        "neighbours": {str(i): list(around) for i, around in neighbours.items()},
+        "stages": stages,
+        "integers": federation.integers(summed).tolist(),
         "mean": result.mean.tolist(),
+        "total_weight": result.total_weight,
         "clients": result.clients,
     }
-    return out
 
 
-def transcripts() -> list[dict[str, object]]:
-    return [transcript(**case) for case in CASES]  # type: ignore[arg-type]
+def sent_after(federation: Federation, stage: str) -> dict[int, bytes]:
+    """What the server sends to each member when ``stage`` is closed."""
+    sent = (federation.directories, federation.deliveries, federation.survivors, federation.votes, {})
+    return dict(zip(STAGES, sent, strict=True))[stage]
+
+
+def in_hex(messages: dict[int, bytes]) -> dict[str, str]:
+    return {str(i): message.hex() for i, message in sorted(messages.items())}
+
+
+def as_json(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.json"
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(transcripts(), indent=1) + "\n")
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.json"):
+        old.unlink()
+    for name in CASES:
+        path_of(name).write_text(json.dumps(transcript(name), indent=1) + "\n")

@@ -1,0 +1,57 @@
+"""``gradtf bench``: what the parts cost, beside other people's code and what this machine could do at best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+
+
+@click.group(epilog="Example: gradtf bench secagg --json > secagg.json")
+def bench() -> None:
+    """Measure against peers and this machine's limits, in one run. Close other programs first."""
+
+
+@bench.command(epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.")
+@click.option("--quick", is_flag=True, help="Small sizes: a first look in ten seconds.")
+@json_option
+def secagg(quick: bool, as_json: bool) -> None:
+    """Secure aggregation: CPU seconds of client and server beside Flower's own functions, bytes, limits."""
+    from gradtf_fl.cli.progress import WorkProgress
+
+    with WorkProgress("bench secagg") as progress:
+        from experiments.bench_secagg import FULL, QUICK, bench_secagg  # imports flwr
+
+        document = bench_secagg(QUICK if quick else FULL, progress.show)
+    if as_json:
+        emit_json(document)
+    else:
+        print_rows(document)
+
+
+def print_rows(document: Mapping[str, Any]) -> None:
+    """The rows as a table, the machine below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_edge=False)
+    table.add_column("what", ratio=3, overflow="fold")
+    table.add_column("size", ratio=2, overflow="fold")
+    for heading in ("ours", "theirs", "ratio", "limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in document["rows"]:
+        size = " ".join(f"{name}={value:g}" for name, value in row["size"].items())
+        figures = [_figure(row[name]) for name in ("ours", "theirs", "ratio", "limit")]
+        table.add_row(f"{row['what']}, {row['unit']}", size, *figures)
+    console = Console()
+    console.print(table)
+    peers = sorted({row["peer"] for row in document["rows"] if row["peer"]})
+    console.print(f"theirs: {', '.join(peers) or 'nobody'}; --json adds how each figure came about", highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), highlight=False)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,150 @@
+"""How many neighbours a member needs: the k-regular graph's parameters from the failure one accepts.
+
+After Bell, Bonawitz, Gascon, Lepoint, Raykova, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead"
+(CCS 2020), whose conditions on a good graph are
+
+1. no honest member has so many colluding neighbours that they can rebuild its secrets;
+2. the honest members that stay are connected, so that only the sum over all of them can be opened;
+3. every member keeps at least t members in its closed neighbourhood, so that the round ends.
+
+What is assumed: at most c of n members collude with the server, chosen before the graph is drawn; members that
+drop out, at most n - Q, do so independently of the graph. The graph's root is a hash of all adverts, the last of
+which the server may choose: it can try graphs until it likes one. `GRINDING_BITS` accounts for that, the failure
+probability of one graph being multiplied by the number of graphs tried. A server that CHOOSES who drops is not
+covered by condition 2; condition 1 is therefore held with a margin: every piece that it could then open has at
+least `SMALLEST_PIECE` honest members, see `topology`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg.graph import COMPLETE_BELOW
+from gradtf_fl.secagg.round_config import default_threshold
+
+PRIVACY_BITS = 40
+CORRECTNESS_BITS = 20
+GRINDING_BITS = 64
+SMALLEST_PIECE = 3
+
+
+@dataclass(frozen=True)
+class Topology:
+    """degree k; threshold t of a closed neighbourhood; quorum Q of the whole round."""
+
+    degree: int
+    threshold: int
+    quorum: int
+
+
+@lru_cache(maxsize=64)
+def topology(
+    n: int,
+    colluders: float = 0.1,
+    dropouts: float = 0.1,
+    privacy_bits: float = PRIVACY_BITS,
+    correctness_bits: float = CORRECTNESS_BITS,
+    grinding_bits: float = GRINDING_BITS,
+) -> Topology:
+    """The cheapest sound graph for ``n`` members: complete below 100 or where k would reach n - 1.
+
+    Args:
+        colluders: gamma, the share of members that may collude with the server.
+        dropouts: delta, the share of members that may vanish; the quorum is n - floor(delta n).
+        privacy_bits: conditions 1 and 2 fail with probability at most 2^-privacy_bits.
+        correctness_bits: condition 3 fails with probability at most 2^-correctness_bits.
+        grinding_bits: log2 of the graphs that the server may try before it settles for one.
+
+    Raises:
+        ConfigError: shares outside 0..1, or so large that no graph helps (Q must exceed (n + c) / 2).
+    """
+    if not (0 <= colluders < 1 and 0 <= dropouts < 1):
+        raise ConfigError("colluders and dropouts are shares of the members, at least 0 and below 1")
+    if n < COMPLETE_BELOW:
+        return complete(n)
+    quorum = n - math.floor(dropouts * n)
+    bad = math.floor(colluders * n)
+    if 2 * quorum <= n + bad:
+        raise ConfigError(
+            f"with {bad} of {n} members colluding, {n - quorum} dropouts are too many: two sets of members"
+        )
+    for degree in range(2, n - 1, 2):
+        threshold = _smallest_threshold(n, degree, quorum, bad, privacy_bits + grinding_bits)
+        if threshold is None or disconnection_log2(n, degree, quorum, bad) > -privacy_bits - grinding_bits:
+            continue
+        if starvation_log2(n, degree, threshold, quorum) <= -correctness_bits:
+            return Topology(degree, threshold, quorum)
+    return complete(n)
+
+
+def complete(n: int) -> Topology:
+    """The complete graph of ``n`` members with the default threshold."""
+    return Topology(n - 1, default_threshold(n), default_threshold(n))
+
+
+def privacy_failure_log2(n: int, shape: Topology, colluders: float) -> float:
+    """log2 of the probability that condition 1 or 2 fails for one graph, dropouts being at most n - Q."""
+    bad = math.floor(colluders * n)
+    first = exposure_log2(n, shape.degree, shape.threshold, shape.quorum, bad)
+    return _log2_sum(first, disconnection_log2(n, shape.degree, shape.quorum, bad))
+
+
+def exposure_log2(n: int, degree: int, threshold: int, quorum: int, bad: int) -> float:
+    """Condition 1: log2 of a bound on P[some member has more than t - SMALLEST_PIECE colluding neighbours].
+
+    A neighbourhood is a sample without replacement from the other members of U1, of which there are at least Q - 1
+    (the colluders all stay, which is the worst case): hypergeometric, times n by the union bound.
+    """
+    return math.log2(n) + hypergeometric_tail_log2(quorum - 1, bad, degree, threshold - SMALLEST_PIECE + 1)
+
+
+def disconnection_log2(n: int, degree: int, quorum: int, bad: int) -> float:
+    """Condition 2: log2 of a bound on P[k/2 members in a row on the circle collude or drop out].
+
+    Where no k/2 in a row are missing, each remaining member reaches the next one, so all are connected.
+    """
+    missing, half = bad + n - quorum, degree // 2
+    if missing < half:
+        return -math.inf
+    return math.log2(n) + sum(math.log2((missing - i) / (n - i)) for i in range(half))
+
+
+def starvation_log2(n: int, degree: int, threshold: int, quorum: int) -> float:
+    """Condition 3: log2 of a bound on P[fewer than t of some member's closed neighbourhood stay]."""
+    return math.log2(n) + hypergeometric_tail_log2(n - 1, n - quorum, degree, degree + 2 - threshold)
+
+
+def hypergeometric_tail_log2(population: int, marked: int, drawn: int, least: int) -> float:
+    """log2 P[X >= least], X = number of marked ones among ``drawn`` of ``population``, without replacement."""
+    most = min(marked, drawn)
+    least = max(least, drawn - (population - marked), 0)
+    total = -math.inf
+    for hits in range(most, least - 1, -1):  # small terms first
+        term = _choose_log2(marked, hits) + _choose_log2(population - marked, drawn - hits)
+        total = _log2_sum(total, term - _choose_log2(population, drawn))
+    return min(total, 0.0)
+
+
+def _smallest_threshold(n: int, degree: int, quorum: int, bad: int, bits: float) -> int | None:
+    low, high = 2, degree + 2  # exposure falls with t: bisect for the first t that is safe
+    while low < high:
+        middle = (low + high) // 2
+        if exposure_log2(n, degree, middle, quorum, bad) <= -bits:
+            high = middle
+        else:
+            low = middle + 1
+    return low if low <= degree + 1 else None
+
+
+def _choose_log2(n: int, k: int) -> float:
+    if not 0 <= k <= n:
+        return -math.inf
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+
+
+def _log2_sum(a: float, b: float) -> float:
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log2(1 + 2.0 ** (low - high))

@@ -1,0 +1,107 @@
+"""bench: the document's contract, which rows are compared with whom, and that both sides do the whole job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import bench_secagg
+from experiments.bench_secagg import Sizes
+from experiments.benchmark import Row
+from experiments.flower_secagg_steps import FlowerRound
+from experiments.secagg_round import MeasuredRound
+from tests.cli.conftest import gradtf
+
+TINY = Sizes((50, 70), (4, 20), (4, 6), 50, stream_bytes=1 << 22, runs=1)
+FIELDS = {"what", "size", "unit", "ours", "peer", "theirs", "ratio", "limit", "runs", "note"}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """From a process of its own, which must not import torch."""
+    code = (
+        "import sys; from experiments import bench_secagg; from gradtf_fl.cli.main import cli\n"
+        f"bench_secagg.QUICK = bench_secagg.{TINY!r}\n"
+        "try: cli.main(['bench', 'secagg', '--quick', '--json'])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "False", done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_document_keeps_the_contract(document: dict[str, Any]) -> None:
+    assert document.keys() == {"machine", "rows"}
+    assert {"cpu", "cores", "python", "numpy", "cryptography", "flwr", "openssl"} <= document["machine"].keys()
+    for row in document["rows"]:
+        assert row.keys() == FIELDS
+        assert row["ours"] > 0
+        assert (row["peer"] is None) == (row["theirs"] is None) == (row["ratio"] is None)
+        if row["ratio"] is not None:
+            assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
+
+
+def test_rows_are_there_for_every_size_and_only_shares_are_compared_as_keys(document: dict[str, Any]) -> None:
+    rows = document["rows"]
+    sizes = {(d, n) for d in TINY.dims for n in TINY.members}
+    for what in ("client masking", "server: receive, recover, unmask"):
+        compared = [row for row in rows if row["what"] == what]
+        assert {(row["size"]["d"], row["size"]["n"]) for row in compared} == sizes
+        assert all(row["peer"] == "flwr 1.41" and row["limit"] > 0 for row in compared)
+    about_keys = [row for row in rows if "key" in row["what"] or "share" in row["what"]]
+    assert {row["what"] for row in about_keys if row["ratio"]} == {"share creation + recovery"}
+    assert sum(row["what"] == "key phase of one client" for row in about_keys) == len(TINY.members)
+
+
+def test_extrapolations_and_exactness_are_said(document: dict[str, Any]) -> None:
+    for row in document["rows"]:
+        if row["what"] in ("server: receive, recover, unmask", "share creation + recovery"):
+            assert ("10 of 20 clients" in row["note"] and "scaled" in row["note"]) == (row["size"]["n"] == 20)
+        if row["what"] == "k-regular round, one client":
+            assert "exact" in row["note"]
+
+
+def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_secagg, "QUICK", replace(TINY, dims=(50,), members=(4,)))
+    result = gradtf("bench", "secagg", "--quick")
+    assert result.exit_code == 0, result.output
+    assert "theirs: flwr 1.41" in result.stdout
+    assert "ratio" in result.stdout
+    assert "bench secagg" in result.stderr
+
+
+def test_ratios_of_costs_and_rates() -> None:
+    cost = Row("", {}, "s", ours=2.0, theirs=10.0)
+    assert (cost.ratio, replace(cost, rate=True).ratio, replace(cost, theirs=None).ratio) == (5.0, 0.2, None)
+
+
+def test_flower_really_does_its_round() -> None:
+    vectors = [np.random.default_rng(i).normal(size=40).astype(np.float32) for i in range(4)]
+    flower = FlowerRound(4, 3)
+    assert flower.sharing_s > 0
+    assert flower.recovery_s([0]) > 0  # asserts that the secrets are the right ones
+    mean = flower.unmasked(flower.received(flower.mask(i, vectors[i]) for i in (1, 2, 3)), [0])
+    np.testing.assert_allclose(mean, np.mean(vectors[1:], axis=0), atol=1e-5)
+    with pytest.raises(ValueError, match="evenly"):
+        FlowerRound(11, 8).recovery_s(range(0, 11, 10))
+
+
+def test_our_round_is_whole_and_a_wrong_sum_is_seen() -> None:
+    vector = np.random.default_rng(0).normal(size=30).astype(np.float32)
+    round_ = MeasuredRound(5, 30).until_mask(vector)
+    twin = round_.fork()
+    result = twin.finish([0, 1, 2, 4], vector)
+    assert twin.is_exact(result, [0, 1, 2, 4], vector)
+    assert not twin.is_exact(result, [0, 1, 2, 3], vector)  # roundings differ from client to client
+    off = result.mean.copy()
+    off[7] += 1 / (4 * 2**20)
+    assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4], vector)
+    assert twin.server_total_s() > 0
+    assert not round_.server_s["mask"], "a fork must not play its original on"
