@@ -29,6 +29,7 @@ class Row:
         rate: more is better; otherwise the row is a cost.
         runs: measurements of ours behind the median.
         note: how a figure came about where that is not plain.
+        beside: further figures of the same round, by name.
     """
 
     what: str
@@ -41,6 +42,7 @@ class Row:
     rate: bool = False
     runs: int = 1
     note: str = ""
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -51,7 +53,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("what", "size", "unit", "ours", "peer", "theirs", "ratio")}
-        return {**fields, "limit": self.limit, "runs": self.runs, "note": self.note}
+        return {**fields, "limit": self.limit, "runs": self.runs, "note": self.note, **self.beside}
 
 
 @dataclass

@@ -46,6 +46,9 @@ def print_rows(document: Mapping[str, Any]) -> None:
         size = " ".join(f"{name}={value:g}" for name, value in row["size"].items())
         figures = [_figure(row[name]) for name in ("ours", "theirs", "ratio", "limit")]
         table.add_row(f"{row['what']}, {row['unit']}", size, *figures)
+        if "server_ours" in row:
+            ours, theirs = row["server_ours"], row["server_theirs"]
+            table.add_row("  the server of that round, CPU s", "", *map(_figure, (ours, theirs, theirs / ours, None)))
     console = Console()
     console.print(table)
     peers = sorted({row["peer"] for row in document["rows"] if row["peer"]})

@@ -197,7 +197,7 @@ class DistributedNoise:
 
     def _is_short(self, rounded: Iterator[NDArray[np.float64]]) -> bool:
         """Whether the L2 norm is at most `l2`, float64's own error counted against the client."""
-        return sum(float(chunk @ chunk) for chunk in rounded) * (1 + _SUM_ERROR) <= self.l2 * self.l2
+        return sum(float(np.einsum("i,i->", chunk, chunk)) for chunk in rounded) * (1 + _SUM_ERROR) <= self.l2 * self.l2
 
     def _noisy(self, rounded: Iterator[NDArray[np.float64]], noise: SkellamNoise) -> Iterator[Words]:
         left = self.padded
