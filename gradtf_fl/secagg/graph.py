@@ -55,7 +55,7 @@ class Graph:
 def group_members(roster: Roster, groups: int, group: int) -> tuple[int, ...]:
     """Members of group number ``group`` of ``groups``: a partition that the roster alone decides.
 
-    It lasts as long as the roster, so no server can re-group organizations and subtract one sum from another.
+    For one number of groups it lasts as long as the roster: no server can re-group organizations at will.
     Sizes differ by at most one.
     """
     order = shuffled(range(len(roster)), digest(USAGE_GROUPS, roster.hash, index_bytes(groups)))

@@ -46,7 +46,7 @@ def trunk() -> Federation:
         (ClientPolicy(), {"degree": 44}, "degree 44 and threshold 14 fail with probability 2\\^-"),
         (ClientPolicy(), {"threshold": 13}, "degree 46 and threshold 13 fail with probability 2\\^-"),
         (ClientPolicy(), {"threshold": 2}, "degree 46 and threshold 2 fail with probability 2\\^-"),
-        (ClientPolicy(), {"degree": 45}, "degree 45"),
+        (ClientPolicy(), {"degree": 47}, "degree 47: the complete graph of 110 organizations has 109"),
         (ClientPolicy(), {"quorum": 60}, "quorum 60 of 110 lets 11 colluders show two views"),
         (ClientPolicy(), {"quorum": 61}, "fail with probability"),
         (ClientPolicy(), {"quorum": 111}, "quorum 111 of 110"),

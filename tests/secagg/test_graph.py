@@ -94,10 +94,13 @@ def test_groups_partition_the_roster(n: int, groups: int) -> None:
 
 
 def test_groups_last_as_long_as_the_roster() -> None:
-    assert group_members(a_roster(20), 1, 0) == tuple(range(20))
-    parts = {group_members(a_roster(20, seed), groups, 0) for seed in range(3) for groups in (2, 4)}
-    assert len(parts) == 6  # another roster or another number of groups is another partition
-    assert group_members(a_roster(20), 4, 1) == group_members(a_roster(20), 4, 1)
+    roster = a_roster(40)
+    assert group_members(roster, 1, 0) == tuple(range(40))
+    assert group_members(roster, 4, 1) == group_members(a_roster(40), 4, 1)
+    assert group_members(roster, 4, 1) != group_members(a_roster(40, seed=1), 4, 1)
+    halves = [set(group_members(roster, 2, group)) for group in range(2)]
+    quarters = [set(group_members(roster, 4, group)) for group in range(4)]
+    assert not any(quarter <= half for quarter in quarters for half in halves)  # another number, another order
 
 
 @pytest.mark.parametrize("degree", [19, 20, 30])
