@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Iterable
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.round_messages import MESSAGE_TYPES, AdapterDelivery, BeginRound, TrainingPlan
-from gradtf_fl.secagg import Roster, RoundConfig, Topology, encode_configs, group_members, topology
+from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
 from strategies.delivery import deliver
@@ -177,6 +176,8 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         plan = self.plan
         training = TrainingPlan(**{field.name: getattr(plan, field.name) for field in fields(TrainingPlan)})
         nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), self.provider.tiny.model_hash(self._update)
+        sizes = (len(group_members(self.roster, plan.groups, group)) for group in range(plan.groups))
+        noisers = [certain_noisers(*sized, plan.colluders) for sized in zip(sizes, self.shapes, strict=True)]
         return [
             RoundConfig(
                 run_id=self._state.run_id,
@@ -196,16 +197,11 @@ class SecureFederation(Strategy):  # type: ignore[misc]
                 threshold=shape.threshold,
                 quorum=shape.quorum,
                 noise_multiplier=plan.noise_multiplier,
-                noisers=self._noisers(group, shape) if plan.noise_multiplier > 0 else 0,
+                noisers=noisers[group] if plan.noise_multiplier > 0 else 0,
                 deadline_s=plan.deadline_s,
             )
             for group, shape in enumerate(self.shapes)
         ]
-
-    def _noisers(self, group: int, shape: Topology) -> int:
-        """Honest members that are certain to add their noise to an opened sum: quorum - colluders."""
-        members = len(group_members(self.roster, self.plan.groups, group))
-        return max(1, shape.quorum - math.floor(self.plan.colluders * members))
 
     def _fresh(self, purpose: str) -> bytes:
         """32 bytes of the operating system's entropy; in a simulation a function of the seed, for replays."""

@@ -5,7 +5,7 @@ machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` sho
 """
 
 from gradtf_fl.secagg.client import SecAggClient
-from gradtf_fl.secagg.degree import Topology, topology
+from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
 from gradtf_fl.secagg.graph import group_members
 from gradtf_fl.secagg.messages import STAGES, commitment_of
 from gradtf_fl.secagg.policy import ClientPolicy
@@ -86,6 +86,7 @@ __all__ = [
     "UnknownIdentity",
     "UpdateRejected",
     "WrongRound",
+    "certain_noisers",
     "commitment_of",
     "decode_configs",
     "default_threshold",

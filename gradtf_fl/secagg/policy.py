@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.secagg.degree import GRINDING_BITS, PRIVACY_BITS, Topology, privacy_failure_log2
+from gradtf_fl.secagg.degree import GRINDING_BITS, PRIVACY_BITS, Topology, certain_noisers, privacy_failure_log2
 from gradtf_fl.secagg.graph import COMPLETE_BELOW, group_members
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.roster import Roster
@@ -123,8 +123,9 @@ class ClientPolicy:
     def _noise_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
         if config.noise_multiplier < self.min_noise:
             yield f"noise multiplier {config.noise_multiplier} is below {self.min_noise}"
-        honest = config.quorum - self.bad(n)
-        if config.noise_multiplier > 0 and config.noisers > max(honest, 0):
+        shape = Topology(config.degree, config.threshold, config.quorum)
+        honest = certain_noisers(n, shape, self.colluders)
+        if config.noise_multiplier > 0 and config.noisers > honest:
             yield f"noise is shared by {config.noisers}, but only {honest} honest organizations are sure to add theirs"
 
     def bad(self, n: int) -> int:

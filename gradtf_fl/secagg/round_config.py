@@ -102,7 +102,9 @@ class RoundConfig:
             f"dim must be in 1..{_MAX_DIM}": _in(self.dim, 1, _MAX_DIM),
             f"bits must be one of {BIT_WIDTHS}": _in(self.bits, 16, 32) and self.bits in BIT_WIDTHS,
             "clip must be a positive number": _is_positive(self.clip),
-            "noise_multiplier must be 0 or a positive number": self.noise_multiplier == 0
+            "noise_multiplier must be 0 or a positive number": (
+                self.noise_multiplier == 0 and math.copysign(1, self.noise_multiplier) > 0
+            )
             or _is_positive(self.noise_multiplier),
             "max_weight must be a positive number": _is_positive(self.max_weight),
             "deadline_s must be a positive number": _is_positive(self.deadline_s),
@@ -117,7 +119,7 @@ class RoundConfig:
             problems.append(f"quorum must be in {self.threshold}..{_MAX_MEMBERS}")
         if not problems and not (_in(self.groups, 1, _MAX_MEMBERS) and _in(self.group, 0, self.groups - 1)):
             problems.append("group must be in 0..groups-1, and groups at least 1")
-        noiseless = self.noise_multiplier == 0
+        noiseless = self.noise_multiplier == 0 and math.copysign(1, self.noise_multiplier) > 0
         if not problems and not _in(self.noisers, 0 if noiseless else 1, 0 if noiseless else self.quorum):
             problems.append("noisers must be in 1..quorum with noise, and 0 without")
         if not (problems or noiseless) and self.weight_rule != "uniform":
