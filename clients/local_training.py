@@ -77,11 +77,17 @@ def train_update(
         identity_key=organization.identity.private,
         organization=organization.config.name,
         delta=privacy.delta,
-        budget=privacy.budget,
+        budget={privacy.dataset: privacy.budget},
     )
     key = RoundKey(config.run_id, config.round, config.attempt)
     reservation = ledger.reserve(
-        key.run_id, key.round, key.attempt, event, "train.begin", client_level=client_level(organization, config)
+        key.run_id,
+        key.round,
+        key.attempt,
+        event,
+        "train.begin",
+        dataset=privacy.dataset,
+        client_level=client_level(organization, config),
     )
     try:
         claim()

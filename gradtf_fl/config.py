@@ -28,6 +28,7 @@ STAGES: tuple[Stage, ...] = ("advertise", "share", "mask", "consistency", "unmas
 ModelName = Annotated[str, StringConstraints(min_length=1)]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 OrganizationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Location = Annotated[Path, Field(strict=False)]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
@@ -64,10 +65,16 @@ class DataSection(Section):
 
 
 class PrivacySection(Section):
-    """``[privacy]``: the organization's lifetime budget. Unit: one row; adjacency: add or remove one row."""
+    """``[privacy]``: the lifetime budget of the rows in ``[data] train``. Adjacency: add or remove one row.
+
+    Attributes:
+        dataset: what the ledger calls those rows. Rows that were never trained on before, and only those, may have
+            a name and so a budget of their own.
+    """
 
     budget: Epsilon
     delta: Delta = 1e-5
+    dataset: DatasetName = "train"
 
 
 class SecAggSection(Section):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradtf_fl.cli.audit_empirical import empirical
+from gradtf_fl.cli.audit_files import ledger_files, ledger_options, read_each, write_whole
+from gradtf_fl.cli.audit_transfer import export, import_, rotate
+from gradtf_fl.cli.audit_what_if import what_if
 from gradtf_fl.errors import ConfigError, VerificationFailed
 
 if TYPE_CHECKING:
+    from gradtf_fl.privacy.advertised import AdvertisedHeads
     from gradtf_fl.privacy.reading import LedgerReading
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-Result = TypeVar("Result")
 
 
 @click.group()
@@ -29,19 +30,6 @@ def audit() -> None:
         gradtf audit report --ledger out/organizations/*/ledger.sqlite --format html --out audit.html
         gradtf audit verify --ledger org-1/ledger.sqlite
     """
-
-
-def ledger_options(command: Command) -> Command:
-    """``--ledger PATH``, repeatable, and further paths after it, as a shell expands a pattern."""
-    command = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))(command)
-    return click.option(
-        "--ledger",
-        "ledgers",
-        multiple=True,
-        metavar="PATH",
-        type=click.Path(path_type=Path),
-        help="A ledger.sqlite, or a folder with one. Repeatable; further paths may follow.",
-    )(command)
 
 
 @audit.command()
@@ -59,25 +47,27 @@ def ledger_options(command: Command) -> Command:
 def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_json: bool, out: Path | None) -> None:
     """Epsilon spent, by three accountants, with everything it needs to mean something.
 
-    Exits with 5 after the report when a ledger's chain is broken.
+    Checks what the figures hang on: every row's hash, the head, the last row's and each key rotation's signature;
+    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken.
 
     \b
     Example:
         gradtf audit report --ledger out/organizations/*/ledger.sqlite
     """
-    files = _files(ledgers, paths)
+    files = ledger_files(ledgers, paths)
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
-    from gradtf_fl.reports.audit import report_ledger
+    from gradtf_fl.privacy.accountants import load_libraries
+    from gradtf_fl.reports.audit import read_for_report, report_all
     from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
 
-    reports = _each(files, report_ledger)
+    reports = report_all(read_each("audit report", files, read_for_report, meanwhile=load_libraries))
     chosen = "json" if as_json else form
     if chosen == "table":
         _print_table(to_table(reports), out)
     else:
         text = {"json": to_json, "html": to_html, "csv": to_csv}[chosen](reports)
-        _write(out, text) if out is not None else click.echo(text, nl=False)
+        write_whole(out, text) if out is not None else click.echo(text, nl=False)
     if out is not None:
         click.echo(f"wrote {out}", err=True)
     _fail_on_breaks([r.reading for r in reports])
@@ -87,77 +77,76 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
 @ledger_options
 @click.option("--public-key", "keys", multiple=True, metavar="HEX", help="Key the ledger must be signed with.")
 @click.option("--head", metavar="HEX", help="A head once announced in a signed advert; it must be on the chain.")
+@click.option(
+    "--heads",
+    "heads_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Many of them: lines of ORGANIZATION HEX, or what --json printed earlier.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def verify(
-    ledgers: tuple[Path, ...], paths: tuple[Path, ...], keys: tuple[str, ...], head: str | None, as_json: bool
+    ledgers: tuple[Path, ...],
+    paths: tuple[Path, ...],
+    keys: tuple[str, ...],
+    head: str | None,
+    heads_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Check every row's hash and signature, the order, the file's structure and the head kept beside it.
 
-    Exits with 5 on any break and names the row.
+    A ledger that was rolled back together with its head file is as sound as it once was: only a head that was
+    announced later, and kept elsewhere, tells (--head, --heads). Exits with 5 on any break and names the row.
 
     \b
     Example:
         gradtf audit verify --ledger org-1/ledger.sqlite --public-key 9f3c...
+        gradtf audit verify --ledger org-*/ledger.sqlite --heads last-month.json
     """
-    files = _files(ledgers, paths)
-    if head is not None and len(files) > 1:
-        raise ConfigError("--head belongs to one ledger; verify them one at a time")
-    public_keys = [_bytes32("--public-key", key) for key in keys]
-    advertised = _bytes32("--head", head) if head is not None else None
+    from gradtf_fl.privacy.advertised import AdvertisedHeads, Announcement, read_heads
     from gradtf_fl.privacy.reading import read_ledger
 
-    def read(path: Path) -> LedgerReading:
-        return read_ledger(path, public_keys=public_keys, advertised=advertised)
-
-    readings = _each(files, read)
+    files = ledger_files(ledgers, paths)
+    public_keys = [_bytes32("--public-key", key) for key in keys]
+    known = [Announcement("", _bytes32("--head", head))] if head is not None else []
+    known += read_heads(heads_file).announcements if heads_file is not None else ()
+    advertised = AdvertisedHeads(tuple(known))
+    if advertised.names_nobody and len(files) > 1:
+        raise ConfigError("a head without an organization belongs to one ledger; verify them one at a time")
+    read = partial(read_ledger, public_keys=public_keys, advertised=advertised)
+    readings = read_each("audit verify", files, read)
     if as_json:
-        click.echo(json.dumps({"ledgers": [_verdict(reading) for reading in readings]}, indent=1))
+        click.echo(json.dumps({"ledgers": [_verdict(reading, advertised) for reading in readings]}, indent=1))
     else:
         for reading in readings:
             if not reading.problems:
-                owner = reading.content.genesis
-                click.echo(f"{reading.path}: sound; {owner.organization}, {reading.rows} rows, ", nl=False)
-                click.echo(f"head {reading.head.hex()}, key {owner.public_key.hex()}")
+                click.echo(_line(reading, advertised if known else None))
     _fail_on_breaks(readings)
 
 
-def _verdict(reading: LedgerReading) -> dict[str, Any]:
+def _line(reading: LedgerReading, advertised: AdvertisedHeads | None) -> str:
+    organization, key = reading.content.genesis.organization, reading.keys[-1].hex()
+    seen = "" if advertised is None else f", {len(advertised.of(organization))} announced heads on the chain"
+    return f"{reading.path}: sound; {organization}, {reading.rows} rows{seen}, head {reading.head.hex()}, key {key}"
+
+
+def _verdict(reading: LedgerReading, advertised: AdvertisedHeads) -> dict[str, Any]:
+    organization = reading.content.genesis.organization
     return {
         "ledger": str(reading.path),
-        "organization": reading.content.genesis.organization,
+        "organization": organization,
         "ok": not reading.problems,
         "rows": reading.rows,
         "head": reading.head.hex(),
-        "public_key": reading.content.genesis.public_key.hex(),
+        "public_key": reading.keys[-1].hex(),
+        "earlier_keys": [key.hex() for key in reading.keys[:-1]],
+        "announced_heads": len(advertised.of(organization)),
         "problems": [{"row": problem.row, "what": problem.what} for problem in reading.problems],
     }
 
 
-def _files(ledgers: tuple[Path, ...], paths: tuple[Path, ...]) -> list[Path]:
-    """The named ledger files, each once; a folder stands for the ledger in it."""
-    named = [path / "ledger.sqlite" if path.is_dir() else path for path in (*ledgers, *paths)]
-    if not named:
-        raise click.UsageError("name at least one ledger: --ledger PATH")
-    return list(dict.fromkeys(named))
-
-
-def _each(files: list[Path], read: Callable[[Path], Result]) -> list[Result]:
-    """``read`` for every file; all unreadable ones are named at once."""
-    found: list[Result] = []
-    unusable: list[str] = []
-    damaged: list[str] = []
-    for path in files:
-        try:
-            found.append(read(path))
-        except ConfigError as error:
-            unusable.extend(error.problems)
-        except VerificationFailed as error:
-            damaged.append(str(error))
-    if damaged:
-        raise VerificationFailed("\n".join([*damaged, *unusable]))
-    if unusable:
-        raise ConfigError(unusable)
-    return found
+for command in (export, import_, rotate, empirical, what_if):
+    audit.add_command(command)
 
 
 def _fail_on_breaks(readings: list[LedgerReading]) -> None:
@@ -184,15 +173,4 @@ def _print_table(table: Any, out: Path | None) -> None:
         return
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(table)
-    _write(out, console.export_text())
-
-
-def _write(out: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        staging.write_text(text, encoding="utf8")
-        os.replace(staging, out)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error
+    write_whole(out, console.export_text())

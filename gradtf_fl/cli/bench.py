@@ -32,6 +32,24 @@ def secagg(quick: bool, as_json: bool) -> None:
         print_rows(document)
 
 
+@bench.command(epilog="Example: gradtf bench dp --model ./my-model --json > dp.json\n\nFour minutes for each model.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A further model: folder or hub id.")
+@click.option("--quick", is_flag=True, help="One batch size, few steps: a first look.")
+@json_option
+def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
+    """A private training step beside the plain one, Opacus' hooks, its ghost clipping, and torch.func."""
+    from gradtf_fl.cli.progress import WorkProgress
+
+    with WorkProgress("bench dp") as progress:
+        from experiments.bench_dp import FULL, QUICK, bench_dp  # imports torch
+
+        document = bench_dp(("embedded:tiny", *models), QUICK if quick else FULL, progress.show)
+    if as_json:
+        emit_json(document)
+    else:
+        print_rows(document)
+
+
 def print_rows(document: Mapping[str, Any]) -> None:
     """The rows as a table, the machine below it."""
     from rich.console import Console

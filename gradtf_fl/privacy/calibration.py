@@ -13,9 +13,12 @@ MAX_SIGMA = 1e4
 MIN_EPSILON = 0.01
 """PRV's own error, about 0.002 there, leaves nothing to calibrate below."""
 CLOSENESS = 2e-3
-"""The search stops once epsilon lies within this share below its target."""
+"""The search stops once at most this share of what was left of the target is given away ..."""
+SIGMA_CLOSENESS = 2e-3
+"""... or once less noise, by this share, is known to be too little."""
 SIGMA_DIGITS = 4
 """Sigma is rounded UP to this many decimals, so that equal plans give equal, mergeable events."""
+_NOTHING = 1e-9
 
 
 def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, spent: Iterable[DpEvent] = ()) -> float:
@@ -24,9 +27,14 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
     Opacus' own calibration forgets what was already spent; here both are composed jointly by PRV. The result
     never exceeds the target: ``epsilon_prv([*spent, DpEvent(sigma, q, steps)], delta) <= target_epsilon``.
 
+    Args:
+        target_epsilon: the budget.
+        q, steps: the planned sampling probability and number of steps.
+        spent: the ledger's history, charges that are not settled yet included.
+
     Raises:
-        ConfigError: an argument outside its range, or a target that no sigma up to 10,000 reaches.
-        BudgetExhausted: ``spent`` alone passes the target.
+        ConfigError: an argument outside its range, or a target that no sigma up to 10,000 reaches from nothing.
+        BudgetExhausted: ``spent`` alone reaches the target, or leaves too little of it for any sigma up to 10,000.
     """
     problems = []
     if not (math.isfinite(target_epsilon) and target_epsilon >= MIN_EPSILON):
@@ -43,32 +51,52 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
     used = epsilon_prv(history, delta)
     if used >= target_epsilon:
         raise BudgetExhausted(f"epsilon {used:.3f} is spent already; the target is {target_epsilon:g}")
-    return _search(target_epsilon, delta, q, steps, history)
+    sigma = _search(target_epsilon, delta, q, steps, history, used)
+    if sigma is None:
+        what = f"no noise keeps {steps} steps at q={q:g} within epsilon {target_epsilon:g}"
+        if history:
+            raise BudgetExhausted(f"{what}, of which {used:.3f} is spent")
+        raise ConfigError(f"{what}: raise it")
+    return sigma
 
 
-def _search(target: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...]) -> float:
-    """Secant steps on log epsilon over log sigma (nearly a line), kept inside the bracket once there is one."""
-    tried: list[tuple[float, float]] = []  # (log sigma, log of epsilon / target), in order of trial
+def _search(
+    target: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...], used: float
+) -> float | None:
+    """Secant steps, kept inside the bracket once there is one. None when 10,000 is not enough.
+
+    Over log sigma, the log of what the new steps ADD to epsilon is nearly a line.
+    """
+    tried: list[tuple[float, float]] = []  # (log sigma, log of added epsilon / what is left), in order of trial
 
     def enough(sigma: float) -> bool:
-        gap = math.log(epsilon_prv((*history, DpEvent(sigma, q, steps)), delta) / target)
-        tried.append((math.log(sigma), gap))
-        return gap <= 0
+        added = epsilon_prv((*history, DpEvent(sigma, q, steps)), delta) - used
+        tried.append((math.log(sigma), math.log(max(added, _NOTHING) / (target - used))))
+        return added <= target - used
 
-    best = math.inf
+    best = None
     sigma = 1.0
     for _ in range(60):
-        sigma = math.ceil(sigma * 10**SIGMA_DIGITS - 1e-6) / 10**SIGMA_DIGITS
+        sigma = min(MAX_SIGMA, math.ceil(sigma * 10**SIGMA_DIGITS - 1e-6) / 10**SIGMA_DIGITS)
         if any(math.isclose(math.log(sigma), x, abs_tol=1e-12) for x, _ in tried):
             break  # the bracket is as narrow as sigma's digits
         if enough(sigma):
-            best = min(best, sigma)
-            if tried[-1][1] >= -CLOSENESS:
-                break
-        elif sigma > 100 and math.isinf(best) and not enough(MAX_SIGMA):
-            raise ConfigError(f"no noise keeps {steps} steps at q={q:g} within epsilon {target:g}: raise it")
+            best = sigma if best is None else min(best, sigma)
+        elif best is None and sigma > 100:
+            if not enough(MAX_SIGMA):
+                return None
+            best = MAX_SIGMA
+        if best is not None and _close(tried, best):
+            break
         sigma = math.exp(_next_guess(tried))
-    return best if math.isfinite(best) else MAX_SIGMA
+    return best
+
+
+def _close(tried: list[tuple[float, float]], best: float) -> bool:
+    """Whether nearly all that was left is used, or a sigma just below the best is too little."""
+    gap = next(gap for x, gap in tried if x == math.log(best))
+    below = max((x for x, gap in tried if gap > 0), default=-math.inf)
+    return math.log(1 - CLOSENESS) <= gap or math.log(best) - below <= SIGMA_CLOSENESS
 
 
 def _next_guess(tried: list[tuple[float, float]]) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from gradtf_fl.privacy.skellam import SkellamEvent
 
 UNIT = "one sequence (one row of the organization's data)"
 ADJACENCY = "add or remove one row"
@@ -51,6 +53,10 @@ class DpEvent:
         return other.releases_nothing or (self.sigma <= other.sigma and self.q >= other.q and self.steps >= other.steps)
 
 
+Event = DpEvent | SkellamEvent
+"""Two mechanisms with two units: a row (`DpEvent`) and a whole organization (`SkellamEvent`)."""
+
+
 def merge(events: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
     """Events with equal (sigma, q) added up, empty ones left out, in ascending order.
 
@@ -61,6 +67,26 @@ def merge(events: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
         if not event.releases_nothing:
             steps[event.sigma, event.q] = steps.get((event.sigma, event.q), 0) + event.steps
     return tuple(DpEvent(sigma, q, count) for (sigma, q), count in sorted(steps.items()))
+
+
+def merge_skellam(events: Iterable[SkellamEvent]) -> tuple[SkellamEvent, ...]:
+    """Skellam events that differ in nothing but their releases added up, in order of first appearance."""
+    releases: dict[SkellamEvent, int] = {}
+    for event in events:
+        kind = replace(event, releases=0)
+        releases[kind] = releases.get(kind, 0) + event.releases
+    return tuple(replace(kind, releases=count) for kind, count in releases.items() if count)
+
+
+def separate(events: Iterable[Event]) -> tuple[tuple[DpEvent, ...], tuple[SkellamEvent, ...]]:
+    """A mixed history as its two histories: what a row pays for, and what an organization pays for.
+
+    They are never composed with each other. Each protects another unit, and the second holds only against who
+    sees no more than the sums: their epsilons stand side by side and are not added.
+    """
+    history = tuple(events)
+    rows = tuple(event for event in history if isinstance(event, DpEvent))
+    return rows, tuple(event for event in history if isinstance(event, SkellamEvent))
 
 
 def total_steps(events: Sequence[DpEvent]) -> int:

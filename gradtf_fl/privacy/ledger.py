@@ -4,62 +4,58 @@ A charge is written before the first noisy gradient can leave (`Ledger.reserve`)
 steps afterwards. A crash in between leaves the reservation counted: over-counting is the only error allowed.
 What passes the budget is refused before anything is written and before data is touched.
 
-    ledger = Ledger.open(path, identity_key=key, organization="clinic", delta=1e-5, budget=8.0)
-    reservation = ledger.reserve("run-1", 1, 0, DpEvent(sigma=1.0, q=1 / 16, steps=50))
-    outcome = train_dp(...)
-    ledger.settle(reservation, outcome.event, noise=outcome.noise)
+    with Ledger.open(path, identity_key=key, organization="clinic", delta=1e-5, budget=8.0) as ledger:
+        reservation = ledger.reserve("run-1", 1, 0, DpEvent(sigma=1.0, q=1 / 16, steps=50))
+        outcome = train_dp(...)
+        ledger.settle(reservation, outcome.event, noise=outcome.noise)
+
+Each dataset has a budget of its own: a row is in one dataset, so it pays only for training on that one.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError, VerificationFailed
-from gradtf_fl.privacy.accountants import Epsilons, epsilon_prv, epsilons
+from gradtf_fl.privacy.accountants import Epsilons, epsilon_prv, epsilons, fits
+from gradtf_fl.privacy.books import Books, DatasetAccount
 from gradtf_fl.privacy.chain import GENESIS_HASH, Entry, Problem, seal
 from gradtf_fl.privacy.events import NOISE_UNRECORDED, DpEvent
-from gradtf_fl.privacy.reading import EMPTY_HEAD, check, head_or_problem, read_ledger, replay_or_fail
-from gradtf_fl.privacy.records import Charge, Genesis, Replay, budget_body, canonical, event_document, skellam_document
+from gradtf_fl.privacy.reading import read_ledger
+from gradtf_fl.privacy.records import (
+    TRAIN,
+    Charge,
+    Genesis,
+    budget_body,
+    canonical,
+    check_dataset,
+    event_document,
+    skellam_document,
+)
+from gradtf_fl.privacy.rotation import ROTATE, rotation_document
+from gradtf_fl.privacy.session import Session
 from gradtf_fl.privacy.skellam import SkellamEvent
-from gradtf_fl.privacy.store import Head, append, create, head_path, read_entries, transaction, write_head
-
-ROUNDING = 1e-9
-"""Slack of the budget comparison: a plan calibrated to exactly the budget is within it."""
-
-
-@dataclass(frozen=True)
-class _Writing:
-    """One transaction: what the ledger holds, already verified, and the way to add a row."""
-
-    connection: sqlite3.Connection
-    entries: list[Entry]
-    content: Replay
-    key: Ed25519PrivateKey
-
-    def add(self, kind: str, body: str) -> int:
-        last = self.entries[-1]
-        append(self.connection, seal(last.number + 1, kind, body, last.hash, self.key))
-        return last.number + 1
 
 
 class Ledger:
-    """One organization's ledger. Every call is a transaction of its own; processes take turns.
+    """One organization's ledger. Every call is a transaction of its own; threads and processes take turns.
 
-    Use `Ledger.open`. No connection stays open, so an instance may cross threads and outlive crashes. Every
-    call verifies the whole chain first and raises `VerificationFailed` where it is broken.
+    Use `Ledger.open`. The file stays open from the first call to `close` (or to the end of a ``with``, of the
+    instance, or of the process). The first call verifies the whole chain, later ones what was added since; each
+    raises `VerificationFailed` where it is broken. When a call returns, its row is on disk.
     """
 
     def __init__(self, path: Path, key: Ed25519PrivateKey) -> None:
         self.path = path
-        self._key = key
-        self._public = key.public_key().public_bytes_raw()
+        self._session = Session(path, key)
+        self._finalizer = weakref.finalize(self, self._session.close)
 
     @classmethod
     def open(
@@ -69,27 +65,34 @@ class Ledger:
         identity_key: Ed25519PrivateKey,
         organization: str,
         delta: float,
-        budget: float,
+        budget: float | Mapping[str, float],
     ) -> Ledger:
-        """Open or create the ledger at ``path`` (mode 0600); a changed budget is recorded as a row.
+        """Open or create the ledger at ``path`` (mode 0600); a new or changed budget is recorded as a row.
+
+        Args:
+            budget: lifetime epsilon by dataset; a number is that of the dataset "train".
 
         Raises:
-            ConfigError: delta or budget outside its range, another organization's ledger, or another delta.
+            ConfigError: delta, a dataset or a budget outside its range, another organization's ledger, another
+                key's, or another delta.
             VerificationFailed: the ledger does not verify, or was deleted while its head is still there.
         """
-        problems = []
-        if not 0 < delta < 1:
-            problems.append(f"delta must lie between 0 and 1, not {delta}")
-        if not budget > 0:
-            problems.append(f"the privacy budget must be above 0, not {budget}")
+        budgets = dict(budget) if isinstance(budget, Mapping) else {TRAIN: budget}
+        problems = [] if 0 < delta < 1 else [f"delta must lie between 0 and 1, not {delta}"]
+        problems += [f"the privacy budget must be above 0, not {each}" for each in budgets.values() if not each > 0]
         if problems:
             raise ConfigError(problems)
+        for dataset in budgets:
+            check_dataset(dataset)
         ledger = cls(Path(path), identity_key)
-        ledger._create(Genesis(organization, delta, ledger._public, _now()), budget)
-        with ledger._writing() as writing:
-            _check_owner(ledger.path, writing.content.genesis, organization, delta, ledger._public)
-            if writing.content.budget != budget:
-                writing.add("budget", budget_body(budget, _now()))
+        public = identity_key.public_key().public_bytes_raw()
+        genesis = Genesis(organization, delta, public, _now())
+        ledger._session.create(lambda: _first_rows(genesis, budgets, identity_key))
+        with ledger._session.transaction() as writing:
+            _check_owner(ledger.path, writing.books.genesis, writing.chain.key, genesis)
+            for dataset, epsilon in budgets.items():
+                if writing.books.budgets.get(dataset) != epsilon:
+                    writing.add("budget", budget_body(dataset, epsilon, _now()))
         return ledger
 
     def reserve(
@@ -100,32 +103,29 @@ class Ledger:
         event: DpEvent,
         note: str = "",
         *,
+        dataset: str = TRAIN,
         noise: str = NOISE_UNRECORDED,
         client_level: SkellamEvent | None = None,
     ) -> int:
         """Charge ``event`` before training. Returns the reservation, to be settled or aborted once.
 
         Args:
+            dataset: whose rows will be trained on, and whose budget pays.
             client_level: the Skellam noise on the sum that the update will go into: recorded and reported as a
                 second epsilon. The budget is of the first, which holds without the other organizations.
 
         Raises:
-            BudgetExhausted: everything charged so far and ``event``, composed jointly by PRV, pass the
-                budget. Nothing is written then.
+            BudgetExhausted: everything charged to the dataset so far and ``event``, composed jointly by PRV,
+                pass its budget. Nothing is written then.
+            ConfigError: the dataset has no budget.
         """
         body: dict[str, object] = {"run_id": run_id, "round": round, "attempt": attempt, "note": note, "noise": noise}
         if client_level is not None:
             body["client_level"] = skellam_document(client_level)
-        with self._writing() as writing:
-            genesis, spent, budget = writing.content.genesis, writing.content.events, writing.content.budget
-            after = epsilon_prv((*spent, event), genesis.delta)
-            if after > budget + ROUNDING:
-                raise BudgetExhausted(
-                    f"{genesis.organization}: round {round} would take epsilon from "
-                    f"{epsilon_prv(spent, genesis.delta):.3f} to {after:.3f}, past the budget of {budget:g} "
-                    f"(delta {genesis.delta:g})"
-                )
-            return writing.add("reserve", canonical({**body, **event_document(event), "when": _now()}))
+        with self._session.transaction() as writing:
+            _check_budget(self.path, writing.books, dataset, event, round)
+            document = {**body, **event_document(event), "dataset": dataset, "when": _now()}
+            return writing.add("reserve", canonical(document))
 
     def settle(self, reservation: int, observed: DpEvent, *, noise: str = NOISE_UNRECORDED) -> None:
         """Replace a reservation's event by what was observed.
@@ -152,90 +152,105 @@ class Ledger:
         """
         self._close(reservation, "abort", {"released": released})
 
-    def events(self) -> tuple[DpEvent, ...]:
-        """Every event that counts, in order: settled as observed, open reservations in full."""
-        return self._content().events
+    def rotate(self, new_key: Ed25519PrivateKey) -> None:
+        """Hand the ledger over to ``new_key``: the old key signs the row, the new one its body and all that follows.
+
+        From then on `Ledger.open` wants the new key. The old one stays on the record: a leaked old key cannot
+        add rows, but could fork the chain before this row, which a known head tells apart.
+        """
+        with self._session.transaction() as writing:
+            writing.add(ROTATE, canonical(rotation_document(new_key, writing.last_hash, _now())))
+            self._session.sign_with(new_key)
+
+    def events(self, dataset: str = TRAIN) -> tuple[DpEvent, ...]:
+        """Every event that counts for ``dataset``, in order: settled as observed, open reservations in full."""
+        return self._account(dataset)[0].events
 
     def charges(self) -> tuple[Charge, ...]:
-        """Every charge with its run, round and state."""
-        return self._content().charges
+        """Every charge of every dataset with its run, round and state."""
+        with self._session.transaction() as writing:
+            return tuple(writing.books.charges.values())
 
-    def spent(self) -> Epsilons:
-        """Epsilon of everything that counts, composed jointly, by three accountants."""
-        content = self._content()
-        return epsilons(content.events, content.genesis.delta)
+    def spent(self, dataset: str = TRAIN) -> Epsilons:
+        """Epsilon of everything that counts for ``dataset``, composed jointly, by three accountants."""
+        account, delta = self._account(dataset)
+        return epsilons(account.events, delta)
 
-    def remaining(self) -> float:
-        """Budget less spent (PRV), at least 0; inf without a budget."""
-        content = self._content()
-        return max(0.0, content.budget - epsilon_prv(content.events, content.genesis.delta))
+    def remaining(self, dataset: str = TRAIN) -> float:
+        """Budget of ``dataset`` less what it spent (PRV), at least 0; inf without a budget."""
+        account, delta = self._account(dataset)
+        return max(0.0, account.budget - epsilon_prv(account.events, delta))
 
     @property
     def head(self) -> bytes:
         """Hash of the last row (32 bytes), sent in every signed advert."""
-        return read_ledger(self.path).head
+        with self._session.transaction() as writing:
+            return writing.chain.head
 
     def verify(self) -> tuple[Problem, ...]:
-        """Every break of the chain, the head file or the structure; empty when all is well."""
-        return read_ledger(self.path, public_keys=[self._public]).problems
+        """Every break of the chain, the head file or the structure, read anew from disk; empty when all is well."""
+        return read_ledger(self.path, public_keys=[self._session.public]).problems
 
-    def _content(self) -> Replay:
-        reading = read_ledger(self.path, public_keys=[self._public])
-        _raise_first(self.path, reading.problems)
-        return reading.content
+    def close(self) -> None:
+        """Let go of the file. A later call opens it again."""
+        self._session.close()
 
-    def _create(self, genesis: Genesis, budget: float) -> None:
-        """Make the files and the first two rows, unless they are there."""
-        if not self.path.exists():
-            if head_or_problem(self.path) not in (None, EMPTY_HEAD):
-                name = head_path(self.path).name
-                raise VerificationFailed(f"{self.path}: the ledger is gone while {name} is still there")
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_head(self.path, EMPTY_HEAD)
-        create(self.path)
-        with transaction(self.path) as connection:
-            entries, structure = read_entries(connection)
-            if not entries and not structure and head_or_problem(self.path) == EMPTY_HEAD:
-                first = seal(1, "genesis", genesis.body(), GENESIS_HASH, self._key)
-                append(connection, first)
-                append(connection, seal(2, "budget", budget_body(budget, genesis.created), first.hash, self._key))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _account(self, dataset: str) -> tuple[DatasetAccount, float]:
+        with self._session.transaction() as writing:
+            _known_dataset(self.path, writing.books, dataset)
+            return writing.books.picture().dataset(dataset), writing.books.genesis.delta
 
     def _close(self, reservation: int, kind: str, document: dict[str, object]) -> Charge:
-        with self._writing() as writing:
-            opened = {c.reservation: c for c in writing.content.charges if c.state == "reserved"}
-            if reservation not in opened:
+        with self._session.transaction() as writing:
+            charge = writing.books.charges.get(reservation)
+            if charge is None or charge.state != "reserved":
                 raise ValueError(f"there is no open reservation {reservation}")
             writing.add(kind, canonical({**document, "reservation": reservation, "when": _now()}))
-            return opened[reservation]
-
-    @contextmanager
-    def _writing(self) -> Iterator[_Writing]:
-        """A transaction on the verified ledger; the head file follows once it is committed."""
-        with transaction(self.path) as connection:
-            entries, structure = read_entries(connection)
-            content = replay_or_fail(self.path, entries)
-            _raise_first(self.path, check(self.path, entries, structure, content))
-            yield _Writing(connection, entries, content, self._key)
-        with transaction(self.path) as connection:  # again, so that an older head never replaces a newer one
-            entries, _ = read_entries(connection)
-            write_head(self.path, Head(len(entries), entries[-1].hash))
+            return charge
 
 
-def _check_owner(path: Path, genesis: Genesis, organization: str, delta: float, public: bytes) -> None:
+def _first_rows(genesis: Genesis, budgets: Mapping[str, float], key: Ed25519PrivateKey) -> Sequence[Entry]:
+    rows = [seal(1, "genesis", genesis.body(), GENESIS_HASH, key)]
+    for dataset, budget in budgets.items():
+        body = budget_body(dataset, budget, genesis.created)
+        rows.append(seal(len(rows) + 1, "budget", body, rows[-1].hash, key))
+    return rows
+
+
+def _check_owner(path: Path, found: Genesis, signer: bytes, wanted: Genesis) -> None:
     problems = []
-    if genesis.public_key != public:
+    if signer != wanted.public_key:
         problems.append(f"ledger {path}: it is signed by another identity key")
-    if genesis.organization != organization:
-        problems.append(f"ledger {path}: it is {genesis.organization!r}'s, not {organization!r}'s")
-    if genesis.delta != delta:
-        problems.append(f"ledger {path}: its delta is {genesis.delta:g}, fixed for good, not {delta:g}")
+    if found.organization != wanted.organization:
+        problems.append(f"ledger {path}: it is {found.organization!r}'s, not {wanted.organization!r}'s")
+    if found.delta != wanted.delta:
+        problems.append(f"ledger {path}: its delta is {found.delta:g}, fixed for good, not {wanted.delta:g}")
     if problems:
         raise ConfigError(problems)
 
 
-def _raise_first(path: Path, problems: tuple[Problem, ...] | list[Problem]) -> None:
-    if problems:
-        raise VerificationFailed(f"{path}: {problems[0]}")
+def _known_dataset(path: Path, books: Books, dataset: str) -> None:
+    if dataset not in books.budgets:
+        raise ConfigError(f"ledger {path}: dataset {dataset!r} has no budget")
+
+
+def _check_budget(path: Path, books: Books, dataset: str, event: DpEvent, round: int) -> None:
+    _known_dataset(path, books, dataset)
+    budget, spent, delta = books.budgets[dataset], books.spent(dataset), books.genesis.delta
+    if not fits(spent, event, delta, budget):
+        raise BudgetExhausted(
+            f"{books.genesis.organization}: round {round} would take epsilon of dataset {dataset!r} from "
+            f"{epsilon_prv(spent, delta):.3f} to {epsilon_prv((*spent, event), delta):.3f}, past the budget of "
+            f"{budget:g} (delta {delta:g})"
+        )
 
 
 def _now() -> str:

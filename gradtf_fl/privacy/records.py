@@ -1,23 +1,31 @@
-"""What a ledger's rows say: JSON bodies read into charges, without touching files.
+"""What a ledger's rows say: values written as JSON bodies and read back, without touching files.
 
-Kinds of row: ``genesis`` (whose ledger, delta, key, budget), ``budget`` (a changed lifetime budget),
-``reserve`` (a charge, written before training), ``settle`` (what was observed), ``abort`` (never settled).
+Kinds of row: ``genesis`` (whose ledger, delta, key), ``budget`` (a dataset's lifetime budget), ``reserve`` (a
+charge to one dataset, written before training), ``settle`` (what was observed), ``abort`` (never settled),
+``rotate`` (another key signs from here on; `gradtf_fl.privacy.rotation`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from gradtf_fl.privacy.chain import Entry, Problem
+from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy.events import ACCOUNTANT, ADJACENCY, NOISE_UNRECORDED, SAMPLER, UNIT, DpEvent
 from gradtf_fl.privacy.skellam import SkellamEvent
 
-FORMAT = "gradtf-fl ledger 1"
+FORMAT = "gradtf-fl ledger 2"
+FORMATS = ("gradtf-fl ledger 1", FORMAT)
+"""Ledgers that are read. Format 1 knew neither datasets (all of its charges are to `TRAIN`) nor rotation."""
+TRAIN = "train"
+"""The dataset that is charged where none is named."""
 ChargeState = Literal["reserved", "settled", "aborted", "released"]
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -32,19 +40,19 @@ class Genesis:
     adjacency: str = ADJACENCY
     sampler: str = SAMPLER
     accountant: str = ACCOUNTANT
+    format: str = FORMAT
 
     def body(self) -> str:
         """Canonical JSON."""
-        document = {**vars(self), "public_key": self.public_key.hex(), "format": FORMAT}
-        return canonical(document)
+        return canonical({**vars(self), "public_key": self.public_key.hex()})
 
     @classmethod
     def parse(cls, body: str) -> Genesis:
         """Genesis of `body`'s form; ValueError on any other."""
-        document = _document(body)
-        if document.get("format") != FORMAT:
+        document = read_body(body)
+        if document.get("format") not in FORMATS:
             raise ValueError(f"format {FORMAT!r} is expected")
-        names = ("organization", "created", "unit", "adjacency", "sampler", "accountant")
+        names = ("organization", "created", "unit", "adjacency", "sampler", "accountant", "format")
         texts = {name: _text(document, name) for name in names}
         key = bytes.fromhex(_text(document, "public_key"))
         delta = _number(document, "delta")
@@ -53,7 +61,7 @@ class Genesis:
         return cls(delta=delta, public_key=key, **texts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Charge:
     """One training run's cost.
 
@@ -63,6 +71,7 @@ class Charge:
             released (nothing was trained: not counted).
         event: what counts; the reserved one until settled.
         client_level: the Skellam noise on the sum that the update goes into, where the round has that layer.
+        dataset: whose rows were trained on.
     """
 
     reservation: int
@@ -75,41 +84,45 @@ class Charge:
     when: str
     state: ChargeState = "reserved"
     client_level: SkellamEvent | None = None
+    dataset: str = TRAIN
 
     @property
     def counted(self) -> bool:
         """Whether epsilon includes it."""
         return self.state != "released"
 
+    def closed(self, kind: str, document: Mapping[str, Any]) -> Charge:
+        """This charge after its ``settle`` or ``abort`` row; ValueError where that makes no sense."""
+        if self.state != "reserved":
+            raise ValueError(f"reservation {self.reservation} is {self.state} already")
+        if kind == "settle":
+            noise = _text(document, "noise")
+            noise = self.noise if noise == NOISE_UNRECORDED else noise
+            return replace(self, event=_event(document), state="settled", noise=noise)
+        return replace(self, state="aborted" if document.get("released") is not False else "released")
 
-@dataclass(frozen=True)
-class Replay:
-    """A ledger's content: budget in epsilon (may be inf), charges in order, and rows that make no sense."""
 
-    genesis: Genesis
-    budget: float
-    charges: tuple[Charge, ...]
-    problems: tuple[Problem, ...]
-
-    @property
-    def events(self) -> tuple[DpEvent, ...]:
-        """Every event that counts, in order."""
-        return tuple(charge.event for charge in self.charges if charge.counted)
-
-    @property
-    def client_level(self) -> tuple[SkellamEvent, ...]:
-        """Skellam events of every charge that counts, whether or not its round ended well."""
-        return tuple(charge.client_level for charge in self.charges if charge.counted and charge.client_level)
+def check_dataset(name: str) -> str:
+    """``name``; ConfigError where it cannot name a dataset."""
+    if not _DATASET.fullmatch(name):
+        raise ConfigError(f"dataset {name!r}: letters, digits, '.', '_' and '-', at most 64, are wanted")
+    return name
 
 
 def canonical(document: Mapping[str, Any]) -> str:
     """JSON with sorted keys and no spaces; floats by ``repr``, so they round-trip exactly. NaN is refused."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(document)
 
 
-def budget_body(budget: float, when: str) -> str:
+def budget_body(dataset: str, budget: float, when: str) -> str:
     """Body of a ``budget`` row; an infinite budget is null."""
-    return canonical({"budget": None if math.isinf(budget) else budget, "when": when})
+    return canonical({"dataset": dataset, "budget": None if math.isinf(budget) else budget, "when": when})
+
+
+def read_budget(document: Mapping[str, Any]) -> tuple[str, float]:
+    """Dataset and budget of a ``budget`` row."""
+    budget = math.inf if document.get("budget") is None else _number(document, "budget")
+    return _text(document, "dataset", TRAIN), budget
 
 
 def event_document(event: DpEvent) -> dict[str, Any]:
@@ -122,50 +135,30 @@ def skellam_document(event: SkellamEvent) -> dict[str, Any]:
     return asdict(event)
 
 
-def replay(entries: Sequence[Entry]) -> Replay:
-    """Read all rows in order; bad rows become problems. ValueError when there is no readable genesis."""
-    if not entries or entries[0].kind != "genesis":
-        raise ValueError("the first row is no genesis row")
-    genesis = Genesis.parse(entries[0].body)
-    budget = math.inf
-    charges: dict[int, Charge] = {}
-    problems: list[Problem] = []
-    for entry in entries[1:]:
-        try:
-            document = _document(entry.body)
-            if entry.kind == "budget":
-                budget = math.inf if document.get("budget") is None else _number(document, "budget")
-            elif entry.kind == "reserve":
-                charges[entry.number] = _charge(entry.number, document)
-            else:
-                reservation = _whole(document, "reservation")
-                charges[reservation] = _close(charges[reservation], entry.kind, document)
-        except (ValueError, KeyError) as error:
-            problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})"))
-    return Replay(genesis, budget, tuple(charges.values()), tuple(problems))
-
-
-def _charge(number: int, document: Mapping[str, Any]) -> Charge:
-    texts = {name: _text(document, name) for name in ("run_id", "note", "noise", "when")}
-    counts = {name: _whole(document, name) for name in ("round", "attempt")}
+def read_charge(number: int, document: Mapping[str, Any]) -> Charge:
+    """The charge of a ``reserve`` row."""
     skellam = document.get("client_level")
-    client_level = None if skellam is None else _skellam(skellam)
-    return Charge(number, event=_event(document), client_level=client_level, **texts, **counts)  # type: ignore[arg-type]
+    return Charge(
+        reservation=number,
+        run_id=_text(document, "run_id"),
+        round=_whole(document, "round"),
+        attempt=_whole(document, "attempt"),
+        event=_event(document),
+        note=_text(document, "note"),
+        noise=_text(document, "noise"),
+        when=_text(document, "when"),
+        client_level=None if skellam is None else _skellam(skellam),
+        dataset=_text(document, "dataset", TRAIN),
+    )
 
 
-def _close(charge: Charge, kind: str, document: Mapping[str, Any]) -> Charge:
-    if charge.state != "reserved":
-        raise ValueError(f"reservation {charge.reservation} is {charge.state} already")
-    if kind == "settle":
-        noise = _text(document, "noise")
-        noise = charge.noise if noise == NOISE_UNRECORDED else noise
-        return replace(charge, event=_event(document), state="settled", noise=noise)
-    if kind == "abort":
-        return replace(charge, state="aborted" if document.get("released") is not False else "released")
-    raise ValueError(f"unknown kind {kind!r}")
+def read_reservation(document: Mapping[str, Any]) -> int:
+    """Which reservation a ``settle`` or ``abort`` row closes."""
+    return _whole(document, "reservation")
 
 
-def _document(body: str) -> dict[str, Any]:
+def read_body(body: str) -> dict[str, Any]:
+    """A row's JSON object; ValueError when it is none."""
     try:
         document = json.loads(body)
     except RecursionError as error:
@@ -186,8 +179,8 @@ def _skellam(document: object) -> SkellamEvent:
     return SkellamEvent(**reals, releases=_whole(document, "releases"), noisers=_whole(document, "noisers"))
 
 
-def _text(document: Mapping[str, Any], name: str) -> str:
-    value = document.get(name)
+def _text(document: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = document.get(name, default)
     if not isinstance(value, str):
         raise ValueError(f"{name} is no text")
     return value

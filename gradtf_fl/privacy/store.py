@@ -1,8 +1,8 @@
-"""The ledger's two files: an append-only SQLite table, and the chain's head beside it."""
+"""The ledger's SQLite file: one append-only table."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import sqlite3
 import time
@@ -16,6 +16,10 @@ from gradtf_fl.privacy.chain import Entry, Problem
 
 WAIT_S = 120.0
 """How long one process waits for another's transaction."""
+
+LOG_PAGES = 200
+"""SQLite's log starts over after so many pages (one or two a row): what is overwritten need not grow, which is what
+the disk is slow at."""
 
 SCHEMA = {
     "entries": (
@@ -32,55 +36,107 @@ SCHEMA = {
     ),
     "entries_only_append": (  # also stops INSERT OR REPLACE, which runs no delete trigger
         "CREATE TRIGGER entries_only_append BEFORE INSERT ON entries "
-        "WHEN NEW.number <> (SELECT COUNT(*) + 1 FROM entries) "
+        "WHEN NEW.number <> (SELECT COALESCE(MAX(number), 0) + 1 FROM entries) "
         "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
     ),
 }
+APPEND_TRIGGER_1 = SCHEMA["entries_only_append"].replace("COALESCE(MAX(number), 0)", "COUNT(*)")
+"""As ledgers of format 1 have it: the same rule, but each row takes time in proportion to all before it."""
+_COLUMNS = "SELECT number, kind, body, previous, hash, signature FROM entries"
 
 
 @dataclass(frozen=True)
-class Head:
-    """Length of the chain and its last hash (32 bytes)."""
+class Stored:
+    """A file's rows, what is wrong with its structure, and the SHA-256 of its pages (32 bytes) and their size."""
 
-    rows: int
-    hash: bytes
-
-
-def head_path(ledger: Path) -> Path:
-    """Where the head of ``ledger`` is kept."""
-    return ledger.with_name("ledger.head" if ledger.name == "ledger.sqlite" else ledger.name + ".head")
+    entries: list[Entry]
+    problems: list[Problem]
+    image: bytes
+    image_bytes: int
 
 
-def create(path: Path) -> None:
-    """An empty ledger file of mode 0600; nothing where one exists."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives -wal and -shm the same mode
-    with transaction(path) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            for statement in SCHEMA.values():
-                connection.execute(statement)
+class LedgerFile:
+    """The file, held open by one process from its first transaction to `close`.
 
+    A forked child gets a connection of its own. Never open the file by other means than SQLite meanwhile: on
+    POSIX systems, closing it once would drop this process's locks on it.
+    """
 
-@contextmanager
-def transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    """The only writer of ``path`` while the block runs; committed at its end, undone on an exception."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
-    try:
-        _write_ahead(connection)
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("BEGIN IMMEDIATE")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+        self._owner = 0
+        self._inode: tuple[int, int] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None and self._owner == os.getpid()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The only writer while the block runs; committed and on disk at its end, undone on an exception.
+
+        Raises:
+            VerificationFailed: the file is damaged, or another one took its place since it was opened.
+        """
         try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError:  # locked for too long, disk full: not the ledger's fault
             raise
-        connection.execute("COMMIT")
-    except sqlite3.OperationalError:  # locked for too long, disk full: not the ledger's fault
-        raise
-    except sqlite3.DatabaseError as error:
-        raise VerificationFailed(f"{path}: the file is damaged ({error})") from error
-    finally:
-        connection.close()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise VerificationFailed(f"{self.path}: the file is damaged ({error})") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        if not self.is_open:
+            if self._connection is not None:
+                _OF_PARENTS.append(self._connection)
+            self._connection = _connect(self.path, "mode=rw", check_same_thread=False)
+            self._owner, self._inode = os.getpid(), _inode(self.path)
+            _write_ahead(self._connection)
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        elif _inode(self.path) != self._inode:
+            raise VerificationFailed(f"{self.path}: it was moved or replaced while it was open")
+        assert self._connection is not None
+        return self._connection
+
+    def close(self) -> None:
+        """The last one to close it moves everything from SQLite's log into the file."""
+        if self.is_open and self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+_OF_PARENTS: list[sqlite3.Connection] = []
+"""Connections that a forked child inherited: closing one there would touch the parent's files."""
+
+
+def _connect(path: Path, options: str, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{options}",
+        uri=True,
+        timeout=WAIT_S,
+        isolation_level=None,
+        check_same_thread=check_same_thread,
+    )
+    connection.text_factory = lambda raw: raw.decode(errors="replace")  # damaged text fails its row's hash
+    return connection
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -96,95 +152,104 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def load_entries(path: Path) -> tuple[list[Entry], list[Problem]]:
-    """`read_entries` of a file at rest or in use; nothing is written, not even SQLite's side files.
+def create(file: LedgerFile) -> None:
+    """An empty ledger of mode 0600, its name on disk; nothing where one exists."""
+    file.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not file.path.exists():
+        os.close(os.open(file.path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives -wal and -shm the same mode
+        folder = os.open(file.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    with file.transaction() as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in SCHEMA.values():
+                connection.execute(statement)
+
+
+def load(path: Path) -> Stored:
+    """A file at rest or in use; nothing is written, not even SQLite's side files.
 
     A file without a write-ahead log is read as it lies (``immutable``, which creates no files and works in
     read-only folders). If a writer came in meanwhile, it is read again, with SQLite's locks.
+
+    Raises:
+        ConfigError: the database holds no ledger.
+        sqlite3.DatabaseError: it can't be read, or is no SQLite file (``sqlite_errorcode`` SQLITE_NOTADB).
     """
     wal = path.with_name(path.name + "-wal")
     before = path.stat()
     if not wal.exists():
-        entries_and_problems = _load(path, "mode=ro&immutable=1")
+        stored = _load(path, "mode=ro&immutable=1")
         after = path.stat()
         if not wal.exists() and (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
-            return entries_and_problems
+            if after.st_size != stored.image_bytes:
+                stored.problems.append(Problem(0, "the file is longer or shorter than its pages"))
+            return stored
     return _load(path, "mode=ro")
 
 
-def _load(path: Path, options: str) -> tuple[list[Entry], list[Problem]]:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=WAIT_S)
+def _load(path: Path, options: str) -> Stored:
+    connection = _connect(path, options)
     try:
-        return read_entries(connection)
+        connection.execute("BEGIN")
+        return read_stored(connection)
+    except UnicodeDecodeError as error:  # Python cannot read SQLite's own message, which quotes a damaged schema
+        raise sqlite3.DatabaseError("the schema is no UTF-8") from error
     finally:
         connection.close()
 
 
-def append(connection: sqlite3.Connection, entry: Entry) -> None:
-    """Write one row inside a `transaction`."""
-    values = (entry.number, entry.kind, entry.body, entry.previous, entry.hash, entry.signature)
-    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
+def read_stored(connection: sqlite3.Connection) -> Stored:
+    """Everything, inside a transaction; for what it raises see `load`."""
+    problems = structure_problems(connection)
+    entries = read_entries(connection, 0, problems)
+    pages = connection.serialize()
+    return Stored(entries, problems, hashlib.sha256(pages).digest(), len(pages))
 
 
-def read_entries(connection: sqlite3.Connection) -> tuple[list[Entry], list[Problem]]:
-    """All rows of well-typed columns, and what is wrong with the file's structure.
-
-    Raises:
-        ConfigError: the database holds no ledger at all.
-        sqlite3.DatabaseError: it can't be read.
-    """
-    try:
-        return _read_entries(connection)
-    except UnicodeDecodeError as error:
-        raise sqlite3.DatabaseError("text that is no UTF-8") from error
+def image(connection: sqlite3.Connection) -> bytes:
+    """SHA-256 of the file's pages (32 bytes) as they lie on disk once SQLite's log is moved into the file."""
+    return hashlib.sha256(connection.serialize()).digest()
 
 
-def _read_entries(connection: sqlite3.Connection) -> tuple[list[Entry], list[Problem]]:
+def structure_problems(connection: sqlite3.Connection) -> list[Problem]:
+    """What differs from a ledger's schema; ConfigError where the database holds no ledger at all."""
     found = {name: sql for name, sql in connection.execute("SELECT name, sql FROM sqlite_master")}
     if "entries" not in found:
         raise ConfigError("a SQLite file, but no privacy ledger: it has no table of entries")
+    if found.get("entries_only_append") == APPEND_TRIGGER_1:
+        found["entries_only_append"] = SCHEMA["entries_only_append"]
     problems = [Problem(0, f"the schema's {name} was changed") for name in SCHEMA if found.get(name) != SCHEMA[name]]
-    problems += [
-        Problem(0, f"the file holds {name}, which is no part of a ledger") for name in sorted(found.keys() - SCHEMA)
-    ]
-    entries = []
-    query = "SELECT number, kind, body, previous, hash, signature FROM entries ORDER BY rowid"
-    for position, row in enumerate(connection.execute(query), 1):
-        types = (int, str, str, bytes, bytes, bytes)
-        if not all(isinstance(value, wanted) for value, wanted in zip(row, types, strict=True)):
-            problems.append(Problem(position, "a column holds another type of value"))
+    strange = sorted(found.keys() - SCHEMA)
+    return problems + [Problem(0, f"the file holds {name}, which is no part of a ledger") for name in strange]
+
+
+def read_entries(connection: sqlite3.Connection, first: int, problems: list[Problem]) -> list[Entry]:
+    """Rows from number ``first`` on, up to one whose columns hold the wrong types, which goes to ``problems``."""
+    where = f" WHERE number >= {first:d}" if first else ""
+    entries: list[Entry] = []
+    for row in connection.execute(f"{_COLUMNS}{where} ORDER BY rowid"):
+        if tuple(map(type, row)) != (int, str, str, bytes, bytes, bytes):
+            problems.append(Problem(max(first, 1) + len(entries), "a column holds another type of value"))
             break
         entries.append(Entry(*row))
-    return entries, problems
+    return entries
 
 
-def write_head(ledger: Path, head: Head) -> None:
-    """Replace the head file atomically; durable when this returns."""
-    target = head_path(ledger)
-    staging = target.with_name(f"{target.name}.{os.getpid()}.new")
-    handle = os.open(staging, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    try:
-        os.write(handle, json.dumps({"rows": head.rows, "hash": head.hash.hex()}).encode() + b"\n")
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(staging, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def append(connection: sqlite3.Connection, entry: Entry) -> None:
+    """Write one row inside a transaction."""
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", entry)
 
 
-def read_head(ledger: Path) -> Head | None:
-    """The head beside ``ledger``; None where there is no file. ValueError when it is damaged."""
-    try:
-        document = json.loads(head_path(ledger).read_text(encoding="ascii"))
-        head = Head(document["rows"], bytes.fromhex(document["hash"]))
-        if not isinstance(head.rows, int) or head.rows < 0:
-            raise ValueError("rows is no count")
-        return head
-    except FileNotFoundError:
-        return None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{head_path(ledger).name} is damaged") from error
+def last_row(connection: sqlite3.Connection) -> tuple[int, bytes] | None:
+    """Number and hash of the last row; None in an empty table."""
+    found = connection.execute("SELECT number, hash FROM entries ORDER BY number DESC LIMIT 1").fetchone()
+    return None if found is None else (found[0], found[1])
+
+
+def hash_of(connection: sqlite3.Connection, number: int) -> bytes | None:
+    """Hash of one row; None where there is no such row."""
+    found = connection.execute("SELECT hash FROM entries WHERE number = ?", (number,)).fetchone()
+    return found[0] if found else None

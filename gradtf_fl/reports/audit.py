@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.privacy.accountants import Epsilons, epsilon_pld_replace_one, epsilon_prv, epsilons
+from gradtf_fl.privacy.accountants import Epsilons, SkellamRdp, epsilon_pld_replace_one, epsilon_prv, epsilons
+from gradtf_fl.privacy.books import DatasetAccount
 from gradtf_fl.privacy.events import NOISE_UNRECORDED, SAMPLER, DpEvent, merge
 from gradtf_fl.privacy.reading import LedgerReading, read_ledger
 from gradtf_fl.privacy.records import Charge
-from gradtf_fl.privacy.skellam import (
-    CLIENT_ACCOUNTANT,
-    CLIENT_ADJACENCY,
-    CLIENT_ASSUMPTIONS,
-    CLIENT_NOISE,
-    CLIENT_UNIT,
-    epsilon_skellam,
-)
+from gradtf_fl.privacy.skellam import CLIENT_ACCOUNTANT, CLIENT_ADJACENCY, CLIENT_ASSUMPTIONS, CLIENT_NOISE, CLIENT_UNIT
 
 CURVE_POINTS = 32
 """Rounds for which epsilon is recomputed; of a longer history every n-th round and the last."""
+ALL_CURVES_POINTS = 320
+"""So many over all ledgers of one report, but at least `FEWEST_POINTS` each."""
+FEWEST_POINTS = 4
 
 NOT_COVERED = (
     "That the organization takes part, how many rows it has (q and the batch size give it away), and its "
@@ -45,29 +44,42 @@ class RoundCost:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """A ledger's figures.
+    """One dataset's figures.
 
     Attributes:
         reading: the ledger as found, with the breaks of its chain.
+        account: the dataset, its budget and its charges.
         events: what counts, merged by (sigma, q).
         epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row.
         remaining: budget less PRV epsilon, at least 0; inf without a budget.
         noise: every kind of noise generator that a charge names.
-        client_level: epsilon of one organization in the opened sums by their Skellam noise; None without any.
+        client_level: epsilon of one organization in the opened sums by their Skellam noise, over all of its
+            datasets; None without any.
+        curve_points: at how many of its rounds epsilon is recomputed in `rounds`.
     """
 
     reading: LedgerReading
+    account: DatasetAccount
     events: tuple[DpEvent, ...]
     epsilon: Epsilons
     replace_one: float
     remaining: float
     noise: tuple[str, ...]
     client_level: float | None
-    rounds: tuple[RoundCost, ...]
+    curve_points: int = CURVE_POINTS
+
+    @cached_property
+    def rounds(self) -> tuple[RoundCost, ...]:
+        """Every charge in order, some with epsilon after it; computed when it is first asked for."""
+        return _curve(self.account.charges, self.delta, self.curve_points)
 
     @property
     def organization(self) -> str:
         return self.reading.content.genesis.organization
+
+    @property
+    def dataset(self) -> str:
+        return self.account.name
 
     @property
     def delta(self) -> float:
@@ -75,7 +87,7 @@ class LedgerReport:
 
     @property
     def budget(self) -> float:
-        return self.reading.content.budget
+        return self.account.budget
 
     @property
     def sound(self) -> bool:
@@ -92,6 +104,7 @@ class LedgerReport:
         genesis = self.reading.content.genesis
         return {
             "organization": self.organization,
+            "dataset": self.dataset,
             "ledger": str(self.reading.path),
             "unit": genesis.unit,
             "adjacency": genesis.adjacency,
@@ -116,7 +129,7 @@ class LedgerReport:
                 "ok": self.sound,
                 "head": self.reading.head.hex(),
                 "rows": self.reading.rows,
-                "public_key": genesis.public_key.hex(),
+                "public_key": self.reading.keys[-1].hex(),
                 "problems": [{"row": p.row, "what": p.what} for p in self.reading.problems],
             },
         }
@@ -159,36 +172,63 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def report_ledger(path: str | Path) -> LedgerReport:
-    """Read one ledger and compute its epsilons anew from its events.
+def report_ledger(path: str | Path) -> tuple[LedgerReport, ...]:
+    """Read one ledger and compute its epsilons anew from its events, dataset by dataset.
 
     Raises:
         ConfigError: no file, or no ledger.
         VerificationFailed: too damaged to be read. Lesser breaks are in the report (`LedgerReport.sound`).
     """
-    reading = read_ledger(path)
-    content, delta = reading.content, reading.content.genesis.delta
-    spent = epsilons(content.events, delta)
-    noise = dict.fromkeys(charge.noise for charge in content.charges if charge.counted)
+    return tuple(report_all([read_for_report(path)]))
+
+
+def read_for_report(path: str | Path) -> LedgerReading:
+    """The ledger at ``path``, checked as far as its figures hang on it.
+
+    That is the file's structure, its bytes and its head, the hash and the meaning of every row, and the signatures
+    that all others hang on (the last row's and each rotation's): whoever signed the last row signed every figure.
+    That every single signature is whole is for `gradtf audit verify` to say.
+    """
+    return read_ledger(path, every_signature=False)
+
+
+def report_all(readings: Sequence[LedgerReading]) -> list[LedgerReport]:
+    """The figures of each dataset of each ledger, with fewer points on each curve the more ledgers there are."""
+    points = min(CURVE_POINTS, max(FEWEST_POINTS, ALL_CURVES_POINTS // max(1, len(readings))))
+    reports = []
+    for reading in readings:
+        delta, clients = reading.content.genesis.delta, reading.content.client_level
+        client_level = SkellamRdp().epsilon(clients, delta) if clients else None
+        reports += [_report(reading, account, client_level, points) for account in reading.content.datasets]
+    return reports
+
+
+def _report(
+    reading: LedgerReading, account: DatasetAccount, client_level: float | None, curve_points: int
+) -> LedgerReport:
+    delta, events = reading.content.genesis.delta, merge(account.events)
+    spent = epsilons(events, delta)
+    noise = dict.fromkeys(charge.noise for charge in account.charges if charge.counted)
     return LedgerReport(
         reading=reading,
-        events=merge(content.events),
+        account=account,
+        events=events,
         epsilon=spent,
-        replace_one=epsilon_pld_replace_one(content.events, delta),
-        remaining=max(0.0, content.budget - spent.prv) if math.isfinite(spent.prv) else 0.0,
+        replace_one=epsilon_pld_replace_one(events, delta),
+        remaining=max(0.0, account.budget - spent.prv) if math.isfinite(spent.prv) else 0.0,
         noise=tuple(noise) or (NOISE_UNRECORDED,),
-        client_level=epsilon_skellam(content.client_level, delta) if content.client_level else None,
-        rounds=_curve(content.charges, delta),
+        client_level=client_level,
+        curve_points=curve_points,
     )
 
 
-def _curve(charges: tuple[Charge, ...], delta: float) -> tuple[RoundCost, ...]:
-    stride = math.ceil(len(charges) / CURVE_POINTS) or 1
+def _curve(charges: Sequence[Charge], delta: float, points: int) -> tuple[RoundCost, ...]:
+    stride = math.ceil(len(charges) / points) or 1
     costs = []
-    history: list[DpEvent] = []
+    history: tuple[DpEvent, ...] = ()
     for i, charge in enumerate(charges):
         if charge.counted:
-            history.append(charge.event)
+            history = merge((*history, charge.event))
         shown = i % stride == stride - 1 or i + 1 == len(charges)
         costs.append(RoundCost(charge, epsilon_prv(history, delta) if shown else None))
     return tuple(costs)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CSV_COLUMNS = [
     "organization",
+    "dataset",
     "delta",
     "budget",
     "chain_ok",
@@ -47,7 +48,7 @@ def to_csv(reports: Sequence[LedgerReport]) -> str:
     writer.writeheader()
     for report in reports:
         document = report.to_json()
-        fixed = {name: document[name] for name in ("organization", "delta", "budget")}
+        fixed = {name: document[name] for name in ("organization", "dataset", "delta", "budget")}
         fixed["chain_ok"] = report.sound
         for cost in [round_json(c) for c in report.rounds] or [{}]:
             writer.writerow({**cost, **fixed})
@@ -98,7 +99,7 @@ def to_table(reports: Sequence[LedgerReport]) -> RenderableType:
         figures = (report.epsilon.prv, report.epsilon.pld, report.epsilon.rdp, report.replace_one)
         limits = ["none" if math.isinf(value) else number(value) for value in (report.budget, report.remaining)]
         chain = Text("ok", "green") if report.sound else Text("BROKEN", "bold red")
-        cells = [str(len(report.rounds)), *(number(value) for value in figures), *limits]
+        cells = [str(len(report.account.charges)), *(number(value) for value in figures), *limits]
         cells += [number(report.client_level)] if with_clients else []
         table.add_row(Text(report.organization), *cells, chain)
     return Group(table, *(Text(line) for line in meaning(reports)))

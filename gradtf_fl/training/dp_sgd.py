@@ -1,4 +1,4 @@
-"""DP-SGD on an adapter: Opacus hooks, true Poisson sampling, one loss per row.
+"""DP-SGD on an adapter: true Poisson sampling, one loss and one clipped gradient for each row, Adam.
 
 One step, for rows drawn independently with probability q (Abadi et al. 2016, algorithm 1):
 
@@ -7,17 +7,13 @@ One step, for rows drawn independently with probability q (Abadi et al. 2016, al
     Adam takes g
 
 An empty draw is a step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N,
-because the drawn size is private. Opacus gives the per-row gradients (`GradSampleHooks` on PEFT's linear
-layers) and the clipping, noise and scaling (`DPOptimizer`); its data loader is not used, for it samples with
-1 / len(loader) instead of B / N and fails when the first batch is empty.
+because the drawn size is private. The rows' gradients come from `row_gradients`, as one matrix [rows, size].
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import secrets
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,22 +23,25 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from gradtf_fl.errors import ConfigError, GradtfError
-from gradtf_fl.privacy.events import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
+from gradtf_fl.privacy.events import DpEvent
+from gradtf_fl.training.dp_checkpoint import DpCheckpoint
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
+from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
+from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_gradients import RowGradients, full_precision
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
 
+__all__ = ["DpCheckpoint", "DpOutcome", "NothingTrained", "PrivateAdam", "RowLosses", "noisy_step", "train_dp"]
+
 PHYSICAL_BATCH = 512
 """Rows per forward pass; larger draws are split, clipped part by part and released as one step."""
+NORM_FLOOR = 1e-6
+"""Added to a row's norm before the division, as in Opacus: no division by zero, and slack for rounding."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps to do). Never with a loss or a batch size: neither is covered by epsilon."""
-
-
-class NothingTrained(GradtfError):
-    """The first step left the adapter untouched: the run would cost epsilon and change nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,18 @@ class DpOutcome:
     """What one private training run did.
 
     Attributes:
-        event: observed sigma, q and steps; what the ledger is settled with.
+        event: observed sigma, q and steps; what the ledger is settled with. Steps that a checkpoint brought along
+            are in it: they are part of what is released.
         mean_loss: mean over steps of the drawn rows' mean loss, nats. NOT covered by epsilon: it never leaves
             the organization.
         noise: how noise and samples were generated, for the audit.
+        resumed_at: how many of the steps a checkpoint brought along; 0 for a run from the start.
     """
 
     event: DpEvent
     mean_loss: float
     noise: str
+    resumed_at: int = 0
 
 
 def train_dp(
@@ -73,6 +75,7 @@ def train_dp(
     seed: int | None = None,
     progress: Progress | None = None,
     physical_batch: int = PHYSICAL_BATCH,
+    checkpoint: DpCheckpoint | None = None,
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -84,61 +87,46 @@ def train_dp(
         batch: EXPECTED rows per step; q = min(1, batch / N).
         steps: noisy steps, empty draws included.
         rate: Adam's learning rate.
-        seed: replays the run (simulation). ``None`` takes sampling and noise from the operating system's
-            entropy, fresh in every step.
+        seed: replays the run (simulation). ``None`` takes sampling and noise from a key that the operating
+            system gives and that is kept nowhere.
         progress: called after each step.
         physical_batch: most rows in one forward pass.
+        checkpoint: where the run saves itself, and resumes from if it was interrupted; see `DpCheckpoint` for what
+            is then charged.
 
     Raises:
-        ConfigError: an argument, model or row that the privacy argument does not hold for.
+        ConfigError: an argument, model or row that the privacy argument does not hold for, or a checkpoint of
+            another run. CorruptFile: a damaged checkpoint.
         NothingTrained: the first step did not move the adapter.
     """
-    _check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
-    parameters = _check_trainable(model)
-    count = len(rows)
-    q = min(1.0, batch / count)
-    draws = _Draws(seed, next(iter(parameters.values())).device)
+    check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
+    parameters = adapter_parameters(model)
+    q = min(1.0, batch / len(rows))
+    draws = Draws.make(seed)
     forward = RowLosses(model, rows)
-    losses = torch.zeros((), dtype=torch.float64)
-    with private_optimizer(model, parameters, sigma, clip, q * count, rate, draws.noise) as optimizer:
-        before = {name: p.detach().clone() for name, p in parameters.items() if "lora_B" in name}
-        moved = False
-        for step in range(steps):
-            draws.refresh()
-            drawn = poisson_draw(count, q, draws.sampling)
+    with (
+        _own_dropout(forward.device) as dropout,
+        private_optimizer(model, parameters, sigma, clip, q * len(rows), rate, draws) as optimizer,
+    ):
+        probe(optimizer.row_gradients, model)
+        run = None
+        if checkpoint is not None:
+            arguments = (sigma, clip, batch, steps, rate, seed, physical_batch)
+            run = checkpoint.open(model, rows, arguments, optimizer)
+        resumed_at = optimizer.steps
+        losses = run.loss_sum if run is not None else 0.0
+        first = FirstStep(parameters)
+        while optimizer.steps < steps:
+            dropout.manual_seed(draws.dropout_seed(optimizer.steps))
+            drawn = draws.rows(optimizer.steps, len(rows), q)
             losses += noisy_step(optimizer, forward, drawn, physical_batch)
-            if not moved and (sigma > 0 or len(drawn)):
-                _check_moved(parameters, before)
-                moved = True
+            if sigma > 0 or len(drawn):
+                first.check()
+            if run is not None:
+                run.after_step(losses, last=optimizer.steps == steps)
             if progress is not None:
-                progress(step + 1, steps)
-    return DpOutcome(DpEvent(sigma, q, steps), float(losses) / steps, draws.label)
-
-
-def poisson_draw(count: int, q: float, generator: torch.Generator) -> Tensor:
-    """Indices of rows out of ``count``, each drawn independently with probability ``q``; possibly none."""
-    return (torch.rand(count, generator=generator, dtype=torch.float64) < q).nonzero().flatten()
-
-
-class _Draws:
-    """Two generators, for rows and for noise: seeded, or renewed from the system's entropy in each step."""
-
-    def __init__(self, seed: int | None, device: torch.device) -> None:
-        self.seed = seed
-        self.sampling, self.noise = torch.Generator(), torch.Generator(device)
-        if seed is not None:
-            mixer = torch.Generator().manual_seed(seed)
-            for generator in (self.sampling, self.noise):
-                generator.manual_seed(int(torch.randint(2**62, (), generator=mixer)))
-
-    @property
-    def label(self) -> str:
-        return NOISE_CSPRNG if self.seed is None else NOISE_SEEDED
-
-    def refresh(self) -> None:
-        if self.seed is None:
-            self.sampling.manual_seed(secrets.randbits(63))
-            self.noise.manual_seed(secrets.randbits(63))
+                progress(optimizer.steps, steps)
+    return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
 
 
 class RowLosses:
@@ -170,29 +158,78 @@ class RowLosses:
         return row_mean_loss(self.model(input_ids=tokens, **options).logits, labels)
 
 
-def noisy_step(optimizer: Any, forward: RowLosses, drawn: Tensor, physical_batch: int) -> Tensor:
-    """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private."""
-    optimizer.zero_grad(set_to_none=True)
-    if len(drawn) == 0:  # Transformers models fail at B = 0; the noise-only step needs no forward pass
-        for p in optimizer.params:
-            p.grad_sample = p.new_zeros((0, *p.shape))
-        optimizer.step()
-        return torch.zeros((), dtype=torch.float64)
-    total = torch.zeros((), dtype=torch.float64)
-    parts = torch.split(drawn, physical_batch)
-    for i, part in enumerate(parts):
-        loss = forward(part).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach().cpu()
-        for p in optimizer.params:  # a row whose gradient overflows must not turn the sum into NaN
-            p.grad_sample = torch.nan_to_num(p.grad_sample, nan=0.0, posinf=0.0, neginf=0.0)
-        last = i + 1 == len(parts)
-        if not last:
-            optimizer.signal_skip_step(True)
-        optimizer.step()
-        if not last:
-            optimizer.zero_grad(set_to_none=True)
-    return total / len(drawn)
+class PrivateAdam:
+    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it.
+
+    Attributes:
+        steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
+    """
+
+    def __init__(
+        self,
+        row_gradients: RowGradients,
+        parameters: dict[str, nn.Parameter],
+        sigma: float,
+        clip: float,
+        expected_batch: float,
+        rate: float,
+        draws: Draws,
+    ) -> None:
+        self.row_gradients, self.parameters, self.draws = row_gradients, parameters, draws
+        self.sigma, self.clip, self.expected_batch = sigma, clip, expected_batch
+        self.steps = 0
+        values = list(parameters.values())
+        self.gradient = torch.zeros(row_gradients.size, device=values[0].device)
+        for p, part in zip(values, torch.split(self.gradient, [p.numel() for p in values]), strict=True):
+            p.grad = part.view(p.shape)
+        self.adam = torch.optim.Adam(values, lr=rate, fused=True)
+
+    def zero_grad(self) -> None:
+        """Begin a new sum."""
+        self.gradient.zero_()
+
+    def accumulate(self, losses: Tensor) -> None:
+        """Backward pass of a part of the batch: add its rows' clipped gradients to the sum."""
+        with full_precision(losses.device):
+            self.gradient += clipped_sum(self.row_gradients.of(losses), self.clip)
+
+    def step(self) -> None:
+        """Add the noise, divide by the expected batch and let Adam take it."""
+        if self.sigma > 0:
+            noise = self.draws.normals(self.steps, len(self.gradient), self.gradient.device)
+            self.gradient.add_(noise, alpha=self.sigma * self.clip)
+        self.gradient /= self.expected_batch
+        self.adam.step()
+        self.steps += 1
+
+
+def clipped_sum(gradients: Tensor, clip: float) -> Tensor:
+    """Sum [size] of the rows of ``gradients`` [rows, size], each scaled to an L2 norm of at most ``clip``."""
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    if not math.isfinite(float(norms.max())):  # a row whose gradient overflows must not turn the sum into NaN
+        gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+    return clip_factors(norms, clip) @ gradients
+
+
+def clip_factors(norms: Tensor, clip: float) -> Tensor:
+    """min(1, C / norm) for each row [rows]."""
+    return (clip / (norms + NORM_FLOOR)).clamp(max=1.0)
+
+
+def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
+    """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private.
+
+    Transformers models fail at B = 0: an empty draw takes no forward pass, only the noise.
+    """
+    total = 0.0
+    optimizer.zero_grad()
+    for start in range(0, len(drawn), physical_batch):
+        losses = forward(drawn[start : start + physical_batch])
+        optimizer.accumulate(losses)
+        total += float(losses.detach().sum())
+    optimizer.step()
+    return total / max(1, len(drawn))
 
 
 @contextmanager
@@ -203,79 +240,40 @@ def private_optimizer(
     clip: float,
     expected_batch: float,
     rate: float,
-    noise: torch.Generator,
-) -> Iterator[Any]:
-    """Opacus' hooks and optimizer around ``model``; hooks, gradients and mode are as before afterwards."""
-    from opacus.grad_sample.utils import prepare_module
-    from opacus.optimizers import DPOptimizer
-
+    draws: Draws,
+) -> Iterator[PrivateAdam]:
+    """``model`` in train mode with row gradients; forward passes, gradients and mode are as before afterwards."""
     was_training = model.training
-    model.train()  # from_pretrained gives eval mode, in which the hooks record nothing
-    hooks = prepare_module(model, "hooks", wrap_model=False, batch_first=True, loss_reduction="sum", strict=True)
+    row_gradients = RowGradients(model, parameters)
+    model.train()  # from_pretrained gives eval mode: no dropout
     try:
-        hooks.forbid_grad_accumulation()
-        with warnings.catch_warnings():
-            # the first layer's input is frozen, which is how it should be
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield DPOptimizer(
-                torch.optim.Adam(parameters.values(), lr=rate),
-                noise_multiplier=sigma,
-                max_grad_norm=clip,
-                expected_batch_size=expected_batch,
-                loss_reduction="mean",
-                generator=noise,
-            )
+        with row_gradients:
+            yield PrivateAdam(row_gradients, parameters, sigma, clip, expected_batch, rate, draws)
     finally:
-        hooks.cleanup()
-        for module in model.modules():
-            for attribute in ("activations", "max_batch_len"):
-                if attribute in vars(module):
-                    delattr(module, attribute)
         for p in parameters.values():
             p.grad = None
-            if hasattr(p, "summed_grad"):
-                del p.summed_grad
         model.train(was_training)
 
 
-def _check_arguments(
-    rows: TokenRows, sigma: float, clip: float, batch: int, steps: int, rate: float, physical_batch: int
-) -> None:
-    problems = []
-    if len(rows) == 0:
-        problems.append("there are no rows to train on")
-    if not (math.isfinite(sigma) and sigma >= 0):
-        problems.append(f"sigma must be a finite number >= 0, not {sigma}")
-    if not (math.isfinite(clip) and clip > 0):
-        problems.append(f"the clipping norm must be a finite number above 0, not {clip}")
-    if batch < 1 or steps < 1 or physical_batch < 1:
-        problems.append(f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}")
-    if not (math.isfinite(rate) and rate > 0):
-        problems.append(f"the learning rate must be a finite number above 0, not {rate}")
-    if len(rows) and bool((rows.attention_mask.diff(dim=1) > 0).any()):
-        problems.append("rows must be padded on the right: after left padding a real token is predicted from a pad")
-    if len(rows) and bool(((rows.labels != IGNORED) & (rows.attention_mask == 0)).any()):
-        problems.append("padding must carry no labels")
-    if problems:
-        raise ConfigError(problems)
+def probe(row_gradients: RowGradients, model: nn.Module) -> None:
+    """Two rows of made-up tokens, forth and back: every trainable matrix gets a gradient for each row.
+
+    Catches, before private data is read, layers that no gradient reaches and layers that do not keep rows apart.
+    Raises ConfigError.
+    """
+    from gradtf_fl.tasks import TokenRows
+
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    row_gradients.of(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
 
 
-def _check_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name; nothing else may be trained."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    narrow = [name for name, p in parameters.items() if p.dtype != torch.float32]
-    foreign = [name for name in parameters if "lora_" not in name]
-    if not any("lora_B" in name for name in parameters):
-        raise ConfigError("the model has no trainable LoRA adapter")
-    if foreign:
-        raise ConfigError(f"parameters outside the adapter are trainable: {', '.join(foreign[:5])}")
-    if narrow:
-        raise ConfigError(f"the adapter must be float32, or clipping overshoots its bound: {narrow[0]}")
-    return parameters
-
-
-def _check_moved(parameters: dict[str, nn.Parameter], before: dict[str, Tensor]) -> None:
-    """Loss can fall and epsilon accrue while nothing trains (opacus issue 820): fail loudly instead."""
-    still = [name for name, old in before.items() if torch.equal(parameters[name].detach(), old)]
-    if still:
-        raise NothingTrained(f"the first private step left {len(still)} adapter matrices unchanged, e.g. {still[0]}")
+@contextmanager
+def _own_dropout(device: torch.device) -> Iterator[torch.Generator]:
+    """The global generator that dropout on ``device`` draws from; afterwards it is as it was."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if on_gpu:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            yield torch.cuda.default_generators[index]
+        else:
+            yield torch.default_generator

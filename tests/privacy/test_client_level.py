@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gradtf_fl.privacy import Ledger, SkellamEvent, epsilon_prv, epsilon_skellam, read_ledger
-from gradtf_fl.privacy.records import replay
+from gradtf_fl.privacy.books import replay
 from gradtf_fl.reports.audit import report_ledger
 from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
 
@@ -22,7 +22,7 @@ def test_both_epsilons_are_recomputed_from_the_ledger(ledger: Ledger) -> None:
     ledger.settle(ledger.reserve("run", 1, 1, EVENT, client_level=SKELLAM), EVENT)
     ledger.reserve("run", 2, 0, EVENT, client_level=SKELLAM)  # its round may have failed: it counts
     assert read_ledger(ledger.path).content.client_level == (SKELLAM, SKELLAM)
-    report = report_ledger(ledger.path)
+    (report,) = report_ledger(ledger.path)
     assert report.epsilon.prv == epsilon_prv([EVENT, EVENT], 1e-5)
     assert report.client_level == epsilon_skellam([SKELLAM] * 2, 1e-5)
     assert report.client_level is not None
@@ -31,7 +31,7 @@ def test_both_epsilons_are_recomputed_from_the_ledger(ledger: Ledger) -> None:
 
 def test_every_format_says_what_it_assumes(ledger: Ledger) -> None:
     ledger.reserve("run", 1, 0, EVENT, client_level=SKELLAM)
-    report = report_ledger(ledger.path)
+    (report,) = report_ledger(ledger.path)
     (document,) = json.loads(to_json([report]))["ledgers"]
     assert document["client_level"]["epsilon"] == report.client_level
     assert document["client_level"]["events"] == [vars(SKELLAM)]
@@ -52,7 +52,7 @@ def test_every_format_says_what_it_assumes(ledger: Ledger) -> None:
 
 def test_a_ledger_without_noise_on_sums_has_one_epsilon(ledger: Ledger) -> None:
     ledger.reserve("run", 1, 0, EVENT)
-    report = report_ledger(ledger.path)
+    (report,) = report_ledger(ledger.path)
     assert report.client_level is None
     assert json.loads(to_json([report]))["ledgers"][0]["client_level"] is None
     assert "client level" not in to_html([report])
@@ -68,13 +68,12 @@ def test_a_ledger_without_noise_on_sums_has_one_epsilon(ledger: Ledger) -> None:
 )
 def test_client_level_that_makes_no_sense_is_a_problem_of_its_row(ledger: Ledger, bad: object) -> None:
     ledger.reserve("run", 1, 0, EVENT, client_level=SKELLAM)
-    from dataclasses import replace
 
-    from gradtf_fl.privacy.store import load_entries
+    from gradtf_fl.privacy.reading import ledger_rows
 
-    entries, _ = load_entries(ledger.path)
+    entries = ledger_rows(ledger.path)
     body = json.loads(entries[-1].body)
     body["client_level"] = {**vars(SKELLAM), **bad} if isinstance(bad, dict) and bad else bad
-    content = replay([*entries[:-1], replace(entries[-1], body=json.dumps(body))])
+    content = replay([*entries[:-1], entries[-1]._replace(body=json.dumps(body))])
     assert [problem.row for problem in content.problems] == [3]
     assert content.client_level == ()

@@ -15,13 +15,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError, VerificationFailed
 from gradtf_fl.privacy import NOISE_SEEDED, DpEvent, Ledger, epsilon_prv, noise_multiplier, read_ledger
-from gradtf_fl.privacy import ledger as ledger_module
+from gradtf_fl.privacy import head as head_module
+from gradtf_fl.privacy.head import Head, HeldHead, find_head, hold_head
 
 from .conftest import EVENT
 
 
 def files(ledger: Ledger) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(ledger.path.parent.iterdir())}
+    """But for SQLite's shared memory, in which readers and writers take notes."""
+    paths = sorted(ledger.path.parent.iterdir())
+    return {path.name: path.read_bytes() for path in paths if not path.name.endswith("-shm")}
 
 
 def test_a_round_is_reserved_settled_and_counted(ledger: Ledger) -> None:
@@ -96,12 +99,37 @@ def test_a_crash_while_training_leaves_the_charge_counted(ledger: Ledger, key: E
 
 def test_a_crash_before_the_head_is_renewed_is_no_break(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "write_head", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+        patch.setattr(HeldHead, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
         with pytest.raises(OSError, match="power cut"):
             ledger.reserve("run", 1, 0, EVENT)
     assert ledger.verify() == ()
     assert ledger.events() == (EVENT,)
+    head = find_head(ledger.path)
+    assert isinstance(head, Head)
+    assert head.rows == 3  # renewed by the next call, whoever made it
     ledger.reserve("run", 2, 0, EVENT)
+    assert ledger.verify() == ()
+
+
+def test_a_head_that_another_writer_holds_is_waited_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "WAIT_S", 0.05)
+    with hold_head(ledger.path), pytest.raises(TimeoutError, match=r"ledger\.head: another process"):
+        ledger.reserve("run", 1, 0, EVENT)
+    ledger.reserve("run", 1, 0, EVENT)
+    assert ledger.events() == (EVENT,)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty head", "a head", "an empty ledger"])
+def test_a_ledger_that_was_half_made_is_made(tmp_path: Path, key: Ed25519PrivateKey, left: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    if left == "an empty head":
+        path.with_name("ledger.head").touch()
+    elif left != "nothing":
+        with hold_head(path, create=True):
+            pass
+    if left == "an empty ledger":
+        path.touch()
+    ledger = Ledger.open(path, identity_key=key, organization="clinic", delta=1e-5, budget=2.0)
     assert ledger.verify() == ()
 
 
@@ -154,13 +182,16 @@ def test_two_processes_may_create_it_at_once(tmp_path: Path, key: Ed25519Private
 
 def test_only_the_owner_may_read_it(ledger: Ledger) -> None:
     ledger.reserve("run", 1, 0, EVENT)
+    ledger.close()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in ledger.path.parent.iterdir()}
     assert modes == {"ledger.sqlite": 0o600, "ledger.head": 0o600}
 
 
 def test_reading_leaves_the_folder_as_it_was(ledger: Ledger) -> None:
     ledger.reserve("run", 1, 0, EVENT)
+    ledger.close()
     before = files(ledger)
+    assert list(before) == ["ledger.head", "ledger.sqlite"]
     os.chmod(ledger.path.parent, 0o500)
     try:
         assert read_ledger(ledger.path).content.events == (EVENT,)
@@ -175,7 +206,7 @@ def test_reopening_keeps_everything_and_records_a_new_budget(ledger: Ledger, key
     again = Ledger.open(ledger.path, budget=1.0, **owner)
     assert again.events() == (EVENT,)
     assert again.remaining() == 0
-    assert read_ledger(ledger.path).content.budget == 1.0
+    assert read_ledger(ledger.path).content.budgets == {"train": 1.0}
     unlimited = Ledger.open(ledger.path, budget=math.inf, **owner)
     unlimited.reserve("run", 2, 0, DpEvent(0.0, 0.5, 1))
     assert unlimited.spent().prv == math.inf

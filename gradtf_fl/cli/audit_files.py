@@ -1,0 +1,112 @@
+"""What the ``gradtf audit`` verbs share: which ledgers are named, reading all of them, writing a file whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gradtf_fl.cli.progress import WorkProgress
+from gradtf_fl.errors import ConfigError, VerificationFailed
+
+MANY = 8
+"""Ledgers from which on several processes read them and a progress bar is shown."""
+Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+
+def ledger_options(command: Command) -> Command:
+    """``--ledger PATH``, repeatable, and further paths after it, as a shell expands a pattern."""
+    command = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))(command)
+    return click.option(
+        "--ledger",
+        "ledgers",
+        multiple=True,
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="A ledger.sqlite, a folder with one, or an export. Repeatable; further paths may follow.",
+    )(command)
+
+
+def ledger_files(ledgers: tuple[Path, ...], paths: tuple[Path, ...]) -> list[Path]:
+    """The named ledger files, each once; a folder stands for the ledger in it."""
+    named = [ledger_file(path) for path in (*ledgers, *paths)]
+    if not named:
+        raise click.UsageError("name at least one ledger: --ledger PATH")
+    return list(dict.fromkeys(named))
+
+
+def ledger_file(path: Path) -> Path:
+    """A folder stands for the ledger in it."""
+    return path / "ledger.sqlite" if path.is_dir() else path
+
+
+def read_each(
+    title: str, files: list[Path], read: Callable[[Path], Result], meanwhile: Callable[[], object] = lambda: None
+) -> list[Result]:
+    """``read`` for every file; all unreadable ones are named at once.
+
+    Many files are read by several processes, and a progress bar is shown.
+
+    Args:
+        read: picklable, raises nothing but `ConfigError` and `VerificationFailed`.
+        meanwhile: called once while the processes are at work.
+    """
+    found: list[Result] = []
+    unusable: list[str] = []
+    damaged: list[str] = []
+    with WorkProgress(title) as progress, _outcomes(files, read) as outcomes:
+        meanwhile()
+        for done, (path, outcome) in enumerate(zip(files, outcomes, strict=True)):
+            if len(files) >= MANY:
+                progress.show(path.parent.name, done, len(files))
+            if isinstance(outcome, ConfigError):
+                unusable.extend(outcome.problems)
+            elif isinstance(outcome, VerificationFailed):
+                damaged.append(str(outcome))
+            else:
+                found.append(outcome)
+    if damaged:
+        raise VerificationFailed("\n".join([*damaged, *unusable]))
+    if unusable:
+        raise ConfigError(unusable)
+    return found
+
+
+@contextmanager
+def _outcomes(
+    files: list[Path], read: Callable[[Path], Result]
+) -> Iterator[Iterator[Result | ConfigError | VerificationFailed]]:
+    """What `read` returns or raises, in the order of ``files``."""
+    attempt = partial(_attempt, read)
+    if len(files) < MANY:
+        yield map(attempt, files)
+        return
+    workers = min(os.cpu_count() or 1, len(files))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield pool.map(attempt, files)
+
+
+def _attempt(read: Callable[[Path], Result], path: Path) -> Result | ConfigError | VerificationFailed:
+    try:
+        return read(path)
+    except (ConfigError, VerificationFailed) as error:
+        return error
+
+
+def write_whole(out: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        staging.write_text(text, encoding="utf8")
+        os.replace(staging, out)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error

@@ -1,0 +1,254 @@
+"""Row gradients against Opacus' hooks, a case by hand, and the models for which they would be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from opacus.grad_sample.utils import prepare_module
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training.dp_sgd import RowLosses, clipped_sum, noisy_step, private_optimizer, train_dp
+from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_gradients import RowGradients
+
+from .conftest import ALL_LINEAR, QV, base_model, lora_model, trainable
+
+EVERY = torch.arange(12)
+
+
+def ours(model: nn.Module, rows: TokenRows, drawn: torch.Tensor = EVERY) -> torch.Tensor:
+    """Row gradients [rows, size] as the trainer computes them."""
+    with private_optimizer(model, trainable(model), 0.0, 1.0, 8, 1e-2, Draws.make(0)) as optimizer:
+        return optimizer.row_gradients.of(RowLosses(model, rows)(drawn))
+
+
+def opacus(model: nn.Module, rows: TokenRows) -> torch.Tensor:
+    """The same by Opacus' hooks on PEFT's own forward pass."""
+    model.train()
+    hooks = prepare_module(model, "hooks", wrap_model=False, batch_first=True, loss_reduction="sum", strict=True)
+    RowLosses(model, rows)(EVERY).sum().backward()
+    found = torch.cat([p.grad_sample.flatten(1) for p in trainable(model).values()], dim=1)
+    hooks.cleanup()
+    return found
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor, rounding: float = 2e-6) -> None:
+    """Equal up to ``rounding`` of the largest row norm, and no row or column without a gradient."""
+    assert found.dtype == torch.float32
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < rounding * expected.norm(dim=1).max()
+    assert expected.abs().amax(dim=1).min() > 1e-4
+    assert expected.abs().amax(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("targets", [QV, ALL_LINEAR], ids=["qv", "all"])
+@pytest.mark.parametrize("train_a", [True, False])
+def test_equal_to_opacus(random_rows: TokenRows, family: str, targets: tuple[str, ...], train_a: bool) -> None:
+    model = lora_model(base_model(family), targets, train_a)
+    assert_same(ours(model, random_rows), opacus(model, random_rows))
+
+
+def test_equal_to_opacus_at_another_scale_of_lora(random_rows: TokenRows) -> None:
+    model = lora_model(use_rslora=True)
+    assert_same(ours(model, random_rows), opacus(model, random_rows))
+
+
+def test_equal_to_opacus_over_a_bfloat16_base(random_rows: TokenRows) -> None:
+    model = lora_model(base_model().bfloat16(), ALL_LINEAR)
+    for p in trainable(model).values():
+        p.data = p.data.float()
+    assert_same(ours(model, random_rows), opacus(model, random_rows), rounding=2e-2)  # the base rounds to 2^-8
+
+
+def test_the_forward_pass_is_pefts(random_rows: TokenRows) -> None:
+    model = lora_model(targets=ALL_LINEAR)
+    with torch.no_grad():
+        peft = model(input_ids=random_rows.input_ids).logits
+        with RowGradients(model, trainable(model)):
+            lean = model(input_ids=random_rows.input_ids).logits
+        again = model(input_ids=random_rows.input_ids).logits
+    torch.testing.assert_close(lean, peft, atol=1e-5, rtol=0)
+    assert torch.equal(peft, again)
+
+
+def toy(**options: Any) -> tuple[nn.Module, LoraLinear]:
+    """y = (W + 2 B A) x with W = 0, A = [1 2], B = [3 -1]^T."""
+    config = LoraConfig(r=1, lora_alpha=2, **options)
+    layer = LoraLinear(nn.Linear(2, 2, bias=False), "default", config=config, r=1, lora_alpha=2)
+    layer.base_layer.weight.requires_grad_(False).zero_()
+    layer.lora_A["default"].weight.data = torch.tensor([[1.0, 2.0]])
+    layer.lora_B["default"].weight.data = torch.tensor([[3.0], [-1.0]])
+    return nn.Sequential(layer), layer
+
+
+def test_by_hand() -> None:
+    """Two rows of one token; loss = y_1 - y_2 in row 1 and y_2 in row 2, so g = (1, -1) and (0, 1)."""
+    model, _ = toy()
+    x = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    with RowGradients(model, trainable(model)) as row_gradients:
+        y = model(x)
+        assert y.tolist() == [[[6, -2]], [[18, -6]]]
+        found = row_gradients.of(torch.stack([y[0, 0, 0] - y[0, 0, 1], y[1, 0, 1]]))
+    # dA = 2 (g B) x: g B = 4 and -1; dB = 2 g (A x): A x = 1 and 3
+    assert found.tolist() == [[8, 0, 2, -2], [-2, -2, 0, 6]]
+
+
+def test_a_layer_that_is_used_twice_has_both_parts() -> None:
+    model, layer = toy()
+    x = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    with RowGradients(model, trainable(model)) as row_gradients:
+        found = row_gradients.of((layer(x) + layer(3 * x)).sum((1, 2)))
+        once = row_gradients.of(layer(x).sum((1, 2)))
+    assert torch.equal(found, 4 * once)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_nothing(random_rows: TokenRows, reentrant: bool) -> None:
+    plain = ours(lora_model(), random_rows)
+    model = lora_model()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    forward = model.get_base_model().model.layers[1].mlp.forward
+    calls = []
+    model.get_base_model().model.layers[1].mlp.forward = lambda x: (calls.append(1), forward(x))[1]
+    assert torch.equal(ours(model, random_rows), plain)
+    assert len(calls) == 2  # once more in the backward pass: checkpointing was on
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_without_gradients_of_the_input_is_refused(random_rows: TokenRows) -> None:
+    model = lora_model()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.disable_input_require_grads()
+    with pytest.raises(ConfigError, match="enable_input_require_grads"):
+        train_dp(model, random_rows, sigma=1.0, clip=1.0, batch=4, steps=1, rate=1e-2)
+
+
+def test_a_layer_that_no_gradient_reaches_is_refused(random_rows: TokenRows) -> None:
+    """Before any private row is read: the model has seen made-up tokens only."""
+    model = lora_model()
+    model.get_base_model().config.num_hidden_layers = 1
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    with pytest.raises(ConfigError, match=r"no gradient reaches 4 matrices, e\.g\. .*layers\.1"):
+        train_dp(model, random_rows, sigma=1.0, clip=1.0, batch=4, steps=1, rate=1e-2)
+    assert [ids.tolist() for ids in seen] == [[[0, 0, 0], [0, 0, 0]]]
+
+
+class _Flattening(nn.Module):
+    """An MLP that forgets which token is whose, as routed experts do."""
+
+    def __init__(self, inner: nn.Module, dimensions: int) -> None:
+        super().__init__()
+        self.inner, self.dimensions = inner, dimensions
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (-1, x.shape[-1]) if self.dimensions == 2 else (1, -1, x.shape[-1])
+        return self.inner(x.reshape(shape)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("dimensions", "message"), [(2, "sees 2 dimensions"), (3, "one sequence for each of the 2")])
+def test_layers_that_do_not_keep_rows_apart_are_refused(random_rows: TokenRows, dimensions: int, message: str) -> None:
+    model = lora_model(targets=("up_proj",))
+    for layer in model.get_base_model().model.layers:
+        layer.mlp = _Flattening(layer.mlp, dimensions)
+    with pytest.raises(ConfigError, match=message):
+        train_dp(model, random_rows, sigma=1.0, clip=1.0, batch=4, steps=1, rate=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": ("embed_tokens", "q_proj")}, "LoRA on Embedding"),
+        ({"use_dora": True}, "variant"),
+        ({"lora_bias": True}, "bias"),
+    ],
+)
+def test_adapters_without_row_gradients_are_refused(options: dict[str, Any], message: str) -> None:
+    model = lora_model(base_model(attention_bias=True), **options)
+    with pytest.raises(ConfigError, match=message):
+        RowGradients(model, trainable(model))
+
+
+def test_more_than_one_way_through_a_layer_is_refused() -> None:
+    model = lora_model()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=list(QV)))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ConfigError, match="exactly one adapter"):
+        RowGradients(model, trainable(model))
+    model = lora_model()
+    wanted = trainable(model)
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="not merged"):
+        RowGradients(model, wanted)
+    plain = base_model()
+    with pytest.raises(ConfigError, match="in no LoRA layer"):
+        RowGradients(plain, trainable(plain))
+
+
+def test_batch_normalisation_is_refused(random_rows: TokenRows) -> None:
+    model = lora_model()
+    model.get_base_model().model.norm = nn.BatchNorm1d(32).requires_grad_(False)
+    with pytest.raises(ConfigError, match="batch normalisation"):
+        train_dp(model, random_rows, sigma=1.0, clip=1.0, batch=4, steps=1, rate=1e-2)
+
+
+def test_norms_stay_float32_under_autocast(random_rows: TokenRows) -> None:
+    """In bfloat16 the norm of a clipped gradient passes its bound by 0.7 %."""
+    model = lora_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = ours(model, random_rows)
+        for row in range(12):
+            with private_optimizer(model, trainable(model), 0.0, 1e-3, 1, 1e-9, Draws.make(0)) as optimizer:
+                noisy_step(optimizer, RowLosses(model, random_rows), torch.tensor([row]), 512)
+                norm = float(optimizer.gradient.double().norm())
+            assert 0.99e-3 < norm < 1e-3 * (1 + 1e-6)
+    exact = ours(model, random_rows)
+    assert not torch.equal(rounded, exact)  # autocast was on
+    assert_same(rounded, exact, rounding=5e-2)
+
+
+def test_the_clipped_sum_by_hand() -> None:
+    gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(clipped_sum(gradients, 1.0), torch.tensor([0.9, 1.2]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan, 1e30])
+def test_a_row_that_overflows_counts_at_most_its_bound(bad: float) -> None:
+    sound = torch.tensor([[0.3, 0.4]])
+    broken = torch.cat([sound, torch.tensor([[bad, 0.1]])])
+    difference = clipped_sum(broken, 1.0) - clipped_sum(sound, 1.0)
+    assert bool(difference.isfinite().all())
+    assert float(difference.norm()) <= 1.0
+
+
+def test_dropout_is_on_and_repeatable(random_rows: TokenRows) -> None:
+    states = []
+    for seed, dropout in ((1, 0.5), (1, 0.5), (1, 0.0)):
+        model = lora_model(lora_dropout=dropout).eval()
+        torch.manual_seed(len(states))  # of no influence
+        before = torch.get_rng_state()
+        train_dp(model, random_rows, sigma=0.0, clip=1.0, batch=12, steps=2, rate=1e-2, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(torch.cat([p.detach().flatten() for p in trainable(model).values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_other_peft_methods_are_refused() -> None:
+    from peft import IA3Config
+
+    model = get_peft_model(
+        base_model(),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    )
+    with pytest.raises(ConfigError, match="in no LoRA layer"):
+        RowGradients(model, trainable(model))
