@@ -83,17 +83,19 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def to_table(reports: Sequence[LedgerReport]) -> RenderableType:
     """Tables for the terminal: one line per ledger, then what the figures mean."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Epsilon spent (replace: one row exchanged, by PLD)", title_justify="left")
+    title = "Epsilon spent (replace: one row exchanged, by PLD)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("organization", overflow="fold")
     for heading in ("rounds", "PRV", "PLD", "RDP", "replace", "budget", "left"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     with_clients = any(report.client_level is not None for report in reports)
     if with_clients:
-        table.add_column("client\nlevel", justify="right")
+        table.add_column("client\nlevel", justify="right", no_wrap=True)
     table.add_column("chain")
     for report in reports:
         figures = (report.epsilon.prv, report.epsilon.pld, report.epsilon.rdp, report.replace_one)
