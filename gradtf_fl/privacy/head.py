@@ -8,7 +8,6 @@ changed byte shows even where SQLite keeps none of the rows.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -96,6 +95,8 @@ def hold_head(ledger: Path, *, create: bool = False) -> Iterator[HeldHead]:
 
 
 def _lock(handle: int, path: Path) -> None:
+    import fcntl  # where there is none, ledgers can still be read
+
     deadline = time.monotonic() + WAIT_S
     while True:
         try:

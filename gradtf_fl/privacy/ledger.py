@@ -160,7 +160,7 @@ class Ledger:
         """
         with self._session.transaction() as writing:
             writing.add(ROTATE, canonical(rotation_document(new_key, writing.last_hash, _now())))
-            self._session.sign_with(new_key)
+        self._session.sign_with(new_key)
 
     def events(self, dataset: str = TRAIN) -> tuple[DpEvent, ...]:
         """Every event that counts for ``dataset``, in order: settled as observed, open reservations in full."""

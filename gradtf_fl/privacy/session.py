@@ -112,8 +112,8 @@ class Session:
             with hold_head(self.path, create=not self.path.exists()) as held:
                 create(self._file)
                 with self._file.transaction() as connection:
-                    stored = read_stored(connection)
-                    if not stored.entries and not stored.problems and held.find() == EMPTY_HEAD:
+                    sound = not structure_problems(connection)
+                    if sound and last_row(connection) is None and held.find() == EMPTY_HEAD:
                         for entry in first_rows():
                             append(connection, entry)
 
