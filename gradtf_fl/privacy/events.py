@@ -13,7 +13,7 @@ ADJACENCY = "add or remove one row"
 SAMPLER = "Poisson: every row is drawn independently with probability q in each step"
 ACCOUNTANT = "PRV (Opacus) works; PLD (Google dp-accounting) and RDP (Opacus) cross-check"
 NOISE_CSPRNG = "CSPRNG-seeded, floating point, not hardened"
-NOISE_SEEDED = "torch.Generator(seed)"
+NOISE_SEEDED = "replayable from a seed: a simulation, protects nobody"
 NOISE_UNRECORDED = "not recorded"
 
 
