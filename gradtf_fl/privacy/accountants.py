@@ -181,8 +181,9 @@ def fits(spent: Iterable[DpEvent], event: DpEvent, delta: float, budget: float) 
     """
     if math.isinf(budget):
         return True
-    history = merge((*spent, event))
-    if epsilon_rdp(history, delta) + 2 * prv.ERROR <= budget:
+    history = (*spent, event)
+    noisy = all(event.sigma > 0 for event in history)
+    if noisy and rdp.convert(rdp.compose(history), delta) + 2 * prv.ERROR <= budget:
         return True
     return epsilon_prv(history, delta) <= budget + ROUNDING
 

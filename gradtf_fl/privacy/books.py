@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy.chain import Entry, Problem
@@ -84,17 +85,17 @@ class Books:
         self.problems: list[Problem] = []
         self._steps: dict[str, dict[tuple[float, float], int]] = {}
 
-    def enter(self, entry: Entry) -> None:
-        """Take one row after the genesis row."""
+    def enter(self, entry: Entry, document: Mapping[str, Any] | None = None) -> None:
+        """Take one row after the genesis row; ``document`` is its body, where that is read already."""
         try:
-            self._enter(entry)
+            self._enter(entry, document)
         except (ValueError, KeyError) as error:
             self.problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})"))
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: Entry, document: Mapping[str, Any] | None) -> None:
         if entry.kind == ROTATE:
             return  # whether a rotation is sound is the chain's matter
-        document = read_body(entry.body)
+        document = read_body(entry.body) if document is None else document
         if entry.kind == "reserve":
             charge = read_charge(entry.number, document)
             if charge.dataset not in self.budgets:

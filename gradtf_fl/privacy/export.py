@@ -17,7 +17,7 @@ from typing import Any
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.privacy.chain import Entry, Problem
-from gradtf_fl.privacy.head import Head, head_path, hold_head
+from gradtf_fl.privacy.head import Head, HeldHead, head_path
 from gradtf_fl.privacy.records import canonical
 from gradtf_fl.privacy.store import LedgerFile, append, create, image
 
@@ -93,7 +93,7 @@ def import_ledger(entries: Collection[Entry], target: Path) -> None:
         with draft.transaction() as connection:
             last = Head(last.rows, last.hash, image(connection))
         draft.close()
-        with hold_head(target, create=True) as held:
+        with HeldHead(target, create=True) as held:
             held.write(last, durable=True)
         os.link(draft.path, target)  # unlike a rename, never replaces a ledger that came in meanwhile
     finally:

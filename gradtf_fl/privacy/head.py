@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 from gradtf_fl.privacy.chain import GENESIS_HASH, Problem
 
@@ -49,26 +48,7 @@ def head_path(ledger: Path) -> Path:
 
 
 class HeldHead:
-    """The head file in the hands of the ledger's only writer."""
-
-    def __init__(self, handle: int | None) -> None:
-        self._handle = handle
-
-    def find(self) -> FoundHead:
-        """What it says; see `find_head`."""
-        return None if self._handle is None else _found(os.pread(self._handle, 2 * SIZE, 0))
-
-    def write(self, head: Head, *, durable: bool = False) -> None:
-        """Overwrite the file, which is there; ``durable`` waits for the disk."""
-        assert self._handle is not None
-        os.pwrite(self._handle, _encode(head), 0)
-        if durable:
-            os.fsync(self._handle)
-
-
-@contextmanager
-def hold_head(ledger: Path, *, create: bool = False) -> Iterator[HeldHead]:
-    """The head file, locked against every other writer until the block ends.
+    """The head file, locked against every other writer while a ``with`` block runs.
 
     Who holds it around a commit renews it in the order of commits. The lock is the kernel's (``flock``): it ends
     with the process.
@@ -79,19 +59,40 @@ def hold_head(ledger: Path, *, create: bool = False) -> Iterator[HeldHead]:
     Raises:
         TimeoutError: another writer held it for `WAIT_S`.
     """
-    try:
-        handle = os.open(head_path(ledger), os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
-    except FileNotFoundError:
-        yield HeldHead(None)
-        return
-    try:
-        _lock(handle, head_path(ledger))
-        held = HeldHead(handle)
-        if create and held.find() is None:
-            held.write(EMPTY_HEAD, durable=True)
-        yield held
-    finally:
-        os.close(handle)
+
+    def __init__(self, ledger: Path, *, create: bool = False) -> None:
+        self._path = head_path(ledger)
+        self._create = create
+        self._handle = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._handle = os.open(self._path, os.O_RDWR | (os.O_CREAT if self._create else 0), 0o600)
+        except FileNotFoundError:
+            return self
+        try:
+            _lock(self._handle, self._path)
+            if self._create and self.find() is None:
+                self.write(EMPTY_HEAD, durable=True)
+        except BaseException:
+            os.close(self._handle)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def find(self) -> FoundHead:
+        """What it says; see `find_head`."""
+        return None if self._handle < 0 else _found(os.pread(self._handle, 2 * SIZE, 0))
+
+    def write(self, head: Head, *, durable: bool = False) -> Head:
+        """Overwrite the file, which is there, with ``head``, which is returned; ``durable`` waits for the disk."""
+        os.pwrite(self._handle, _encode(head), 0)
+        if durable:
+            os.fsync(self._handle)
+        return head
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -131,6 +132,7 @@ def _found(content: bytes) -> FoundHead:
         return Problem(0, "the head file is damaged")
 
 
+@lru_cache(maxsize=64)
 def _encode(head: Head) -> bytes:
     image = "null" if head.image is None else f'"{head.image.hex()}"'
     line = f'{{"rows": {head.rows}, "hash": "{head.hash.hex()}", "file": {image}}}'
@@ -140,6 +142,7 @@ def _encode(head: Head) -> bytes:
 _FORM = re.compile(rb'\{"rows": (\d{1,18}), "hash": "([0-9a-f]{64})"(?:, "file": (?:null|"([0-9a-f]{64})"))?\} *\n')
 
 
+@lru_cache(maxsize=64)  # the same head is looked at again and again
 def _decode(content: bytes) -> Head:
     """Only what `_encode` writes, or what was written beside ledgers of format 1: without "file" and spaces."""
     found = _FORM.fullmatch(content)

@@ -14,9 +14,11 @@ Each dataset has a budget of its own: a row is in one dataset, so it pays only f
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,7 +35,7 @@ from gradtf_fl.privacy.records import (
     TRAIN,
     Charge,
     Genesis,
-    budget_body,
+    budget_document,
     canonical,
     check_dataset,
     event_document,
@@ -49,7 +51,10 @@ class Ledger:
 
     Use `Ledger.open`. The file stays open from the first call to `close` (or to the end of a ``with``, of the
     instance, or of the process). The first call verifies the whole chain, later ones what was added since; each
-    raises `VerificationFailed` where it is broken. When a call returns, its row is on disk.
+    raises `VerificationFailed` where it is broken.
+
+    A reservation is on disk when `reserve` returns. A settlement or an abort gets there with the next reservation,
+    with `head` or with `close`: a power cut that takes it back leaves the reservation counted in full.
     """
 
     def __init__(self, path: Path, key: Ed25519PrivateKey) -> None:
@@ -92,7 +97,8 @@ class Ledger:
             _check_owner(ledger.path, writing.books.genesis, writing.chain.key, genesis)
             for dataset, epsilon in budgets.items():
                 if writing.books.budgets.get(dataset) != epsilon:
-                    writing.add("budget", budget_body(dataset, epsilon, _now()))
+                    writing.add("budget", budget_document(dataset, epsilon, _now()))
+        ledger._session.secure()
         return ledger
 
     def reserve(
@@ -125,7 +131,7 @@ class Ledger:
         with self._session.transaction() as writing:
             _check_budget(self.path, writing.books, dataset, event, round)
             document = {**body, **event_document(event), "dataset": dataset, "when": _now()}
-            return writing.add("reserve", canonical(document))
+            return writing.add("reserve", document)
 
     def settle(self, reservation: int, observed: DpEvent, *, noise: str = NOISE_UNRECORDED) -> None:
         """Replace a reservation's event by what was observed.
@@ -137,6 +143,7 @@ class Ledger:
         """
         charge = self._close(reservation, "settle", {**event_document(observed), "noise": noise})
         if not charge.event.covers(observed):
+            self._session.secure()
             raise VerificationFailed(f"training used {observed}, more than the reserved {charge.event}")
 
     def abort(self, reservation: int, *, released: bool = True) -> None:
@@ -159,7 +166,7 @@ class Ledger:
         add rows, but could fork the chain before this row, which a known head tells apart.
         """
         with self._session.transaction() as writing:
-            writing.add(ROTATE, canonical(rotation_document(new_key, writing.last_hash, _now())))
+            writing.add(ROTATE, rotation_document(new_key, writing.last_hash, _now()))
         self._session.sign_with(new_key)
 
     def events(self, dataset: str = TRAIN) -> tuple[DpEvent, ...]:
@@ -183,9 +190,8 @@ class Ledger:
 
     @property
     def head(self) -> bytes:
-        """Hash of the last row (32 bytes), sent in every signed advert."""
-        with self._session.transaction() as writing:
-            return writing.chain.head
+        """Hash of the last row (32 bytes), sent in every signed advert; that row is on disk."""
+        return self._session.secure()
 
     def verify(self) -> tuple[Problem, ...]:
         """Every break of the chain, the head file or the structure, read anew from disk; empty when all is well."""
@@ -209,18 +215,18 @@ class Ledger:
             return writing.books.picture().dataset(dataset), writing.books.genesis.delta
 
     def _close(self, reservation: int, kind: str, document: dict[str, object]) -> Charge:
-        with self._session.transaction() as writing:
+        with self._session.transaction(durable=False) as writing:
             charge = writing.books.charges.get(reservation)
             if charge is None or charge.state != "reserved":
                 raise ValueError(f"there is no open reservation {reservation}")
-            writing.add(kind, canonical({**document, "reservation": reservation, "when": _now()}))
+            writing.add(kind, {**document, "reservation": reservation, "when": _now()})
             return charge
 
 
 def _first_rows(genesis: Genesis, budgets: Mapping[str, float], key: Ed25519PrivateKey) -> Sequence[Entry]:
     rows = [seal(1, "genesis", genesis.body(), GENESIS_HASH, key)]
     for dataset, budget in budgets.items():
-        body = budget_body(dataset, budget, genesis.created)
+        body = canonical(budget_document(dataset, budget, genesis.created))
         rows.append(seal(len(rows) + 1, "budget", body, rows[-1].hash, key))
     return rows
 
@@ -254,4 +260,9 @@ def _check_budget(path: Path, books: Books, dataset: str, event: DpEvent, round:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return _written(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _written(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

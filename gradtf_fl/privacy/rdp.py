@@ -33,9 +33,10 @@ def step_curve(sigma: float, q: float) -> Curve:
 
 
 def compose(events: tuple[DpEvent, ...]) -> Curve:
-    """Curve of a whole history [orders]; every sigma is above 0."""
-    total = np.zeros_like(ORDERS)
-    for event in events:
+    """Curve of a history of at least one event [orders]; every sigma is above 0."""
+    first, *others = events
+    total = first.steps * step_curve(first.sigma, first.q)
+    for event in others:
         total += event.steps * step_curve(event.sigma, event.q)
     return total
 

@@ -114,9 +114,9 @@ def canonical(document: Mapping[str, Any]) -> str:
     return _CANONICAL.encode(document)
 
 
-def budget_body(dataset: str, budget: float, when: str) -> str:
-    """Body of a ``budget`` row; an infinite budget is null."""
-    return canonical({"dataset": dataset, "budget": None if math.isinf(budget) else budget, "when": when})
+def budget_document(dataset: str, budget: float, when: str) -> dict[str, Any]:
+    """What a ``budget`` row says; an infinite budget is null."""
+    return {"dataset": dataset, "budget": None if math.isinf(budget) else budget, "when": when}
 
 
 def read_budget(document: Mapping[str, Any]) -> tuple[str, float]:

@@ -1,7 +1,7 @@
 """A ledger held open by one process: verified in full once, then followed row by row.
 
 What was verified is kept in memory (`Chain`, `Books`). A transaction reads only the rows that other processes
-added since, and checks that the last row it knows is still there, that the schema is untouched, and that the head
+added since, after checking that the last row it knows is still there and the schema untouched, and that the head
 file agrees. Edits of older rows meanwhile change nothing that this process decides, for it does not read them
 again; the next opening and every audit find them.
 """
@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy.books import Books
 from gradtf_fl.privacy.chain import Chain, Entry, Problem, seal
-from gradtf_fl.privacy.head import EMPTY_HEAD, FoundHead, Head, head_path, hold_head
-from gradtf_fl.privacy.reading import examine_file, head_problems, in_order, is_headed
+from gradtf_fl.privacy.head import EMPTY_HEAD, FoundHead, Head, HeldHead, head_path
+from gradtf_fl.privacy.reading import examine_file, head_problems, is_headed
+from gradtf_fl.privacy.records import canonical
 from gradtf_fl.privacy.store import (
     LedgerFile,
+    Version,
     append,
     create,
     hash_of,
@@ -37,27 +40,36 @@ from gradtf_fl.privacy.store import (
 
 @dataclass
 class Known:
-    """What is verified of a ledger, and the version of the schema that was looked at."""
+    """What is verified of a ledger: its rows, and that ``head`` was found beside it and lies on the chain.
+
+    ``version`` is another one after every commit of another connection.
+    """
 
     chain: Chain
     books: Books
-    schema_version: int
+    version: Version
+    head: FoundHead
 
     def follow(self, connection: sqlite3.Connection) -> list[Problem]:
-        """Take in the rows that were added since, and say what is wrong with them."""
-        if last_row(connection) == (self.chain.rows, self.chain.head):
-            return []
-        problems: list[Problem] = []
+        """Take in the rows that others added since, and say what is wrong with them or with the schema."""
+        problems = structure_problems(connection)
         entries = read_entries(connection, self.chain.rows, problems)
         if not entries or (entries[0].number, entries[0].hash) != (self.chain.rows, self.chain.head):
-            return [Problem(self.chain.rows, "was cut off or changed while the ledger was open")]
+            return [*problems, Problem(self.chain.rows, "was cut off or changed while the ledger was open")]
         for entry in entries[1:]:
             problems += self.chain.follow(entry)
             self.books.enter(entry)
         return problems + self.books.problems
 
 
-@dataclass(frozen=True)
+class Added(NamedTuple):
+    """A row of ours and the JSON object that its body says."""
+
+    entry: Entry
+    document: Mapping[str, Any]
+
+
+@dataclass
 class Writing:
     """One transaction: what the ledger holds, verified, and the way to add rows."""
 
@@ -66,22 +78,22 @@ class Writing:
     key: Ed25519PrivateKey
     public: bytes
     connection: sqlite3.Connection
-    added: list[Entry] = field(default_factory=list)
+    added: list[Added] = field(default_factory=list)
 
-    def add(self, kind: str, body: str) -> int:
+    def add(self, kind: str, document: Mapping[str, Any]) -> int:
         """Append a signed row; returns its number. ConfigError where another key signs by now."""
         if self.chain.key != self.public:
             raise ConfigError(f"the ledger is signed by key {self.chain.key.hex()}, not by ours, {self.public.hex()}")
         number = self.chain.rows + len(self.added) + 1
-        entry = seal(number, kind, body, self.last_hash, self.key)
+        entry = seal(number, kind, canonical(document), self.last_hash, self.key)
         append(self.connection, entry)
-        self.added.append(entry)
+        self.added.append(Added(entry, document))
         return number
 
     @property
     def last_hash(self) -> bytes:
         """Hash of the row that the next one follows."""
-        return self.added[-1].hash if self.added else self.chain.head
+        return self.added[-1].entry.hash if self.added else self.chain.head
 
 
 class Session:
@@ -109,7 +121,7 @@ class Session:
                 name = head_path(self.path).name
                 raise VerificationFailed(f"{self.path}: the ledger is gone while {name} is still there")
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with hold_head(self.path, create=not self.path.exists()) as held:
+            with HeldHead(self.path, create=not self.path.exists()) as held:
                 create(self._file)
                 with self._file.transaction() as connection:
                     sound = not structure_problems(connection)
@@ -118,25 +130,39 @@ class Session:
                             append(connection, entry)
 
     @contextmanager
-    def transaction(self) -> Iterator[Writing]:
-        """Rows added inside are on disk at its end, and the head file knows them; undone on an exception.
+    def transaction(self, *, durable: bool = True) -> Iterator[Writing]:
+        """Rows added inside are committed at its end; undone on an exception.
+
+        Args:
+            durable: they are on disk then, and the head file knows them. Otherwise they get there with the next
+                durable row or with `secure`. The head file never knows a row that is not on disk, or a power cut
+                would look like rows cut off.
 
         Raises:
             VerificationFailed: the ledger is broken.
         """
-        with self._turn, hold_head(self.path) as held:
-            with self._file.transaction() as connection:
+        with self._turn, HeldHead(self.path) as held:
+            with self._file.transaction(durable=durable) as connection:
                 known, head = self._catch_up(connection, held.find())
                 writing = Writing(known.chain, known.books, self._key, self.public, connection)
                 yield writing
                 if writing.added and head.image is not None:
                     # on disk before the file changes, or a power cut leaves the digest of a file that is no more
                     held.write(replace(head, image=None), durable=True)
-            for entry in writing.added:
-                known.chain.extend(entry)
-                known.books.enter(entry)
+            for row in writing.added:
+                known.chain.extend(row.entry)
+                known.books.enter(row.entry, row.document)
+            if writing.added and durable:
+                known.head = held.write(Head(known.chain.rows, known.chain.head))
+
+    def secure(self) -> bytes:
+        """Put every row on disk and into the head file; the hash of the last one (32 bytes)."""
+        with self._turn, HeldHead(self.path) as held, self._file.transaction() as connection:
+            known, head = self._catch_up(connection, held.find())
             if head.rows != known.chain.rows:
-                held.write(Head(known.chain.rows, known.chain.head))
+                self._file.sync()
+                known.head = held.write(Head(known.chain.rows, known.chain.head))
+            return known.chain.head
 
     def close(self) -> None:
         """Let go of the file; the head file then knows its digest. Using the session again opens it anew."""
@@ -148,27 +174,26 @@ class Session:
             self._file.close()
 
     def _note_image(self) -> None:
-        with hold_head(self.path) as held, self._file.transaction() as connection:
+        self.secure()
+        with HeldHead(self.path) as held, self._file.transaction() as connection:
             known, head = self._catch_up(connection, held.find())
-            if head.image is None:
+            if head.image is None and head.rows == known.chain.rows:
                 held.write(Head(known.chain.rows, known.chain.head, image(connection)), durable=True)
 
     def _catch_up(self, connection: sqlite3.Connection, head: FoundHead) -> tuple[Known, Head]:
         """Verify what is not verified yet; the state as it is now, and ``head``, which agrees with it."""
-        (version,) = connection.execute("PRAGMA schema_version").fetchone()
+        version = self._file.version(connection)
         known, self._known = self._known, None  # rows half followed are never taken for verified ones
         if known is None:
             examined = examine_file(self.path, read_stored(connection), head)
-            problems = examined.problems
-            known = Known(examined.chain, examined.books, version)
+            problems = list(examined.problems)
+            known = Known(examined.chain, examined.books, version, head)
         else:
-            found = structure_problems(connection) if version != known.schema_version else []
-            found += known.follow(connection)
-            rows, last = known.chain.rows, known.chain.head
-            found += head_problems(self.path, head, rows, lambda n: last if n == rows else hash_of(connection, n))
-            problems = in_order(found)
+            problems = known.follow(connection) if version != known.version else []
+            if head != known.head:
+                problems += head_problems(self.path, head, known.chain.rows, lambda row: hash_of(connection, row))
         if problems or not isinstance(head, Head):
             raise VerificationFailed(f"{self.path}: {problems[0]}")
-        known.schema_version = version
+        known.version, known.head = version, head
         self._known = known
         return known, head

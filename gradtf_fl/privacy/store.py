@@ -17,7 +17,7 @@ from gradtf_fl.privacy.chain import Entry, Problem
 WAIT_S = 120.0
 """How long one process waits for another's transaction."""
 
-LOG_PAGES = 200
+LOG_PAGES = 256
 """SQLite's log starts over after so many pages (one or two a row): what is overwritten need not grow, which is what
 the disk is slow at."""
 
@@ -45,6 +45,10 @@ APPEND_TRIGGER_1 = SCHEMA["entries_only_append"].replace("COALESCE(MAX(number), 
 _COLUMNS = "SELECT number, kind, body, previous, hash, signature FROM entries"
 
 
+Version = tuple[int, int]
+"""How often the file was opened here, and SQLite's count of changes by others, which starts anew each time."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A file's rows, what is wrong with its structure, and the SHA-256 of its pages (32 bytes) and their size."""
@@ -64,8 +68,10 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._name = os.fspath(path)
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
+        self._opened = 0
         self._inode: tuple[int, int] | None = None
 
     @property
@@ -73,14 +79,19 @@ class LedgerFile:
         return self._connection is not None and self._owner == os.getpid()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """The only writer while the block runs; committed and on disk at its end, undone on an exception.
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """The only writer while the block runs; committed at its end, undone on an exception.
+
+        Args:
+            durable: wait until this and everything before is on disk. Otherwise it is with the next that waits, or
+                with `sync`; a power cut before that takes it back, the death of the process does not.
 
         Raises:
             VerificationFailed: the file is damaged, or another one took its place since it was opened.
         """
         try:
             connection = self._connected()
+            connection.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -99,14 +110,26 @@ class LedgerFile:
             if self._connection is not None:
                 _OF_PARENTS.append(self._connection)
             self._connection = _connect(self.path, "mode=rw", check_same_thread=False)
-            self._owner, self._inode = os.getpid(), _inode(self.path)
+            self._owner, self._inode = os.getpid(), _inode(self._name)
+            self._opened += 1
             _write_ahead(self._connection)
-            self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
-        elif _inode(self.path) != self._inode:
+        elif _inode(self._name) != self._inode:
             raise VerificationFailed(f"{self.path}: it was moved or replaced while it was open")
         assert self._connection is not None
         return self._connection
+
+    def version(self, connection: sqlite3.Connection) -> Version:
+        """Equal to an earlier one, inside a transaction, when no other connection has changed the file since."""
+        return self._opened, connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def sync(self) -> None:
+        """Wait until everything committed is on disk. SQLite's log may be opened beside it: it locks other files."""
+        log = os.open(f"{self._name}-wal", os.O_RDONLY)
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
 
     def close(self) -> None:
         """The last one to close it moves everything from SQLite's log into the file."""
@@ -131,9 +154,9 @@ def _connect(path: Path, options: str, *, check_same_thread: bool = True) -> sql
     return connection
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _inode(path: str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino

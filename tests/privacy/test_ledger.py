@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.errors import BudgetExhausted, ConfigError, VerificationFailed
 from gradtf_fl.privacy import NOISE_SEEDED, DpEvent, Ledger, epsilon_prv, noise_multiplier, read_ledger
 from gradtf_fl.privacy import head as head_module
-from gradtf_fl.privacy.head import Head, HeldHead, find_head, hold_head
+from gradtf_fl.privacy.head import Head, HeldHead, find_head
 
 from .conftest import EVENT
 
@@ -104,16 +104,17 @@ def test_a_crash_before_the_head_is_renewed_is_no_break(ledger: Ledger, monkeypa
             ledger.reserve("run", 1, 0, EVENT)
     assert ledger.verify() == ()
     assert ledger.events() == (EVENT,)
+    assert ledger.head  # renews it, whoever left it behind
     head = find_head(ledger.path)
     assert isinstance(head, Head)
-    assert head.rows == 3  # renewed by the next call, whoever made it
+    assert head.rows == 3
     ledger.reserve("run", 2, 0, EVENT)
     assert ledger.verify() == ()
 
 
 def test_a_head_that_another_writer_holds_is_waited_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "WAIT_S", 0.05)
-    with hold_head(ledger.path), pytest.raises(TimeoutError, match=r"ledger\.head: another process"):
+    with HeldHead(ledger.path), pytest.raises(TimeoutError, match=r"ledger\.head: another process"):
         ledger.reserve("run", 1, 0, EVENT)
     ledger.reserve("run", 1, 0, EVENT)
     assert ledger.events() == (EVENT,)
@@ -125,7 +126,7 @@ def test_a_ledger_that_was_half_made_is_made(tmp_path: Path, key: Ed25519Private
     if left == "an empty head":
         path.with_name("ledger.head").touch()
     elif left != "nothing":
-        with hold_head(path, create=True):
+        with HeldHead(path, create=True):
             pass
     if left == "an empty ledger":
         path.touch()

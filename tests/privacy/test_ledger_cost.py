@@ -61,11 +61,56 @@ def pairs(ledger: Ledger, count: int) -> None:
 
 def test_a_call_does_not_grow_with_the_ledger(ledger: Ledger, counts: Counts) -> None:
     pairs(ledger, PAIRS)
-    assert counts.rows == 0  # `last_row` says that nothing was added
+    assert counts.rows == 0  # nobody else added any
     assert counts.signatures == 0  # its own rows it need not check
     assert counts.waits == 0
     assert ledger.spent().prv > 0
     assert counts.signatures == 0
+
+
+def head_rows(ledger: Ledger) -> int:
+    head = find_head(ledger.path)
+    assert isinstance(head, Head)
+    return head.rows
+
+
+def test_the_head_file_knows_what_is_on_disk_and_nothing_else(ledger: Ledger, counts: Counts) -> None:
+    reservation = ledger.reserve("run", 1, 0, EVENT)
+    assert (head_rows(ledger), counts.waits) == (3, 0)  # SQLite waited
+    ledger.settle(reservation, EVENT)
+    assert (head_rows(ledger), counts.waits) == (3, 0)  # nobody waited
+    for _ in range(2):
+        assert ledger.head == ledger_rows(ledger.path)[-1].hash
+        assert (head_rows(ledger), counts.waits) == (4, 1)  # the advert may name it: we waited, once
+    ledger.abort(ledger.reserve("run", 2, 0, EVENT))
+    ledger.reserve("run", 3, 0, EVENT)
+    assert (head_rows(ledger), counts.waits) == (7, 1)  # with the reservation
+
+
+def test_a_power_cut_after_a_settlement_leaves_the_reservation_counted(
+    ledger: Ledger, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """On disk for sure: rows as of the last wait. At worst beside them: everything that was written since."""
+    first = ledger.reserve("run", 1, 0, DpEvent(9.0, 1 / 64, 50))
+    (tmp_path / "after").mkdir()
+    for name in ("ledger.sqlite", "ledger.sqlite-wal"):
+        shutil.copy(ledger.path.with_name(name), tmp_path / "after" / name)
+    ledger.settle(first, EVENT)
+    shutil.copy(ledger.path.with_name("ledger.head"), tmp_path / "after")
+    left = tmp_path / "after" / "ledger.sqlite"
+    assert read_ledger(left).problems == ()
+    assert read_ledger(left).content.events == (DpEvent(9.0, 1 / 64, 50),)
+    again = Ledger.open(left, identity_key=key, organization="clinic", delta=1e-5, budget=2.0)
+    again.settle(first, EVENT)
+    assert again.verify() == ()
+
+
+def test_what_was_used_beyond_the_reservation_is_on_disk(ledger: Ledger) -> None:
+    """The one settlement whose loss would count too little."""
+    reservation = ledger.reserve("run", 1, 0, EVENT)
+    with pytest.raises(VerificationFailed, match="more than the reserved"):
+        ledger.settle(reservation, DpEvent(9.0, 1 / 64, 2))
+    assert head_rows(ledger) == 4
 
 
 def test_another_process_rows_are_verified_once(ledger: Ledger, key: Ed25519PrivateKey, counts: Counts) -> None:
@@ -91,7 +136,11 @@ def test_the_digest_leaves_the_head_before_the_file_changes(ledger: Ledger, coun
     assert counts.waits == 2  # once, for taking the digest out; rows wait for SQLite's log alone
     head = find_head(ledger.path)
     assert isinstance(head, Head)
-    assert (head.image, head.rows) == (None, 8)
+    assert (head.image, head.rows) == (None, 7)
+    ledger.close()  # after a settlement that nobody waited for
+    head = find_head(ledger.path)
+    assert isinstance(head, Head)
+    assert (head.image is None, head.rows) == (False, 8)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +153,7 @@ def test_the_digest_leaves_the_head_before_the_file_changes(ledger: Ledger, coun
 )
 def test_a_lost_end_or_a_changed_schema_stops_an_open_ledger(ledger: Ledger, statement: str, message: str) -> None:
     pairs(ledger, 2)
+    assert ledger.head  # on disk, and known to the head file
     tamper(ledger.path, statement)
     with pytest.raises(VerificationFailed, match=message):
         ledger.reserve("run", 9, 0, EVENT)
@@ -152,6 +202,7 @@ def test_a_ledger_that_was_replaced_while_open_takes_no_charge(ledger: Ledger, t
 
 def test_a_broken_ledger_keeps_the_head_that_shows_it(ledger: Ledger) -> None:
     pairs(ledger, 1)
+    assert ledger.head
     before = find_head(ledger.path)
     tamper(ledger.path, "DELETE FROM entries WHERE number > 3")
     ledger.close()
