@@ -1,0 +1,71 @@
+"""Rounds left at the present rate, for many ledgers at once: few PRV compositions, and each history only once.
+
+PRV takes up to half a second on a history of 50,000 steps and `rounds_within` asks it a dozen times. RDP takes
+microseconds and lies above PRV by a factor that hardly changes from one round to the next. So RDP, scaled by the
+factor last seen, says where to look, and PRV is asked only there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from gradtf_fl.privacy.accountants import ROUNDING, epsilon_prv, epsilon_rdp, fits
+from gradtf_fl.privacy.books import DatasetAccount
+from gradtf_fl.privacy.events import DpEvent, merge
+from gradtf_fl.privacy.what_if import MOST_ROUNDS, last_round
+
+EXACT = 64
+"""Up to here the answer is that of `rounds_within`; beyond it may be one round less, never more."""
+
+
+def projected_rounds(account: DatasetAccount, delta: float) -> int | None:
+    """How many more rounds like the last one the ledger would accept; None without a budget or a round.
+
+    Computed once for equal histories, rates, deltas and budgets. At most `MOST_ROUNDS`.
+    """
+    last = last_round(account.charges)
+    if last is None or math.isinf(account.budget):
+        return None
+    return _rounds_left(merge(account.events), last, delta, account.budget)
+
+
+@lru_cache(maxsize=4096)
+def _rounds_left(history: tuple[DpEvent, ...], event: DpEvent, delta: float, budget: float) -> int:
+    def after(rounds: int) -> tuple[DpEvent, ...]:
+        return merge((*history, replace(event, steps=rounds * event.steps)))
+
+    def accepted(rounds: int) -> bool:
+        return fits(history, replace(event, steps=rounds * event.steps), delta, budget)
+
+    def guess(known: int) -> int:
+        """Where the budget ends if PRV : RDP stays what it is after ``known`` rounds."""
+        factor = epsilon_prv(after(known), delta) / epsilon_rdp(after(known), delta)
+        return _greatest(lambda rounds: factor * epsilon_rdp(after(rounds), delta) <= budget + ROUNDING, MOST_ROUNDS)
+
+    if event.sigma == 0 or not accepted(1):
+        return 0
+    if accepted(MOST_ROUNDS):
+        return MOST_ROUNDS
+    low, high, look = 1, MOST_ROUNDS, guess(0)
+    while high - low > 1:
+        look = min(max(look, low + 1), high - 1)
+        if accepted(look):
+            low = look
+        else:
+            high = look
+        look = guess(look)
+        if look == low > EXACT:
+            break
+    return low
+
+
+def _greatest(holds: Callable[[int], bool], limit: int) -> int:
+    """Greatest number in 0..limit for which ``holds``, 0 when for none; it holds for all below one it holds for."""
+    low, high = 0, limit + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
