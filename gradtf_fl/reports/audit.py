@@ -15,6 +15,7 @@ from gradtf_fl.privacy.events import NOISE_UNRECORDED, SAMPLER, DpEvent, merge
 from gradtf_fl.privacy.reading import LedgerReading, read_ledger
 from gradtf_fl.privacy.records import Charge
 from gradtf_fl.privacy.skellam import CLIENT_ACCOUNTANT, CLIENT_ADJACENCY, CLIENT_ASSUMPTIONS, CLIENT_NOISE, CLIENT_UNIT
+from gradtf_fl.reports.projection import projected_rounds
 
 CURVE_POINTS = 32
 """Rounds for which epsilon is recomputed; of a longer history every n-th round and the last."""
@@ -73,6 +74,14 @@ class LedgerReport:
         """Every charge in order, some with epsilon after it; computed when it is first asked for."""
         return _curve(self.account.charges, self.delta, self.curve_points)
 
+    @cached_property
+    def projected_rounds(self) -> int | None:
+        """Rounds like the last one that still fit the budget, at most `MOST_ROUNDS`; None: no budget or no round yet.
+
+        Computed when it is first asked for, once for equal histories.
+        """
+        return projected_rounds(self.account, self.delta)
+
     @property
     def organization(self) -> str:
         return self.reading.content.genesis.organization
@@ -88,6 +97,11 @@ class LedgerReport:
     @property
     def budget(self) -> float:
         return self.account.budget
+
+    @property
+    def noisers(self) -> tuple[int, ...]:
+        """How many honest organizations each opened sum's noise is assumed to come from: every number that occurs."""
+        return tuple(sorted({event.noisers for event in self.reading.content.client_level}))
 
     @property
     def sound(self) -> bool:
@@ -123,6 +137,7 @@ class LedgerReport:
             "epsilon_valid": self.epsilon_valid,
             "budget": finite(self.budget),
             "remaining": finite(self.remaining),
+            "projected_rounds_left": self.projected_rounds,
             "rounds": [round_json(cost) for cost in self.rounds],
             "not_covered": list(NOT_COVERED),
             "chain": {
@@ -226,9 +241,13 @@ def _curve(charges: Sequence[Charge], delta: float, points: int) -> tuple[RoundC
     stride = math.ceil(len(charges) / points) or 1
     costs = []
     history: tuple[DpEvent, ...] = ()
+    pending: list[DpEvent] = []
     for i, charge in enumerate(charges):
         if charge.counted:
-            history = merge((*history, charge.event))
-        shown = i % stride == stride - 1 or i + 1 == len(charges)
-        costs.append(RoundCost(charge, epsilon_prv(history, delta) if shown else None))
+            pending.append(charge.event)
+        after = None
+        if i % stride == stride - 1 or i + 1 == len(charges):
+            history, pending = merge((*history, *pending)), []
+            after = epsilon_prv(history, delta)
+        costs.append(RoundCost(charge, after))
     return tuple(costs)

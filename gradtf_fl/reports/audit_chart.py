@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from gradtf_fl.reports.audit import LedgerReport
 
-WIDTH, HEIGHT = 340, 200
-LEFT, RIGHT, TOP, BOTTOM = 38, 12, 16, 34
+WIDTH, HEIGHT = 340, 210
+LEFT, RIGHT, TOP, BOTTOM = 38, 18, 24, 38
+"""Margins. Above the plot there is a line of text (what the axis is, the budget), below it two (ticks, what they are),
+so that no label meets the curve, whatever the figures."""
+CAPTION_Y, TICK_Y, X_CAPTION_Y = 12, HEIGHT - BOTTOM + 15, HEIGHT - 4
+FAR = 10
+"""A budget more than so many times the largest epsilon would flatten every curve: it is named, and not drawn."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """One organization's chart. ``budget_y`` is None without a finite budget."""
+    """One organization's chart. ``budget`` names a finite one; ``budget_y`` is None where no line is drawn for it."""
 
     points: tuple[Point, ...]
     line: str
     area: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    budget: str | None
     budget_y: float | None
     width: int = WIDTH
     height: int = HEIGHT
@@ -45,12 +51,17 @@ class Chart:
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
+    caption_y: int = CAPTION_Y
+    tick_y: int = TICK_Y
+    x_caption_y: int = X_CAPTION_Y
 
 
 def highest(reports: list[LedgerReport]) -> float:
-    """Top of the epsilon axis that all organizations share: the largest epsilon or budget, and 8 % of air."""
-    values = [value for r in reports for value in (r.epsilon.prv, r.budget) if math.isfinite(value)]
-    return max([*values, 0.1]) * 1.08
+    """Top of the epsilon axis that all organizations share: the largest epsilon or near budget (`FAR`), and 8 %."""
+    spent = max([report.epsilon.prv for report in reports if math.isfinite(report.epsilon.prv)], default=0.0)
+    budgets = [report.budget for report in reports if math.isfinite(report.budget)]
+    near = [budget for budget in budgets if budget <= FAR * spent] if spent else budgets
+    return max([spent, *near, 0.1]) * 1.08
 
 
 def chart(report: LedgerReport, top: float) -> Chart | None:
@@ -79,13 +90,15 @@ def chart(report: LedgerReport, top: float) -> Chart | None:
     line = " ".join(f"{a},{b}" for a, b in corners)
     x_step = max(1, math.ceil(nice_step(count, 6)))
     y_step = nice_step(top, 5)
+    limited, drawn = math.isfinite(report.budget), report.budget <= top
     return Chart(
         points=points,
         line=line,
         area=f"{line} {corners[-1][0]},{y(0)}",
         x_ticks=tuple(Tick(x(i), str(i)) for i in range(0, count + 1, x_step)),
         y_ticks=tuple(Tick(y(i * y_step), f"{i * y_step:g}") for i in range(int(top / y_step) + 1)),
-        budget_y=y(report.budget) if math.isfinite(report.budget) else None,
+        budget=f"budget {report.budget:g}" + ("" if drawn else ", beyond this chart") if limited else None,
+        budget_y=y(report.budget) if drawn else None,
     )
 
 

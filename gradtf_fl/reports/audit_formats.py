@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradtf_fl import __version__
 from gradtf_fl.privacy.skellam import CLIENT_ASSUMPTIONS
-from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, round_json
+from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, RoundCost, finite, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
+from gradtf_fl.reports.audit_table import AuditTable
+from gradtf_fl.reports.audit_words import limit, noisers, number, printable, rounds_left, title
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,26 +34,72 @@ CSV_COLUMNS = [
     "epsilon_after",
     "noise_generator",
     "when",
+    "unit",
+    "adjacency",
+    "sampler",
+    "accountant",
+    "epsilon_prv",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "remaining",
+    "projected_rounds_left",
+    "client_level_epsilon",
+    "head",
 ]
+MOST_INDENTED = 10_000
+"""Charges up to which JSON is indented, which takes Python several times as long."""
+MOST_LISTED = 100
+"""Charges of one account that the page lists in full."""
 
 
 def to_json(reports: Sequence[LedgerReport]) -> str:
-    """One JSON document: ``{"ledgers": [...]}``."""
-    return json.dumps({"ledgers": [report.to_json() for report in reports]}, indent=1, allow_nan=False) + "\n"
+    """One JSON document: ``{"ledgers": [...]}``; a line for each ledger where nobody reads so many charges."""
+    documents = [report.to_json() for report in reports]
+    if sum(len(document["rounds"]) for document in documents) <= MOST_INDENTED:
+        return json.dumps({"ledgers": documents}, indent=1, allow_nan=False) + "\n"
+    return '{"ledgers": [\n' + ",\n".join(json.dumps(each, allow_nan=False) for each in documents) + "\n]}\n"
 
 
 def to_csv(reports: Sequence[LedgerReport]) -> str:
     """One line per charge; a ledger without charges has one line with empty round columns."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
     for report in reports:
-        document = report.to_json()
-        fixed = {name: document[name] for name in ("organization", "dataset", "delta", "budget")}
-        fixed["chain_ok"] = report.sound
+        fixed = {name: inert(value) for name, value in _fixed(report).items()}
         for cost in [round_json(c) for c in report.rounds] or [{}]:
-            writer.writerow({**cost, **fixed})
+            texts = {name: inert(cost.get(name)) for name in ("run", "noise_generator", "when")}
+            line = {**cost, **texts, **fixed}
+            writer.writerow([line.get(name) for name in CSV_COLUMNS])
     return buffer.getvalue()
+
+
+def _fixed(report: LedgerReport) -> dict[str, object]:
+    """What every line of one account repeats."""
+    genesis, spent = report.reading.content.genesis, report.epsilon
+    return {
+        "organization": report.organization,
+        "dataset": report.dataset,
+        "delta": report.delta,
+        "budget": finite(report.budget),
+        "chain_ok": report.sound,
+        "unit": genesis.unit,
+        "adjacency": genesis.adjacency,
+        "sampler": genesis.sampler,
+        "accountant": genesis.accountant,
+        "epsilon_prv": finite(spent.prv),
+        "epsilon_pld": finite(spent.pld),
+        "epsilon_rdp": finite(spent.rdp),
+        "remaining": finite(report.remaining),
+        "projected_rounds_left": report.projected_rounds,
+        "client_level_epsilon": finite(report.client_level),
+        "head": report.reading.head.hex(),
+    }
+
+
+def inert(value: object) -> object:
+    """``value``; text that a spreadsheet would take for a formula gets an apostrophe in front (CWE-1236)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def to_html(reports: Sequence[LedgerReport]) -> str:
@@ -66,60 +113,37 @@ def to_html(reports: Sequence[LedgerReport]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {
+        "number": number,
+        "printable": printable,
+        "title": title,
+        "rounds_left": rounds_left,
+        "limit": lambda report: limit(report.budget),
+        "left": lambda report: limit(report.remaining),
+        "noisers": noisers,
+        "listed": listed,
+    }
     top = highest(list(reports))
-    pairs = [(report, chart(report, top)) for report in reports]
-    template = environment.get_template("audit.html")
-    assumptions = CLIENT_ASSUMPTIONS
-    return template.render(pairs=pairs, not_covered=NOT_COVERED, assumptions=assumptions, version=__version__) + "\n"
+    return (
+        environment.get_template("audit.html").render(
+            pairs=[(report, chart(report, top)) for report in reports],
+            ledgers=len({report.reading.path for report in reports}),
+            broken=len({report.reading.path for report in reports if not report.sound}),
+            not_covered=NOT_COVERED,
+            assumptions=CLIENT_ASSUMPTIONS,
+            version=__version__,
+        )
+        + "\n"
+    )
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure for people: infinity in a word, a dash for none."""
-    if value is None:
-        return "–"
-    return "infinite" if math.isinf(value) else f"{value:.{digits}f}"
+def listed(rounds: Sequence[RoundCost]) -> list[RoundCost]:
+    """Charges for the page: all, or of more than `MOST_LISTED` those of the curve and those that were not settled."""
+    if len(rounds) <= MOST_LISTED:
+        return list(rounds)
+    return [cost for cost in rounds if cost.epsilon_after is not None or cost.charge.state != "settled"]
 
 
 def to_table(reports: Sequence[LedgerReport]) -> RenderableType:
-    """Tables for the terminal: one line per ledger, then what the figures mean."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    title = "Epsilon spent (replace: one row exchanged, by PLD)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("organization", overflow="fold")
-    for heading in ("rounds", "PRV", "PLD", "RDP", "replace", "budget", "left"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    with_clients = any(report.client_level is not None for report in reports)
-    if with_clients:
-        table.add_column("client\nlevel", justify="right", no_wrap=True)
-    table.add_column("chain")
-    for report in reports:
-        figures = (report.epsilon.prv, report.epsilon.pld, report.epsilon.rdp, report.replace_one)
-        limits = ["none" if math.isinf(value) else number(value) for value in (report.budget, report.remaining)]
-        chain = Text("ok", "green") if report.sound else Text("BROKEN", "bold red")
-        cells = [str(len(report.account.charges)), *(number(value) for value in figures), *limits]
-        cells += [number(report.client_level)] if with_clients else []
-        table.add_row(Text(report.organization), *cells, chain)
-    return Group(table, *(Text(line) for line in meaning(reports)))
-
-
-def meaning(reports: Sequence[LedgerReport]) -> list[str]:
-    """The words without which an epsilon is not a report, each line once."""
-    lines: dict[str, None] = {}
-    for report in reports:
-        genesis = report.reading.content.genesis
-        lines[f"unit: {genesis.unit}; adjacency: {genesis.adjacency}; delta {report.delta:g}"] = None
-        lines[f"sampler: {genesis.sampler}"] = None
-        lines[f"accountant: {genesis.accountant}"] = None
-        lines[f"noise generator: {'; '.join(report.noise)}"] = None
-        if report.client_level is not None:
-            lines[f"client level (one organization in the opened sums): {CLIENT_ASSUMPTIONS}"] = None
-        if not report.epsilon_valid:
-            lines[f"{report.organization}: EPSILON NOT VALID, the accountants assume Poisson sampling"] = None
-    lines["Not covered by epsilon:"] = None
-    lines |= dict.fromkeys(f"  - {text}" for text in NOT_COVERED)
-    return list(lines)
+    """For the terminal: a line of figures per dataset of each ledger, then what the figures mean."""
+    return AuditTable(reports)

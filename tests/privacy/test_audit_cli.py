@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.cli.audit import audit
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy import NOISE_SEEDED, DpEvent, Ledger, epsilon_prv
-from gradtf_fl.reports.audit_chart import nice_step
+from gradtf_fl.reports.audit import read_for_report, report_all
+from gradtf_fl.reports.audit_chart import chart, highest, nice_step
 
 from .conftest import EVENT
 
@@ -69,6 +70,7 @@ def test_json_has_the_figures_and_what_they_mean(ledgers: list[Path]) -> None:
     assert clinic["epsilon"]["prv"] == epsilon_prv([DpEvent(1.75, 0.0625, 100)], 1e-5) == pytest.approx(1.697, abs=1e-3)
     assert clinic["epsilon"]["prv"] == pytest.approx(clinic["epsilon"]["pld"], abs=0.02)
     assert clinic["remaining"] == pytest.approx(2.0 - clinic["epsilon"]["prv"])
+    assert (clinic["projected_rounds_left"], bank["projected_rounds_left"]) == (0, 1)  # three rounds cost 2.078
     assert [cost["state"] for cost in clinic["rounds"]] == ["settled", "settled"]
     assert clinic["rounds"][0]["epsilon_after"] == pytest.approx(1.219, abs=1e-3)
     assert clinic["chain"]["ok"] is True
@@ -99,6 +101,33 @@ def test_csv_has_one_line_per_charge(ledgers: list[Path]) -> None:
         ("clinic", "2", "settled"),
         ("bank <& sons>", "1", "reserved"),
     ]
+
+
+def test_csv_appends_what_the_figures_refer_to(ledgers: list[Path]) -> None:
+    text = run("report", *ledgers, "--format", "csv").stdout
+    old = "organization,dataset,delta,budget,chain_ok,run,round,attempt,state,sigma,q,steps,epsilon_after,"
+    new = "unit,adjacency,sampler,accountant,epsilon_prv,epsilon_pld,epsilon_rdp,remaining,projected_rounds_left,"
+    assert text.splitlines()[0] == f"{old}noise_generator,when,{new}client_level_epsilon,head"
+    line = list(csv.DictReader(io.StringIO(text)))[-1]
+    (document,) = json.loads(run("report", ledgers[1], "--json").stdout)["ledgers"]
+    for name in ("unit", "adjacency", "sampler", "accountant"):
+        assert line[name] == document[name]
+    for name in ("prv", "pld", "rdp"):
+        assert float(line[f"epsilon_{name}"]) == document["epsilon"][name]
+    assert float(line["remaining"]) == document["remaining"]
+    assert (line["projected_rounds_left"], line["client_level_epsilon"]) == ("1", "")
+    assert line["head"] == document["chain"]["head"]
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "clinic"])
+def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    key = Ed25519PrivateKey.generate()
+    with Ledger.open(path, identity_key=key, organization=name, delta=1e-5, budget=2.0) as ledger:
+        ledger.reserve(name, 1, 0, EVENT, noise=name)
+    (line,) = csv.DictReader(io.StringIO(run("report", path, "--format", "csv").stdout))
+    for column in ("organization", "run", "noise_generator"):
+        assert line[column] == (name if name == "clinic" else f"'{name}")
 
 
 def test_the_table_says_what_epsilon_is(ledgers: list[Path]) -> None:
@@ -151,6 +180,24 @@ def test_the_page_is_self_contained_and_draws_each_organization(ledgers: list[Pa
     assert (floor - heights[0]) / (floor - limit) == pytest.approx(1.219 / 2, abs=0.01)
     assert (floor - heights[1]) / (floor - limit) == pytest.approx(1.697 / 2, abs=0.01)
     assert [c.attrib["class"] for c in drawings[1].iter("circle")] == ["open"]
+
+
+def test_a_budget_far_above_is_named_and_flattens_nothing(tmp_path: Path) -> None:
+    paths = []
+    for name, budget in (("near", 2.0), ("far", 1000.0)):
+        path = tmp_path / name / "ledger.sqlite"
+        key = Ed25519PrivateKey.generate()
+        with Ledger.open(path, identity_key=key, organization=name, delta=1e-5, budget=budget) as ledger:
+            ledger.reserve("run", 1, 0, EVENT)
+        paths.append(path)
+    reports = report_all([read_for_report(path) for path in paths])
+    assert highest(reports) == pytest.approx(2.0 * 1.08)
+    near, far = (chart(report, highest(reports)) for report in reports)
+    assert near is not None
+    assert far is not None
+    assert (near.budget, near.budget_y is None) == ("budget 2", False)
+    assert (far.budget, far.budget_y) == ("budget 1000, beyond this chart", None)
+    assert highest(reports[1:]) == pytest.approx(1.219 * 1.08, abs=1e-3)
 
 
 @pytest.mark.parametrize(
