@@ -95,10 +95,10 @@ def plot(document: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = document["summary"]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for size, colour in zip(SIZES, ("#b4531f", "#1f6feb", "#1a7f37"), strict=True):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for size, colour, aside in zip(SIZES, ("#b4531f", "#1f6feb", "#1a7f37"), (0.96, 1.0, 1.04), strict=True):
         mine = [row for row in rows if row["organizations"] == size]
-        x = [row["epsilon"] for row in mine]
+        x = [row["epsilon"] * aside for row in mine]  # side by side, so that no interval hides another
         label = f"{size} organization{'s' if size > 1 else ''}"
         for axis, name, style in ((left, "generated", "-o"), (left, "tiny", "--s"), (right, "pgr", "-o")):
             mean, width = zip(*(row[name] for row in mine), strict=True)
@@ -111,7 +111,8 @@ def plot(document: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(f"epsilon of a row for the whole run (delta {DELTA:g})")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    left.set_ylim(0.4, 1.03)
     figure.savefig(path, dpi=120)
 
 
