@@ -1,13 +1,23 @@
-"""``gradtf evaluate``: exact match of a model on a task, with or without an adapter, and PGR."""
+"""``gradtf evaluate``: a model's score on a task, with or without an adapter, and PGR.
+
+House Rules and JSONL files are scored by exact match of the whole answer, without generating. Text tasks (the paper's
+six data sets, own ones by TOML) are generated greedily and scored by their own metric.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradtf_fl.tasks import LoadedTask, Row, TextTask
+
+METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 
 
 @click.command(
@@ -20,9 +30,31 @@ from gradtf_fl.cli.options import emit_json, json_option
     "--task",
     required=True,
     metavar="T",
-    help='A JSONL file of {"prompt", "answer"} lines, or house-rules:RULE with three tag letters, e.g. afk.',
+    help='A JSONL file of {"prompt", "answer"} lines; house-rules:RULE with three tag letters, e.g. afk; aqua_rat, '
+    "gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Text tasks: folder with train, validation, test .jsonl or .jsonl.gz.  [default: the hub or the TOML's files]",
+)
+@click.option(
+    "--split", type=click.Choice(["train", "validation", "test"]), help="Text tasks: rows to use.  [default: test]"
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Text tasks: longest generated answer.  [default: the task's own]",
+)
+@click.option(
+    "--max-malformed",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Text tasks: share of malformed rows that may be skipped.  [default: 0.01]",
+)
 @click.option("--floor", type=click.FloatRange(0, 1), help="Score of the tuned TinyLM, for PGR.")
 @click.option("--ceiling", type=click.FloatRange(0, 1), help="Score of the LLM tuned on the rows, for PGR.")
 @json_option
@@ -30,38 +62,116 @@ def evaluate(
     model: str,
     adapter: Path | None,
     task: str,
+    data: Path | None,
+    split: str | None,
     limit: int | None,
+    max_new_tokens: int | None,
+    max_malformed: float | None,
     floor: float | None,
     ceiling: float | None,
     as_json: bool,
 ) -> None:
-    """Score a model by exact match; with --floor and --ceiling also the performance gap recovered."""
-    from gradtf_fl.errors import ConfigError
+    """Score a model by the task's metric; with --floor and --ceiling also the performance gap recovered."""
     from gradtf_fl.reports.simulation_report import gap_recovered
 
+    problems = _Problems()
     if (floor is None) != (ceiling is None):
-        raise ConfigError("PGR needs both --floor and --ceiling")
-    rows = _rows(task, limit)
-    score = _score(model, adapter, rows)
+        problems.add("PGR needs both --floor and --ceiling")
+    with problems:
+        _check_model(model, adapter)
+    work: list[Row] | LoadedTask | None = None
+    with problems:
+        text_task = _text_task(task)
+        given = {"--data": data, "--split": split, "--max-new-tokens": max_new_tokens, "--max-malformed": max_malformed}
+        if text_task is None:
+            needless = [name for name, value in given.items() if value is not None]
+            if needless:
+                problems.add(f"{', '.join(needless)}: only for text tasks, which {task} is not")
+            work = _rows(task, limit)
+        else:
+            work = _loaded(text_task, data, split, max_malformed)
+    problems.raise_all()
+
+    if isinstance(work, list):
+        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, adapter, work)}
+        score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
+    else:
+        assert work is not None
+        result = _generated(model, adapter, work, limit, max_new_tokens)
+        score, said = result["score"], _sentence(result)
+        if not as_json and work.skipped:
+            click.echo("\n".join(f"skipped: {row}" for row in work.skipped_rows), err=True)
     pgr = gap_recovered({"llm_generated": score, "tiny_tuned": floor, "llm_ceiling": ceiling})
     if as_json:
-        document: dict[str, Any] = {
-            "model": model,
-            "adapter": str(adapter) if adapter else None,
-            "task": task,
-        }
-        emit_json(document | {"rows": len(rows), "exact_match": score, "pgr": pgr})
+        emit_json({"model": model, "adapter": str(adapter) if adapter else None, "task": task} | result | {"pgr": pgr})
         return
-    click.echo(f"exact match {score:.4f} on {len(rows)} rows" + ("" if pgr is None else f", PGR {pgr:.3f}"))
+    click.echo(said + ("" if pgr is None else f", PGR {pgr:.3f}"))
 
 
-def _rows(task: str, limit: int | None) -> list[Any]:
-    from gradtf_fl.errors import ConfigError
-    from gradtf_fl.tasks import read_rows
+class _Problems:
+    """Collects the problems of several checks, so that all are told at once. Each ``with`` is one check."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self._found.append(problem)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, ConfigError):
+            return False
+        self._found += error.problems
+        return True
+
+    def raise_all(self) -> None:
+        if self._found:
+            raise ConfigError(self._found)
+
+
+def _check_model(name: str, adapter: Path | None) -> None:
+    """What can be known of a model and its adapter without loading the model."""
+    from gradtf_fl.adapters import load_adapter
+    from gradtf_fl.cli.base_model import check_base
+    from gradtf_fl.models import model_folder
+
+    problems = _Problems()
+    with problems:
+        model_folder(name)
+    if adapter is not None:
+        with problems:
+            check_base(f"--adapter {adapter}", load_adapter(adapter)[2], name)
+    problems.raise_all()
+
+
+def _text_task(task: str) -> TextTask | None:
+    """The text task that ``--task`` names, None for House Rules and JSONL files."""
+    from gradtf_fl.tasks import PAPER_TASKS, load_own_task
+
+    if task.endswith(".toml"):
+        return load_own_task(Path(task))
+    return PAPER_TASKS.get(task)
+
+
+def _loaded(task: TextTask, data: Path | None, split: Any, max_malformed: float | None) -> LoadedTask:
+    from gradtf_fl.tasks import FolderSource, load_task
+    from gradtf_fl.tasks.text_tasks import MAX_MALFORMED
+
+    source = FolderSource(data) if data else None
+    share = MAX_MALFORMED if max_malformed is None else max_malformed
+    return load_task(task, split or "test", source, share)
+
+
+def _rows(task: str, limit: int | None) -> list[Row]:
+    from gradtf_fl.tasks import PAPER_TASKS, read_rows
 
     if not task.startswith("house-rules:"):
         if not Path(task).is_file():
-            raise ConfigError(f"--task {task}: no such file (a JSONL file, or house-rules:RULE)")
+            raise ConfigError(
+                f"--task {task}: no such file (house-rules:RULE, {', '.join(PAPER_TASKS)}, a JSONL or a TOML file)"
+            )
         return read_rows(task)[:limit]
 
     import numpy as np
@@ -77,21 +187,57 @@ def _rows(task: str, limit: int | None) -> list[Any]:
     return tokens_to_rows(HiddenTask((rule,)).draw(np.random.default_rng(0), count, "test"))
 
 
-def _score(model_name: str, adapter: Path | None, rows: list[Any]) -> float:
+def _model(name: str, adapter: Path | None) -> tuple[Any, Any]:
+    """(model with its adapter, tokenizer)."""
     from gradtf_fl.adapters import attach, load_adapter, set_adapter_state
-    from gradtf_fl.cli.base_model import check_base
-    from gradtf_fl.models import load_model, model_folder
-    from gradtf_fl.tasks import encode_rows, exact_match
+    from gradtf_fl.models import load_model
 
-    model_folder(model_name)
-    loaded: Any = None
-    if adapter is not None:
-        loaded = load_adapter(adapter)
-        check_base(f"--adapter {adapter}", loaded[2], model_name)
     model: Any
-    model, tokenizer = load_model(model_name)
-    if loaded is not None:
-        state, spec, _ = loaded
+    model, tokenizer = load_model(name)
+    if adapter is not None:
+        state, spec, _ = load_adapter(adapter)
         model = attach(model, spec)
         set_adapter_state(model, state)
+    return model, tokenizer
+
+
+def _score(model_name: str, adapter: Path | None, rows: list[Row]) -> float:
+    from gradtf_fl.tasks import encode_rows, exact_match
+
+    model, tokenizer = _model(model_name, adapter)
     return exact_match(model, encode_rows(rows, tokenizer))
+
+
+def _generated(
+    model_name: str, adapter: Path | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
+) -> dict[str, Any]:
+    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.tasks import score_task
+
+    model, tokenizer = _model(model_name, adapter)
+    with WorkProgress("evaluate") as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.show("prompts", done, total)
+
+        examples = work.examples[:limit]
+        score = score_task(model, tokenizer, work.task, examples, max_new_tokens, progress=progress)
+    return {
+        "split": work.split,
+        "rows": score.rows,
+        "metric": score.metric,
+        "score": score.value,
+        score.metric: score.value,
+        "skipped_rows": work.skipped,
+        "skipped": list(work.skipped_rows),
+        "truncated_prompts": score.truncated,
+        "unanswered_rows": score.unanswered,
+    }
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    return (
+        f"{METRIC_WORDS[result['metric']]} {result['score']:.4f} on {result['rows']} rows "
+        f"({result['skipped_rows']} malformed rows skipped, {result['truncated_prompts']} prompts lost their start to "
+        f"the model's context, {result['unanswered_rows']} rows without an answer)"
+    )
