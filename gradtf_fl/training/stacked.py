@@ -1,4 +1,4 @@
-"""K LoRA adapters over one frozen base, in one forward pass. One kernel, three jobs:
+"""K adapters over one frozen base, in one forward pass. One kernel, three jobs:
 
 - fine-tune K shadow sets at once (`fine_tune_stacked`; equal to one after the other, clipping is per adapter);
 - per-example gradients for DP-SGD shadows (`dp_fine_tune_stacked`): with one adapter copy per row, the gradient
@@ -18,63 +18,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.adapter_kinds import PREFIX, find_targets
 from gradtf_fl.adapters import AdapterSpec, initial_state
 from gradtf_fl.tasks.rows import IGNORED, TokenRows
+from gradtf_fl.training.stacked_layers import by_layer, stack_layer
 from gradtf_fl.update_vectors import BlockLayout
 
 Progress = Callable[[int, int], None]
 
 
-class StackedLinear(nn.Module):
-    """A frozen linear layer plus K low-rank branches: y = W x + scale * B_k A_k x, rows ordered adapter by adapter."""
-
-    def __init__(self, base: nn.Linear, scale: float) -> None:
-        super().__init__()
-        self.base = base
-        self.scale = scale
-        self.a: Tensor | None = None  # [K, rank, in]
-        self.b: Tensor | None = None  # [K, out, rank]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [K * rows, T, in] -> [K * rows, T, out]."""
-        y: Tensor = self.base(x)
-        if self.a is None or self.b is None:
-            return y
-        adapters = self.a.shape[0]
-        flat = x.reshape(adapters, -1, x.shape[-1])
-        branch = torch.bmm(torch.bmm(flat, self.a.transpose(1, 2)), self.b.transpose(1, 2))
-        return y + self.scale * branch.reshape(y.shape)
-
-
 class StackedAdapters:
-    """A plain causal LM whose target projections carry K adapters. The model given is changed in place, and frozen."""
+    """A plain causal LM whose target modules carry K adapters of the spec's kind. The model given is changed in place,
+    and frozen. Raises ConfigError when the model lacks a target or the kind does not go on one."""
 
     def __init__(self, model: Any, spec: AdapterSpec) -> None:
         self.spec = spec
-        state = initial_state(model, spec)
+        targets, state = find_targets(model, spec), initial_state(model, spec)
         self.layout = BlockLayout.from_state(state, spec.train_a)
-        self.initial = torch.from_numpy(self.layout.to_vector(state))  # [blocks, block_dim]
-        self._frozen_a = {name: tensor for name, tensor in state.items() if ".lora_A." in name}
+        device = targets[0][1].weight.device
+        self.initial = torch.from_numpy(self.layout.to_vector(state)).to(device)  # [blocks, block_dim]
+        self.mask = torch.from_numpy(self.layout.parameter_mask()).to(
+            device
+        )  # false where a trailing row is only filled up
+        trained = {name for name, _, _ in self.layout.pieces(self.initial)}
+        self._frozen = {name: tensor.to(device) for name, tensor in state.items() if name not in trained}
         self.model = model.eval().requires_grad_(False)
-        self._layers: dict[str, StackedLinear] = {}
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in spec.targets:
-                parent, leaf = name.rsplit(".", 1)
-                layer = StackedLinear(module, spec.scale)
-                setattr(model.get_submodule(parent), leaf, layer)
-                self._layers[f"base_model.model.{name}"] = layer
+        self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, spec) for name, module in targets}
 
     def set(self, theta: Tensor) -> None:
         """Use adapters ``theta`` [K, blocks, block_dim] (absolute values, not updates) from now on."""
         adapters = theta.shape[0]
-        for block in range(self.layout.blocks):
-            for slot in self.layout.slots:
-                module, kind, _ = self.layout.name(block, slot).rsplit(".", 2)
-                values = theta[:, block, slot.start : slot.start + slot.size].reshape(adapters, *slot.shape)
-                setattr(self._layers[module], "a" if kind == "lora_A" else "b", values)
-        if not self.spec.train_a:
-            for module, layer in self._layers.items():
-                layer.a = self._frozen_a[f"{module}.lora_A.weight"].expand(adapters, -1, -1)
+        values = {name: tensor.expand(adapters, -1, -1) for name, tensor in self._frozen.items()}
+        for name, shape, piece in self.layout.pieces(theta):
+            values[name] = piece.reshape(adapters, *shape)
+        for module, roles in by_layer(values).items():
+            self._layers[module].put(roles)
 
     def _answers(self, theta: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
         """(logits [N, t, V], labels [N, t]) from the first position on that any row has a loss at."""
@@ -217,7 +195,7 @@ def dp_fine_tune_stacked(
             assert copies.grad is not None
             factors = (recipe.clip / (copies.grad.flatten(1).norm(dim=1) + 1e-6)).clamp(max=1.0)
             total = torch.zeros_like(theta).index_add_(0, owner, copies.grad * factors[:, None, None])
-            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise)
+            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise) * stack.mask
             theta.grad = total / recipe.batch
             optimizer.step()
             if progress is not None:

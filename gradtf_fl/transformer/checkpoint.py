@@ -1,4 +1,7 @@
-"""A trained Grad-Transformer in one safetensors file: weights, standardisation, both sides' adapters and layouts."""
+"""A trained Grad-Transformer in one safetensors file: weights, standardisation, both sides' adapters and layouts.
+
+Format 1 has a token for each row of an update vector; format 2 also stores how the vectors are partitioned.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from gradtf_fl.update_vectors import BlockLayout, Vector
 
 if TYPE_CHECKING:
     from gradtf_fl.transformer.model import Backbone, GradTransformerModel
+    from gradtf_fl.transformer.partition import PartitionPlan
 
-FORMAT = 1
+FORMATS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,14 @@ class GradTransformer:
         tensors = {n: t.detach().half().contiguous() for n, t in self.model.state_dict().items() if "shared" not in n}
         tensors = {n: t for n, t in tensors.items() if "embed_tokens" not in n}
         about = {
-            "format": FORMAT,
+            "format": 1,
             "backbone": self.backbone.to_json() | {"pretrained": None} | _sizes(self.model),
             "source": self.source.to_json(),
             "target": self.target.to_json(),
             "tensors_sha256": _digest(tensors),
         }
+        if not self.model.partitioning.is_whole:
+            about |= {"format": 2, "partition": self.model.partitioning.plan.to_json()}
         staging = Path(f"{path}.new")
         staging.parent.mkdir(parents=True, exist_ok=True)
         staging.write_bytes(save(tensors, {"grad_transformer": json.dumps(about, sort_keys=True)}))
@@ -96,7 +102,10 @@ class GradTransformer:
 
     @classmethod
     def load(cls, path: str | Path) -> GradTransformer:
-        """Read and verify a checkpoint; ConfigError when there is none, CorruptFile when it is damaged."""
+        """Read and verify a checkpoint.
+
+        Raises ConfigError when there is none or its format or partition is unknown, CorruptFile when it is damaged.
+        """
         import torch
         from safetensors.torch import load
 
@@ -110,23 +119,46 @@ class GradTransformer:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             about = json.loads(header["__metadata__"]["grad_transformer"])
-            if about["format"] != FORMAT or _digest(tensors) != about["tensors_sha256"]:
+            if about["format"] not in FORMATS:
+                raise _Unknown(f"checkpoint format {about['format']} is unknown; a newer program wrote it")
+            if _digest(tensors) != about["tensors_sha256"]:
                 raise ValueError("content does not match its SHA-256")
             state = {name: tensor.float() for name, tensor in tensors.items()}
             backbone = Backbone(**about["backbone"])
+            source, target = Side.from_json(about["source"]), Side.from_json(about["target"])
+            partitioning = None
+            if about["format"] > 1:
+                partitioning = _plan(about["partition"]).between(source.layout, target.layout)
             with torch.random.fork_rng():
                 model = GradTransformerModel(
                     backbone,
                     Standardisation(state["source_mean"], state["source_scale"]),
                     Standardisation(state["target_mean"], state["target_scale"]),
+                    partitioning,
                 )
             missing, unexpected = model.load_state_dict(state, strict=False)
             if unexpected or any("shared" not in n and "embed_tokens" not in n for n in missing):
                 raise ValueError("tensor names differ")
-            sides = Side.from_json(about["source"]), Side.from_json(about["target"])
+        except _Unknown as error:
+            raise ConfigError(
+                [f"Grad-Transformer checkpoint {path}: {problem}" for problem in error.problems]
+            ) from None
         except Exception as error:
             raise CorruptFile(f"Grad-Transformer checkpoint {path}: damaged or no checkpoint ({error})") from error
-        return cls(model.eval(), backbone, *sides, hashlib.sha256(data).hexdigest())
+        return cls(model.eval(), backbone, source, target, hashlib.sha256(data).hexdigest())
+
+
+class _Unknown(ConfigError):
+    """A whole file that only another version of this program can read."""
+
+
+def _plan(document: Mapping[str, Any]) -> PartitionPlan:
+    from gradtf_fl.transformer.partition import PartitionPlan
+
+    try:
+        return PartitionPlan.from_json(document)
+    except ConfigError as error:
+        raise _Unknown(error.problems) from error
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:

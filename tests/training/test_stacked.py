@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtf_fl.adapters import AdapterSpec, adapter_state, attach
+from gradtf_fl.adapters import AdapterSpec, adapter_state, attach, set_adapter_state
 from gradtf_fl.curation.shadow import as_token_rows, single_task
 from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
@@ -21,6 +21,7 @@ from gradtf_fl.training.stacked import (
     fine_tune_stacked,
     stack_rows,
 )
+from gradtf_fl.training.stacked_layers import StackedEmbedding
 
 SPEC = AdapterSpec()
 NAMES = ("aej", "bfk", "dhm")
@@ -48,7 +49,7 @@ def test_stacked_equals_sequential_peft(model: str, double: bool, tolerance: flo
     if double:
         stack.model.double()
         stack.initial = stack.initial.double()
-        stack._frozen_a = {name: tensor.double() for name, tensor in stack._frozen_a.items()}
+        stack._frozen = {name: tensor.double() for name, tensor in stack._frozen.items()}
     stacked = fine_tune_stacked(stack, stack_rows(sets), 3, recipe, [[k] for k in range(3)], [8])[0]
     for k, rows in enumerate(sets):
         peft_model = attach(load_model(model)[0], spec)
@@ -58,6 +59,29 @@ def test_stacked_equals_sequential_peft(model: str, double: bool, tolerance: flo
         sequential = torch.from_numpy(stack.layout.to_vector(adapter_state(peft_model))) - stack.initial
         assert sequential.abs().max() > 1e-2  # it did move
         assert (stacked[k] - sequential).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("train_a", [True, False])
+@pytest.mark.parametrize("model", ["embedded:tiny", "embedded:llm"])
+def test_gradients_on_all_modules_are_those_of_peft(model: str, train_a: bool) -> None:
+    """Gradients, because Adam would blow up rounding where an embedding's are nearly zero."""
+    targets = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens")
+    spec, rows = AdapterSpec(targets=targets, train_a=train_a), shadow_rows("dhm", 8, 4)
+    stack = StackedAdapters(load_model(model)[0], spec)
+    noise = torch.randn(stack.initial.shape, generator=torch.Generator().manual_seed(0))
+    theta = (stack.initial + 0.1 * noise * stack.mask)[None].requires_grad_(True)
+    stack.row_losses(theta, rows).sum().backward()
+    plain = attach(load_model(model)[0], spec).eval()
+    set_adapter_state(plain, {**adapter_state(plain), **stack.layout.to_state(theta.detach()[0].numpy())})
+    logits = plain(input_ids=rows.input_ids[:, :-1], use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits.mT, rows.labels[:, 1:], reduction="none")
+    (losses.sum(1) / (rows.labels[:, 1:] != -100).sum(1)).sum().backward()
+    found = {n.replace(".default", ""): p.grad for n, p in plain.named_parameters() if p.requires_grad}
+    assert theta.grad is not None
+    assert set(found) == {name for name, _, _ in stack.layout.pieces(theta)}
+    gradient = torch.from_numpy(stack.layout.to_vector(found))
+    assert gradient.abs().amax(1).min() > 1e-3
+    torch.testing.assert_close(theta.grad[0], gradient, atol=2e-5, rtol=1e-4)
 
 
 def test_one_copy_per_row_gives_the_gradient_of_each_row() -> None:
@@ -72,6 +96,63 @@ def test_one_copy_per_row_gives_the_gradient_of_each_row() -> None:
         stack.row_losses(alone, rows.take(slice(n, n + 1))).sum().backward()
         assert alone.grad is not None
         torch.testing.assert_close(copies.grad[n], alone.grad[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora-xs", "full"])
+def test_gradients_of_other_kinds_follow_from_the_whole_weights(kind: str) -> None:
+    """With G the gradient of W: that of the full delta is G, that of LoRA-XS's R is s B^T G A^T."""
+    spec = AdapterSpec(rank=3, alpha=6.0, targets=("k_proj", "down_proj"), kind=kind)
+    stack = StackedAdapters(load_model("embedded:tiny")[0], spec)
+    rows = shadow_rows("bfk", 6, 1)
+    theta = stack.initial[None].clone().requires_grad_(True)
+    for layer in stack._layers.values():
+        layer.base.weight.requires_grad_(True)
+    stack.row_losses(theta, rows).sum().backward()
+    assert theta.grad is not None
+    for name, shape, found in stack.layout.pieces(theta.grad[0]):
+        module = name.rsplit(".", 2)[0]
+        wanted = stack._layers[module].base.weight.grad
+        assert isinstance(wanted, torch.Tensor)
+        if kind == "lora-xs":
+            a, b = (stack._frozen[f"{module}.lora_{role}.weight"] for role in "AB")
+            wanted = 2.0 * b.T @ wanted @ a.T
+        assert wanted.abs().max() > 1e-3
+        torch.testing.assert_close(found.reshape(shape), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora-xs", "full"])
+def test_other_kinds_train_apart_and_learn(kind: str) -> None:
+    spec = AdapterSpec(rank=4, targets=("q_proj", "v_proj"), kind=kind)
+    stack = StackedAdapters(load_model("embedded:tiny")[0], spec)
+    sets = [shadow_rows(name, 48, 3) for name in NAMES]
+    recipe = PlainRecipe(steps=12, batch=12, rate=3e-2)
+    together = fine_tune_stacked(stack, stack_rows(sets), 3, recipe, [[k] for k in range(3)], [12])[0]
+    for k, rows in enumerate(sets):
+        alone = fine_tune_stacked(stack, rows, 1, recipe, [[k]], [12])[0]
+        torch.testing.assert_close(together[k], alone[0], atol=1e-4, rtol=0)
+        before, after = (stack.row_losses(stack.initial[None] + u, rows).mean() for u in (0 * alone, alone))
+        assert after < before - 0.05
+
+
+def test_an_embedding_never_learns_from_its_padding_token() -> None:
+    base = torch.nn.Embedding(6, 2, padding_idx=3)
+    layer = StackedEmbedding(base, 1.0)
+    a = torch.randn(2, 1, 6, requires_grad=True)
+    layer.put({"lora_embedding_A": a, "lora_embedding_B": torch.ones(2, 2, 1)})
+    out = layer(torch.tensor([[3, 1], [5, 3]]))  # a row for each of two adapters
+    torch.testing.assert_close(out[1, 1], base.weight[3] + a[1, 0, 3])  # but it is read like any other
+    out.sum().backward()
+    assert a.grad is not None
+    assert a.grad.tolist() == [[[0, 2, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 2]]]
+
+
+def test_dp_noise_leaves_alone_what_rows_are_filled_up_with() -> None:
+    stack = StackedAdapters(load_model("embedded:tiny")[0], AdapterSpec(targets=("q_proj", "embed_tokens")))
+    assert not stack.mask.all()
+    rows, recipe = shadow_rows("aej", 64, 0), DpRecipe(rounds=1, steps=2, batch=16)
+    update = dp_fine_tune_stacked(stack, rows, [0], [1.0], recipe, [5])[0, 0]
+    assert not update[~stack.mask].any()
+    assert update[stack.mask].ne(0).all()
 
 
 def test_row_losses_ignore_padding_and_neighbours() -> None:
