@@ -1,0 +1,152 @@
+"""One interface for everything that a user would pick instead of the Grad-Transformer.
+
+A `Baseline` turns what reached the provider (a `Case`) into an `Outcome`: an LLM update for each organization, or,
+for proxy tuning, logits without an update. `run_baseline` hides private rows from every baseline that does not say
+that they leave the organization, so the flag in a table is what the code could do, not what its author remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.baselines.scoring import AnswerLogits, Scores, answer_logits, equal_counts, score_rows
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.models import load_model
+from gradtf_fl.tasks.rows import Row, TokenRows
+from gradtf_fl.training.stacked import StackedAdapters
+
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class PairSide:
+    """One frozen base model that carries K adapters, its tokenizer, and the shared initial adapter's state dict."""
+
+    stack: StackedAdapters
+    tokenizer: Any
+    initial: Mapping[str, Tensor]
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model was made for; None where its config does not say."""
+        length = getattr(self.stack.model.config, "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a row at most, prompt and answer (see `tasks.rows.encode_rows`)."""
+        return min(MAX_TOKENS, self.context or MAX_TOKENS)
+
+    @classmethod
+    def load(cls, model_name: str, spec: AdapterSpec) -> PairSide:
+        """Load by name (see `gradtf_fl.models.load_model`); ConfigError when the model can't be had."""
+        model, tokenizer = load_model(model_name)
+        initial = initial_state(model, spec)
+        return cls(StackedAdapters(model, spec), tokenizer, initial)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The TinyLM that organizations tune and the LLM that the provider owns."""
+
+    tiny: PairSide
+    llm: PairSide
+
+
+@dataclass(frozen=True)
+class Case:
+    """K organizations, as a comparison sees them.
+
+    Attributes:
+        updates: float32 [K, L1, n1], TinyLM updates as they reached the provider (plain, DP or averaged).
+        seed: first part of every seed that a baseline derives.
+        private: the organizations' rows, equally many each; None where they did not leave.
+        public_prompts: prompts that anybody may read; no answers.
+        text_updates: as ``updates``, but tuned with the loss on prompt AND answer: what a TinyLM needs to write whole
+            rows. None where organizations released no such update.
+    """
+
+    updates: Tensor
+    seed: int
+    private: tuple[tuple[Row, ...], ...] | None = None
+    public_prompts: tuple[str, ...] | None = None
+    text_updates: Tensor | None = None
+
+    @property
+    def organizations(self) -> int:
+        """K."""
+        return int(self.updates.shape[0])
+
+    def private_rows(self) -> tuple[tuple[Row, ...], ...]:
+        """Private rows [K][R]; ConfigError when they did not leave or counts differ."""
+        if self.private is None:
+            raise ConfigError("this baseline needs private rows, and none left the organizations")
+        if len(self.private) != self.organizations:
+            raise ConfigError(f"private rows of {len(self.private)} organizations, updates of {self.organizations}")
+        equal_counts(self.private, "private rows")
+        return self.private
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a baseline hands over.
+
+    Attributes:
+        updates: float32 [K, L2, n2] LLM update vectors; None when there is no update (proxy tuning).
+        logits: the tuned LLM's (or the combination's) logits for rows of all K organizations.
+        tokenizer: the LLM's.
+        max_tokens: a longer row loses the start of its prompt.
+        notes: measured by-products, e.g. Cross-LoRA's truncation error.
+    """
+
+    updates: Tensor | None
+    logits: AnswerLogits
+    tokenizer: Any
+    max_tokens: int
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    def score(self, test: Sequence[Sequence[Row]]) -> Scores:
+        """Scores of K organizations, each on its own rows ``test[k]``."""
+        return score_rows(self.logits, test, self.tokenizer, self.max_tokens)
+
+
+def outcome_of_updates(pair: Pair, updates: Tensor, notes: Mapping[str, float] | None = None) -> Outcome:
+    """The LLM with ``updates`` [K, L2, n2] added to the shared initial adapter."""
+    theta = pair.llm.stack.initial + updates
+
+    def logits(rows: TokenRows) -> Tensor:
+        return answer_logits(pair.llm.stack, theta, rows)
+
+    return Outcome(updates, logits, pair.llm.tokenizer, pair.llm.max_tokens, dict(notes or {}))
+
+
+class Baseline(Protocol):
+    """Anything that a table of comparisons loops over."""
+
+    @property
+    def name(self) -> str:
+        """Row name in tables."""
+
+    @property
+    def private_rows_leave(self) -> bool:
+        """Whether rows (prompts count) leave the organization."""
+
+    @property
+    def source(self) -> str:
+        """Where the method comes from."""
+
+    def run(self, pair: Pair, case: Case) -> Outcome:
+        """Make the LLM's updates; ConfigError when the case or the pair does not fit the method."""
+
+
+def run_baseline(baseline: Baseline, pair: Pair, case: Case) -> Outcome:
+    """Run with private rows taken out of the case, unless the baseline states that they leave."""
+    expected = tuple(pair.tiny.stack.initial.shape)
+    if tuple(case.updates.shape[1:]) != expected:
+        raise ConfigError(f"TinyLM updates are {tuple(case.updates.shape[1:])}, this pair's are {expected}")
+    return baseline.run(pair, case if baseline.private_rows_leave else replace(case, private=None))

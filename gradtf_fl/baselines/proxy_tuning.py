@@ -1,0 +1,40 @@
+"""Proxy tuning (Liu et al. 2024, arXiv 2401.08565): steer the LLM at decode time, without tuning it.
+
+logits = LLM base + (TinyLM tuned - TinyLM base), at every position. There is no LLM update: the provider, or whoever
+runs the LLM, keeps both TinyLMs beside it and pays three forward passes a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradtf_fl.baselines.interface import Case, Outcome, Pair
+from gradtf_fl.baselines.scoring import answer_logits
+from gradtf_fl.baselines.vocabulary import require_one_vocabulary, shared_width
+from gradtf_fl.tasks.rows import TokenRows
+
+
+@dataclass(frozen=True)
+class ProxyTuning:
+    """Teacher-forced proxy tuning; greedy exact match equals that of decoding (see `tasks.rows.exact_match`)."""
+
+    name: str = "proxy-tuning"
+    private_rows_leave: bool = False
+    source: str = "Liu et al. 2024, arXiv 2401.08565"
+
+    def run(self, pair: Pair, case: Case) -> Outcome:
+        """Logits from three models; ConfigError when the pair has two vocabularies."""
+        require_one_vocabulary(pair, "proxy tuning")
+        adapters, width = case.organizations, shared_width(pair)
+        llm_base = pair.llm.stack.initial.expand(adapters, -1, -1)
+        tiny_base = pair.tiny.stack.initial.expand(adapters, -1, -1)
+        tiny_tuned = pair.tiny.stack.initial + case.updates
+
+        def logits(rows: TokenRows) -> Tensor:
+            tuned = answer_logits(pair.tiny.stack, tiny_tuned, rows)[..., :width]
+            shift = tuned - answer_logits(pair.tiny.stack, tiny_base, rows)[..., :width]
+            return answer_logits(pair.llm.stack, llm_base, rows)[..., :width] + shift
+
+        return Outcome(None, logits, pair.llm.tokenizer, min(pair.tiny.max_tokens, pair.llm.max_tokens))

@@ -1,0 +1,135 @@
+"""``gradtf readiness``: are my rows near enough to the public ones? For an organization; its output stays there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+
+if TYPE_CHECKING:
+    from gradtf_fl.tasks import Row
+    from gradtf_fl.theory import Readiness
+
+SHOWN_ROWS, SHOWN_CHARACTERS = 5, 200
+MEANING = {
+    "near": "the public rows cover the words of yours; whether the tasks are the same, words cannot tell",
+    "some way off": "some of your rows have no like among the public ones: expect less, or ask for rows like them",
+    "far": "a Grad-Transformer made from these public rows has not seen anything like your rows",
+}
+
+
+@click.command(epilog="Example: gradtf readiness --private my_rows.jsonl --public public_rows.jsonl")
+@click.option("--private", type=click.Path(path_type=Path), required=True, metavar="ROWS.jsonl", help="Your rows.")
+@click.option(
+    "--public", type=click.Path(path_type=Path), required=True, metavar="ROWS.jsonl", help="The provider's public rows."
+)
+@click.option("--show-rows", is_flag=True, help="Also print the farthest of your rows, on a terminal only.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures here (JSON, mode 0600).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling and folds.  [default: 0]")
+@json_option
+def readiness(private: Path, public: Path, show_rows: bool, out: Path | None, seed: int, as_json: bool) -> None:
+    """Compare your rows with the public ones, on this machine alone: near, some way off or far.
+
+    Both files hold lines of {"prompt": ..., "answer": ...}. No row is printed unless you ask for it. The figures are
+    computed from private rows without noise, so that no epsilon covers them: do not pass them on.
+    """
+    _check_output(show_rows, out, as_json)
+    rows, public_rows = _read(private, public)
+    from gradtf_fl.theory import assess
+
+    found = assess(rows, public_rows, seed)
+    document = {"private": str(private), "public": str(public), "seed": seed, **found.to_json()}
+    if out is not None:
+        _keep(out, document)
+    if as_json:
+        emit_json(document)
+        return
+    click.echo("\n".join(_lines(found)))
+    if show_rows:
+        for number in found.farthest[:SHOWN_ROWS]:
+            click.echo(f"  row {number + 1}: {_printable(rows[number])}")
+    if out is not None:
+        click.echo(f"{out}: the same figures")
+
+
+def _check_output(show_rows: bool, out: Path | None, as_json: bool) -> None:
+    from gradtf_fl.errors import ConfigError
+
+    problems = []
+    if show_rows and as_json:
+        problems.append("--show-rows: rows never go into the JSON document; leave out --json")
+    elif show_rows and not sys.stdout.isatty():
+        problems.append("--show-rows: prints private rows, so standard output must be a terminal")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        problems.append(f"--out {out}: not a file in an existing folder")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _read(private: Path, public: Path) -> tuple[list[Row], list[Row]]:
+    from gradtf_fl.errors import ConfigError
+    from gradtf_fl.tasks import read_rows
+
+    sides, problems = [], []
+    for option, path in (("--private", private), ("--public", public)):
+        try:
+            sides.append(read_rows(path))
+        except ConfigError as error:
+            problems += [f"{option}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return sides[0], sides[1]
+
+
+def _lines(found: Readiness) -> list[str]:
+    from gradtf_fl.theory import KEEP_LOCAL
+
+    share, divergence = found.without_near, found.divergence
+    auc, kl = divergence.auc, divergence.kl
+    lines = [
+        f"{found.verdict}: {MEANING[found.verdict]}",
+        f"  compared: {found.compared[0]} of your {found.given[0]} rows with {found.compared[1]} of {found.given[1]} "
+        f"public ones; {found.identical} of yours are public rows word for word",
+        f"  rows without a near public row: {share.value:.0%} ({share.low:.0%} to {share.high:.0%}; 5 % of public rows "
+        "have none either)",
+        f"  lonelier than a public row: {found.lonelier:.2f} (.50: the same, 1: always)",
+        f"  a classifier tells them apart: AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}; .5: it cannot)",
+    ]
+    if divergence.saturated:
+        lines.append(
+            f"  KL(private || public): beyond what so few rows can show (over about {kl.low:.1f} nats); read the AUC"
+        )
+    else:
+        lines.append(f"  KL(private || public): at least {kl.value:.2f} nats ({kl.low:.2f} to {kl.high:.2f})")
+    if found.kinds and found.verdict != "near":
+        lines.append("  kinds of rows that are more frequent among yours, and how many of them lack a near public row:")
+        lines += [f"    {kind.share:4.0%} {kind.what}: {kind.without_near:.0%} lack one" for kind in found.kinds]
+    return [*lines, KEEP_LOCAL]
+
+
+def _printable(row: Row) -> str:
+    """One line; control characters of a row never reach the terminal."""
+    text = json.dumps(f"{row.prompt} -> {row.answer}", ensure_ascii=False)
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."
+
+
+def _keep(out: Path, document: dict[str, Any]) -> None:
+    """The file appears whole, readable by its owner alone."""
+    from gradtf_fl.errors import ConfigError
+
+    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        os.replace(staging, out)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error

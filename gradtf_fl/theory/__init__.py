@@ -1,0 +1,51 @@
+"""What the paper's theory says about a run, and whether private rows are near enough to public ones. No torch."""
+
+from gradtf_fl.theory.bounds import (
+    absolute_gap_bound,
+    bounded_subgaussian,
+    generalization_bound,
+    shadow_information,
+    utility_bound,
+)
+from gradtf_fl.theory.divergence import Divergence, Interval, estimate
+from gradtf_fl.theory.mutual_information import (
+    InformationBound,
+    approximate_dp,
+    dp_sgd,
+    gaussian_channel,
+    least,
+    noisy_iterations,
+    pure_dp,
+    renyi_dp,
+    row_entropy,
+    storage,
+    without_noise,
+    zcdp,
+)
+from gradtf_fl.theory.readiness import KEEP_LOCAL, Readiness, assess
+
+__all__ = [
+    "KEEP_LOCAL",
+    "Divergence",
+    "InformationBound",
+    "Interval",
+    "Readiness",
+    "absolute_gap_bound",
+    "approximate_dp",
+    "assess",
+    "bounded_subgaussian",
+    "dp_sgd",
+    "estimate",
+    "gaussian_channel",
+    "generalization_bound",
+    "least",
+    "noisy_iterations",
+    "pure_dp",
+    "renyi_dp",
+    "row_entropy",
+    "shadow_information",
+    "storage",
+    "utility_bound",
+    "without_noise",
+    "zcdp",
+]
