@@ -64,12 +64,16 @@ def _check_output(show_rows: bool, out: Path | None, as_json: bool) -> None:
     problems = []
     if show_rows and as_json:
         problems.append("--show-rows: rows never go into the JSON document; leave out --json")
-    elif show_rows and not sys.stdout.isatty():
+    elif show_rows and not _on_a_terminal():
         problems.append("--show-rows: prints private rows, so standard output must be a terminal")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         problems.append(f"--out {out}: not a file in an existing folder")
     if problems:
         raise ConfigError(problems)
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _read(private: Path, public: Path) -> tuple[list[Row], list[Row]]:

@@ -23,7 +23,7 @@ MOST_CHARACTERS = 4000
 """Of a prompt or an answer; the rest is not read."""
 WORD = re.compile(r"\d+|[^\W\d_]+|[^\w\s]")
 SOURCE_CHARACTERS = 64
-MOST_OF_A_SIDE = 0.05
+MOST_OF_A_SIDE, ALWAYS_A_SOURCE = 0.05, 10
 
 
 def words(text: str) -> list[str]:
@@ -79,15 +79,15 @@ def sources(*sides: Sequence[Row]) -> list[NDArray[np.int64]]:
     """A number for each row of each side, equal for rows that begin alike: a passage with several questions.
 
     Two such rows are no two independent samples. Rows begin alike when the first 64 characters of their prompts
-    agree, after what all prompts of a side have in common. A start that more than 5 % of a side share is a template,
-    and its rows keep numbers of their own.
+    agree, after what all prompts of a side have in common. A start that more than 10 rows and 5 % of a side share is a
+    template, and its rows keep numbers of their own.
     """
     numbers: dict[str, int] = {}
     found: list[NDArray[np.int64]] = []
     for side in sides:
         start = _common_start([row.prompt for row in side])
         keys = [row.prompt[start : start + SOURCE_CHARACTERS] for row in side]
-        most = max(1.0, MOST_OF_A_SIDE * len(side))
+        most = max(ALWAYS_A_SOURCE, MOST_OF_A_SIDE * len(side))
         templates = {key for key, times in Counter(keys).items() if times > most}
         marked: Iterable[str] = (f"{len(found)} {i}\0{k}" if k in templates else k for i, k in enumerate(keys))
         found.append(np.array([numbers.setdefault(key, len(numbers)) for key in marked], dtype=np.int64))

@@ -29,7 +29,7 @@ MOST_ROWS = 2000
 OWN_QUANTILE = 0.05
 NEAR_SHARE, FAR_SHARE = 0.10, 0.35
 """Share of rows without a near public one: at most .10 is near, at least .35 is far. Measured with up to 2,000 rows a
-side (docs/theory.md): .05 to .09 inside a data set, .13 to .31 between related rows, mostly .37 to .90 otherwise."""
+side (docs/theory.md): .05 to .09 inside a data set, .13 to .31 between related rows, mostly .33 to .90 otherwise."""
 NEAR_AUC, FAR_AUC = 0.90, 0.99
 """Near also means that a classifier can't tell most rows apart."""
 FAR_RANK = 0.80
@@ -96,7 +96,7 @@ class Readiness:
             },
             "kinds": [asdict(kind) for kind in self.kinds],
             "thresholds": {
-                "near": {"share_at_most": NEAR_SHARE, "auc_at_most": NEAR_AUC},
+                "near": {"share_at_most": near_limit(*self.compared), "auc_at_most": NEAR_AUC},
                 "far": {"share_at_least": FAR_SHARE, "or_lonelier_and_auc_at_least": [FAR_RANK, FAR_AUC]},
             },
             "keep_local": KEEP_LOCAL,
@@ -122,7 +122,7 @@ def assess(private: Sequence[Row], public: Sequence[Row], seed: int = 0) -> Read
     known = set(others)
     lonelier = area(own, nearest)
     return Readiness(
-        verdict(float(lacking.mean()), lonelier, divergence.auc.value),
+        verdict(float(lacking.mean()), lonelier, divergence.auc.value, near_limit(len(rows), len(others))),
         _wilson(int(lacking.sum()), len(lacking)),
         lonelier,
         divergence,
@@ -134,11 +134,20 @@ def assess(private: Sequence[Row], public: Sequence[Row], seed: int = 0) -> Read
     )
 
 
-def verdict(without_near: float, lonelier: float, auc: float) -> str:
-    """The word for a share of rows without a near public one, how much lonelier they are, and the classifier's AUC."""
+def verdict(without_near: float, lonelier: float, auc: float, near_share: float = NEAR_SHARE) -> str:
+    """The word for a share of rows without a near public one, how much lonelier they are, and the classifier's AUC.
+
+    ``near_share`` is the greatest share that is near, see `near_limit`.
+    """
     if without_near >= FAR_SHARE or (lonelier >= FAR_RANK and auc >= FAR_AUC):
         return "far"
-    return "near" if without_near <= NEAR_SHARE and auc <= NEAR_AUC else "some way off"
+    return "near" if without_near <= near_share and auc <= NEAR_AUC else "some way off"
+
+
+def near_limit(private: int, public: int) -> float:
+    """`NEAR_SHARE`, or what chance alone may give with so few rows: three standard errors above 5 %."""
+    error = math.sqrt(OWN_QUANTILE * (1 - OWN_QUANTILE) * (1 / private + 1 / public))
+    return max(NEAR_SHARE, OWN_QUANTILE + 3 * error)
 
 
 def _sample(rows: Sequence[Row], rng: np.random.Generator) -> list[int]:
