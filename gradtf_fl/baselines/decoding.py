@@ -1,7 +1,8 @@
 """Text that a stack of K tuned TinyLMs writes: greedy labels for prompts, or sampled rows.
 
-Own loop instead of `generate`: K adapters share one pass, and organization k's samples come from its own seed, so they
-do not change with the other organizations in the stack.
+Own loop instead of `generate` or `tasks.decoding`: K adapters share one pass, so rows that are complete stay in the
+batch (there they leave it), and organization k's samples come from its own seed, so they do not change with the other
+organizations in the stack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.baselines.scoring import equal_counts
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks.decoding import end_tokens
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def _decode(
     side: PairSide, prompts: Sequence[list[int]], decoding: Decoding, generators: Sequence[torch.Generator]
 ) -> list[list[int]]:
     """New token ids for each prompt, left-padded to one width, with a key-value cache."""
-    width, ends = max(map(len, prompts)), torch.tensor(_end_tokens(side), dtype=torch.long)
+    width = max(map(len, prompts))
+    ends = torch.tensor(sorted(end_tokens(side.stack.model, side.tokenizer)), dtype=torch.long)
     ids = torch.full((len(prompts), width), int(side.tokenizer.pad_token_id))
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
@@ -110,13 +113,6 @@ def _decode(
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return new
-
-
-def _end_tokens(side: PairSide) -> list[int]:
-    """End-of-text tokens of the tokenizer and of the model's generation settings (one or several)."""
-    stated = getattr(getattr(side.stack.model, "generation_config", None), "eos_token_id", None)
-    tokens = {side.tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])}
-    return sorted(int(token) for token in tokens if token is not None)
 
 
 def _is_finished(tokenizer: Any, new: list[int], finished: Callable[[str], bool]) -> bool:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradtf_fl.baselines.losses import Objective
-from gradtf_fl.baselines.scoring import answer_labels, answer_logits
 from gradtf_fl.tasks.rows import TokenRows
-from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, batch_indices
+from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, descend
 
 Teacher = Callable[[TokenRows], Tensor]
-"""TokenRows of K * R rows -> the weak models' distributions [K * R, t, V] at `answer_labels`' positions."""
+"""TokenRows of K * R rows -> the weak models' distributions [K * R, t, V] at `TokenRows.answer_labels`' places."""
 
 
 def distil_stacked(
@@ -33,25 +31,15 @@ def distil_stacked(
     Returns:
         float32 [adapters, blocks, block_dim]: LLM updates, differences to the initial adapter.
     """
-    per_set = len(rows) // adapters
-    index = np.stack([batch_indices(seed, per_set, recipe.batch, recipe.steps) for seed in seeds])
-    index += (np.arange(adapters) * per_set)[:, None, None]
-    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
-    optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * (1 - step / recipe.steps)
-        part = rows.take(torch.from_numpy(index[:, step].reshape(-1)))
-        labels, soft = answer_labels(part), None
+
+    def losses(theta: Tensor, part: TokenRows, done: float) -> Tensor:
+        soft = None
         if teacher is not None:
             with torch.no_grad():
                 soft = teacher(part)
-        logits = answer_logits(stack, theta, part).float()
-        losses = objective(logits, labels, soft, adapters, step / recipe.steps)
-        optimizer.zero_grad()
-        torch.autograd.backward(losses.reshape(adapters, -1).mean(1).sum())
-        assert theta.grad is not None
-        norms = theta.grad.flatten(1).norm(dim=1)
-        theta.grad *= (recipe.max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
-        optimizer.step()
-    return theta.detach() - stack.initial
+        return objective(stack.answer_logits(theta, part).float(), part.answer_labels(), soft, adapters, done)
+
+    theta = stack.initial.repeat(adapters, 1, 1)
+    for tuned in descend(stack, rows, adapters, recipe, seeds, losses):
+        theta = tuned
+    return theta - stack.initial

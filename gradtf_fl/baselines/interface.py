@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from gradtf_fl.adapters import AdapterSpec, initial_state
-from gradtf_fl.baselines.scoring import AnswerLogits, Scores, answer_logits, equal_counts, score_rows
+from gradtf_fl.baselines.scoring import AnswerLogits, Scores, equal_counts, score_rows
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
+from gradtf_fl.tasks.decoding import context_length
 from gradtf_fl.tasks.rows import Row, TokenRows
 from gradtf_fl.training.stacked import StackedAdapters
 
@@ -34,8 +35,7 @@ class PairSide:
     @property
     def context(self) -> int | None:
         """Positions that the model was made for; None where its config does not say."""
-        length = getattr(self.stack.model.config, "max_position_embeddings", None)
-        return length if isinstance(length, int) and length > 0 else None
+        return context_length(self.stack.model)
 
     @property
     def max_tokens(self) -> int:
@@ -120,7 +120,7 @@ def outcome_of_updates(pair: Pair, updates: Tensor, notes: Mapping[str, float] |
     theta = pair.llm.stack.initial + updates
 
     def logits(rows: TokenRows) -> Tensor:
-        return answer_logits(pair.llm.stack, theta, rows)
+        return pair.llm.stack.answer_logits(theta, rows)
 
     return Outcome(updates, logits, pair.llm.tokenizer, pair.llm.max_tokens, dict(notes or {}))
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradtf_fl.baselines.interface import Case, Outcome, Pair
-from gradtf_fl.baselines.scoring import answer_logits
 from gradtf_fl.baselines.vocabulary import require_one_vocabulary, shared_width
 from gradtf_fl.tasks.rows import TokenRows
 
@@ -33,8 +32,8 @@ class ProxyTuning:
         tiny_tuned = pair.tiny.stack.initial + case.updates
 
         def logits(rows: TokenRows) -> Tensor:
-            tuned = answer_logits(pair.tiny.stack, tiny_tuned, rows)[..., :width]
-            shift = tuned - answer_logits(pair.tiny.stack, tiny_base, rows)[..., :width]
-            return answer_logits(pair.llm.stack, llm_base, rows)[..., :width] + shift
+            tuned = pair.tiny.stack.answer_logits(tiny_tuned, rows)[..., :width]
+            shift = tuned - pair.tiny.stack.answer_logits(tiny_base, rows)[..., :width]
+            return pair.llm.stack.answer_logits(llm_base, rows)[..., :width] + shift
 
         return Outcome(None, logits, pair.llm.tokenizer, min(pair.tiny.max_tokens, pair.llm.max_tokens))

@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
-from gradtf_fl.training.stacked import StackedAdapters
 
 AnswerLogits = Callable[[TokenRows], Tensor]
-"""TokenRows of K * R rows -> logits [K * R, t, V] of the positions that `answer_labels` gives labels for."""
+"""TokenRows of K * R rows -> logits [K * R, t, V] for the positions of `TokenRows.answer_labels`."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +34,6 @@ class Scores:
     exact_match: tuple[float, ...]
     loss_per_token: tuple[float, ...]
     loss_per_character: tuple[float, ...]
-
-
-def answer_labels(rows: TokenRows) -> Tensor:
-    """Labels [N, t] of the next token, from the first position on at which any row has one."""
-    labels = rows.labels[:, 1:]
-    first = int((labels != IGNORED).any(0).nonzero()[0])
-    return labels[:, first:]
-
-
-def answer_logits(stack: StackedAdapters, theta: Tensor, rows: TokenRows) -> Tensor:
-    """Logits [K * R, t, V] of adapters ``theta`` [K, blocks, block_dim] (absolute) for `answer_labels`' positions."""
-    stack.set(theta)
-    output = stack.model(
-        input_ids=rows.input_ids[:, :-1],
-        attention_mask=rows.attention_mask[:, :-1],
-        logits_to_keep=answer_labels(rows).shape[1],
-        use_cache=False,
-    )
-    logits: Tensor = output.logits
-    return logits
 
 
 def equal_counts(sets: Sequence[Sequence[Any]], what: str) -> int:
@@ -93,7 +72,7 @@ def score_rows(
     characters = torch.tensor([len(row.answer) for row in chain.from_iterable(test)]).reshape(adapters, per_set).sum(1)
     right, nats, tokens = torch.zeros(adapters), torch.zeros(adapters), torch.zeros(adapters)
     for part in in_parts(rows, adapters, batch):
-        labels, logits = answer_labels(part), logits_of(part).float()
+        labels, logits = part.answer_labels(), logits_of(part).float()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         matches = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
         right += matches.reshape(adapters, -1).sum(1)

@@ -21,7 +21,6 @@ from gradtf_fl.baselines.decoding import Decoding, continue_prompts
 from gradtf_fl.baselines.distillation import Teacher, distil_stacked
 from gradtf_fl.baselines.interface import Case, Outcome, Pair, outcome_of_updates
 from gradtf_fl.baselines.losses import Objective
-from gradtf_fl.baselines.scoring import answer_logits
 from gradtf_fl.baselines.vocabulary import logits_width, require_one_vocabulary, shared_width, vocabulary_problems
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
@@ -163,7 +162,7 @@ def _teacher(pair: Pair, theta: Tensor) -> Teacher:
     columns = logits_width(pair.llm)
 
     def teacher(rows: TokenRows) -> Tensor:
-        logits = answer_logits(pair.tiny.stack, theta, rows)[..., :width].float()
+        logits = pair.tiny.stack.answer_logits(theta, rows)[..., :width].float()
         shares = torch.softmax(logits, dim=-1)
         return torch.nn.functional.pad(shares, (0, columns - width))
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradtf_fl.cli.audit_empirical import empirical
-from gradtf_fl.cli.audit_files import ledger_files, ledger_options, read_each, write_whole
+from gradtf_fl.cli.audit_files import ledger_files, ledger_options, read_each
 from gradtf_fl.cli.audit_transfer import export, import_, rotate
 from gradtf_fl.cli.audit_what_if import what_if
+from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.errors import ConfigError, VerificationFailed
 
 if TYPE_CHECKING:

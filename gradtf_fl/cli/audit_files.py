@@ -1,4 +1,4 @@
-"""What the ``gradtf audit`` verbs share: which ledgers are named, reading all of them, writing a file whole."""
+"""What the ``gradtf audit`` verbs share: which ledgers are named, reading all of them."""
 
 from __future__ import annotations
 
@@ -99,14 +99,3 @@ def _attempt(read: Callable[[Path], Result], path: Path) -> Result | ConfigError
         return read(path)
     except (ConfigError, VerificationFailed) as error:
         return error
-
-
-def write_whole(out: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        staging.write_text(text, encoding="utf8")
-        os.replace(staging, out)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error

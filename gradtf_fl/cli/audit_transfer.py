@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from gradtf_fl.cli.audit_files import ledger_file, write_whole
+from gradtf_fl.cli.audit_files import ledger_file
+from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.errors import ConfigError, VerificationFailed
 
 FILE = click.Path(path_type=Path)

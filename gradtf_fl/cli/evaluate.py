@@ -15,7 +15,12 @@ from gradtf_fl.cli.options import emit_json, json_option
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
+    from gradtf_fl.adapters import AdapterSpec
     from gradtf_fl.tasks import LoadedTask, Row, TextTask
+
+    Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
 
 METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 
@@ -77,8 +82,9 @@ def evaluate(
     problems = _Problems()
     if (floor is None) != (ceiling is None):
         problems.add("PGR needs both --floor and --ceiling")
+    loaded: Adapter | None = None
     with problems:
-        _check_model(model, adapter)
+        loaded = _adapter_for(model, adapter)
     work: list[Row] | LoadedTask | None = None
     with problems:
         text_task = _text_task(task)
@@ -93,11 +99,11 @@ def evaluate(
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, adapter, work)}
+        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, work)}
         score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
     else:
         assert work is not None
-        result = _generated(model, adapter, work, limit, max_new_tokens)
+        result = _generated(model, loaded, work, limit, max_new_tokens)
         score, said = result["score"], _sentence(result)
         if not as_json and work.skipped:
             click.echo("\n".join(f"skipped: {row}" for row in work.skipped_rows), err=True)
@@ -131,8 +137,8 @@ class _Problems:
             raise ConfigError(self._found)
 
 
-def _check_model(name: str, adapter: Path | None) -> None:
-    """What can be known of a model and its adapter without loading the model."""
+def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
+    """The adapter of model ``name``; says what can be known to be wrong with either without loading the model."""
     from gradtf_fl.adapters import load_adapter
     from gradtf_fl.cli.base_model import check_base
     from gradtf_fl.models import model_folder
@@ -140,10 +146,14 @@ def _check_model(name: str, adapter: Path | None) -> None:
     problems = _Problems()
     with problems:
         model_folder(name)
+    loaded: Adapter | None = None
     if adapter is not None:
         with problems:
-            check_base(f"--adapter {adapter}", load_adapter(adapter)[2], name)
+            state, spec, base = load_adapter(adapter)
+            check_base(f"--adapter {adapter}", base, name)
+            loaded = state, spec
     problems.raise_all()
+    return loaded
 
 
 def _text_task(task: str) -> TextTask | None:
@@ -187,21 +197,21 @@ def _rows(task: str, limit: int | None) -> list[Row]:
     return tokens_to_rows(HiddenTask((rule,)).draw(np.random.default_rng(0), count, "test"))
 
 
-def _model(name: str, adapter: Path | None) -> tuple[Any, Any]:
+def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer)."""
-    from gradtf_fl.adapters import attach, load_adapter, set_adapter_state
+    from gradtf_fl.adapters import attach, set_adapter_state
     from gradtf_fl.models import load_model
 
     model: Any
     model, tokenizer = load_model(name)
     if adapter is not None:
-        state, spec, _ = load_adapter(adapter)
+        state, spec = adapter
         model = attach(model, spec)
         set_adapter_state(model, state)
     return model, tokenizer
 
 
-def _score(model_name: str, adapter: Path | None, rows: list[Row]) -> float:
+def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:
     from gradtf_fl.tasks import encode_rows, exact_match
 
     model, tokenizer = _model(model_name, adapter)
@@ -209,7 +219,7 @@ def _score(model_name: str, adapter: Path | None, rows: list[Row]) -> float:
 
 
 def _generated(
-    model_name: str, adapter: Path | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
+    model_name: str, adapter: Adapter | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
 ) -> dict[str, Any]:
     from gradtf_fl.cli.progress import WorkProgress
     from gradtf_fl.tasks import score_task

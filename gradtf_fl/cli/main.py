@@ -38,6 +38,7 @@ VERBS = {
     "train": Verb("gradtf_fl.cli.train:train", "Provider: train a Grad-Transformer on tuples."),
     "generate": Verb("gradtf_fl.cli.generate:generate", "Turn one TinyLM adapter into an LLM adapter."),
     "evaluate": Verb("gradtf_fl.cli.evaluate:evaluate", "Score a model, with or without an adapter."),
+    "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with the public ones; stays local."),
     "audit": Verb("gradtf_fl.cli.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."),
     "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and this machine's limits."),
     "doctor": Verb("gradtf_fl.cli.doctor:doctor", "Check this machine and say what to do about it."),

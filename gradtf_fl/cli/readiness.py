@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.whole_file import write_whole
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import Row
@@ -46,7 +46,7 @@ def readiness(private: Path, public: Path, show_rows: bool, out: Path | None, se
     found = assess(rows, public_rows, seed)
     document = {"private": str(private), "public": str(public), "seed": seed, **found.to_json()}
     if out is not None:
-        _keep(out, document)
+        write_whole(out, json.dumps(document, indent=1, allow_nan=False) + "\n", 0o600)
     if as_json:
         emit_json(document)
         return
@@ -122,18 +122,3 @@ def _printable(row: Row) -> str:
     text = json.dumps(f"{row.prompt} -> {row.answer}", ensure_ascii=False)
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."
-
-
-def _keep(out: Path, document: dict[str, Any]) -> None:
-    """The file appears whole, readable by its owner alone."""
-    from gradtf_fl.errors import ConfigError
-
-    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        handle = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        os.replace(staging, out)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error

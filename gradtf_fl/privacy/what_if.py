@@ -239,10 +239,12 @@ def last_round(charges: Sequence[Charge]) -> DpEvent | None:
 
 def rounds_within(history: Sequence[DpEvent], event: DpEvent, delta: float, budget: float) -> int:
     """How many more rounds of ``event`` a ledger would accept within ``budget``; at most `MOST_ROUNDS`."""
-    return _most(lambda rounds: fits(history, replace(event, steps=rounds * event.steps), delta, budget), MOST_ROUNDS)
+    return greatest(
+        lambda rounds: fits(history, replace(event, steps=rounds * event.steps), delta, budget), MOST_ROUNDS
+    )
 
 
-def _most(holds: Callable[[int], bool], limit: int) -> int:
+def greatest(holds: Callable[[int], bool], limit: int) -> int:
     """Greatest number in 1..limit for which ``holds``, 0 when for none; it holds for all below one it holds for."""
     low, high = 0, 1
     while high < limit and holds(high):

@@ -8,7 +8,6 @@ factor last seen, says where to look, and PRV is asked only there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -16,7 +15,7 @@ from itertools import count
 from gradtf_fl.privacy.accountants import ROUNDING, epsilon_prv, epsilon_rdp, fits
 from gradtf_fl.privacy.books import DatasetAccount
 from gradtf_fl.privacy.events import DpEvent, merge
-from gradtf_fl.privacy.what_if import MOST_ROUNDS, last_round
+from gradtf_fl.privacy.what_if import MOST_ROUNDS, greatest, last_round
 
 EXACT = 64
 """Up to here the answer is that of `rounds_within`."""
@@ -50,7 +49,7 @@ def _rounds_left(history: tuple[DpEvent, ...], event: DpEvent, delta: float, bud
         """Where the budget ends if PRV : RDP stays what it is after ``known`` rounds."""
         bound = epsilon_rdp(after(known), delta)
         factor = epsilon_prv(after(known), delta) / bound if bound else 1.0
-        return _greatest(lambda rounds: factor * epsilon_rdp(after(rounds), delta) <= budget + ROUNDING, MOST_ROUNDS)
+        return greatest(lambda rounds: factor * epsilon_rdp(after(rounds), delta) <= budget + ROUNDING, MOST_ROUNDS)
 
     if any(each.sigma == 0 for each in after(1)):
         return 0
@@ -63,13 +62,4 @@ def _rounds_left(history: tuple[DpEvent, ...], event: DpEvent, delta: float, bud
         seen, look = look, guess(look) if looks < GUESSES else (low + high) // 2
         if min(seen, look) > EXACT and abs(look - seen) <= NEAR * seen:
             return look
-    return low
-
-
-def _greatest(holds: Callable[[int], bool], limit: int) -> int:
-    """Greatest number in 0..limit for which ``holds``, 0 when for none; it holds for all below one it holds for."""
-    low, high = 0, limit + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
     return low

@@ -69,7 +69,7 @@ def generate_greedily(
     room = _room(model, max_new_tokens)
     rows = [_fitted(tokenizer, index, prompt, room) for index, prompt in enumerate(prompts)]
     rows.sort(key=lambda row: len(row.prompt))  # neighbours of one length: little padding
-    stop = _Stop(tokenizer, _end_tokens(model, tokenizer), max_new_tokens, finished)
+    stop = _Stop(tokenizer, end_tokens(model, tokenizer), max_new_tokens, finished)
     training = model.training
     model.eval()
     try:
@@ -183,7 +183,7 @@ def _room(model: Any, max_new_tokens: int) -> int | None:
     return length - max_new_tokens
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """End-of-sequence tokens of the generation settings (one or several) and of the tokenizer."""
     stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     tokens = stated if isinstance(stated, list) else [stated]

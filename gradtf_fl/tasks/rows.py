@@ -39,6 +39,12 @@ class TokenRows:
         """The rows at ``index`` (slice, list or tensor)."""
         return TokenRows(self.input_ids[index], self.attention_mask[index], self.labels[index])
 
+    def answer_labels(self) -> torch.Tensor:
+        """Labels [N, t] of the next token, from the first position on at which any row has one."""
+        labels = self.labels[:, 1:]
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        return labels[:, first:]
+
 
 def read_rows(path: str | Path) -> list[Row]:
     """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten)."""

@@ -3,14 +3,14 @@
 - fine-tune K shadow sets at once (`fine_tune_stacked`; equal to one after the other, clipping is per adapter);
 - per-example gradients for DP-SGD shadows (`dp_fine_tune_stacked`): with one adapter copy per row, the gradient
   of that copy IS the row's gradient;
-- run generated adapters, differentiably (`StackedAdapters.answer_loss`, the Grad-Transformer's functional objective).
+- run generated adapters, differentiably (`StackedAdapters.row_losses`, the Grad-Transformer's functional objective).
 
 All K adapters are one tensor theta [K, blocks, block_dim] in update-vector coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,7 @@ class StackedAdapters:
         self.layout = BlockLayout.from_state(state, spec.train_a)
         device = targets[0][1].weight.device
         self.initial = torch.from_numpy(self.layout.to_vector(state)).to(device)  # [blocks, block_dim]
-        self.mask = torch.from_numpy(self.layout.parameter_mask()).to(
-            device
-        )  # false where a trailing row is only filled up
+        self.mask = torch.from_numpy(self.layout.parameter_mask()).to(device)  # false where a row is only filled up
         trained = {name for name, _, _ in self.layout.pieces(self.initial)}
         self._frozen = {name: tensor.to(device) for name, tensor in state.items() if name not in trained}
         self.model = model.eval().requires_grad_(False)
@@ -54,22 +52,21 @@ class StackedAdapters:
         for module, roles in by_layer(values).items():
             self._layers[module].put(roles)
 
-    def _answers(self, theta: Tensor, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """(logits [N, t, V], labels [N, t]) from the first position on that any row has a loss at."""
+    def answer_logits(self, theta: Tensor, rows: TokenRows) -> Tensor:
+        """Logits [K * R, t, V] of adapters ``theta`` for the positions of `TokenRows.answer_labels`."""
         self.set(theta)
-        labels = rows.labels[:, 1:]
-        first = int((labels != IGNORED).any(0).nonzero()[0])
         output = self.model(
             input_ids=rows.input_ids[:, :-1],
             attention_mask=None if bool(rows.attention_mask.all()) else rows.attention_mask[:, :-1],
-            logits_to_keep=labels.shape[1] - first,
+            logits_to_keep=rows.answer_labels().shape[1],
             use_cache=False,
         )
-        return output.logits, labels[:, first:]
+        logits: Tensor = output.logits
+        return logits
 
     def row_losses(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
-        logits, labels = self._answers(theta, rows)
+        logits, labels = self.answer_logits(theta, rows), rows.answer_labels()
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         means: Tensor = losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
         return means
@@ -77,7 +74,7 @@ class StackedAdapters:
     @torch.no_grad()
     def accuracy(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Exact match [K] of each adapter on its rows (K * R of them, ordered adapter by adapter)."""
-        logits, labels = self._answers(theta, rows)
+        logits, labels = self.answer_logits(theta, rows), rows.answer_labels()
         right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).float()
         shares: Tensor = right.reshape(theta.shape[0], -1).mean(1)
         return shares
@@ -109,6 +106,42 @@ class PlainRecipe:
     max_norm: float = 1.0
 
 
+RowLosses = Callable[[Tensor, TokenRows, float], Tensor]
+"""(adapters theta, a batch's rows, share of training done) -> losses [K * R]."""
+
+
+def descend(
+    stack: StackedAdapters,
+    rows: TokenRows,
+    adapters: int,
+    recipe: PlainRecipe,
+    seeds: Sequence[Sequence[int]],
+    losses_of: RowLosses,
+) -> Iterator[Tensor]:
+    """Tune ``adapters`` adapters, each on its own len(rows)/adapters rows; after each step their values.
+
+    Yields:
+        float32 [adapters, blocks, block_dim], absolute values, changed in place by the next step.
+    """
+    per_set = len(rows) // adapters
+    index = np.stack([batch_indices(s, per_set, recipe.batch, recipe.steps) for s in seeds])
+    index += (np.arange(adapters) * per_set)[:, None, None]
+    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
+    optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
+    for step in range(recipe.steps):
+        done = step / recipe.steps
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * (1 - done)
+        losses = losses_of(theta, rows.take(torch.from_numpy(index[:, step].reshape(-1))), done)
+        optimizer.zero_grad()
+        torch.autograd.backward(losses.reshape(adapters, -1).mean(1).sum())
+        assert theta.grad is not None
+        norms = theta.grad.flatten(1).norm(dim=1)
+        theta.grad *= (recipe.max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
+        optimizer.step()
+        yield theta.detach()
+
+
 def fine_tune_stacked(
     stack: StackedAdapters,
     rows: TokenRows,
@@ -123,27 +156,16 @@ def fine_tune_stacked(
     Returns:
         float32 [snapshots, adapters, blocks, block_dim], differences to the initial adapter.
     """
-    per_set = len(rows) // adapters
-    index = np.stack([batch_indices(s, per_set, recipe.batch, recipe.steps) for s in seeds])
-    index += (np.arange(adapters) * per_set)[:, None, None]
-    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
-    optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
+
+    def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
+        return stack.row_losses(theta, part)
+
     taken = []
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * (1 - step / recipe.steps)
-        part = rows.take(torch.from_numpy(index[:, step].reshape(-1)))
-        losses = stack.row_losses(theta, part)
-        optimizer.zero_grad()
-        torch.autograd.backward(losses.reshape(adapters, -1).mean(1).sum())
-        assert theta.grad is not None
-        norms = theta.grad.flatten(1).norm(dim=1)
-        theta.grad *= (recipe.max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None, None]
-        optimizer.step()
-        if step + 1 in snapshots:
-            taken.append(theta.detach().clone() - stack.initial)
+    for step, theta in enumerate(descend(stack, rows, adapters, recipe, seeds, losses), 1):
+        if step in snapshots:
+            taken.append(theta - stack.initial)
         if progress is not None:
-            progress(step + 1, recipe.steps)
+            progress(step, recipe.steps)
     return torch.stack(taken)
 
 

@@ -13,7 +13,6 @@ from benchmark_data import MODELS, needs_models
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Case, Pair, PairSide, ProxyTuning, run_baseline
 from gradtf_fl.baselines.interface import outcome_of_updates
-from gradtf_fl.baselines.scoring import answer_labels, answer_logits
 from gradtf_fl.baselines.vocabulary import vocabulary_problems
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
@@ -37,7 +36,7 @@ def test_logits_are_llm_plus_the_tinylms_shift(pair: Pair, case: Case, test_rows
         (pair.tiny, pair.tiny.stack.initial.expand(2, -1, -1)),
     ):
         side.stack.set(theta)
-        width = answer_labels(tokens).shape[1]
+        width = tokens.answer_labels().shape[1]
         parts.append(side.stack.model(input_ids=tokens.input_ids[:, :-1]).logits[:, -width:])
     torch.testing.assert_close(outcome.logits(tokens), parts[0] + parts[1] - parts[2], atol=1e-4, rtol=1e-4)
     assert outcome.updates is None
@@ -115,9 +114,9 @@ def test_scores_by_hand(pair: Pair, test_rows: Rows) -> None:
     scores = outcome.score(test_rows)
     for k, own in enumerate(test_rows):
         tokens = encode_rows(list(own), pair.llm.tokenizer)
-        logits = answer_logits(pair.llm.stack, pair.llm.stack.initial[None], tokens)
-        nats = -torch.log_softmax(logits, -1).gather(2, answer_labels(tokens)[..., None]).sum()
-        right = (logits.argmax(-1) == answer_labels(tokens)).all(1).float().mean()
+        logits = pair.llm.stack.answer_logits(pair.llm.stack.initial[None], tokens)
+        nats = -torch.log_softmax(logits, -1).gather(2, tokens.answer_labels()[..., None]).sum()
+        right = (logits.argmax(-1) == tokens.answer_labels()).all(1).float().mean()
         assert scores.loss_per_token[k] == pytest.approx(float(nats) / (2 * len(own)), rel=1e-4)
         assert scores.loss_per_character[k] == pytest.approx(scores.loss_per_token[k], rel=1e-4)  # a digit is a token
         assert scores.exact_match[k] == pytest.approx(float(right))

@@ -19,11 +19,6 @@ from gradtf_fl.theory import KEEP_LOCAL
 from tests.theory.test_readiness import FRUIT, TOOLS, text_rows
 
 
-@pytest.fixture(autouse=True)
-def listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(main.VERBS, "readiness", main.Verb("gradtf_fl.cli.readiness:readiness", "Compare rows."))
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     private, public = tmp_path / "private.jsonl", tmp_path / "public.jsonl"
