@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from benchmark_data import DATA, MODELS, needs_data, needs_models
 
+from gradtf_fl.adapters import AdapterSpec, attach, initial_state, save_adapter, set_adapter_state
+from gradtf_fl.models import load_model
+from gradtf_fl.tasks import Row, write_rows
+from gradtf_fl.tasks.decoding import generate_greedily
 from tests.cli.conftest import Files, gradtf
 
 # In the embedded pair's vocabulary; the untrained pair never gets 40 new tokens right
@@ -134,3 +140,22 @@ def test_real_data_on_a_real_model(name: str, metric: str) -> None:
     assert document["score"] == document[metric]
     assert (document["score"] > 0) == (metric == "rouge1")
     assert document["truncated_prompts"] > 0
+
+
+def test_the_adapter_is_what_is_scored(tmp_path: Path) -> None:
+    model, tokenizer = load_model("embedded:llm")
+    spec = AdapterSpec()
+    torch.manual_seed(0)
+    state = {name: value + 0.3 * torch.randn_like(value) for name, value in initial_state(model, spec).items()}
+    save_adapter(tmp_path / "adapter", state, spec, "embedded:llm")
+    adapted: Any = attach(model, spec)
+    set_adapter_state(adapted, state)
+    prompts = [f"[_][_][_]{n:02d}?{99 - n:02d}=" for n in range(40)]
+    answers = [one.text for one in generate_greedily(adapted, tokenizer, prompts, 2)]
+    rows = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if len(answer) == 2]
+    assert len(rows) > 20
+    write_rows(tmp_path / "rows.jsonl", rows)
+    given = ("--model", "embedded:llm", "--task", tmp_path / "rows.jsonl", "--json")
+    with_it = gradtf("evaluate", *given, "--adapter", tmp_path / "adapter")
+    assert json.loads(with_it.stdout)["exact_match"] == 1.0
+    assert json.loads(gradtf("evaluate", *given).stdout)["exact_match"] < 0.5
