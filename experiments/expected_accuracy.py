@@ -9,32 +9,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluate_transformer import DELTA, MEMBERS, ROWS, TEST_ROWS
+from experiments.evaluate_transformer import DELTA, ROWS, TEST_ROWS
 from gradtf_fl.privacy.what_if import EXPECTED_ACCURACY
 from gradtf_fl.training.stacked import DpRecipe
 
-SOURCE = Path(__file__).parent / "results" / "grad_transformer.json"
+RESULTS = Path(__file__).parent / "results"
+WITHOUT_DP = RESULTS / "grad_transformer.json"
+PRIVATE = RESULTS / "dp_accuracy.json"
 
 
-def table(results: dict[str, Any]) -> dict[str, Any]:
-    """The asset's content from the content of results/grad_transformer.json: rules that were seen in curation."""
-    seen = results["rows"]["seen"]
-    recipe = DpRecipe()
-    points = []
-    for key, means in seen.items():
-        kind, _, epsilon = key.partition("_")
-        if kind == "epsilon" and epsilon.replace(".", "").isdigit():
-            for organizations, tiny, generated in (
-                (1, "tiny_tuned", "generated_one"),
-                (MEMBERS, "tiny_five", "generated_five"),
-            ):
-                point = {"tiny": means[tiny], "generated": means[generated]}
-                points.append({"epsilon": float(epsilon), "organizations": organizations, **point})
-    plain, rules = seen["plain"], len(seen["rules"])
+def table(without_dp: dict[str, Any], private: dict[str, Any]) -> dict[str, Any]:
+    """The asset's content from those of results/grad_transformer.json and results/dp_accuracy.json: seen rules.
+
+    Raises:
+        ValueError: they measure two checkpoints.
+    """
+    if without_dp["checkpoint_sha256"] != private["checkpoint_sha256"]:
+        raise ValueError(f"{WITHOUT_DP.name} and {PRIVATE.name} measure different checkpoints: measure both again")
+    recipe, plain = DpRecipe(), without_dp["rows"]["seen"]["plain"]
+    seeds, rules = len({run["seed"] for run in private["runs"]}), len(private["runs"][0]["rules"])
+    points = [
+        {
+            "epsilon": row["epsilon"],
+            "organizations": row["organizations"],
+            "tiny": row["tiny"][0],
+            "generated": row["generated"][0],
+        }
+        for row in private["summary"]
+    ]
     return {
-        "source": f"experiments/results/{SOURCE.name}",
-        "checkpoint_sha256": results["checkpoint_sha256"],
-        "task": f"House Rules, mean of {rules} rules seen in curation, {TEST_ROWS} test rows each, one seed",
+        "source": f"experiments/results/{PRIVATE.name}",
+        "checkpoint_sha256": private["checkpoint_sha256"],
+        "task": f"House Rules, mean of {seeds} seeds with {rules} rules seen in curation each, {TEST_ROWS} test rows",
         "conditions": {
             "rows": ROWS,
             "batch": recipe.batch,
@@ -51,7 +57,8 @@ def table(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    EXPECTED_ACCURACY.write_text(json.dumps(table(json.loads(SOURCE.read_text())), indent=1) + "\n")
+    found = table(json.loads(WITHOUT_DP.read_text()), json.loads(PRIVATE.read_text()))
+    EXPECTED_ACCURACY.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {EXPECTED_ACCURACY}")
 
 

@@ -64,21 +64,21 @@ def test_accuracy_is_quoted_where_it_was_measured_and_interpolated_between() -> 
     one = expected_accuracy(1.0)[0]
     assert (one.organizations, one.tiny, one.generated) == (1, point[1.0]["tiny"], point[1.0]["generated"])
     assert one.measured
-    between = expected_accuracy(8**0.5)[0]  # half way on the logarithmic scale
-    assert between.tiny == pytest.approx((point[1.0]["tiny"] + point[8.0]["tiny"]) / 2)
-    assert between.generated == pytest.approx((point[1.0]["generated"] + point[8.0]["generated"]) / 2)
+    between = expected_accuracy(32**0.5)[0]  # half way from 4 to 8 on the logarithmic scale
+    assert between.tiny == pytest.approx((point[4.0]["tiny"] + point[8.0]["tiny"]) / 2)
+    assert between.generated == pytest.approx((point[4.0]["generated"] + point[8.0]["generated"]) / 2)
     assert not between.measured
-    assert [each.organizations for each in expected_accuracy(2.0)] == [1, 5]
+    assert [each.organizations for each in expected_accuracy(2.0)] == [1, 5, 20]
 
 
-@pytest.mark.parametrize("epsilon", [0.9, 8.1, 50.0])
+@pytest.mark.parametrize("epsilon", [0.4, 8.1, 50.0])
 def test_nothing_is_expected_outside_the_measured_range(epsilon: float) -> None:
     assert expected_accuracy(epsilon) == ()
 
 
 def test_the_range_that_was_measured_is_said() -> None:
     result = gradtf("audit", "what-if", "--epsilon", 9, *PLAN[2:])
-    assert "not measured at this epsilon, only from 1 to 8" in " ".join(result.stdout.split())
+    assert "not measured at this epsilon, only from 0.5 to 8" in " ".join(result.stdout.split())
 
 
 def test_where_the_plan_differs_from_the_measurement_is_said() -> None:
@@ -94,9 +94,12 @@ def test_where_the_plan_differs_from_the_measurement_is_said() -> None:
 
 
 def test_the_table_is_that_of_the_committed_measurements() -> None:
-    from experiments.expected_accuracy import SOURCE, table
+    from experiments.expected_accuracy import PRIVATE, WITHOUT_DP, table
 
-    assert json.loads(EXPECTED_ACCURACY.read_text()) == table(json.loads(SOURCE.read_text()))
+    without_dp, private = json.loads(WITHOUT_DP.read_text()), json.loads(PRIVATE.read_text())
+    assert json.loads(EXPECTED_ACCURACY.read_text()) == table(without_dp, private)
+    with pytest.raises(ValueError, match="different checkpoints"):
+        table(without_dp, {**private, "checkpoint_sha256": "0" * 64})
 
 
 def test_a_ledger_tells_what_the_run_would_do_to_it(ledger: Path) -> None:
