@@ -14,40 +14,42 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from experiments.cells import interval, recovered
 from experiments.evaluate_transformer import DELTA, ROWS, TEST_ROWS, Bench, draw
-from gradtf_fl.baselines import Controls, embedded_controls
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training.stacked import DpRecipe, dp_fine_tune_stacked
-from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SIZES = (1, 5, 20)
-STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % quantile of Student's t for n seeds
+RuleKind = Literal["seen", "unseen"]
 
 
-def rules_of(seed: int, count: int) -> list[hr.Rule]:
-    """``count`` seen rules with a gap to recover."""
-    rules = [rule for rule in hr.split_rules()[0] if rule.name in hr.RULES_WITH_A_GAP]
+def rules_of(seed: int, count: int, kind: RuleKind = "seen") -> list[hr.Rule]:
+    """``count`` rules: seen ones with a gap to recover, or unseen ones (16 at most)."""
+    seen, unseen = hr.split_rules()
+    rules = [rule for rule in seen if rule.name in hr.RULES_WITH_A_GAP] if kind == "seen" else list(unseen)
     order = np.random.default_rng([seed, 11]).permutation(len(rules))
     return [rules[i] for i in order[:count]]
 
 
-def measure(bench: Bench, rules: list[hr.Rule], epsilon: float, seed: int) -> dict[str, list[float]]:
+def measure(
+    bench: Bench, rules: list[hr.Rule], epsilon: float, seed: int, sizes: Sequence[int] = SIZES
+) -> dict[str, list[float]]:
     """Accuracy by rule: ``tiny_SIZE`` (mean update of the federation), ``generated_SIZE``, ``nearest_SIZE``."""
     test, recipe = draw(rules, TEST_ROWS, "test", seed), DpRecipe()
     sigma = noise_multiplier(epsilon, DELTA, recipe.batch / ROWS, recipe.rounds * recipe.steps)
     scores: dict[str, list[float]] = {}
-    for size in SIZES:
+    for size in sizes:
         updates = []
         for rule in rules:  # one rule at a time: memory of 20 organizations, not of all
             rows = draw([rule], ROWS, "private", seed, size)
@@ -68,23 +70,20 @@ def summary(document: dict[str, Any]) -> list[dict[str, Any]]:
         for size in SIZES if runs else ():
             row: dict[str, Any] = {"epsilon": epsilon, "organizations": size, "seeds": len(runs)}
             for name in ("tiny", "generated", "nearest"):
-                row[name] = interval([float(np.mean(run[f"{name}_{size}"])) for run in runs])
-            row["pgr"] = interval([pgr(run, size) for run in runs])
+                row[name] = rounded([float(np.mean(run[f"{name}_{size}"])) for run in runs])
+            row["pgr"] = rounded([pgr(run, size) for run in runs])
             rows.append(row)
     return rows
 
 
 def pgr(run: dict[str, Any], size: int) -> float:
     """Of the means over rules."""
-    floor, ceiling = float(np.mean(run["tiny_1"])), float(np.mean(run["llm_ceiling"]))
-    return (float(np.mean(run[f"generated_{size}"])) - floor) / (ceiling - floor)
+    return recovered(run[f"generated_{size}"], run["tiny_1"], run["llm_ceiling"])
 
 
-def interval(values: list[float]) -> list[float]:
-    """[mean, half width of the 95 % interval] over seeds; the width is 0 for one seed."""
-    n = len(values)
-    width = STUDENT_95.get(n, 2.0) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return [round(float(np.mean(values)), 4), round(width, 4)]
+def rounded(values: list[float]) -> list[float]:
+    """[mean, half width of the 95 % interval] over seeds."""
+    return [round(value, 4) for value in interval(values)]
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
@@ -126,7 +125,7 @@ def main() -> None:
     if options.plot is not None:
         plot(json.loads(options.plot.read_text()), options.plot.with_suffix(".png"))
         return
-    bench = Bench(GradTransformer.load(embedded_checkpoint()), Controls.load(embedded_controls()))
+    bench = Bench.shipped()
     document: dict[str, Any] = {"checkpoint_sha256": bench.transformer.sha256, "delta": DELTA, "rows": ROWS, "runs": []}
     if options.out.exists():
         document = json.loads(options.out.read_text())

@@ -40,7 +40,7 @@ def run_in_process(config: SimulationConfig, folders: FederationFolders, on_roun
     from strategies.server_app import run_server
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key)
+    plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
     count = len(folders.organizations)
     nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
     grid = InProcessGrid(app, nodes, plan.to_run_config())

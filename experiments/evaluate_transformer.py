@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.baselines import Controls, embedded_controls
+from gradtf_fl.baselines import Controls, Pair, PairSide, embedded_controls
 from gradtf_fl.curation import CurationConfig
 from gradtf_fl.curation.shadow import as_token_rows, single_task
-from gradtf_fl.models import load_model
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.rows import TokenRows
@@ -36,6 +35,7 @@ from gradtf_fl.training.stacked import (
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 
 ROWS, TEST_ROWS, DELTA, MEMBERS = 1024, 256, 1e-5, 5
+TINY_RECIPE, LLM_RECIPE = CurationConfig().plain, PlainRecipe(batch=CurationConfig().plain.batch)
 
 
 def draw(rules: list[hr.Rule], rows: int, pool: hr.Pool, seed: int, copies: int = 1) -> TokenRows:
@@ -45,13 +45,24 @@ def draw(rules: list[hr.Rule], rows: int, pool: hr.Pool, seed: int, copies: int 
     return stack_rows(sets)
 
 
+def tune(stack: StackedAdapters, rows: TokenRows, count: int, recipe: PlainRecipe, seed: int) -> torch.Tensor:
+    """Updates of ``count`` adapters, each on its own rows, without DP."""
+    seeds = [[seed, 5, number] for number in range(count)]
+    return fine_tune_stacked(stack, rows, count, recipe, seeds, [recipe.steps])[0]
+
+
 class Bench:
     """The two models, the Grad-Transformer and the controls, and how each is scored on test rows."""
 
     def __init__(self, transformer: GradTransformer, controls: Controls) -> None:
         self.transformer, self.controls = transformer, controls
-        self.tiny = StackedAdapters(load_model(transformer.source.model)[0], transformer.source.spec)
-        self.llm = StackedAdapters(load_model(transformer.target.model)[0], transformer.target.spec)
+        self.pair = Pair(*(PairSide.load(side.model, side.spec) for side in (transformer.source, transformer.target)))
+        self.tiny, self.llm = self.pair.tiny.stack, self.pair.llm.stack
+
+    @classmethod
+    def shipped(cls) -> Bench:
+        """The pair, Grad-Transformer and controls in the package."""
+        return cls(GradTransformer.load(embedded_checkpoint()), Controls.load(embedded_controls()))
 
     def generated(self, updates: torch.Tensor, test: TokenRows) -> dict[str, list[float]]:
         """Accuracy per rule of the LLM under each way of making its update from ``updates`` [rules, L1, n1]."""
@@ -70,10 +81,8 @@ class Bench:
     def plain(self, rules: list[hr.Rule], seed: int) -> dict[str, list[float]]:
         """One organization a rule, no DP: base, tuned TinyLM, ceiling, generated and controls."""
         rows, test = draw(rules, ROWS, "private", seed), draw(rules, TEST_ROWS, "test", seed)
-        seeds = [[seed, 5, number] for number in range(len(rules))]
-        tiny_recipe, recipe = CurationConfig().plain, PlainRecipe(batch=CurationConfig().plain.batch)
-        tiny = fine_tune_stacked(self.tiny, rows, len(rules), tiny_recipe, seeds, [tiny_recipe.steps])[0]
-        llm = fine_tune_stacked(self.llm, rows, len(rules), recipe, seeds, [recipe.steps])[0]
+        tiny = tune(self.tiny, rows, len(rules), TINY_RECIPE, seed)
+        llm = tune(self.llm, rows, len(rules), LLM_RECIPE, seed)
         return {
             "tiny_base": self.tiny.accuracy(self.tiny.initial.expand(len(rules), -1, -1), test).tolist(),
             "llm_base": self.llm.accuracy(self.llm.initial.expand(len(rules), -1, -1), test).tolist(),

@@ -17,7 +17,7 @@ def run_simulation_on_ray(config: SimulationConfig, folders: FederationFolders, 
     """
     from strategies.ray_engine import run_on_ray
 
-    plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key)
+    plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
     state: State = "completed"
     reason = ""
     try:

@@ -23,8 +23,9 @@ from gradtf_fl.config import (
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import model_folder
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import OrganizationData, write_rows
+from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
 
+PUBLIC_PROMPTS = 768
 RUN_MARKERS = ("report.json", "organizations", "rounds")
 
 
@@ -35,11 +36,13 @@ class FederationFolders:
     Attributes:
         out: ``--out``. organizations: one folder per organization, in the order of node numbers.
         provider_key: PEM of the Ed25519 key that signs LLM adapters.
+        prompts: public prompts that the provider refines on; None where it does not.
     """
 
     out: Path
     organizations: tuple[Path, ...]
     provider_key: Path
+    prompts: Path | None
 
     @property
     def organizations_dir(self) -> Path:
@@ -68,6 +71,8 @@ def discard_unused(folders: FederationFolders) -> None:
         return
     shutil.rmtree(folders.organizations_dir)
     folders.provider_key.unlink()
+    if folders.prompts is not None:
+        folders.prompts.unlink()
     (folders.out / ".lock").unlink(missing_ok=True)
 
 
@@ -124,7 +129,10 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
         )
         (folder / "organization.toml").write_text(to_toml(values), encoding="utf-8")
         folders.append(folder)
-    return FederationFolders(out, tuple(folders), provider_key)
+    prompts = out / "public_prompts.jsonl" if config.refine else None
+    if prompts is not None:
+        write_rows(prompts, public_rows(config.rules, PUBLIC_PROMPTS, config.seed))
+    return FederationFolders(out, tuple(folders), provider_key, prompts)
 
 
 def drop_points(config: SimulationConfig, number: int) -> tuple[DropPoint, ...]:

@@ -23,6 +23,7 @@ Bits = Literal[16, 20, 24, 32]
 WeightRule = Literal["uniform", "examples"]
 Combine = Literal["mean", "median", "trimmed-mean"]
 
+HOUSE_RULES_ANSWER_TOKENS = 2  # two digits; here, because the simulation's plan is made without torch
 STAGES: tuple[Stage, ...] = ("advertise", "share", "mask", "consistency", "unmask")
 
 ModelName = Annotated[str, StringConstraints(min_length=1)]
@@ -150,6 +151,8 @@ class FederationPlan(Section):
         noise_multiplier: distributed DP: standard deviation of the Skellam noise on a sum, in units of update_clip.
         max_norm: L2 norm of a mean above which the whole round is rejected (default: update_clip).
         deadline_s: how long a stage waits for organizations. join_s: how long the run waits for their nodes.
+        prompts: JSONL file with public prompts of the organizations' task; the LLM update is then refined on what the
+            tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`). answer_tokens: length of an answer.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters. organizations_dir: simulation only.
     """
 
@@ -178,6 +181,8 @@ class FederationPlan(Section):
     deadline_s: Seconds = 600.0
     join_s: Seconds = 600.0
     seed: Seed = 0
+    prompts: Location | None = None
+    answer_tokens: Count = 32
     out: Location = Path("out")
     provider_key: Location | None = None
     organizations_dir: Location | None = None
@@ -211,7 +216,7 @@ class FederationPlan(Section):
         Raises:
             ConfigError: with every bad key.
         """
-        unset = {"threshold": 0, "max_norm": 0, "provider_key": "", "organizations_dir": ""}
+        unset = {"threshold": 0, "max_norm": 0, "prompts": "", "provider_key": "", "organizations_dir": ""}
         known = {name: run_config[_kebab(name)] for name in cls.model_fields if _kebab(name) in run_config}
         given = {name: value for name, value in known.items() if name not in unset or value != unset[name]}
         return validate(cls, given, lambda key: f"run config: {_kebab(key)}")
@@ -240,6 +245,7 @@ class SimulationConfig(Section):
     Attributes:
         rows, test_rows: private training and test rows of each organization.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
+        refine: whether the provider refines the LLM update on public prompts.
         controls: baselines file beside the transformer (mean, nearest, ridge).
     """
 
@@ -250,6 +256,7 @@ class SimulationConfig(Section):
     delta: Delta = 1e-5
     budget: Epsilon | None = None
     rules: Rules = "same"
+    refine: bool = True
     engine: Engine = "in-process"
     drop: tuple[DropRule, ...] = Field(default=(), strict=False)
     seed: Seed = 0
@@ -288,14 +295,13 @@ class SimulationConfig(Section):
         """Epsilon each organization's ledger allows."""
         return self.epsilon if self.budget is None else self.budget
 
-    def plan(self, out: Path, organizations_dir: Path, provider_key: Path) -> FederationPlan:
-        """The server's side of this simulation."""
+    def plan(self, out: Path, organizations_dir: Path, provider_key: Path, prompts: Path | None) -> FederationPlan:
+        """The server's side of this simulation; ``prompts``: for refinement, None without."""
         shared = {
             name: getattr(self, name) for name in FederationPlan.model_fields if name in SimulationConfig.model_fields
         }
-        return FederationPlan(
-            **(shared | {"out": out, "organizations_dir": organizations_dir, "provider_key": provider_key})
-        )
+        paths = {"out": out, "organizations_dir": organizations_dir, "provider_key": provider_key, "prompts": prompts}
+        return FederationPlan(**(shared | paths | {"answer_tokens": HOUSE_RULES_ANSWER_TOKENS}))
 
 
 def _refuse_two(organizations: int, allow_two: bool) -> None:

@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {"embedded:tiny": ASSETS / "house-rules-tiny", "embedded:llm": ASSETS / "house-rules-llm"}
 
 
-def model_folder(name: str) -> str:
+def model_folder(name: str, what: str = "model") -> str:
     """What `from_pretrained` is given for ``name``: a folder's absolute path, or a hub id as it stands.
 
     A name with a path separator prefix (``/``, ``./``, ``~``) or an existing folder is local. ConfigError when
@@ -32,9 +32,9 @@ def model_folder(name: str) -> str:
     if not looks_local:
         return name
     if not folder.is_dir():
-        raise ConfigError(f"model {name!r}: there is no such folder")
+        raise ConfigError(f"{what} {name!r}: there is no such folder")
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model {name!r}: the folder holds no config.json")
+        raise ConfigError(f"{what} {name!r}: the folder holds no config.json")
     return str(folder.resolve())
 
 

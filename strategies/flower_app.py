@@ -38,7 +38,7 @@ def write_app(folder: Path, plan: FederationPlan) -> Path:
 def absolute(plan: FederationPlan) -> FederationPlan:
     """The plan with absolute paths; names of embedded or hub models stay names."""
     update: dict[str, object] = {"out": plan.out.absolute()}
-    for name in ("provider_key", "organizations_dir"):
+    for name in ("prompts", "provider_key", "organizations_dir"):
         path = getattr(plan, name)
         update[name] = None if path is None else path.absolute()
     for name in ("tiny", "llm"):

@@ -19,6 +19,7 @@ from gradtf_fl.update_vectors import BlockLayout
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters import AdapterSpec
+    from gradtf_fl.transformer import GradTransformer
 
 
 class PairSide(Protocol):
@@ -82,7 +83,7 @@ class Provider:
         from gradtf_fl.adapters import initial_state, state_hash
         from gradtf_fl.models import load_model, model_folder, model_hash
 
-        self.generator: Generator = generator if generator is not None else load_transformer(plan.transformer)
+        self.generator: Generator = generator if generator is not None else load_generator(plan)
         source, target = self.generator.source.spec, self.generator.target.spec
         tiny_initial = initial_state(load_model(plan.tiny)[0], source)
         self.tiny = TinyStart(
@@ -151,12 +152,21 @@ def update_bytes(update: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(update, dtype="<f4").tobytes()
 
 
-def load_transformer(name: str) -> Generator:
+def load_transformer(name: str) -> GradTransformer:
     """The Grad-Transformer at path ``name``; ``embedded`` is the shipped one."""
     from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 
-    loaded: Generator = GradTransformer.load(embedded_checkpoint() if name == "embedded" else Path(name))
-    return loaded
+    return GradTransformer.load(embedded_checkpoint() if name == "embedded" else name)
+
+
+def load_generator(plan: FederationPlan) -> Generator:
+    """The plan's Grad-Transformer, with refinement where the plan names public prompts."""
+    transformer = load_transformer(plan.transformer)
+    if plan.prompts is None:
+        return transformer
+    from gradtf_fl.transformer.refinement import RefiningGenerator, read_prompts
+
+    return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens)
 
 
 def signing_key(plan: FederationPlan) -> Identity:

@@ -37,7 +37,12 @@ class Controls:
 
     @classmethod
     def fit(cls, tiny: Vector, llm: Vector, folds: int = 5) -> Controls:
-        """Choose ridge's penalty by cross-validation on the tuples (relative to the kernel's mean eigenvalue)."""
+        """Choose ridge's penalty by cross-validation on the tuples (relative to the kernel's mean eigenvalue).
+
+        Raises ConfigError when there are fewer than three tuples: too few to hold one out.
+        """
+        if len(tiny) < 3:
+            raise ConfigError(f"controls: {len(tiny)} shadow sets have an LLM update, at least 3 are wanted")
         grid = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
         order = np.random.default_rng(0).permutation(len(tiny))
         errors = []

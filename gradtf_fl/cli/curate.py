@@ -4,20 +4,53 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtf_fl.cli.options import chosen, emit_json, json_option
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradtf_fl.curation import Curation
+
+RULE_OPTIONS = (
+    "rules",
+    "single_groups",
+    "extra_singles",
+    "mixture_groups",
+    "plain_singles",
+    "plain_mixtures",
+    "pair_singles",
+    "pair_mixtures",
+)
+TEXT_TRAINING = "--objective mse-then-functional --steps 1000 --groups 16 --rows 1"
+"""A row of text costs far more than one of House Rules: smaller batches, fewer steps."""
+TASK_OPTIONS = ("data", "window", "shadow_sets", "pair_sets", "mixtures", "mechanisms")
 
 
-@click.command(epilog="Example: gradtf curate --out build/tuples --seed 0")
+class WorkersType(click.ParamType[int | str]):
+    """A number of processes, or ``ray``."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "ray":
+            return "ray"
+        number: int = click.IntRange(min=1).convert(value, param, ctx)
+        return number
+
+
+@click.command(
+    epilog="Examples: gradtf curate --out build/tuples --seed 0; gradtf curate --out build/text --tiny ./tiny "
+    "--llm ./llm --tasks gsm8k,text/shakespeare --data ./data"
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store to fill.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of shadow sets and training.  [default: 0]")
 @click.option("--tiny", metavar="M", help="TinyLM.  [default: embedded:tiny]")
 @click.option("--llm", metavar="M", help="LLM.  [default: embedded:llm]")
+@click.option("--rows", type=click.IntRange(min=64), help="Rows in a shadow set.  [default: 1024; tasks: 256]")
 @click.option("--rules", type=click.IntRange(3, 64), help="Public rules used; fewer make a trial.  [default: 64]")
-@click.option("--rows", type=click.IntRange(min=64), help="Rows in a shadow set.  [default: 1024]")
 @click.option("--single-groups", type=click.IntRange(min=1), help="DP shadow federations for each rule.")
 @click.option("--extra-singles", type=click.IntRange(min=0), help="More of one member for each rule, at epsilon 1.")
 @click.option("--mixture-groups", type=click.IntRange(min=0), help="DP shadow federations on mixtures.")
@@ -25,22 +58,80 @@ from gradtf_fl.cli.options import chosen, emit_json, json_option
 @click.option("--plain-mixtures", type=click.IntRange(min=0), help="Plain TinyLM shadow sets on mixtures.")
 @click.option("--pair-singles", type=click.IntRange(min=1), help="Shadow sets of both models for each rule.")
 @click.option("--pair-mixtures", type=click.IntRange(min=0), help="Shadow sets of both models on mixtures.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes, one thread each.  [default: one per core]")
+@click.option(
+    "--tasks",
+    metavar="NAME[,NAME...]",
+    help="Instead of House Rules: tasks beneath --data (a folder with train.jsonl, or a text file without its .txt), "
+    "or an own task's TOML file. Any two models.",
+)
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Tasks: where their files are.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Tasks: characters of a window of plain text; 0 for prompts and answers.  [default: 128]",
+)
+@click.option("--shadow-sets", type=click.IntRange(min=1), help="Tasks: TinyLM shadow sets of each.  [default: 16]")
+@click.option("--pair-sets", type=click.IntRange(min=1), help="Tasks: shadow sets of both models.  [default: 4]")
+@click.option("--mixtures", type=click.IntRange(min=0), help="Tasks: TinyLM shadow sets on mixtures.  [default: 0]")
+@click.option(
+    "--mechanism",
+    "mechanisms",
+    type=click.Choice(["adamw", "sgld", "dp-sgd"]),
+    multiple=True,
+    help="Tasks: how the TinyLM learns; several share the shadow sets.  [default: adamw]",
+)
+@click.option(
+    "--workers",
+    type=WorkersType(),
+    metavar="N|ray",
+    help="Processes, one thread each, or Ray tasks over processes and machines.  [default: one per core]",
+)
 @json_option
-def curate(out: Path, workers: int | None, as_json: bool, **given: Any) -> None:
+def curate(out: Path, workers: Any, as_json: bool, **given: Any) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
     A killed run resumes: shards that are there are verified and kept.
     """
+    options = {name: value for name, value in chosen(given).items() if value != ()}
+    _check(options)
+
     from gradtf_fl.cli.progress import WorkProgress
-    from gradtf_fl.curation import CurationConfig
     from gradtf_fl.curation import curate as run
 
-    config = replace(CurationConfig(), **chosen(given))
     with WorkProgress("curate") as progress:
-        store = run(config, out, progress.show, workers)
+        store = run(_curation(options), out, progress.show, workers)
     document = {"out": str(out), "shards": len(store.names), "header": store.header}
     if as_json:
         emit_json(document)
     else:
-        click.echo(f"{out}: {len(store.names)} shards; next: gradtf train --tuples {out}")
+        text = f" {TEXT_TRAINING}" if "tasks" in options else ""
+        click.echo(f"{out}: {len(store.names)} shards; next: gradtf train --tuples {out}{text}")
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Options of the other kind of curation are refused, all at once."""
+    for_tasks = "tasks" in options
+    strange = RULE_OPTIONS if for_tasks else TASK_OPTIONS
+    why = "only for House Rules, and --tasks is given" if for_tasks else "only with --tasks"
+    problems = [f"{_option(name)}: {why}" for name in strange if name in options]
+    wanted = ("tiny", "llm", "data") if for_tasks else ()
+    problems += [f"{_option(name)}: wanted with --tasks" for name in wanted if name not in options]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _option(name: str) -> str:
+    return "--mechanism" if name == "mechanisms" else "--" + name.replace("_", "-")
+
+
+def _curation(options: dict[str, Any]) -> Curation:
+    from gradtf_fl.curation import CurationConfig, TaskCuration
+
+    if "tasks" not in options:
+        return replace(CurationConfig(), **options)
+    tasks = tuple(name for name in str(options["tasks"]).split(",") if name)
+    changed: dict[str, Any] = {"tasks": tasks, "data": str(options["data"])}
+    if "window" in options:
+        changed["window"] = options["window"] or None
+    return TaskCuration(**options | changed)

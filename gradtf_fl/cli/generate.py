@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @click.command(
@@ -24,18 +29,43 @@ from gradtf_fl.cli.options import emit_json, json_option
     "--transformer", metavar="FILE", default="embedded", help="Grad-Transformer checkpoint.  [default: the shipped one]"
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New PEFT folder.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Refine on public prompts of the same task: JSONL of objects with a "prompt". The tuned TinyLM answers them.',
+)
+@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer.")
 @json_option
-def generate(update: Path, transformer: str, out: Path, as_json: bool) -> None:
+def generate(
+    update: Path, transformer: str, out: Path, prompts: Path | None, answer_tokens: int, as_json: bool
+) -> None:
     """Turn a fine-tuned TinyLM adapter into an adapter for the LLM, without the data it was trained on."""
-    _check_paths(update, transformer, out)
-    made = _convert(update, transformer, out)
+    _check_paths(update, transformer, out, prompts)
+    made = _convert(update, transformer, out, prompts, answer_tokens)
     if as_json:
         emit_json(made)
     else:
         click.echo(f"{out}: adapter for {made['base_model']}, SHA-256 {made['sha256']}")
+        if (found := made["refinement"]) is not None:
+            click.echo(_told(found))
 
 
-def _check_paths(update: Path, transformer: str, out: Path) -> None:
+def _told(found: Mapping[str, Any]) -> str:
+    if found["agreement"] is None:
+        return "not refined: the TinyLM answers too few of the prompts"
+    word = "taken" if found["taken"] else "not taken"
+    return (
+        f"refinement {word}: the LLM agrees with the TinyLM on {found['agreement']:.2f} of the held-out prompts, "
+        f"without it on {found['without']:.2f}"
+    )
+
+
+def _share(values: Tensor) -> float | None:
+    return None if bool(values.isnan().any()) else round(float(values[0]), 4)
+
+
+def _check_paths(update: Path, transformer: str, out: Path, prompts: Path | None) -> None:
     from gradtf_fl.errors import ConfigError
 
     problems = []
@@ -45,18 +75,21 @@ def _check_paths(update: Path, transformer: str, out: Path) -> None:
         problems.append(f"--update {update}: no PEFT adapter in it (adapter_config.json is missing)")
     if transformer != "embedded" and not Path(transformer).is_file():
         problems.append(f"--transformer {transformer}: no such file")
+    if prompts is not None and not prompts.is_file():
+        problems.append(f"--prompts {prompts}: no such file")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"--out {out}: exists and is not an empty folder")
     if problems:
         raise ConfigError(problems)
 
 
-def _convert(update: Path, transformer: str, out: Path) -> dict[str, str]:
+def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, answer_tokens: int) -> dict[str, Any]:
     """U = adapter - shared initial adapter; the LLM's initial adapter + generate(U) is written to ``out``."""
     from gradtf_fl.adapters import initial_state, load_adapter, save_adapter, state_hash
     from gradtf_fl.cli.base_model import check_adapter_of, check_side
     from gradtf_fl.models import load_model, model_folder
     from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
+    from gradtf_fl.transformer.refinement import RefiningGenerator, read_prompts
     from gradtf_fl.update_vectors import apply_update, update_vector
 
     grad = GradTransformer.load(embedded_checkpoint() if transformer == "embedded" else transformer)
@@ -73,11 +106,19 @@ def _convert(update: Path, transformer: str, out: Path) -> dict[str, str]:
         )
     moved = update_vector(source.layout, state, initial_state(load_model(source.model)[0], source.spec))
     initial = initial_state(load_model(target.model)[0], target.spec)
-    generated = apply_update(target.layout, initial, grad.generate(moved))
+    refinement = None
+    if prompts is None:
+        values = grad.generate(moved)
+    else:
+        found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens).refined(moved)
+        values = found.updates[0].numpy()
+        refinement = {"taken": bool(found.taken[0]), "agreement": _share(found.after), "without": _share(found.before)}
+    generated = apply_update(target.layout, initial, values)
     save_adapter(out, generated, target.spec, model_folder(target.model))
     return {
         "out": str(out),
         "base_model": target.model,
         "sha256": state_hash(generated).hex(),
         "transformer_sha256": grad.sha256,
+        "refinement": refinement,
     }

@@ -30,6 +30,11 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     help="One public rule for all (of those that a TinyLM can't do), a mixture of three, or a held-out rule.  "
     "[default: same]",
 )
+@click.option(
+    "--refine/--no-refine",
+    default=None,
+    help="Whether the provider refines the LLM update on public prompts.  [default: refine]",
+)
 @click.option("--engine", metavar="in-process|ray", help="Where clients run.  [default: in-process]")
 @click.option(
     "--drop",

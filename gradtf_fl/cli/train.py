@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from gradtf_fl.cli.options import chosen, emit_json, json_option
-
-OBJECTIVES = ("mse", "functional", "mse-then-functional")
+from gradtf_fl.transformer.backbone import SIZES, Backbone
+from gradtf_fl.transformer.device import DEVICES, PRECISIONS
+from gradtf_fl.transformer.train_config import Objective
 
 
 @click.command(epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors")
@@ -18,12 +19,29 @@ OBJECTIVES = ("mse", "functional", "mse-then-functional")
     "--tuples", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store of gradtf curate."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Checkpoint to write.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), help="What is minimised.  [default: functional]")
+@click.option("--objective", type=click.Choice(get_args(Objective)), help="What is minimised.  [default: functional]")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
 @click.option("--groups", type=click.IntRange(min=1), help="Shadow federations in a batch.")
 @click.option("--rows", type=click.IntRange(min=1), help="Public rows per federation.")
 @click.option("--rate", type=click.FloatRange(0, 1, min_open=True), help="Learning rate.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of initial weights and batches.  [default: 0]")
+@click.option(
+    "--backbone",
+    metavar="SIZE|PATH|ID",
+    help=f"Transformer: {', '.join(SIZES)} from scratch, or T5 weights from a folder or hub id (Flan-T5).  "
+    "[default: a small one for the embedded pair]",
+)
+@click.option("--partition", metavar="NAME", help="How updates are cut into tokens.  [default: block]")
+@click.option(
+    "--validate-every",
+    type=click.IntRange(min=0),
+    metavar="STEPS",
+    help="Hold out a tenth of the shadow federations, generate from them at these steps, keep the best weights.  "
+    "[default: 0, never]",
+)
+@click.option("--patience", type=click.IntRange(min=1), help="Validations without a better one before the end.")
+@click.option("--device", type=click.Choice(DEVICES), help="Where to train.  [default: cpu]")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="bf16 needs a CUDA device.  [default: float32]")
 @click.option(
     "--controls",
     type=click.Path(path_type=Path),
@@ -31,8 +49,11 @@ OBJECTIVES = ("mse", "functional", "mse-then-functional")
     help="Also fit mean, nearest and ridge on the store's pairs and write them here.",
 )
 @json_option
-def train(tuples: Path, out: Path, controls: Path | None, as_json: bool, **given: Any) -> None:
-    """Train a Grad-Transformer on a tuple store. A killed run resumes from OUT.training."""
+def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, as_json: bool, **given: Any) -> None:
+    """Train a Grad-Transformer on a tuple store. A killed run resumes from OUT.training.
+
+    On several GPUs: torchrun --nproc-per-node N -m gradtf_fl.cli.main train --device cuda ...
+    """
     from gradtf_fl.errors import ConfigError
 
     if not tuples.is_dir():
@@ -43,11 +64,16 @@ def train(tuples: Path, out: Path, controls: Path | None, as_json: bool, **given
     from gradtf_fl.cli.progress import WorkProgress
     from gradtf_fl.transformer import TrainConfig
     from gradtf_fl.transformer import train as run
+    from gradtf_fl.transformer.processes import Processes
 
     config = replace(TrainConfig(), **chosen(given))
+    if backbone is not None:
+        config = replace(config, backbone=Backbone.named(backbone))
     out.parent.mkdir(parents=True, exist_ok=True)
     with WorkProgress("train") as progress:
         trained = run(config, tuples, out, lambda done, total, loss: progress.show(f"loss {loss:.3f}", done, total))
+    if not Processes.launched().is_first:
+        return
     if controls is not None:
         from gradtf_fl.baselines import Controls
 

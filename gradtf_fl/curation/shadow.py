@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +42,17 @@ class ShadowGroup:
     @property
     def members(self) -> int:
         return len(self.weights)
+
+    def about(self) -> dict[str, Any]:
+        """As the store keeps it (see `store.Shard`)."""
+        rules, shown = [rule.name for rule in self.task.rules], list(self.task.shown)
+        return {
+            "task": json.dumps([rules, shown]),
+            "parts": rules,
+            "shown": shown,
+            "weights": [list(map(float, weights)) for weights in self.weights],
+            "epsilon": self.epsilon,
+        }
 
 
 def single_task(rule: hr.Rule) -> HiddenTask:

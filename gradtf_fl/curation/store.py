@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.tasks.rows import IGNORED
 
+FORMAT = 2
+"""2: federations are described by neutral names."""
 _INDEX = "index.json"
 _REQUIRED = ("tiny", "input_ids", "labels", "group")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's tensors (see the module's text) and its description."""
+    """One shard's tensors (see the module's text) and its description.
+
+    ``about["groups"]`` describes each federation: ``task``, equal where updates may be averaged; ``parts``, the rules
+    or tasks that it mixes (one, or a mixture); ``weights`` [members][parts]; ``epsilon``, None without DP.
+    """
 
     name: str
     tensors: Mapping[str, Tensor]
@@ -66,7 +73,7 @@ class TupleStore:
                 raise ConfigError(f"tuple store {folder}: made with other settings; choose another folder")
             return store
         folder.mkdir(parents=True, exist_ok=True)
-        store = cls(folder, {"format": 1, "header": json.loads(json.dumps(header)), "shards": {}})
+        store = cls(folder, {"format": FORMAT, "header": json.loads(json.dumps(header)), "shards": {}})
         store._write_index()
         return store
 
@@ -80,7 +87,7 @@ class TupleStore:
             raise ConfigError(f"tuple store {folder}: no {_INDEX} there") from error
         except ValueError as error:
             raise CorruptFile(f"tuple store {folder}: {_INDEX} is damaged") from error
-        if not isinstance(index, dict) or index.get("format") != 1 or {"header", "shards"} - set(index):
+        if not isinstance(index, dict) or index.get("format") != FORMAT or {"header", "shards"} - set(index):
             raise CorruptFile(f"tuple store {folder}: {_INDEX} is not one of this version")
         return cls(folder, index)
 
@@ -135,3 +142,18 @@ def token_rows(shard: Shard, sets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 def as_int32(tensor: Tensor) -> Tensor:
     """Token tensors as they are stored."""
     return tensor.to(torch.int32)
+
+
+def token_tensors(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(input_ids, labels) of several shards as one [N, T]: filled up on the right, and cut behind the last label."""
+    width = max(int((labels != IGNORED).any(0).nonzero()[-1]) + 1 for _, labels in parts)
+    return (
+        torch.cat([_to_width(ids, width, 0) for ids, _ in parts]),
+        torch.cat([_to_width(labels, width, IGNORED) for _, labels in parts]),
+    )
+
+
+def _to_width(tokens: Tensor, width: int, fill: int) -> Tensor:
+    """[N, width]: right-padded or cut."""
+    padded: Tensor = torch.nn.functional.pad(tokens[:, :width], (0, max(0, width - tokens.shape[1])), value=fill)
+    return padded

@@ -4,7 +4,7 @@ House Rules is the embedded benchmark. Text tasks (the paper's six data sets, ow
 `load_task`, and scored by generating: `score_task`.
 """
 
-from gradtf_fl.tasks.federation import OrganizationData, house_rules_federation
+from gradtf_fl.tasks.federation import OrganizationData, house_rules_federation, public_rows
 from gradtf_fl.tasks.own_tasks import load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, read_rows, write_rows
@@ -29,6 +29,7 @@ __all__ = [
     "house_rules_federation",
     "load_own_task",
     "load_task",
+    "public_rows",
     "read_rows",
     "score_task",
     "split_public_private",

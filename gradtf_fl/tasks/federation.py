@@ -74,19 +74,31 @@ def draw_task(kind: Kind, rng: np.random.Generator) -> HiddenTask:
 
 
 def house_rules_federation(
-    rules: Kind, organizations: int, rows: int, test_rows: int, seed: int
+    rules: Kind, organizations: int, rows: int, test_rows: int, seed: int, alpha: float = DIRICHLET_ALPHA
 ) -> list[OrganizationData]:
     """Private and test rows of each organization, from the private and test code pairs.
 
-    ``mixed``: each organization's rows are a Dirichlet(.5) mixture of the three rules, test rows included.
+    ``mixed``: each organization's rows are a Dirichlet(``alpha``) mixture of the three rules, test rows included.
     """
     rng = np.random.default_rng([seed, 0x484F5553])
     task = draw_task(rules, rng)
     words = "; ".join(f"{rule.name}: {rule.describe()}" for rule in task.rules)
     made = []
     for number in range(1, organizations + 1):
-        weights = rng.dirichlet([DIRICHLET_ALPHA] * len(task.rules)) if len(task.rules) > 1 else None
+        weights = rng.dirichlet([alpha] * len(task.rules)) if len(task.rules) > 1 else None
         train = tokens_to_rows(task.draw(rng, rows, "private", weights))
         test = tokens_to_rows(task.draw(rng, test_rows, "test", weights))
         made.append(OrganizationData(f"org-{number}", train, test, words))
     return made
+
+
+def public_rows(rules: Kind, rows: int, seed: int) -> list[Row]:
+    """Rows in the federation's prompt format from the public code pairs, whose answers follow any public rule: what a
+    provider can know who knows which tags prompts show, and no more."""
+    rng = np.random.default_rng([seed, 0x50524F4D])
+    seen = hr.split_rules()[0]
+    shown = (False, rules == "mixed", False)
+    pairs = hr.code_pairs("public")
+    pairs = pairs[rng.choice(len(pairs), rows, replace=rows > len(pairs))]
+    index = np.array([seen[i].index for i in rng.integers(len(seen), size=rows)])
+    return tokens_to_rows(hr.encode(index, pairs[:, 0], pairs[:, 1], np.tile(np.array(shown), (rows, 1))))

@@ -39,6 +39,10 @@ class TokenRows:
         """The rows at ``index`` (slice, list or tensor)."""
         return TokenRows(self.input_ids[index], self.attention_mask[index], self.labels[index])
 
+    def to(self, device: torch.device) -> TokenRows:
+        """The same rows on another device."""
+        return TokenRows(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
     def answer_labels(self) -> torch.Tensor:
         """Labels [N, t] of the next token, from the first position on at which any row has one."""
         labels = self.labels[:, 1:]

@@ -43,6 +43,16 @@ class StackedAdapters:
         self.model = model.eval().requires_grad_(False)
         self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, spec) for name, module in targets}
 
+    def to(self, device: torch.device, frozen_type: torch.dtype) -> StackedAdapters:
+        """Everything on ``device``, the model's own weights in this type; adapters stay float32, and so do buffers
+        (rotary frequencies in bf16 turn positions by whole radians)."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(frozen_type)
+        self.model.to(device)
+        self.initial, self.mask = self.initial.to(device), self.mask.to(device)
+        self._frozen = {name: tensor.to(device) for name, tensor in self._frozen.items()}
+        return self
+
     def set(self, theta: Tensor) -> None:
         """Use adapters ``theta`` [K, blocks, block_dim] (absolute values, not updates) from now on."""
         adapters = theta.shape[0]
@@ -123,7 +133,7 @@ def descend(
     Yields:
         float32 [adapters, blocks, block_dim], absolute values, changed in place by the next step.
     """
-    per_set = len(rows) // adapters
+    per_set, rows = len(rows) // adapters, rows.to(stack.initial.device)
     index = np.stack([batch_indices(s, per_set, recipe.batch, recipe.steps) for s in seeds])
     index += (np.arange(adapters) * per_set)[:, None, None]
     theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
@@ -198,12 +208,13 @@ def dp_fine_tune_stacked(
         float32 [rounds, K, blocks, block_dim]: each adapter's update BEFORE it is averaged with its group.
     """
     adapters = len(groups)
-    per_set = len(rows) // adapters
+    per_set, device = len(rows) // adapters, stack.initial.device
+    rows = rows.to(device)
     rng = np.random.default_rng(list(seed))
     noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    group = torch.as_tensor(groups)
+    group = torch.as_tensor(groups, device=device)
     sizes = torch.bincount(group).float()[:, None, None]
-    sigma = torch.tensor(sigmas)[:, None, None]
+    sigma = torch.tensor(sigmas, device=device)[:, None, None]
     theta = stack.initial.repeat(adapters, 1, 1)
     taken = []
     for round_number in range(recipe.rounds):
@@ -211,18 +222,18 @@ def dp_fine_tune_stacked(
         optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
         for step in range(recipe.steps):
             chosen = np.flatnonzero(rng.random(adapters * per_set) < recipe.batch / per_set)
-            owner = torch.from_numpy(chosen // per_set)
+            owner = torch.from_numpy(chosen // per_set).to(device)
             copies = theta.detach()[owner].requires_grad_(True)
             torch.autograd.backward(stack.row_losses(copies, rows.take(torch.from_numpy(chosen))).sum())
             assert copies.grad is not None
             factors = (recipe.clip / (copies.grad.flatten(1).norm(dim=1) + 1e-6)).clamp(max=1.0)
             total = torch.zeros_like(theta).index_add_(0, owner, copies.grad * factors[:, None, None])
-            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise) * stack.mask
+            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise).to(device) * stack.mask
             theta.grad = total / recipe.batch
             optimizer.step()
             if progress is not None:
                 progress(round_number * recipe.steps + step + 1, recipe.rounds * recipe.steps)
         taken.append(theta.detach().clone() - stack.initial)
-        means = torch.zeros(len(sizes), *theta.shape[1:]).index_add_(0, group, theta) / sizes
+        means = theta.new_zeros(len(sizes), *theta.shape[1:]).index_add_(0, group, theta) / sizes
         theta = means[group]
     return torch.stack(taken)

@@ -9,7 +9,8 @@ from gradtf_fl.models import ASSETS
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
 
 if TYPE_CHECKING:
-    from gradtf_fl.transformer.training import TrainConfig, train
+    from gradtf_fl.transformer.train_config import TrainConfig
+    from gradtf_fl.transformer.training import train
 
 __all__ = ["GradTransformer", "Side", "TrainConfig", "embedded_checkpoint", "train"]
 

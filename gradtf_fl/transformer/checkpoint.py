@@ -20,7 +20,8 @@ from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.update_vectors import BlockLayout, Vector
 
 if TYPE_CHECKING:
-    from gradtf_fl.transformer.model import Backbone, GradTransformerModel
+    from gradtf_fl.transformer.backbone import Backbone
+    from gradtf_fl.transformer.model import GradTransformerModel
     from gradtf_fl.transformer.partition import PartitionPlan
 
 FORMATS = (1, 2)
@@ -75,10 +76,10 @@ class GradTransformer:
             raise ConfigError(f"TinyLM update is {update.shape}; this Grad-Transformer takes {wanted}")
         if not np.isfinite(update).all():
             raise ConfigError("TinyLM update holds NaN or infinite values")
+        values = torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32)).to(self.model.source_mean.device)
         with torch.no_grad():
-            generated = self.model(torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None])[0]
-        values: Vector = generated.numpy()
-        return values
+            generated: Vector = self.model(values[None])[0].cpu().numpy()
+        return generated
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically; weights as float16 (they are float32 again once loaded)."""
@@ -109,7 +110,8 @@ class GradTransformer:
         import torch
         from safetensors.torch import load
 
-        from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
+        from gradtf_fl.transformer.backbone import Backbone
+        from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 
         path = Path(path)
         if not path.is_file():

@@ -9,36 +9,19 @@ blocks come from a partition (`partition`); each part has embeddings and an outp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.transformer.backbone import Backbone, build_t5
 from gradtf_fl.transformer.partition import Part, Partition, Partitioning, PartitionPlan
 from gradtf_fl.update_vectors import BlockLayout
 
 SCALE_FLOOR = 1e-4
 """Guards the scale of matrices that never move."""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """Shape of the T5 encoder-decoder. ``pretrained`` (a path or hub id, e.g. Flan-T5) overrides the sizes."""
-
-    width: int = 192
-    feed_forward: int = 384
-    heads: int = 4
-    head_dim: int = 32
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    dropout: float = 0.0
-    pretrained: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +68,7 @@ class BlockSequence(nn.Module):
 
     def __init__(self, backbone: Backbone, source: Sequence[Part], target: Sequence[Part]) -> None:
         super().__init__()
-        self.t5 = _t5(backbone)
+        self.t5 = build_t5(backbone)
         width = int(self.t5.config.d_model)
         self._lengths = [part.tokens for part in target]
         self.source_embedding = nn.Linear(source[0].chunk, width)  # equation (6)
@@ -100,7 +83,7 @@ class BlockSequence(nn.Module):
         for number, part in enumerate(target):  # what a token is filled up with stays zero when it is generated
             self.register_buffer(f"mask_{number}", part.mask, persistent=False)
 
-    def _memory(self, source: Sequence[Tensor]) -> Tensor:
+    def memory(self, source: Sequence[Tensor]) -> Tensor:
         """Hidden states [B, sum of T, width] of the encoder."""
         embeddings = (self.source_embedding, *self.more_source_embeddings)
         hidden = torch.cat([embed(part) for embed, part in zip(embeddings, source, strict=True)], 1)
@@ -126,18 +109,17 @@ class BlockSequence(nn.Module):
         embedded = torch.cat([embed(part) for embed, part in zip(embeddings, target, strict=True)], 1)
         start = self.start.expand(len(embedded), 1, -1)
         inputs = torch.cat([start, embedded[:, :-1]], 1) + self.target_position
-        states = torch.split(self._decode(inputs, self._memory(source)), self._lengths, 1)
+        states = torch.split(self._decode(inputs, self.memory(source)), self._lengths, 1)
         return [self._project(number, part, slice(None)) for number, part in enumerate(states)]
 
-    def generated(self, source: Sequence[Tensor]) -> list[Tensor]:
+    def generated(self, memory: Tensor) -> list[Tensor]:
         """The target parts, token by token, each given the GENERATED tokens before it (equation (11)).
 
-        The encoder runs once. A key-value cache makes the decoder's cost linear in the number of tokens; gradients
-        flow through all of it.
+        ``memory`` is the encoder's. A key-value cache makes the decoder's cost linear in the number of tokens;
+        gradients flow through all of it.
         """
         from transformers import DynamicCache, EncoderDecoderCache
 
-        memory = self._memory(source)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         hidden, position, parts = self.start.expand(len(memory), 1, -1), 0, []
         for number, (embed, length) in enumerate(
@@ -223,10 +205,18 @@ class GradTransformerModel(BlockSequence):
 
         Gradients flow through all of it. Trailing rows are zero where they are only filled up.
         """
+        return self.generate_from(self.encode(updates))
+
+    def encode(self, updates: Tensor) -> list[Tensor]:
+        """What each transformer's encoder makes of updates [B, L1, n1]: its hidden states [B, T, width]."""
         source = self._source_parts(updates)
+        return [sequence.memory([source[n] for n in reads]) for sequence, reads, _ in self._sequences()]
+
+    def generate_from(self, memories: Sequence[Tensor]) -> Tensor:
+        """LLM updates [B, L2, n2] from the encoders' hidden states (see `encode`)."""
         made: list[Tensor] = []
-        for sequence, reads, _ in self._sequences():
-            made += sequence.generated([source[n] for n in reads])
+        for (sequence, _, _), memory in zip(self._sequences(), memories, strict=True):
+            made += sequence.generated(memory)
         return self.partitioning.target.join(made) * self.target_scale + self.target_mean
 
 
@@ -235,27 +225,3 @@ def _output(width: int, dim: int) -> nn.Linear:
     nn.init.normal_(output.weight, std=width**-0.5)
     nn.init.zeros_(output.bias)
     return output
-
-
-def _t5(backbone: Backbone) -> Any:
-    from transformers import T5Config, T5Model
-
-    if backbone.pretrained is not None:
-        try:
-            return T5Model.from_pretrained(backbone.pretrained)
-        except Exception as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"backbone {backbone.pretrained!r} can't be loaded: {cause}") from error
-    return T5Model(
-        T5Config(
-            vocab_size=8,
-            d_model=backbone.width,
-            d_kv=backbone.head_dim,
-            d_ff=backbone.feed_forward,
-            num_layers=backbone.encoder_layers,
-            num_decoder_layers=backbone.decoder_layers,
-            num_heads=backbone.heads,
-            dropout_rate=backbone.dropout,
-            feed_forward_proj="gated-gelu",
-        )
-    )

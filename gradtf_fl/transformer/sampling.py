@@ -8,14 +8,14 @@ task's mean, mixed at random, are added to other tasks' updates (`ShadowSampler.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradtf_fl.curation.store import Shard, token_rows
+from gradtf_fl.curation.store import Shard, token_rows, token_tensors
 from gradtf_fl.tasks.rows import TokenRows
 
 AVERAGED = (1, 2, 3, 5)
@@ -29,7 +29,8 @@ UNTRIED, FLOOR, KEPT = 1.0, 0.05, 0.8
 """A task is drawn in proportion to its running loss (nats, decay .8) plus .05; before the first draw it counts 1."""
 
 SetRef = tuple[int, int]  # (shard, set in it)
-Task = tuple[float | None, str]  # (epsilon, None without DP; rules and shown tags as JSON)
+FederationRef = tuple[int, int]  # (shard, federation in it)
+Task = tuple[float | None, str]  # (epsilon, None without DP; the hidden task, see `Shard`)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,13 @@ class Batch:
 class ShadowSampler:
     """Draws averaged TinyLM updates [L1, n1] with public rows or with LLM updates of the same hidden task."""
 
-    def __init__(self, shards: list[Shard], plain_share: float, mixture_share: float) -> None:
+    def __init__(
+        self,
+        shards: list[Shard],
+        plain_share: float,
+        mixture_share: float,
+        left_out: Set[FederationRef] = frozenset(),
+    ) -> None:
         self.shards = shards
         self.plain_share = plain_share
         self.mixture_share = mixture_share
@@ -53,10 +60,12 @@ class ShadowSampler:
         self._pools: dict[tuple[float | None, bool], list[Task]] = {}  # by epsilon, mixture
         for number, shard in enumerate(shards):
             for g, about in enumerate(shard.about["groups"]):
+                if (number, g) in left_out:
+                    continue
                 sets = [(number, int(k)) for k in (shard.tensors["group"] == g).nonzero().flatten()]
-                task = (about["epsilon"], json.dumps([about["rules"], about["shown"]]))
+                task = (about["epsilon"], about["task"])
                 if task not in self.federations:
-                    self._pools.setdefault((task[0], len(about["rules"]) > 1), []).append(task)
+                    self._pools.setdefault((task[0], len(about["parts"]) > 1), []).append(task)
                 self.federations.setdefault(task, []).append(sets)
                 if "llm" in shard.tensors:
                     self.pairs.setdefault(task[1], []).extend(sets)
@@ -71,6 +80,11 @@ class ShadowSampler:
         self.difficulty = dict.fromkeys(self.federations, UNTRIED)
         self._paired = [task for task in self.federations if task[1] in self.pairs]
         self._residuals = self._dp_residuals()
+
+    def outputs(self) -> Tensor:
+        """LLM updates [N, L2, n2] of all sets that have one, in the store's order."""
+        refs = sorted(ref for refs in self.pairs.values() for ref in refs)
+        return torch.stack([self.shards[number].tensors["llm"][k] for number, k in refs])
 
     def _last(self, ref: SetRef) -> Tensor:
         last: Tensor = self.shards[ref[0]].tensors["tiny"][-1, ref[1]]
@@ -147,7 +161,7 @@ class ShadowSampler:
             sets = members[torch.from_numpy(rng.integers(len(members), size=rows))]
             which = torch.from_numpy(rng.integers(shard.tensors["input_ids"].shape[1], size=rows))
             drawn.append(token_rows(shard, sets, which))
-        ids, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        ids, labels = token_tensors(drawn)
         return Batch(torch.stack(updates), TokenRows(ids, torch.ones_like(ids), labels), tasks)
 
     def tuples(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:

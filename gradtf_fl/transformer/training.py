@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,80 +26,20 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model, model_hash
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
-from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
+from gradtf_fl.transformer.device import Place
+from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
+from gradtf_fl.transformer.objectives import Objectives
+from gradtf_fl.transformer.partition import PLANS
+from gradtf_fl.transformer.processes import ALONE, Processes
 from gradtf_fl.transformer.sampling import ShadowSampler
+from gradtf_fl.transformer.train_config import TrainConfig
+from gradtf_fl.transformer.training_run import TrainingRun
+from gradtf_fl.transformer.validation import Validation
 from gradtf_fl.update_vectors import BlockLayout
 
-Objective = Literal["mse", "functional", "mse-then-functional"]
+__all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
+
 Progress = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How the Grad-Transformer is trained.
-
-    Attributes:
-        steps: optimizer steps (for ``mse-then-functional``: the functional ones; the warm start has as many / 4).
-        groups: shadow federations in a batch.
-        rows: public rows per federation in the functional objective.
-        input_noise: standard deviation of Gaussian noise on inputs, in units of the source's scale.
-        shadow_noise: largest strength of noise with the covariance of DP shadow sets, where 1 is a single DP set's.
-        plain_share: share of inputs that come from plain (not DP) shadow sets.
-        mixture_share: share of inputs whose task is a mixture of rules.
-        checkpoint_every: steps between resumable snapshots.
-    """
-
-    objective: Objective = "functional"
-    steps: int = 7000
-    groups: int = 64
-    rows: int = 2
-    rate: float = 1.5e-3
-    warm_up: int = 100
-    weight_decay: float = 0.01
-    input_noise: float = 0.15
-    shadow_noise: float = 1.0
-    plain_share: float = 0.25
-    mixture_share: float = 0.15
-    seed: int = 0
-    checkpoint_every: int = 250
-    backbone: Backbone = Backbone()
-
-
-@dataclass
-class _Run:
-    """What a killed training run continues from; ``log`` holds one loss for each finished step."""
-
-    config: TrainConfig
-    sampler: ShadowSampler
-    model: GradTransformerModel
-    optimizers: list[torch.optim.Optimizer]
-    log: list[float]
-
-    def save(self, path: Path) -> None:
-        staging = Path(f"{path}.new")
-        state = {
-            "config": json.dumps(asdict(self.config)),
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "difficulty": list(self.sampler.difficulty.values()),
-            "log": self.log,
-        }
-        torch.save(state, staging)
-        os.replace(staging, path)
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        if state["config"] != json.dumps(asdict(self.config)):
-            raise ConfigError(f"{path}: left by a training run with other settings; remove it or choose another --out")
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.sampler.difficulty = dict(zip(self.sampler.difficulty, state["difficulty"], strict=True))
-        self.log = list(state["log"])
-
-
-def _slots(layout: BlockLayout) -> list[tuple[int, int]]:
-    return [(slot.start, slot.start + slot.size) for slot in layout.slots]
 
 
 def train(
@@ -108,62 +47,90 @@ def train(
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.
 
-    Raises ConfigError or CorruptFile when the store is missing, damaged or made with another model than is at hand.
+    Started by a launcher of several processes, each computes a part of every batch (see `processes`).
+
+    Raises ConfigError or CorruptFile when a setting can't be, the device is not there, or the store is missing,
+    damaged, too small or made with another model than is at hand.
     """
+    processes = Processes.launched()
+    config.check(processes.world)
+    place = Place.find(config.device, config.precision, processes.local_rank)
     store = TupleStore.open(tuples)
-    header = store.header
-    source, target = (_side(header, role) for role in ("tiny", "llm"))
+    source, target = (_side(store.header, role) for role in ("tiny", "llm"))
     for side in (source, target):
         if model_hash(side.model) != side.model_sha256:
             raise ConfigError(f"tuple store {tuples}: curated with another {side.model!r} than the one at hand")
     shards = store.read_all()
-    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share)
+    validation = Validation.of(shards, config) if config.validate_every else None
+    left_out = validation.federations if validation else frozenset()
+    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out)
     if not sampler.pairs:
         raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
-    model = _new_model(config, sampler, source, target)
-    llm = StackedAdapters(load_model(target.model)[0], target.spec)
-    phases: list[tuple[str, int]] = [(config.objective, config.steps)]
-    if config.objective == "mse-then-functional":
-        phases = [("mse", config.steps // 4), ("functional", config.steps)]
-    total = sum(steps for _, steps in phases)
-    optimizers = _optimizers(model, config)
-    resume, run = Path(f"{out}.training"), _Run(config, sampler, model, optimizers, [])
+    model = _new_model(config, sampler, source, target).to(place.device)
+    llm = StackedAdapters(load_model(target.model)[0], target.spec).to(place.device, place.frozen_type)
+    run = TrainingRun(config, sampler, model, new_optimizers(model, config))
+    began = time.monotonic()
+    with processes.joined(place.device):
+        _descend(run, Objectives(model, llm, place, processes), validation, Path(f"{out}.training"), progress)
+        if processes.is_first:
+            _finish(run, GradTransformer(model, config.backbone, source, target), Path(out), began)
+        processes.wait()
+    return GradTransformer.load(out)
+
+
+def _descend(
+    run: TrainingRun, objectives: Objectives, validation: Validation | None, resume: Path, progress: Progress | None
+) -> None:
+    """All steps that are left, until validation brings nothing better."""
+    config, model, sampler, processes = run.config, run.model, run.sampler, objectives.processes
     if resume.exists():
         run.load(resume)
-    began = time.monotonic()
     model.train()
-    for step in range(len(run.log), total):
+    for step in range(len(run.log), config.all_steps):
+        if run.is_over:
+            break
         rng = np.random.default_rng([config.seed, 11, step])
-        done = step / total
-        scale = min(1.0, (step + 1) / config.warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        scale = min(1.0, (step + 1) / config.warm_up) * _cosine(step / config.all_steps)
+        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["lr"] = config.rate * scale
-        if phases[0][0] == "mse" and step < phases[0][1]:
+        if step < config.mse_steps:
             updates, targets = sampler.tuples(rng, config.groups)
-            loss = model.mse(_noised(updates, model, sampler, config, step), targets)
+            loss = objectives.mse(_noised(updates, model, sampler, config, step), targets)
         else:
             batch = sampler.batch(rng, config.groups, config.rows)
-            generated = model(_noised(batch.updates, model, sampler, config, step))
-            losses = llm.row_losses(llm.initial + generated, batch.rows).reshape(config.groups, -1).mean(1)
-            sampler.learned(batch.tasks, losses.tolist())
-            loss = losses.mean()
-        model.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        run.log.append(loss.item())
-        if progress is not None:
-            progress(step + 1, total, loss.item())
-        if (step + 1) % config.checkpoint_every == 0:
+            loss, losses = objectives.functional(_noised(batch.updates, model, sampler, config, step), batch.rows)
+            sampler.learned(batch.tasks, losses)
+        take_step(model, run.optimizers, loss, processes)
+        run.log.append(processes.total(loss).item())
+        if validation is not None and ((step + 1) % config.validate_every == 0 or step + 1 == config.all_steps):
+            run.validated(validation.loss(objectives, config))
+        if progress is not None and processes.is_first:
+            progress(step + 1, config.all_steps, run.log[-1])
+        if (step + 1) % config.checkpoint_every == 0 and processes.is_first:
             run.save(resume)
-    model.eval()
-    result = GradTransformer(model, config.backbone, source, target)
+
+
+def _finish(run: TrainingRun, result: GradTransformer, out: Path, began: float) -> None:
+    """The checkpoint of the best weights, on the CPU in float32, and the record beside it."""
+    if run.best is not None:
+        run.model.load_state_dict(run.best)
+    run.model.cpu().eval()
     result.save(out)
-    record = {"config": asdict(config), "seconds": round(time.monotonic() - began, 1), "loss_last_100": _tail(run.log)}
+    record: dict[str, Any] = {
+        "config": asdict(run.config),
+        "seconds": round(time.monotonic() - began, 1),
+        "steps": len(run.log),
+        "loss_last_100": _tail(run.log),
+    }
+    if run.validations:
+        record |= {"validations": run.validations, "best_step": run.validations[run.best_place][0]}
     Path(f"{out}.json").write_text(json.dumps(record, indent=1))
-    resume.unlink(missing_ok=True)
-    return GradTransformer.load(out)
+    Path(f"{out}.training").unlink(missing_ok=True)
+
+
+def _cosine(done: float) -> float:
+    """The learning rate's share after a share ``done`` of all steps: from 1 down to .02."""
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _tail(log: list[float]) -> float:
@@ -177,18 +144,22 @@ def _side(header: dict[str, Any], role: str) -> Side:
 
 
 def _new_model(config: TrainConfig, sampler: ShadowSampler, source: Side, target: Side) -> GradTransformerModel:
-    rng = np.random.default_rng([config.seed, 3])
-    inputs = sampler.batch(rng, 2048, 1).updates
-    outputs = torch.cat([shard.tensors["llm"] for shard in sampler.shards if "llm" in shard.tensors])
+    inputs = sampler.batch(np.random.default_rng([config.seed, 3]), 2048, 1).updates
+    outputs = sampler.outputs()
     torch.manual_seed(config.seed)
     return GradTransformerModel(
         config.backbone,
         Standardisation.fit(inputs, _slots(source.layout)),
         Standardisation.fit(outputs, _slots(target.layout)),
+        PLANS[config.partition].between(source.layout, target.layout),
     )
 
 
-def _optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def _slots(layout: BlockLayout) -> list[tuple[int, int]]:
+    return [(slot.start, slot.stop) for slot in layout.slots]
+
+
+def new_optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (orthogonalised momentum, Jordan et al. 2024) for the T5's matrices, AdamW for all else.
 
     At equal steps Muon's loss is a fifth lower than AdamW's, for 45 ms more a step.
@@ -207,9 +178,22 @@ def _optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.
     ]
 
 
+def take_step(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tensor, processes: Processes = ALONE
+) -> None:
+    """One step down the sum of all processes' ``loss``, the gradient's norm clipped to 1."""
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    processes.add_gradients(model.parameters())
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def _noised(
     updates: Tensor, model: GradTransformerModel, sampler: ShadowSampler, config: TrainConfig, step: int
 ) -> Tensor:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    isotropic = config.input_noise * model.source_scale * torch.randn(updates.shape, generator=generator)
-    return updates + isotropic + sampler.noise(updates, config.shadow_noise, generator)
+    device = model.source_scale.device  # drawn on the CPU, so that every device trains on the same noise
+    isotropic = config.input_noise * model.source_scale * torch.randn(updates.shape, generator=generator).to(device)
+    return updates.to(device) + isotropic + sampler.noise(updates, config.shadow_noise, generator).to(device)

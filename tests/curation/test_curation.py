@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
-from gradtf_fl.curation.curate import _plan_shards
 from gradtf_fl.curation.shadow import EXTRA_EPSILON, FEDERATIONS, draw_group, mixture_task
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.tasks import house_rules as hr
@@ -55,7 +54,7 @@ def test_shadow_tasks_stay_public() -> None:
 
 def test_every_rule_trains_in_every_kind_of_federation() -> None:
     found: dict[str, list[tuple[int, float]]] = {}
-    for name, groups in _plan_shards(CurationConfig()):
+    for name, groups in CurationConfig().plan():
         for group in groups:
             if name.startswith("dp") and len(group.task.rules) == 1:
                 assert group.epsilon is not None
@@ -87,7 +86,7 @@ def test_a_store_holds_both_kinds_and_resumes_after_a_kill(tmp_path: Path) -> No
     assert len(kept) == 2
     resumed = curate(TRIAL, tmp_path / "parts")
     whole = curate(TRIAL, tmp_path / "whole")
-    assert resumed.names == whole.names == [name for name, _ in _plan_shards(TRIAL)]
+    assert resumed.names == whole.names == [name for name, _ in TRIAL.plan()]
     for name in whole.names:
         first, second = resumed.read(name).tensors, whole.read(name).tensors
         assert set(first) == set(second)

@@ -118,18 +118,6 @@ def test_checkpoint_round_trip_and_refusals(tmp_path: Path) -> None:
         GradTransformer.load(path)
 
 
-def test_a_pretrained_t5_folder_is_the_backbone(tmp_path: Path) -> None:
-    from transformers import T5Config, T5Model
-
-    shape = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 3}
-    T5Model(T5Config(vocab_size=8, feed_forward_proj="gated-gelu", **shape)).save_pretrained(tmp_path)
-    source = Standardisation(torch.zeros(2, 4), torch.ones(2, 4))
-    model = GradTransformerModel(Backbone(pretrained=str(tmp_path)), source, source)
-    assert model(torch.randn(1, 2, 4)).shape == (1, 2, 4)
-    with pytest.raises(ConfigError, match="can't be loaded"):
-        GradTransformerModel(Backbone(pretrained=str(tmp_path / "none")), source, source)
-
-
 @pytest.mark.parametrize("objective", ["mse", "functional", "mse-then-functional"])
 def test_every_objective_lowers_its_loss(tuples: Path, tmp_path: Path, objective: str) -> None:
     losses: list[float] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def shard(name: str, sets: list[dict[str, Any]]) -> Shard:
     tensors = {"tiny": tiny, "group": torch.tensor(members, dtype=torch.int32), "input_ids": ids, "labels": ids}
     if "llm" in sets[0]:
         tensors["llm"] = torch.cat([entry["llm"] for entry in sets])
-    groups = [{"rules": s["rules"], "shown": [False] * 3, "epsilon": s.get("epsilon")} for s in sets]
+    groups = [{"task": json.dumps(s["rules"]), "parts": s["rules"], "epsilon": s.get("epsilon")} for s in sets]
     return Shard(name, tensors, {"groups": groups})
 
 

@@ -1,0 +1,105 @@
+"""Refinement on public prompts (`gradtf_fl.transformer.refinement`) beside plain generation: known and new tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from experiments.cells import Cell, Progress, StepCounter, measure, recovered
+from experiments.measures.federations import NO_DP, Federations
+from experiments.measures.shipped import CEILING, FLOOR, accuracy, bench
+from gradtf_fl.baselines.decoding import Decoding, continue_prompts
+from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS, Count, Rules, Section
+from gradtf_fl.tasks import Row, encode_rows, house_rules_federation, public_rows
+from gradtf_fl.tasks.rows import TokenRows
+from gradtf_fl.transformer.refinement import refine
+
+SEEDS_APART = 1000
+"""Federation f of seed s is drawn with seed 1000 s + f."""
+
+
+class Refined(Section):
+    """Parameters.
+
+    Attributes:
+        kinds: of `gradtf_fl.tasks.house_rules_federation`.
+        epsilons: of a whole run of three rounds; "none" is without noise.
+        federations: of each kind; members: organizations in each.
+        prompts: public prompts that the provider has.
+    """
+
+    kinds: list[Rules]
+    epsilons: list[Annotated[float, Field(gt=0)] | Literal["none"]]
+    federations: Count
+    members: Count
+    rows: Count
+    test_rows: Count
+    steps: Count
+    prompts: Count
+
+
+@measure(Refined, shipped=True)
+def refined(parameters: Refined, seed: int, progress: Progress) -> list[Cell]:
+    """Accuracy of TinyLM and LLM, PGR with and without refinement, and the share of federations where it was taken."""
+    counter = StepCounter(progress, len(parameters.kinds) * (1 + len(parameters.epsilons)))
+    cells: list[Cell] = []
+    for kind in parameters.kinds:
+        cells += _kind(kind, parameters, seed, counter)
+    return cells
+
+
+def _kind(kind: Rules, parameters: Refined, seed: int, counter: StepCounter) -> list[Cell]:
+    counter.begin(f"{kind}: ceiling")
+    drawn = [
+        house_rules_federation(
+            kind, parameters.members, parameters.rows, parameters.test_rows, seed * SEEDS_APART + number
+        )
+        for number in range(parameters.federations)
+    ]
+    federations = Federations.of(drawn, parameters.steps)
+    ceiling = federations.pooled_ceiling(seed) if parameters.members == 1 else federations.own_ceiling(seed)
+    prompts = [row.prompt for row in public_rows(kind, parameters.prompts, seed)]
+    cells = []
+    for epsilon in parameters.epsilons:
+        counter.begin(f"{kind}: epsilon {epsilon}")
+        cells += _epsilon(f"{kind}, epsilon {epsilon}", epsilon, federations, ceiling, prompts, parameters, seed)
+    return cells
+
+
+def _epsilon(
+    row: str,
+    epsilon: float | str,
+    federations: Federations,
+    ceiling: list[float],
+    prompts: list[str],
+    parameters: Refined,
+    seed: int,
+) -> list[Cell]:
+    pair = bench().pair
+    updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
+    found = refine(bench().transformer, pair.llm.stack, updates, answered_rows(updates, prompts))
+    per_organization = {
+        name: federations.per_organization(made)
+        for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))
+    }
+    scores = {
+        name: accuracy(pair.tiny.stack if name == FLOOR else pair.llm.stack, made, federations.test)
+        for name, made in per_organization.items()
+    } | {CEILING: ceiling}
+    cells = [Cell(row, f"accuracy, {name}", float(np.mean(values))) for name, values in scores.items()]
+    cells += [
+        Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ("generated", "refined")
+    ]
+    return [*cells, Cell(row, "share refined", float(found.taken.float().mean()))]
+
+
+def answered_rows(updates: Tensor, prompts: list[str]) -> TokenRows:
+    """Rows of the LLM's tokens: every prompt with what the TinyLM answers under each update, update by update."""
+    pair = bench().pair
+    theta = pair.tiny.stack.initial + updates
+    answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
+    rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
+    return encode_rows(rows, pair.llm.tokenizer)

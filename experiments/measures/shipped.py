@@ -1,0 +1,104 @@
+"""The shipped Grad-Transformer, its pair and its rivals, loaded once for all seeds, and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from experiments.cells import Cell, recovered
+from experiments.evaluate_transformer import LLM_RECIPE, TINY_RECIPE, Bench
+from gradtf_fl.baselines import (
+    HOUSE_RULES_ROWS,
+    Baseline,
+    Case,
+    Decoding,
+    FromUpdate,
+    ProxyTuning,
+    Settings,
+    all_baselines,
+    run_baseline,
+    update_only_baselines,
+)
+from gradtf_fl.tasks.federation import tokens_to_rows
+from gradtf_fl.tasks.rows import Row, TokenRows
+from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
+
+OURS = "Grad-Transformer"
+TINY_BASE, FLOOR, LLM_BASE, CEILING = "TinyLM base", "TinyLM tuned (floor)", "LLM base", "LLM tuned (ceiling)"
+
+Step = Callable[[str], None]
+"""Told what begins now."""
+
+
+@cache
+def bench() -> Bench:
+    """The two models, the Grad-Transformer and the controls in the package."""
+    return Bench.shipped()
+
+
+def ours() -> Baseline:
+    """The Grad-Transformer as one more row of the table."""
+    return FromUpdate(OURS, "this project", bench().transformer.generate)
+
+
+@cache
+def update_rivals() -> tuple[Baseline, ...]:
+    """Ours, and every rival that needs the TinyLM update alone."""
+    return (ours(), *update_only_baselines(bench().controls, bench().pair), ProxyTuning())
+
+
+def every_rival(texts: int, steps: int) -> tuple[Baseline, ...]:
+    """Ours, and every rival, tuned as floor and ceiling are; ``texts`` are written for each organization."""
+    settings = Settings(*recipes(steps), Decoding(2), HOUSE_RULES_ROWS, texts, Decoding(8, 1.0))
+    return (ours(), *all_baselines(bench().controls, bench().pair, settings, whole_rows=True))
+
+
+def recipes(steps: int) -> tuple[PlainRecipe, PlainRecipe]:
+    """How TinyLM and LLM are tuned without DP."""
+    return replace(TINY_RECIPE, steps=steps), replace(LLM_RECIPE, steps=steps)
+
+
+def as_rows(tokens: TokenRows, sets: int) -> tuple[tuple[Row, ...], ...]:
+    """House Rules token rows as text, in ``sets`` equally large parts."""
+    rows = tokens_to_rows(tokens.input_ids.numpy())
+    size = len(rows) // sets
+    return tuple(tuple(rows[k * size : (k + 1) * size]) for k in range(sets))
+
+
+def base_accuracy(stack: StackedAdapters, test: TokenRows, sets: int) -> list[float]:
+    """Of the untuned model on each of ``sets`` parts of ``test``."""
+    return accuracy(stack, stack.initial.new_zeros(sets, *stack.initial.shape), test)
+
+
+def accuracy(stack: StackedAdapters, updates: Tensor, test: TokenRows) -> list[float]:
+    """Of each update [K, blocks, block_dim] on its part of ``test``."""
+    found: list[float] = stack.accuracy(stack.initial + updates, test).tolist()
+    return found
+
+
+def contest(
+    rivals: Iterable[Baseline], case: Case, test: TokenRows, step: Step = lambda _: None
+) -> dict[str, tuple[float, ...]]:
+    """Exact match of each rival's LLM on each organization's part of ``test``, by the rival's name."""
+    rows = as_rows(test, case.organizations)
+    scores = {}
+    for rival in rivals:
+        step(rival.name)
+        scores[rival.name] = run_baseline(rival, bench().pair, case).score(rows).exact_match
+    return scores
+
+
+def accuracy_cells(group: str, scores: Mapping[str, Sequence[float]]) -> list[Cell]:
+    """Mean accuracy of each row of a table, in the column of ``group``."""
+    return [Cell(name, f"accuracy, {group}", float(np.mean(values))) for name, values in scores.items()]
+
+
+def pgr_cells(
+    group: str, scores: Mapping[str, Sequence[float]], floor: Sequence[float], ceiling: Sequence[float]
+) -> list[Cell]:
+    """PGR of each rival, in the column of ``group``."""
+    return [Cell(name, f"PGR, {group}", recovered(values, floor, ceiling)) for name, values in scores.items()]

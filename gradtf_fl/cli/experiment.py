@@ -1,0 +1,116 @@
+"""``gradtf experiment``: the paper's tables and figures, each from its preset, and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of results; default: experiments/results of a checkout, else ./results.",
+)
+presets_option = click.option(
+    "--presets",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of presets (TOML); default: those in the package.",
+)
+
+
+@click.group(epilog="Example: gradtf experiment run table1")
+def experiment() -> None:
+    """Tables and figures of the paper, measured on this machine."""
+
+
+@experiment.command("list", epilog="Example: gradtf experiment list --json")
+@presets_option
+@out_option
+@json_option
+def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
+    """What can be run, how long it takes, and whether its results are there."""
+    from experiments.preset import load_presets
+    from experiments.runner import default_out, state_of
+
+    folder = out or default_out()
+    rows = [
+        {"name": preset.name, **preset.file.model_dump(include={"title", "question", "seeds", "minutes"})}
+        | {"results": state_of(preset, folder)}
+        for preset in load_presets(presets)
+    ]
+    if as_json:
+        emit_json({"presets": rows})
+    else:
+        _print_list(rows)
+
+
+@experiment.command(epilog="Example: gradtf experiment run figure4 --seeds 1 --out build/results")
+@click.argument("name")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Only the preset's first N seeds.")
+@presets_option
+@out_option
+@json_option
+def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as_json: bool) -> None:
+    """Run preset NAME (see `list`). A killed run goes on with the seeds that are not in its results yet."""
+    from gradtf_fl.cli.progress import WorkProgress
+
+    with WorkProgress(f"experiment {name}") as progress:
+        from experiments.preset import load_preset
+        from experiments.runner import default_out, run_preset
+
+        folder = out or default_out()
+        document = run_preset(load_preset(name, presets), folder, seeds, progress.show)
+    if as_json:
+        emit_json(document)
+    else:
+        _print_results(document)
+        click.echo(f"in {folder / name}.json; all of it as a page: gradtf experiment report")
+
+
+@experiment.command(epilog="Example: gradtf experiment report")
+@presets_option
+@out_option
+@json_option
+def report(presets: Path | None, out: Path | None, as_json: bool) -> None:
+    """Write README.md and figures of all results beside them."""
+    from experiments.report_page import write_report
+    from experiments.runner import default_out
+
+    written = write_report(out or default_out(), presets)
+    if as_json:
+        emit_json({"written": [str(path) for path in written]})
+    else:
+        click.echo(f"{written[0]} and {len(written) - 1} figures")
+
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_edge=False)
+    for heading in ("name", "shows", "seeds", "minutes", "results"):
+        table.add_column(heading, justify="right" if heading in ("seeds", "minutes") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["title"], str(len(row["seeds"])), f"{row['minutes']:g}", row["results"])
+    Console().print(table)
+
+
+def _print_results(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.results_table import ResultsTable
+
+    for results in ResultsTable.of(document).by_unit():
+        table = Table(title=f"{document['title']} ({results.unit})", show_edge=False)
+        table.add_column(document["x"] or "")
+        for column in results.columns:
+            table.add_column(results.heading(column), justify="right")
+        for row in results.rows:
+            table.add_row(row, *(results.text(row, column) for column in results.columns))
+        Console().print(table)

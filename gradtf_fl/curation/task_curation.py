@@ -1,0 +1,171 @@
+"""Curation for any text tasks and any two models: other depths, widths and tokenizers.
+
+A shadow set's rows are text. Each model is fine-tuned on them in its own tokens; the store keeps the LLM's, for the
+functional objective. "plain", "sgld" and "dp" shards hold TinyLM updates by one learning mechanism each, "pairs"
+those of both models, without DP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.shadow import EPSILONS
+from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
+from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.models import load_model
+from gradtf_fl.tasks.decoding import context_length
+from gradtf_fl.tasks.rows import Row
+from gradtf_fl.tasks.text_windows import TaskRows, read_task_rows
+from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, StackedAdapters
+
+T = TypeVar("T")
+Mechanism = Literal["adamw", "sgld", "dp-sgd"]
+MAX_TOKENS = 512
+CHECKED_ROWS = 500
+"""Public rows of each task that are encoded beforehand to see whether they fit."""
+MOST_CUT = 0.01
+"""Share of them that may lose a part of their answer."""
+
+
+@dataclass(frozen=True)
+class TaskCuration:
+    """What is curated. Per task: ``shadow_sets`` TinyLM shadow sets and ``pair_sets`` sets of both models.
+
+    Attributes:
+        tasks, data, window: which rows, see `read_task_rows`; only their public part is used.
+        rows: rows in a shadow set.
+        mixtures: plain TinyLM shadow sets on mixtures of two or three tasks, in all.
+        mechanisms: how the TinyLM learns on a task's shadow sets, which they share evenly: without DP, by stochastic
+            gradient Langevin dynamics, or under DP-SGD at epsilons from .5 to 8 in turn.
+        stack: shadow sets fine-tuned at once.
+        last_k: LLM updates of this many last steps are kept too.
+        plain, llm_recipe, dp: recipes; ``snapshots`` are steps of ``plain``.
+        spec: of both models' adapters.
+    """
+
+    tiny: str
+    llm: str
+    tasks: tuple[str, ...]
+    data: str
+    window: int | None = 128
+    seed: int = 0
+    rows: int = 256
+    shadow_sets: int = 16
+    pair_sets: int = 4
+    mixtures: int = 0
+    mechanisms: tuple[Mechanism, ...] = ("adamw",)
+    stack: int = 8
+    last_k: int = 1
+    plain: PlainRecipe = PlainRecipe(steps=60, batch=8, rate=5e-3)
+    llm_recipe: PlainRecipe = PlainRecipe(steps=60, batch=8, rate=5e-3)
+    dp: DpRecipe = DpRecipe(rounds=1, steps=60, batch=32, rate=5e-3)
+    snapshots: tuple[int, ...] = (15, 30, 45, 60)
+    spec: AdapterSpec = AdapterSpec()
+
+    def header(self) -> dict[str, Any]:
+        """Settings and the rows' checksums. ConfigError with everything that is missing, too small or too long."""
+        problems: list[str] = []
+        models = _each(load_model, (self.tiny, self.llm), problems)
+        found = _each(self.task_rows, self.tasks, problems)
+        problems += [f"task {name}: named twice" for name in found if self.tasks.count(name) > 1]
+        problems += [
+            f"task {name}: {len(task.public)} public rows, a shadow set has {self.rows}; give a smaller --rows"
+            for name, task in found.items()
+            if len(task.public) < self.rows
+        ]
+        if not problems:
+            problems = [text for name, model in models.items() for text in self._not_fitting(name, model, found)]
+        if problems:
+            raise ConfigError(problems)
+        settings = {key: value for key, value in asdict(self).items() if key != "data"}
+        return {"config": settings, "rows_sha256": {name: task.sha256 for name, task in found.items()}}
+
+    def task_rows(self, name: str) -> TaskRows:
+        """All parts of one task's rows."""
+        return read_task_rows(name, Path(self.data), self.window, self.seed)
+
+    def plan(self) -> list[tuple[str, list[TextGroup]]]:
+        """All shards and the federations in them, from the seed alone."""
+        rng = np.random.default_rng([self.seed, 1])
+        groups: dict[str, list[TextGroup]] = {kind: [] for kind in ("pairs", "plain", "sgld", "dp")}
+        for task in self.tasks:
+            groups["pairs"] += [single(task)] * self.pair_sets
+            for number in range(self.shadow_sets):
+                mechanism = self.mechanisms[number % len(self.mechanisms)]
+                turn = number // len(self.mechanisms)
+                epsilon = EPSILONS[turn % len(EPSILONS)] if mechanism == "dp-sgd" else None
+                groups[KIND_OF[mechanism]].append(single(task, epsilon))
+        groups["plain"] += [mixture(rng, self.tasks) for _ in range(self.mixtures)]
+        shards = []
+        for kind, members in groups.items():
+            shards += packed(kind, [members[i] for i in rng.permutation(len(members))], self.stack)
+        return shards
+
+    def make_shard(self, number: int, device: str) -> dict[str, torch.Tensor]:
+        """Tensors of shard ``number`` of the plan, from the seed and the files alone."""
+        from gradtf_fl.curation.langevin import langevin_shard
+
+        name, groups = self.plan()[number]
+        kind, seed = name.rpartition("-")[0], [self.seed, 7, number]
+        rng = np.random.default_rng(seed)
+        public = {task: self.task_rows(task) for group in groups for task in group.tasks}
+        texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
+        (tiny_model, tiny_tokenizer), (llm_model, llm_tokenizer) = load_model(self.tiny), load_model(self.llm)
+        rows = ShardRows(
+            encode_causal(texts, tiny_tokenizer, max_tokens(tiny_model)),
+            encode_causal(texts, llm_tokenizer, max_tokens(llm_model)),
+        )
+        tiny = StackedAdapters(tiny_model.to(device), self.spec)
+        if kind == "dp":
+            return dp_shard(self, tiny, rows, groups, seed)
+        if kind == "sgld":
+            return langevin_shard(self, tiny, rows, groups, seed)
+        llm = StackedAdapters(llm_model.to(device), self.spec) if kind == "pairs" else None
+        return plain_shard(self, tiny, llm, rows, groups, seed)
+
+    def _not_fitting(self, model_name: str, loaded: tuple[Any, Any], found: dict[str, TaskRows]) -> list[str]:
+        """Tasks whose rows lose a part of their answer in the context of a model (with its tokenizer)."""
+        model, tokenizer = loaded
+        room = max_tokens(model) - 1
+        problems = []
+        for name, task in found.items():
+            lengths = answer_lengths(task.public[:CHECKED_ROWS], tokenizer)
+            if np.mean([length > room for length in lengths]) > MOST_CUT:
+                way = "smaller --window" if self.window else "--window, which reads it as plain text,"
+                problems.append(
+                    f"task {name}: answers of up to {max(lengths)} tokens don't fit into the {room} that {model_name} "
+                    f"has for them; give a {way} or another model"
+                )
+        return problems
+
+
+KIND_OF: dict[Mechanism, str] = {"adamw": "plain", "sgld": "sgld", "dp-sgd": "dp"}
+
+
+def max_tokens(model: Any) -> int:
+    """Tokens of a row at most."""
+    return min(MAX_TOKENS, context_length(model) or MAX_TOKENS)
+
+
+def answer_lengths(rows: Sequence[Row], tokenizer: Any) -> list[int]:
+    """Tokens of each answer."""
+    return [len(ids) for ids in tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"]]
+
+
+def _each(read: Callable[[str], T], names: Sequence[str], problems: list[str]) -> dict[str, T]:
+    """What ``read`` gives for each name; the problems of names that it can't read are added to ``problems``."""
+    found = {}
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = read(name)
+        except ConfigError as error:
+            problems += error.problems
+    return found

@@ -1,0 +1,212 @@
+"""Refinement: the Grad-Transformer's latent is moved until the LLM agrees with the tuned TinyLM on public prompts.
+
+A Grad-Transformer that never saw an update's task generates from the nearest tasks that it knows, and the LLM is wrong
+with confidence. The provider can notice: it holds the tuned TinyLM (base model and the sum of the updates) and may ask
+it anything public. So it lets the TinyLM answer public prompts and descends on
+
+    loss = (1 - c) * cross entropy(LLM, TinyLM's answer) + c * -log max_v p(v | LLM)
+
+over the ENCODER'S HIDDEN STATES only. Answers of the small model are often wrong, and an LLM tuned on them directly
+learns its mistakes (weak-to-strong, the rivals' way); what the decoder can generate is close to updates of whole tasks,
+so the search finds the task that explains the answers best, and the second term, the confidence loss of Burns et al.
+(2023, section 4.3), lets the LLM overrule single answers.
+
+An update is taken only where agreement on prompts that the search did not use rises by more than ``least_gain``: on
+a task that the Grad-Transformer knows, the LLM is right where the TinyLM is not, and has nothing to gain by agreeing.
+
+Privacy: the update has left the organizations under its epsilon, prompts are public; all of this is post-processing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.models import load_model
+from gradtf_fl.tasks.decoding import context_length, generate_greedily
+from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
+from gradtf_fl.training.stacked import StackedAdapters, batch_indices
+from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+
+logger = logging.getLogger("gradtf.server")
+
+LEAST_PROMPTS = 32
+LONGEST_ROW = 512
+"""Tokens of prompt and answer at most."""
+
+
+@dataclass(frozen=True)
+class RefinementRecipe:
+    """How the latent is moved.
+
+    Attributes:
+        batch: prompts a step, of the first 1 - ``held_out`` of them.
+        confidence: c of the loss.
+        least_gain: by how much agreement (0 to 1) must rise on the other prompts.
+        seed: of the order of the prompts.
+    """
+
+    steps: int = 60
+    batch: int = 32
+    rate: float = 0.1
+    confidence: float = 0.7
+    held_out: float = 1 / 3
+    least_gain: float = 0.15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Updates float32 [K, L2, n2]: ``plain`` ones, generated without the search, and those to use; and [K]: agreement
+    with the TinyLM before and after the search, and whether it was taken."""
+
+    plain: Tensor
+    updates: Tensor
+    before: Tensor
+    after: Tensor
+    taken: Tensor
+
+
+def refine(
+    transformer: GradTransformer,
+    llm: StackedAdapters,
+    updates: Tensor,
+    answered: TokenRows,
+    recipe: RefinementRecipe = RefinementRecipe(),
+) -> Refined:
+    """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered.
+
+    Args:
+        answered: K * R rows of the LLM's tokens, ordered update by update; the labels are the TinyLM's answers.
+    """
+    model = transformer.model.requires_grad_(False)
+    sets, per_set = len(updates), len(answered) // len(updates)
+    fitted = round(per_set * (1 - recipe.held_out))
+    first = torch.arange(sets)[:, None] * per_set
+    held = answered.take((first + torch.arange(fitted, per_set)).reshape(-1))
+    order = np.stack([batch_indices([recipe.seed, k], fitted, recipe.batch, recipe.steps) for k in range(sets)])
+    with torch.no_grad():
+        start = model.encode(updates)
+        plain = model.generate_from(start)
+    latents = [states.clone().requires_grad_(True) for states in start]
+    optimizer = torch.optim.Adam(latents, betas=(0.9, 0.95))
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
+        part = answered.take((first + torch.from_numpy(order[:, step])).reshape(-1))
+        logits = llm.answer_logits(llm.initial + model.generate_from(latents), part)
+        loss = (
+            _loss(logits, part.answer_labels(), recipe.confidence) * sets
+        )  # so that sets do not share a step's length
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    with torch.no_grad():
+        moved = model.generate_from(latents)
+    before, after = (llm.accuracy(llm.initial + made, held) for made in (plain, moved))
+    taken = after - before > recipe.least_gain
+    return Refined(plain, torch.where(taken[:, None, None], moved, plain), before, after, taken)
+
+
+def _loss(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
+    """Mean over answer tokens of the loss above; logits [N, t, V], labels [N, t]."""
+    shares = logits.float().log_softmax(-1)
+    asked = labels != IGNORED
+    agree = -shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    sure = -shares.max(-1).values
+    return ((1 - confidence) * agree + confidence * sure)[asked].mean()
+
+
+class RefiningGenerator:
+    """A Grad-Transformer that looks at public prompts: offers to a round what `GradTransformer` does."""
+
+    def __init__(
+        self,
+        transformer: GradTransformer,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        recipe: RefinementRecipe = RefinementRecipe(),
+    ) -> None:
+        """Load both models.
+
+        Args:
+            max_new_tokens: length of an answer at most, in the TinyLM's tokens.
+
+        Raises:
+            ConfigError: too few prompts, or a model can't be loaded.
+        """
+        if len(prompts) < LEAST_PROMPTS:
+            raise ConfigError(f"{len(prompts)} public prompts: refinement needs at least {LEAST_PROMPTS}")
+        self.transformer, self.prompts, self.recipe = transformer, tuple(prompts), recipe
+        self.max_new_tokens = max_new_tokens
+        self.source: Side = transformer.source
+        self.target: Side = transformer.target
+        about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe)])
+        self.sha256 = hashlib.sha256(about.encode()).hexdigest()
+        tiny, self._tiny_tokenizer = load_model(self.source.model)
+        llm, self._llm_tokenizer = load_model(self.target.model)
+        self._tiny, self._llm = StackedAdapters(tiny, self.source.spec), StackedAdapters(llm, self.target.spec)
+        self._room = min(LONGEST_ROW, context_length(llm) or LONGEST_ROW)
+
+    def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
+        """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
+        found = self.refined(update)
+        logger.info(
+            "refinement %s: the LLM agrees with the TinyLM on %.2f of the held-out public prompts, without it on %.2f",
+            "taken" if bool(found.taken[0]) else "not taken",
+            float(found.after[0]),
+            float(found.before[0]),
+        )
+        made: NDArray[np.float32] = found.updates[0].numpy()
+        return made
+
+    def refined(self, update: NDArray[np.float32]) -> Refined:
+        """The same with its figures (K = 1); NaN where the TinyLM answers too few prompts to look at."""
+        plain = torch.from_numpy(self.transformer.generate(update))[None]  # checks the update
+        values = torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None]
+        rows = self._answered(self._tiny.initial + values)
+        if len(rows) < LEAST_PROMPTS:
+            unknown = torch.full((1,), torch.nan)
+            return Refined(plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool))
+        tokens = encode_rows(rows, self._llm_tokenizer, self._room)
+        return refine(self.transformer, self._llm, values, tokens, self.recipe)
+
+    def _answered(self, theta: Tensor) -> list[Row]:
+        """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""
+        self._tiny.set(theta)
+        written = generate_greedily(
+            self._tiny.model, self._tiny_tokenizer, self.prompts, self.max_new_tokens, batch=256
+        )
+        return [Row(p, one.text) for p, one in zip(self.prompts, written, strict=True) if one.text]
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a JSONL file of objects with a "prompt"; ConfigError lists every bad line (up to ten)."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts {path}: can't be read ({error.__class__.__name__})") from error
+    prompts, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+            if not isinstance(prompt, str) or not prompt:
+                raise ValueError
+            prompts.append(prompt)
+        except (ValueError, KeyError, TypeError):
+            problems.append(f'prompts {path}, line {number}: not an object with a non-empty "prompt"')
+    if problems:
+        raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
+    return prompts

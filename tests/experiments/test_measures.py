@@ -1,0 +1,172 @@
+"""Measures that evaluate the shipped checkpoint, at their smallest: what they compare, and how figures follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.cells import Measure
+from experiments.measures.client_tasks import (
+    HIDDEN,
+    LLM_OWN,
+    LLM_POOLED,
+    OWN,
+    SHOWN,
+    SUM,
+    TINY,
+    mixtures,
+    task_per_client,
+)
+from experiments.measures.client_tasks import _rules as client_rules
+from experiments.measures.federations import NO_DP, Federations
+from experiments.measures.five_clients import TOGETHER, five_clients
+from experiments.measures.private import over_epsilon
+from experiments.measures.shipped import CEILING, FLOOR, OURS, as_rows, contest, ours
+from experiments.measures.single_client import single_client
+from gradtf_fl.baselines import Case
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import house_rules_federation
+
+Table = dict[tuple[str, str], float]
+SIZES = {"federations": 1, "rows": 64, "test_rows": 64, "steps": 1}
+FROM_UPDATE = {OURS, "mean", "nearest", "ridge", "pca-ridge", "cross-lora", "proxy-tuning"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def table(measure: Measure, parameters: Mapping[str, Any], seed: int = 0) -> Table:
+    """Cells by row and column; every step is told before it begins."""
+    told: list[tuple[int, int]] = []
+    cells = measure(parameters, seed, lambda what, done, total: told.append((done, total)))
+    assert [done for done, _ in told] == list(range(told[0][1]))
+    assert {total for _, total in told} == {len(told)}
+    found = {(cell.row, cell.column): cell.value for cell in cells}
+    assert len(found) == len(cells)
+    assert all(0 <= value <= 1 for (_, column), value in found.items() if "PGR" not in column)
+    return found
+
+
+def check_gaps(found: Table, group: str, floor: str, ceiling: str) -> int:
+    """Every PGR of ``group`` follows from the accuracies beside it; how many there are."""
+    low, high = (found[(end, f"accuracy, {group}")] for end in (floor, ceiling))
+    gaps = {row: value for (row, column), value in found.items() if column == f"PGR, {group}"}
+    for row, value in gaps.items():
+        assert value == pytest.approx((found[(row, f"accuracy, {group}")] - low) / (high - low))
+    return len(gaps)
+
+
+def test_one_organization_meets_every_rival_on_seen_and_unseen_rules() -> None:
+    sizes = {"rules": 1, "rows": 64, "test_rows": 32, "public_prompts": 16, "texts": 8, "steps": 4}
+    found = table(single_client, sizes)
+    tuned = {"w2s", "conf", "vissup", "public-w2s", "dp-synthetic-text", "dp-synthetic-text-whole"}
+    leave = {row: value for (row, column), value in found.items() if column == "rows leave"}
+    assert leave.keys() == FROM_UPDATE | tuned
+    assert {row for row, value in leave.items() if value} == {"w2s", "conf", "vissup"}
+    for kind in ("seen", "unseen"):
+        assert check_gaps(found, f"{kind} rules", FLOOR, CEILING) == len(leave)
+
+
+def test_five_organizations_with_and_without_dp() -> None:
+    sizes = {**SIZES, "rules": ["mixed"], "epsilons": [1.0], "organizations": 3}
+    found = table(five_clients, sizes)
+    assert {row for row, _ in found} == FROM_UPDATE | {FLOOR, CEILING, TOGETHER}
+    plain, private = "mixtures of seen rules, no DP", "mixtures of seen rules, epsilon 1"
+    assert {column.partition(", ")[2] for _, column in found} == {plain, private}
+    assert check_gaps(found, plain, FLOOR, CEILING) == check_gaps(found, private, FLOOR, CEILING) == len(FROM_UPDATE)
+    assert found[(CEILING, f"accuracy, {plain}")] == found[(CEILING, f"accuracy, {private}")]
+
+
+def test_a_sum_is_the_mean_of_its_federation_and_noise_is_of_dp_alone() -> None:
+    made = [house_rules_federation("same", 2, 64, 8, seed) for seed in (1, 2)]
+    federations = Federations.of(made, 1)
+    assert (federations.count, federations.members, len(federations.private)) == (2, 2, 4 * 64)
+    assert as_rows(federations.test, 4)[3] == tuple(made[1][1].test)
+    together = federations.together(NO_DP, 0)
+    assert torch.equal(together, federations.together(NO_DP, 0))  # all follows from the seed
+    groups = federations._train([0, 0, 1, 1], NO_DP, [0, 6])
+    assert torch.equal(together[1], groups[2:].mean(0))
+    alone = federations.alone(NO_DP, 0)
+    assert alone.shape == (4, *together.shape[1:])
+    assert (federations.alone(0.5, 0) - alone).norm() > 0.5 * alone.norm()
+    spread = federations.per_organization(together)
+    assert torch.equal(spread[1], together[0])
+    assert torch.equal(spread[2], together[1])
+    both = contest([ours()], Case(together, 0), federations.test)[OURS]
+    each = contest([ours()], Case(spread, 0), federations.test)[OURS]
+    assert both == pytest.approx([np.mean(each[:2]), np.mean(each[2:])])
+
+
+def test_every_client_has_a_task_of_its_own() -> None:
+    found = table(task_per_client, SIZES)
+    assert {row for row, _ in found} == {TINY, OWN, SUM, LLM_POOLED, LLM_OWN}
+    for group in ("nothing shows the task", "the prompt shows the operation"):
+        assert check_gaps(found, group, TINY, LLM_OWN) == 3
+    for five in client_rules(HIDDEN, 3, seed=0):
+        assert len(set(five)) == 5
+    for five in client_rules(SHOWN, 3, seed=0):
+        assert [rule.operation for rule in five] == [0, 1, 2, 3, 4]
+
+
+def test_mixtures_are_skewed_at_small_alpha_and_even_at_large_ones() -> None:
+    found = table(mixtures, {**SIZES, "alphas": [0.1, 10.0], "organizations": 2})
+    assert {row for row, _ in found} == {"0.1", "10"}
+    assert {column for _, column in found} == {
+        *(f"accuracy, {name}" for name in (TINY, OWN, SUM, LLM_POOLED, LLM_OWN)),
+        *(f"PGR, {name}" for name in (OWN, SUM, LLM_POOLED)),
+    }
+
+    def largest_share(alpha: float) -> float:
+        organizations = house_rules_federation("mixed", 20, 64, 8, 0, alpha)
+        shares = []
+        for one in organizations:
+            shown = [row.prompt[3:6] for row in one.train]
+            shares.append(max(map(shown.count, set(shown))) / len(shown))
+        return float(np.mean(shares))
+
+    assert largest_share(0.1) > 0.8
+    assert largest_share(10.0) < 0.6
+
+
+def test_a_row_for_each_epsilon_and_the_floor_of_one_organization(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, tuple[int, ...]]] = []
+
+    def scores(
+        bench: object, rules: list[object], epsilon: float, seed: int, sizes: list[int]
+    ) -> dict[str, list[float]]:
+        asked.append((epsilon, tuple(sizes)))
+        names = ("tiny", "generated", "nearest")
+        return {f"{name}_{size}": [0.1 * size + epsilon / 100] for name in names for size in sizes}
+
+    monkeypatch.setattr("experiments.measures.private.accuracy_under_dp", scores)
+    monkeypatch.setattr("experiments.measures.private.tune", lambda stack, *_: stack.initial[None] * 0)
+    monkeypatch.setattr("experiments.measures.private.accuracy", lambda *_: [0.9])
+    found = table(over_epsilon, {"kind": "unseen", "rules": 1, "organizations": [1, 5], "epsilons": [0.5, 8.0]})
+    assert asked == [(0.5, (1, 5)), (8.0, (1, 5))]
+    assert found[("8", "TinyLM, 5 organizations")] == pytest.approx(0.58)
+    assert found[("8", "PGR, 1 organization")] == 0.0
+    assert found[("8", "PGR, 5 organizations")] == pytest.approx((0.58 - 0.18) / (0.9 - 0.18))
+    assert found[("0.5", CEILING)] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("measure", "parameters", "told"),
+    [
+        (single_client, {"rules": 17}, "parameters.rules: "),
+        (five_clients, {**SIZES, "rules": ["any"], "epsilons": [0.0], "organizations": 3}, "parameters.rules.0: "),
+        (
+            over_epsilon,
+            {"kind": "seen", "rules": 1, "organizations": [1], "epsilons": [1.0], "seed": 1},
+            "parameters.seed",
+        ),
+    ],
+)
+def test_parameters_are_checked(measure: Measure, parameters: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        measure(parameters, 0, lambda *_: None)

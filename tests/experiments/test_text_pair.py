@@ -1,0 +1,114 @@
+"""Pair (b)'s measure on an untrained pair with two tokenizers: what its figures are made of, and what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cells import Cell
+from experiments.measures.shipped import OURS
+from experiments.measures.text_pair import AVERAGE, BASE, TUNED, TextPair, draw_private, shares, text_pair
+from experiments.measures.text_provider import provider
+from experiments.preset import load_preset
+from gradtf_fl.errors import ConfigError
+from tests.curation.text_pair import write_files
+
+RIVALS = {"mean", "nearest", "ridge", "pca-ridge", "cross-lora"}
+
+
+@pytest.fixture(scope="module")
+def parameters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("shared")
+    write_files(folder)
+    return {
+        "shared": str(folder),
+        "tiny": "tiny",
+        "llm": "llm",
+        "tasks": ["animals", "numbers"],
+        "window": 12,
+        "rows": 16,
+        "shadow_sets": 1,
+        "pair_sets": 5,
+        "mixtures": 0,
+        "objective": "mse-then-functional",
+        "steps": 4,
+        "groups": 2,
+        "rate": 1e-3,
+        "folder": str(folder / "kept"),
+        "test_rows": 8,
+        "least_gain": 0.0,
+    }
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def cells(parameters: dict[str, Any]) -> list[Cell]:
+    return text_pair(parameters, 0, silent)
+
+
+def value(cells: list[Cell], row: str, column: str) -> float:
+    return next(cell.value for cell in cells if (cell.row, cell.column) == (row, column))
+
+
+def test_every_way_has_a_share_made_of_the_losses_shown(cells: list[Cell]) -> None:
+    for row in ("animals", "numbers", AVERAGE):
+        assert {cell.column for cell in cells if cell.row == row and "nats" not in cell.column} == RIVALS | {OURS}
+    base, tuned, ours = (value(cells, "numbers", f"{name}, nats a character") for name in (BASE, TUNED, OURS))
+    assert tuned < base
+    assert value(cells, "numbers", OURS) == pytest.approx((base - ours) / (base - tuned))
+
+
+def test_a_domain_without_a_gain_is_shown_and_not_averaged(parameters: dict[str, Any], cells: list[Cell]) -> None:
+    gains = {
+        row: value(cells, row, f"{BASE}, nats a character") - value(cells, row, f"{TUNED}, nats a character")
+        for row in ("animals", "numbers")
+    }
+    less, more = sorted(gains, key=lambda row: gains[row])
+    between = text_pair(parameters | {"least_gain": sum(gains.values()) / 2}, 0, silent)
+    assert value(between, AVERAGE, OURS) == pytest.approx(value(cells, more, OURS))
+    assert value(between, less, f"{BASE}, nats a character") > 0
+    assert not [cell for cell in between if cell.row == less and "nats" not in cell.column]
+
+
+def test_means_come_before_the_ratio() -> None:
+    losses = {BASE: (3.0, 2.0), TUNED: (1.0, 1.5), "nearest": (2.0, 1.5)}
+    assert shares(losses, [0, 1]) == {"nearest": pytest.approx((2.5 - 1.75) / (2.5 - 1.25))}
+    assert shares(losses, [1]) == {"nearest": pytest.approx(1.0)}
+
+
+def test_the_provider_is_kept_and_private_rows_are_fresh(parameters: dict[str, Any], cells: list[Cell]) -> None:
+    plan = TextPair(**parameters)
+    folder = next(Path(plan.folder).iterdir())
+    checkpoint = next(folder.glob("*.safetensors"))
+    written = checkpoint.stat().st_mtime_ns
+    made = provider(plan, plan.llm, silent)
+    assert checkpoint.stat().st_mtime_ns == written
+    first, second = draw_private(made, 8, 0), draw_private(made, 8, 1)
+    assert first == draw_private(made, 8, 0)
+    assert first.private != second.private
+    public = {row.answer for row in made.curation.task_rows("numbers").public}
+    for side in (first, second):
+        private, test = ({row.answer for row in rows[1]} for rows in (side.private, side.test))
+        assert not private & public
+        assert not test & (public | private)
+    provider(TextPair(**parameters | {"rows": 12}), plan.llm, silent)
+    assert len(list(Path(plan.folder).iterdir())) == 2
+
+
+def test_too_few_rows_and_a_missing_model_are_named(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="task animals: 24 test rows, 9000 are wanted"):
+        text_pair(parameters | {"test_rows": 9000}, 0, silent)
+    with pytest.raises(ConfigError, match="no such folder"):
+        text_pair(parameters | {"llm": "none"}, 0, silent)
+    with pytest.raises(ConfigError, match=r"parameters\.shadow_sets"):
+        text_pair(parameters | {"shadow_sets": 0}, 0, silent)
+
+
+@pytest.mark.parametrize("name", ["pair-b", "table2"])
+def test_presets_are_well_formed(name: str) -> None:
+    assert load_preset(name).file.unit == "recovered share"
