@@ -84,8 +84,6 @@ def median(values: Iterable[float]) -> float:
 
 def machine(packages: Iterable[str]) -> dict[str, Any]:
     """Processor, cores, load at the start, and versions of Python, ``packages`` and OpenSSL."""
-    from cryptography.hazmat.backends.openssl import backend
-
     versions = {name: _version(name) for name in packages}
     return {
         "cpu": _cpu_model(),
@@ -94,8 +92,16 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **versions,
-        "openssl": backend.openssl_version_text(),
+        "openssl": _openssl(),
     }
+
+
+def _openssl() -> str | None:
+    try:
+        from cryptography.hazmat.backends.openssl import backend
+    except ImportError:
+        return None
+    return backend.openssl_version_text()
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ from experiments.measures.federations import NO_DP, Federations
 from experiments.measures.shipped import (
     CEILING,
     FLOOR,
+    RefinedBaseline,
     accuracy,
     accuracy_cells,
     bench,
@@ -16,7 +17,7 @@ from experiments.measures.shipped import (
 )
 from gradtf_fl.baselines import Case
 from gradtf_fl.config import Count, Epsilon, Rules, Section
-from gradtf_fl.tasks import house_rules_federation
+from gradtf_fl.tasks import house_rules_federation, public_rows
 
 GROUPS: dict[Rules, str] = {"same": "one seen rule", "mixed": "mixtures of seen rules", "unseen": "one unseen rule"}
 TOGETHER = "TinyLM, summed update"
@@ -30,6 +31,7 @@ class FiveClients(Section):
         epsilons: besides training without DP; of a row, for the whole run.
         federations: drawn for each seed and each of ``rules``.
         rows, test_rows: of each organization. steps: in each of the three rounds.
+        public_prompts: what the provider refines on.
     """
 
     rules: list[Rules]
@@ -38,17 +40,19 @@ class FiveClients(Section):
     organizations: Count
     rows: Count
     test_rows: Count
+    public_prompts: Count
     steps: Count
 
 
 @measure(FiveClients, shipped=True)
 def five_clients(parameters: FiveClients, seed: int, progress: Progress) -> list[Cell]:
     """Accuracy and PGR, means over organizations. Floor: each organization's TinyLM tuned alone under the same DP."""
-    budgets = [NO_DP, *parameters.epsilons]
+    budgets, rivals = [NO_DP, *parameters.epsilons], (*update_rivals(), RefinedBaseline())
     counter = StepCounter(progress, len(parameters.rules) * (1 + 3 * len(budgets)))
     cells: list[Cell] = []
     for rules in parameters.rules:
         federations = drawn(rules, parameters, seed)
+        prompts = tuple(row.prompt for row in public_rows(rules, parameters.public_prompts, seed))
         counter.begin(f"{GROUPS[rules]}: ceiling")
         ceiling = federations.pooled_ceiling(seed)
         for epsilon in budgets:
@@ -58,7 +62,7 @@ def five_clients(parameters: FiveClients, seed: int, progress: Progress) -> list
             counter.begin(f"{group}: together")
             updates = federations.together(epsilon, seed)
             counter.begin(f"{group}: rivals")
-            scores = contest(update_rivals(), Case(updates, seed), federations.test)
+            scores = contest(rivals, Case(updates, seed, public_prompts=prompts), federations.test)
             ends = {FLOOR: floor, TOGETHER: accuracy(bench().tiny, updates, federations.test), CEILING: ceiling}
             cells += [*accuracy_cells(group, ends), *accuracy_cells(group, scores)]
             cells += pgr_cells(group, scores, floor, ceiling)

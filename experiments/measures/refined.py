@@ -6,15 +6,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import CEILING, FLOOR, accuracy, bench
-from gradtf_fl.baselines.decoding import Decoding, continue_prompts
-from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS, Count, Rules, Section
-from gradtf_fl.tasks import Row, encode_rows, house_rules_federation, public_rows
-from gradtf_fl.tasks.rows import TokenRows
+from experiments.measures.shipped import CEILING, FLOOR, accuracy, answered_rows, bench
+from gradtf_fl.config import Count, Rules, Section
+from gradtf_fl.tasks import house_rules_federation, public_rows
 from gradtf_fl.transformer.refinement import refine
 
 SEEDS_APART = 1000
@@ -80,7 +77,7 @@ def _epsilon(
 ) -> list[Cell]:
     pair = bench().pair
     updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
-    found = refine(bench().transformer, pair.llm.stack, updates, answered_rows(updates, prompts))
+    found = refine(bench().transformer, pair.llm.stack, updates, answered_rows(pair, updates, prompts))
     per_organization = {
         name: federations.per_organization(made)
         for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))
@@ -94,12 +91,3 @@ def _epsilon(
         Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ("generated", "refined")
     ]
     return [*cells, Cell(row, "share refined", float(found.taken.float().mean()))]
-
-
-def answered_rows(updates: Tensor, prompts: list[str]) -> TokenRows:
-    """Rows of the LLM's tokens: every prompt with what the TinyLM answers under each update, update by update."""
-    pair = bench().pair
-    theta = pair.tiny.stack.initial + updates
-    answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
-    rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
-    return encode_rows(rows, pair.llm.tokenizer)

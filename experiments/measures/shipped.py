@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -17,15 +17,22 @@ from gradtf_fl.baselines import (
     Case,
     Decoding,
     FromUpdate,
+    Outcome,
+    Pair,
     ProxyTuning,
     Settings,
     all_baselines,
     run_baseline,
     update_only_baselines,
 )
+from gradtf_fl.baselines.decoding import continue_prompts
+from gradtf_fl.baselines.interface import outcome_of_updates
+from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
+from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.federation import tokens_to_rows
-from gradtf_fl.tasks.rows import Row, TokenRows
+from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
+from gradtf_fl.transformer.refinement import refine
 
 OURS = "Grad-Transformer"
 TINY_BASE, FLOOR, LLM_BASE, CEILING = "TinyLM base", "TinyLM tuned (floor)", "LLM base", "LLM tuned (ceiling)"
@@ -45,6 +52,31 @@ def ours() -> Baseline:
     return FromUpdate(OURS, "this project", bench().transformer.generate)
 
 
+@dataclass(frozen=True)
+class RefinedBaseline:
+    """The Grad-Transformer with refinement on the case's public prompts."""
+
+    name: str = f"{OURS}, refined"
+    source: str = "this project"
+    private_rows_leave: bool = False
+
+    def run(self, pair: Pair, case: Case) -> Outcome:
+        """ConfigError where the case has no public prompts."""
+        if case.public_prompts is None:
+            raise ConfigError(f"{self.name} needs public prompts, and the case has none")
+        answered = answered_rows(pair, case.updates, case.public_prompts)
+        found = refine(bench().transformer, pair.llm.stack, case.updates, answered)
+        return outcome_of_updates(pair, found.updates, {"share_refined": float(found.taken.float().mean())})
+
+
+def answered_rows(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> TokenRows:
+    """Rows of the LLM's tokens: every prompt with what the TinyLM answers under each update, update by update."""
+    theta = pair.tiny.stack.initial + updates
+    answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
+    rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
+    return encode_rows(rows, pair.llm.tokenizer)
+
+
 @cache
 def update_rivals() -> tuple[Baseline, ...]:
     """Ours, and every rival that needs the TinyLM update alone."""
@@ -53,8 +85,8 @@ def update_rivals() -> tuple[Baseline, ...]:
 
 def every_rival(texts: int, steps: int) -> tuple[Baseline, ...]:
     """Ours, and every rival, tuned as floor and ceiling are; ``texts`` are written for each organization."""
-    settings = Settings(*recipes(steps), Decoding(2), HOUSE_RULES_ROWS, texts, Decoding(8, 1.0))
-    return (ours(), *all_baselines(bench().controls, bench().pair, settings, whole_rows=True))
+    settings = Settings(*recipes(steps), Decoding(HOUSE_RULES_ANSWER_TOKENS), HOUSE_RULES_ROWS, texts, Decoding(8, 1.0))
+    return (ours(), RefinedBaseline(), *all_baselines(bench().controls, bench().pair, settings, whole_rows=True))
 
 
 def recipes(steps: int) -> tuple[PlainRecipe, PlainRecipe]:

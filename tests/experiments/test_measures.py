@@ -25,7 +25,7 @@ from experiments.measures.client_tasks import _rules as client_rules
 from experiments.measures.federations import NO_DP, Federations
 from experiments.measures.five_clients import TOGETHER, five_clients
 from experiments.measures.private import over_epsilon
-from experiments.measures.shipped import CEILING, FLOOR, OURS, as_rows, contest, ours
+from experiments.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours
 from experiments.measures.single_client import single_client
 from gradtf_fl.baselines import Case
 from gradtf_fl.errors import ConfigError
@@ -33,6 +33,7 @@ from gradtf_fl.tasks import house_rules_federation
 
 Table = dict[tuple[str, str], float]
 SIZES = {"federations": 1, "rows": 64, "test_rows": 64, "steps": 1}
+REFINED = RefinedBaseline().name
 FROM_UPDATE = {OURS, "mean", "nearest", "ridge", "pca-ridge", "cross-lora", "proxy-tuning"}
 
 
@@ -65,7 +66,7 @@ def check_gaps(found: Table, group: str, floor: str, ceiling: str) -> int:
 def test_one_organization_meets_every_rival_on_seen_and_unseen_rules() -> None:
     sizes = {"rules": 1, "rows": 64, "test_rows": 32, "public_prompts": 16, "texts": 8, "steps": 4}
     found = table(single_client, sizes)
-    tuned = {"w2s", "conf", "vissup", "public-w2s", "dp-synthetic-text", "dp-synthetic-text-whole"}
+    tuned = {REFINED, "w2s", "conf", "vissup", "public-w2s", "dp-synthetic-text", "dp-synthetic-text-whole"}
     leave = {row: value for (row, column), value in found.items() if column == "rows leave"}
     assert leave.keys() == FROM_UPDATE | tuned
     assert {row for row, value in leave.items() if value} == {"w2s", "conf", "vissup"}
@@ -74,12 +75,13 @@ def test_one_organization_meets_every_rival_on_seen_and_unseen_rules() -> None:
 
 
 def test_five_organizations_with_and_without_dp() -> None:
-    sizes = {**SIZES, "rules": ["mixed"], "epsilons": [1.0], "organizations": 3}
+    sizes = {**SIZES, "rules": ["mixed"], "epsilons": [1.0], "organizations": 3, "public_prompts": 32}
     found = table(five_clients, sizes)
-    assert {row for row, _ in found} == FROM_UPDATE | {FLOOR, CEILING, TOGETHER}
+    rivals = FROM_UPDATE | {REFINED}
+    assert {row for row, _ in found} == rivals | {FLOOR, CEILING, TOGETHER}
     plain, private = "mixtures of seen rules, no DP", "mixtures of seen rules, epsilon 1"
     assert {column.partition(", ")[2] for _, column in found} == {plain, private}
-    assert check_gaps(found, plain, FLOOR, CEILING) == check_gaps(found, private, FLOOR, CEILING) == len(FROM_UPDATE)
+    assert check_gaps(found, plain, FLOOR, CEILING) == check_gaps(found, private, FLOOR, CEILING) == len(rivals)
     assert found[(CEILING, f"accuracy, {plain}")] == found[(CEILING, f"accuracy, {private}")]
 
 
@@ -159,7 +161,11 @@ def test_a_row_for_each_epsilon_and_the_floor_of_one_organization(monkeypatch: p
     ("measure", "parameters", "told"),
     [
         (single_client, {"rules": 17}, "parameters.rules: "),
-        (five_clients, {**SIZES, "rules": ["any"], "epsilons": [0.0], "organizations": 3}, "parameters.rules.0: "),
+        (
+            five_clients,
+            {**SIZES, "public_prompts": 32, "rules": ["any"], "epsilons": [0.0], "organizations": 3},
+            "parameters.rules.0: ",
+        ),
         (
             over_epsilon,
             {"kind": "seen", "rules": 1, "organizations": [1], "epsilons": [1.0], "seed": 1},
