@@ -92,6 +92,7 @@ def run_preset(preset: Preset, out: Path, seeds: int | None, progress: Progress)
         _refuse_bad_cells(preset.name, seed, cells)
         run = {"seed": seed, "seconds": round(time.monotonic() - began, 1), "revision": code, "cells": cells}
         others = _finished(path, besides=seed)
+        _refuse_other_cells(path, cells, others)
         finished = sorted([*others, run], key=lambda run: run["seed"])
         write_whole(path, _text({**preset.document(), "revision": code, "machine": described, "runs": finished}))
     document = read_results(path)
@@ -140,6 +141,15 @@ def _refuse_bad_cells(name: str, seed: int, cells: Sequence[Cell]) -> None:
         raise ConfigError([f"{name}, seed {seed}: {cell.row}, {cell.column} is {cell.value}" for cell in bad])
     if not cells or len({(cell.row, cell.column) for cell in cells}) < len(cells):
         raise ConfigError(f"{name}, seed {seed}: the measure gave no cells, or two for one place")
+
+
+def _refuse_other_cells(path: Path, cells: Sequence[Cell], others: Sequence[Mapping[str, Any]]) -> None:
+    """The measure's code changed since the others ran: means over seeds would be of different tables."""
+    here = {(cell.row, cell.column) for cell in cells}
+    found = {(row, column) for run in others for row, column, _ in run["cells"]}
+    if others and here != found:
+        row, column = min(here ^ found)
+        raise ConfigError(f"results {path}: of a measure that gave other cells, e.g. {row}, {column}; move it away")
 
 
 def _make_folder(out: Path) -> None:

@@ -150,7 +150,10 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         adapter = self.provider.generate(self._state.run_id, number, update)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
         record = replace(
-            _record_of(config, secure.log, "completed"), llm_adapter_sha256=adapter.sha256, seconds=seconds
+            _record_of(config, secure.log, "completed"),
+            llm_adapter_sha256=adapter.sha256,
+            refinement=adapter.refinement,
+            seconds=seconds,
         )
         self._tell("generated", number, seconds=seconds["generate"])
         proof = {

@@ -49,12 +49,14 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class GeneratedAdapter:
-    """An LLM adapter: its values, its packed bytes, their SHA-256 (hex), and the provider's signature."""
+    """An LLM adapter: its values, its packed bytes, their SHA-256 (hex), the provider's signature, and how its
+    refinement went (see `RoundRecord`)."""
 
     state: dict[str, Any]
     packed: bytes
     sha256: str
     signature: bytes
+    refinement: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,19 @@ class Provider:
         from gradtf_fl.adapters import pack_adapter
         from gradtf_fl.update_vectors import apply_update
 
-        state = apply_update(self.llm_layout, self.llm_initial, self.generator.generate(update))
+        values, refinement = self._generated(update)
+        state = apply_update(self.llm_layout, self.llm_initial, values)
         packed = pack_adapter(state, self.llm_spec, self.llm_name)
-        return self._signed(run_id, round_number, update, dict(state), packed)
+        return self._signed(run_id, round_number, update, dict(state), packed, refinement)
+
+    def _generated(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        from gradtf_fl.transformer.refinement import RefiningGenerator
+
+        if not isinstance(self.generator, RefiningGenerator):
+            return self.generator.generate(update), {}
+        found = self.generator.refined(update)
+        values: NDArray[np.float32] = found.updates[0].numpy()
+        return values, found.summary()
 
     def reload(self, folder: Path, run_id: str, round_number: int, update: NDArray[np.float32]) -> GeneratedAdapter:
         """The adapter of a checkpointed round, signed again."""
@@ -127,7 +139,7 @@ class Provider:
 
         state, spec, _ = load_adapter(folder)
         packed = pack_adapter(state, spec, self.llm_name)
-        return self._signed(run_id, round_number, update, dict(state), packed)
+        return self._signed(run_id, round_number, update, dict(state), packed, {})
 
     def _signed(
         self,
@@ -136,9 +148,11 @@ class Provider:
         update: NDArray[np.float32],
         state: dict[str, Any],
         packed: bytes,
+        refinement: dict[str, Any],
     ) -> GeneratedAdapter:
         statement = adapter_statement(run_id, round_number, packed, update_bytes(update))
-        return GeneratedAdapter(state, packed, hashlib.sha256(packed).hexdigest(), self.key.sign(statement))
+        signature = self.key.sign(statement)
+        return GeneratedAdapter(state, packed, hashlib.sha256(packed).hexdigest(), signature, refinement)
 
     def save(self, folder: Path, adapter: GeneratedAdapter) -> None:
         """Write the PEFT folder."""
@@ -164,7 +178,8 @@ def load_generator(plan: FederationPlan) -> Generator:
     transformer = load_transformer(plan.transformer)
     if plan.prompts is None:
         return transformer
-    from gradtf_fl.transformer.refinement import RefiningGenerator, read_prompts
+    from gradtf_fl.tasks import read_prompts
+    from gradtf_fl.transformer.refinement import RefiningGenerator
 
     return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens)
 

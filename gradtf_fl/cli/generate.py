@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @click.command(
@@ -61,10 +58,6 @@ def _told(found: Mapping[str, Any]) -> str:
     )
 
 
-def _share(values: Tensor) -> float | None:
-    return None if bool(values.isnan().any()) else round(float(values[0]), 4)
-
-
 def _check_paths(update: Path, transformer: str, out: Path, prompts: Path | None) -> None:
     from gradtf_fl.errors import ConfigError
 
@@ -88,8 +81,9 @@ def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, an
     from gradtf_fl.adapters import initial_state, load_adapter, save_adapter, state_hash
     from gradtf_fl.cli.base_model import check_adapter_of, check_side
     from gradtf_fl.models import load_model, model_folder
+    from gradtf_fl.tasks import read_prompts
     from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-    from gradtf_fl.transformer.refinement import RefiningGenerator, read_prompts
+    from gradtf_fl.transformer.refinement import RefiningGenerator
     from gradtf_fl.update_vectors import apply_update, update_vector
 
     grad = GradTransformer.load(embedded_checkpoint() if transformer == "embedded" else transformer)
@@ -112,7 +106,7 @@ def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, an
     else:
         found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens).refined(moved)
         values = found.updates[0].numpy()
-        refinement = {"taken": bool(found.taken[0]), "agreement": _share(found.after), "without": _share(found.before)}
+        refinement = found.summary()
     generated = apply_update(target.layout, initial, values)
     save_adapter(out, generated, target.spec, model_folder(target.model))
     return {

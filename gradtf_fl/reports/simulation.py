@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, Group
@@ -212,15 +212,23 @@ def _rounds(report: SimulationReport) -> Table:
     shown = ("round", "state", "joined", "masked", "unmasked")
     noisy = report.config.get("noise_multiplier")
     caption = "the error of the mean is its Skellam noise" if noisy else None
-    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client"], caption)
+    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client", "refined"], caption)
     for record in report.rounds:
         error, sent = record.get("max_abs_error"), record.get("bytes_up_per_client")
         table.add_row(
             *(str(record.get(key, "")) for key in shown),
             "-" if error is None else f"{error:.1e}",
             "-" if sent is None else f"{sent:,} B",
+            _refined(record.get("refinement") or {}),
         )
     return table
+
+
+def _refined(found: Mapping[str, Any]) -> str:
+    """Whether refinement was taken, and the LLM's agreement with the TinyLM on public prompts without and with it."""
+    if found.get("agreement") is None:
+        return "-"
+    return f"{'yes' if found['taken'] else 'no'}, {found['without']:.2f} -> {found['agreement']:.2f}"
 
 
 def _cell(value: float | None) -> str:

@@ -7,7 +7,7 @@ House Rules is the embedded benchmark. Text tasks (the paper's six data sets, ow
 from gradtf_fl.tasks.federation import OrganizationData, house_rules_federation, public_rows
 from gradtf_fl.tasks.own_tasks import load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, read_rows, write_rows
+from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, read_prompts, read_rows, write_rows
 from gradtf_fl.tasks.scoring import TaskScore, score_task
 from gradtf_fl.tasks.sources import FolderSource
 from gradtf_fl.tasks.splits import split_public_private
@@ -30,6 +30,7 @@ __all__ = [
     "load_own_task",
     "load_task",
     "public_rows",
+    "read_prompts",
     "read_rows",
     "score_task",
     "split_public_private",

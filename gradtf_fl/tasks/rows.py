@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 IGNORED = -100  # label of a token without loss
 
 
@@ -52,28 +53,47 @@ class TokenRows:
 
 def read_rows(path: str | Path) -> list[Row]:
     """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten)."""
-    path = Path(path)
+
+    def parse(document: Any) -> Row:
+        prompt, answer = document["prompt"], document["answer"]
+        if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
+            raise ValueError
+        return Row(prompt, answer)
+
+    return _read_lines(Path(path), "data", parse, 'an object with "prompt" and a non-empty "answer"')
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a JSONL file of objects with a "prompt"; ConfigError lists every bad line (up to ten)."""
+
+    def parse(document: Any) -> str:
+        prompt = document["prompt"]
+        if not isinstance(prompt, str) or not prompt:
+            raise ValueError
+        return prompt
+
+    return _read_lines(Path(path), "prompts", parse, 'an object with a non-empty "prompt"')
+
+
+def _read_lines(path: Path, what: str, parse: Callable[[Any], T], wanted: str) -> list[T]:
+    """One value for each line that isn't blank; ``parse`` raises where a document is not what is ``wanted``."""
     try:
         lines = path.read_text(encoding="utf8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data {path}: can't be read ({error.__class__.__name__})") from error
-    rows, problems = [], []
+        raise ConfigError(f"{what} {path}: can't be read ({error.__class__.__name__})") from error
+    values, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            document = json.loads(line)
-            prompt, answer = document["prompt"], document["answer"]
-            if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
-                raise ValueError
-            rows.append(Row(prompt, answer))
+            values.append(parse(json.loads(line)))
         except (ValueError, KeyError, TypeError):
-            problems.append(f'data {path}, line {number}: not an object with "prompt" and a non-empty "answer"')
+            problems.append(f"{what} {path}, line {number}: not {wanted}")
     if problems:
         raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
-    if not rows:
-        raise ConfigError(f"data {path}: no rows")
-    return rows
+    if not values:
+        raise ConfigError(f"{what} {path}: no rows")
+    return values
 
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,6 @@ from gradtf_fl.tasks.decoding import context_length, generate_greedily
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
-
-logger = logging.getLogger("gradtf.server")
 
 LEAST_PROMPTS = 32
 LONGEST_ROW = 512
@@ -75,6 +72,11 @@ class Refined:
     before: Tensor
     after: Tensor
     taken: Tensor
+
+    def summary(self) -> dict[str, Any]:
+        """Of the first update, for reports: ``taken``, ``agreement`` and ``without`` it; None where not looked at."""
+        before, after = (None if bool(one[0].isnan()) else round(float(one[0]), 4) for one in (self.before, self.after))
+        return {"taken": bool(self.taken[0]), "agreement": after, "without": before}
 
 
 def refine(
@@ -159,14 +161,7 @@ class RefiningGenerator:
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
-        found = self.refined(update)
-        logger.info(
-            "refinement %s: the LLM agrees with the TinyLM on %.2f of the held-out public prompts, without it on %.2f",
-            "taken" if bool(found.taken[0]) else "not taken",
-            float(found.after[0]),
-            float(found.before[0]),
-        )
-        made: NDArray[np.float32] = found.updates[0].numpy()
+        made: NDArray[np.float32] = self.refined(update).updates[0].numpy()
         return made
 
     def refined(self, update: NDArray[np.float32]) -> Refined:
@@ -187,26 +182,3 @@ class RefiningGenerator:
             self._tiny.model, self._tiny_tokenizer, self.prompts, self.max_new_tokens, batch=256
         )
         return [Row(p, one.text) for p, one in zip(self.prompts, written, strict=True) if one.text]
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a JSONL file of objects with a "prompt"; ConfigError lists every bad line (up to ten)."""
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts {path}: can't be read ({error.__class__.__name__})") from error
-    prompts, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-            if not isinstance(prompt, str) or not prompt:
-                raise ValueError
-            prompts.append(prompt)
-        except (ValueError, KeyError, TypeError):
-            problems.append(f'prompts {path}, line {number}: not an object with a non-empty "prompt"')
-    if problems:
-        raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
-    return prompts

@@ -16,7 +16,7 @@ from experiments.preset import load_preset, load_presets, preset_names
 from experiments.results_table import ResultsTable, number
 from experiments.runner import ROOT, read_results, revision, run_preset, state_of
 from gradtf_fl.errors import ConfigError, CorruptFile
-from tests.experiments.measures_of_tests import Doubled, write_preset
+from tests.experiments.measures_of_tests import Doubled, doubled, write_preset
 
 MODULE = "tests.experiments.measures_of_tests"
 
@@ -144,11 +144,25 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     def meanwhile(parameters: Doubled, seed: int, progress: Progress) -> list[Cell]:
         if seed == 0:
             run_preset(preset, tmp_path, 2, silent)
-        return [Cell("ours", "accuracy", -1.0)]
+        return [cell._replace(value=-1.0) for cell in doubled({"factor": 2}, seed, progress)]
 
     document = run_preset(replace(preset, function=meanwhile), tmp_path, 1, silent)
     assert [run["cells"][0][2] for run in document["runs"]] == [-1.0, 2.0]
     assert document == read_results(tmp_path / "small.json")
+
+
+def test_seeds_of_a_changed_measure_are_not_mixed(tmp_path: Path) -> None:
+    write_preset(tmp_path)
+    preset = load_preset("small", tmp_path)
+    before = run_preset(preset, tmp_path, 1, silent)
+
+    @measure(Doubled)
+    def changed(parameters: Doubled, seed: int, progress: Progress) -> list[Cell]:
+        return [Cell("another rival", "accuracy", 1.0)]
+
+    with pytest.raises(ConfigError, match=r"other cells, e\.g\. another rival, accuracy; move it away"):
+        run_preset(replace(preset, function=changed), tmp_path, 2, silent)
+    assert read_results(tmp_path / "small.json") == before
 
 
 def test_results_of_other_parameters_are_not_mixed(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from gradtf_fl.curation.shadow import as_token_rows, single_task
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.tasks import public_rows, write_rows
+from gradtf_fl.tasks import public_rows, read_prompts, write_rows
 from gradtf_fl.tasks.rows import IGNORED, TokenRows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-from gradtf_fl.transformer.refinement import RefinementRecipe, RefiningGenerator, _loss, read_prompts
+from gradtf_fl.transformer.refinement import RefinementRecipe, RefiningGenerator, _loss
 
 SEEN, UNSEEN = hr.rule_named("bfm"), hr.split_rules()[1][0]
 QUICK = RefinementRecipe(steps=30)
