@@ -9,7 +9,7 @@ from pydantic import Field
 
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import CEILING, FLOOR, accuracy, answered_rows, bench
+from experiments.measures.shipped import CEILING, FLOOR, accuracy, answer_prompts, bench
 from gradtf_fl.config import Count, Rules, Section
 from gradtf_fl.tasks import house_rules_federation, public_rows
 from gradtf_fl.transformer.refinement import refine
@@ -77,7 +77,7 @@ def _epsilon(
 ) -> list[Cell]:
     pair = bench().pair
     updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
-    found = refine(bench().transformer, pair.llm.stack, updates, answered_rows(pair, updates, prompts))
+    found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
     per_organization = {
         name: federations.per_organization(made)
         for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))

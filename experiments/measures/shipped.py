@@ -32,7 +32,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
-from gradtf_fl.transformer.refinement import refine
+from gradtf_fl.transformer.refinement import Answered, certainty, refine
 
 OURS = "Grad-Transformer"
 TINY_BASE, FLOOR, LLM_BASE, CEILING = "TinyLM base", "TinyLM tuned (floor)", "LLM base", "LLM tuned (ceiling)"
@@ -64,17 +64,18 @@ class RefinedBaseline:
         """ConfigError where the case has no public prompts."""
         if case.public_prompts is None:
             raise ConfigError(f"{self.name} needs public prompts, and the case has none")
-        answered = answered_rows(pair, case.updates, case.public_prompts)
+        answered = answer_prompts(pair, case.updates, case.public_prompts)
         found = refine(bench().transformer, pair.llm.stack, case.updates, answered)
         return outcome_of_updates(pair, found.updates, {"share_refined": float(found.taken.float().mean())})
 
 
-def answered_rows(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> TokenRows:
-    """Rows of the LLM's tokens: every prompt with what the TinyLM answers under each update, update by update."""
+def answer_prompts(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> Answered:
+    """Every prompt with what the TinyLM answers under each update."""
     theta = pair.tiny.stack.initial + updates
     answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
     rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
-    return encode_rows(rows, pair.llm.tokenizer)
+    read, written = (encode_rows(rows, side.tokenizer) for side in (pair.tiny, pair.llm))
+    return Answered(written, certainty(pair.tiny.stack, theta, read))
 
 
 @cache

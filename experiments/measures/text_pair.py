@@ -22,7 +22,7 @@ from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.dp_accuracy import rules_of
 from experiments.evaluate_transformer import Bench
 from experiments.measures.shipped import OURS, bench
-from experiments.measures.text_provider import Provider, TextPlan, provider
+from experiments.measures.text_provider import Provider, TextPlan, nearest_tuned_longer, provider
 from gradtf_fl.baselines import Case, FromUpdate, PairSide, run_baseline, update_only_baselines
 from gradtf_fl.baselines.scoring import score_rows
 from gradtf_fl.config import Count
@@ -33,7 +33,8 @@ from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
 
 BASE, TUNED, TINY_BASE, TINY_TUNED = "LLM base", "LLM tuned", "TinyLM base", "TinyLM tuned"
 NATS = ", nats a character"
-AVERAGE = "all domains with a gain"
+AVERAGE = "all seen domains with a gain"
+UNSEEN = " (unseen)"
 
 Sets = tuple[tuple[Row, ...], ...]
 Losses = dict[str, tuple[float, ...]]
@@ -45,11 +46,13 @@ class TextPair(TextPlan):
 
     Attributes:
         test_rows: fresh test windows of a domain.
+        unseen: domains that the provider has never seen; shown, not averaged.
         least_gain: a domain whose base LLM tuning improves by less (nats per character) is shown, but not averaged: its
             recovered share divides by next to nothing.
     """
 
     llm: str
+    unseen: list[str]
     test_rows: Count
     least_gain: Annotated[float, Field(ge=0)]
 
@@ -61,16 +64,18 @@ def text_pair(parameters: TextPair, seed: int, progress: Progress) -> list[Cell]
     counter.begin("provider: curate and train")
     made = provider(parameters, parameters.llm, progress)
     counter.begin("organizations")
-    losses = measured(made, parameters.test_rows, seed)
+    domains = [*parameters.tasks, *parameters.unseen]
+    losses = measured(made, domains, parameters.test_rows, seed, (nearest_tuned_longer(made),))
     counter.begin("shares")
-    domains, gains = parameters.tasks, gains_of(losses)
-    with_gain = [k for k, gain in enumerate(gains) if gain >= parameters.least_gain]
+    with_gain = [k for k, gain in enumerate(gains_of(losses)) if gain >= parameters.least_gain]
+    seen = [k for k in with_gain if k < len(parameters.tasks)]
+    names = [f"{domain}{UNSEEN if k >= len(parameters.tasks) else ''}" for k, domain in enumerate(domains)]
     cells = [
-        Cell(domain, f"{way}{NATS}", losses[way][k])
-        for k, domain in enumerate(domains)
+        Cell(name, f"{way}{NATS}", losses[way][k])
+        for k, name in enumerate(names)
         for way in (TINY_BASE, TINY_TUNED, BASE, TUNED, OURS)
     ]
-    groups = {domains[k]: [k] for k in with_gain} | {AVERAGE: with_gain}
+    groups = {names[k]: [k] for k in with_gain} | {AVERAGE: seen}
     return cells + [Cell(name, way, share) for name, ks in groups.items() for way, share in shares(losses, ks).items()]
 
 
@@ -94,7 +99,7 @@ def model_scales(parameters: ModelScales, seed: int, progress: Progress) -> list
     cells = []
     for number, llm in enumerate(parameters.llms):
         progress(f"{parameters.tiny} -> {llm}", number, len(parameters.llms) + 1)
-        losses = measured(provider(parameters, llm, progress), parameters.test_rows, seed)
+        losses = measured(provider(parameters, llm, progress), parameters.tasks, parameters.test_rows, seed)
         ks = [k for k, gain in enumerate(gains_of(losses)) if gain >= parameters.least_gain]
         cells += [Cell(f"{parameters.tiny} -> {llm}", way, share) for way, share in shares(losses, ks).items()]
     progress("House Rules", len(parameters.llms), len(parameters.llms) + 1)
@@ -116,12 +121,12 @@ class PrivateText:
     test: Sets
 
 
-def draw_private(made: Provider, test_rows: int, seed: int) -> PrivateText:
+def draw_private(made: Provider, domains: Sequence[str], test_rows: int, seed: int) -> PrivateText:
     """Fresh rows of each domain, none of them public; ConfigError when a domain has too few."""
     rng = np.random.default_rng([seed, 0x54455854])
     curation = made.curation
     private, test, problems = [], [], []
-    for name in curation.tasks:
+    for name in domains:
         rows = curation.task_rows(name)
         for side, pool, count in (("private", rows.private, curation.rows), ("test", rows.test, test_rows)):
             if len(pool) < count:
@@ -134,13 +139,22 @@ def draw_private(made: Provider, test_rows: int, seed: int) -> PrivateText:
     return PrivateText(tuple(private), tuple(test))
 
 
-def measured(made: Provider, test_rows: int, seed: int) -> Losses:
-    """Losses of both models before and after tuning, and of the LLM with every update made from the TinyLM's."""
-    rows, pair, curation = draw_private(made, test_rows, seed), made.pair, made.curation
+def measured(
+    made: Provider, domains: Sequence[str], test_rows: int, seed: int, more: Sequence[FromUpdate] = ()
+) -> Losses:
+    """Losses of both models before and after tuning, and of the LLM with every update made from the TinyLM's.
+
+    ``more`` are rivals beyond those of `update_only_baselines`.
+    """
+    rows, pair, curation = draw_private(made, domains, test_rows, seed), made.pair, made.curation
     tiny = tuned(pair.tiny, rows.private, curation.plain, seed)
     llm = tuned(pair.llm, rows.private, curation.llm_recipe, seed)
     case = Case(tiny, seed)
-    ways = (FromUpdate(OURS, "this project", made.transformer.generate), *update_only_baselines(made.controls, pair))
+    ways = (
+        FromUpdate(OURS, "this project", made.transformer.generate),
+        *update_only_baselines(made.controls, pair),
+        *more,
+    )
     losses = {way.name: run_baseline(way, pair, case).score(rows.test).loss_per_character for way in ways}
     return losses | {
         TINY_BASE: side_losses(pair.tiny, torch.zeros_like(tiny), rows.test),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from experiments.cells import Progress
 from experiments.measures.trial import key_of
-from gradtf_fl.baselines import Controls, Pair, PairSide
+from gradtf_fl.baselines import Controls, FromUpdate, Pair, PairSide
 from gradtf_fl.config import Count, Rate, Section, Seed
-from gradtf_fl.curation import TaskCuration, curate
+from gradtf_fl.curation import TaskCuration, TupleStore, curate
+from gradtf_fl.curation.text_shadow import encode_causal
+from gradtf_fl.training.stacked import fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, TrainConfig, train
 from gradtf_fl.transformer.train_config import Objective
+from gradtf_fl.update_vectors import Vector
 
 PROVIDER_SEED = 0
 
@@ -74,12 +81,14 @@ class TextPlan(Section):
 
 @dataclass(frozen=True)
 class Provider:
-    """What the provider has once it is ready; ``pair`` are both models."""
+    """What the provider has once it is ready; ``pair`` are both models, ``folder`` is where it all lies."""
 
     curation: TaskCuration
+    training: TrainConfig
     transformer: GradTransformer
     controls: Controls
     pair: Pair
+    folder: Path
 
 
 def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
@@ -100,7 +109,46 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
         )
     return Provider(
         curation,
+        training,
         GradTransformer.load(checkpoint),
         Controls.fit_on_store(folder / "tuples"),
         Pair(*(PairSide.load(name, curation.spec) for name in (curation.tiny, curation.llm))),
+        folder,
     )
+
+
+def nearest_tuned_longer(made: Provider) -> FromUpdate:
+    """The rival that only has to recognise the task: of the nearest shadow set's task, an LLM update tuned longer.
+
+    The LLM is tuned on as many public rows of each task as the Grad-Transformer saw in its functional training, so
+    what is left between the two does not come from more rows.
+    """
+    updates = _tuned_longer(made)
+    shards = [shard for shard in TupleStore.open(made.folder / "tuples").read_all() if "llm" in shard.tensors]
+    tasks = [shard.about["groups"][group]["task"] for shard in shards for group in shard.tensors["group"].tolist()]
+    place = [made.curation.tasks.index(task) for task in tasks]
+
+    def generate(update: Vector) -> Vector:
+        longer: Vector = updates[place[made.controls.nearest_set(update)]].numpy()
+        return longer
+
+    return FromUpdate("nearest, tuned longer", "control", generate)
+
+
+def _tuned_longer(made: Provider) -> Tensor:
+    """LLM updates [tasks, L2, n2], kept beside the checkpoint."""
+    curation, training, side = made.curation, made.training, made.pair.llm
+    seen = training.steps * training.groups * training.rows // len(curation.tasks)
+    recipe = replace(curation.llm_recipe, steps=max(1, seen // curation.llm_recipe.batch))
+    path = made.folder / f"longer-{key_of(asdict(recipe))}.safetensors"
+    if not path.exists():
+        rng = np.random.default_rng([curation.seed, 9])
+        pools = [curation.task_rows(name).public for name in curation.tasks]
+        count = min(seen, *(len(pool) for pool in pools))
+        rows = [pool[i] for pool in pools for i in rng.choice(len(pool), count, replace=False)]
+        seeds = [[curation.seed, 9, number] for number in range(len(pools))]
+        encoded = encode_causal(rows, side.tokenizer, side.max_tokens)
+        tuned = fine_tune_stacked(side.stack, encoded, len(pools), recipe, seeds, [recipe.steps])[0]
+        save_file({"updates": tuned.contiguous()}, path)
+    updates: Tensor = load_file(path)["updates"]
+    return updates

@@ -77,11 +77,15 @@ class Controls:
 
         Cosine, not distance: an average over organizations, or an early round, is shorter than a shadow update.
         """
+        chosen: Vector = self.llm[self.nearest_set(update)]
+        return chosen
+
+    def nearest_set(self, update: Vector) -> int:
+        """The number of that shadow set."""
         flat = self.tiny.reshape(len(self.tiny), -1)
         query = update.reshape(-1)
         scores = flat @ query / (np.linalg.norm(flat, axis=1) * np.linalg.norm(query) + 1e-12)
-        chosen: Vector = self.llm[int(np.argmax(scores))]
-        return chosen
+        return int(np.argmax(scores))
 
     def ridge(self, update: Vector) -> Vector:
         """Ridge regression between flattened, centred updates in its dual form."""

@@ -13,6 +13,8 @@ so the search finds the task that explains the answers best, and the second term
 
 An update is taken only where agreement on prompts that the search did not use rises by more than ``least_gain``: on
 a task that the Grad-Transformer knows, the LLM is right where the TinyLM is not, and has nothing to gain by agreeing.
+And an LLM that agrees on half of them already has found the task or one like it. Only a TinyLM that is sure of its
+answers overrules it: under DP a TinyLM now and then learns another function, consistently wrong on half of the prompts.
 
 Privacy: the update has left the organizations under its epsilon, prompts are public; all of this is post-processing.
 """
@@ -50,6 +52,8 @@ class RefinementRecipe:
         batch: prompts a step, of the first 1 - ``held_out`` of them.
         confidence: c of the loss.
         least_gain: by how much agreement (0 to 1) must rise on the other prompts.
+        enough: agreement without the search from which on the TinyLM must be sure: its mean probability of its own
+            answers at least ``sure``.
         seed: of the order of the prompts.
     """
 
@@ -59,7 +63,22 @@ class RefinementRecipe:
     confidence: float = 0.7
     held_out: float = 1 / 3
     least_gain: float = 0.15
+    enough: float = 0.5
+    sure: float = 0.97
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Public prompts with what K TinyLMs answer, equally many each.
+
+    Attributes:
+        rows: K * R rows of the LLM's tokens, ordered TinyLM by TinyLM; the labels are the answers.
+        certainty: [K], see `certainty`.
+    """
+
+    rows: TokenRows
+    certainty: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,19 +102,15 @@ def refine(
     transformer: GradTransformer,
     llm: StackedAdapters,
     updates: Tensor,
-    answered: TokenRows,
+    answered: Answered,
     recipe: RefinementRecipe = RefinementRecipe(),
 ) -> Refined:
-    """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered.
-
-    Args:
-        answered: K * R rows of the LLM's tokens, ordered update by update; the labels are the TinyLM's answers.
-    """
-    model = transformer.model.requires_grad_(False)
-    sets, per_set = len(updates), len(answered) // len(updates)
+    """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered."""
+    model, rows = transformer.model.requires_grad_(False), answered.rows
+    sets, per_set = len(updates), len(rows) // len(updates)
     fitted = round(per_set * (1 - recipe.held_out))
     first = torch.arange(sets)[:, None] * per_set
-    held = answered.take((first + torch.arange(fitted, per_set)).reshape(-1))
+    held = rows.take((first + torch.arange(fitted, per_set)).reshape(-1))
     order = np.stack([batch_indices([recipe.seed, k], fitted, recipe.batch, recipe.steps) for k in range(sets)])
     with torch.no_grad():
         start = model.encode(updates)
@@ -104,7 +119,7 @@ def refine(
     optimizer = torch.optim.Adam(latents, betas=(0.9, 0.95))
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
-        part = answered.take((first + torch.from_numpy(order[:, step])).reshape(-1))
+        part = rows.take((first + torch.from_numpy(order[:, step])).reshape(-1))
         logits = llm.answer_logits(llm.initial + model.generate_from(latents), part)
         loss = (
             _loss(logits, part.answer_labels(), recipe.confidence) * sets
@@ -115,8 +130,19 @@ def refine(
     with torch.no_grad():
         moved = model.generate_from(latents)
     before, after = (llm.accuracy(llm.initial + made, held) for made in (plain, moved))
-    taken = after - before > recipe.least_gain
+    open_to_it = (before < recipe.enough) | (answered.certainty.to(before.device) > recipe.sure)
+    taken = (after - before > recipe.least_gain) & open_to_it
     return Refined(plain, torch.where(taken[:, None, None], moved, plain), before, after, taken)
+
+
+def certainty(tiny: StackedAdapters, theta: Tensor, answered: TokenRows) -> Tensor:
+    """Mean probability [K] that TinyLMs ``theta`` [K, blocks, block_dim] give to their own answers, K * R rows of the
+    TinyLM's tokens."""
+    with torch.no_grad():
+        shares = tiny.answer_logits(theta, answered).float().log_softmax(-1)
+    labels = answered.answer_labels()
+    chosen = shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
+    return chosen.sum(1).exp().reshape(len(theta), -1).mean(1)
 
 
 def _loss(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
@@ -157,7 +183,7 @@ class RefiningGenerator:
         tiny, self._tiny_tokenizer = load_model(self.source.model)
         llm, self._llm_tokenizer = load_model(self.target.model)
         self._tiny, self._llm = StackedAdapters(tiny, self.source.spec), StackedAdapters(llm, self.target.spec)
-        self._room = min(LONGEST_ROW, context_length(llm) or LONGEST_ROW)
+        self._room = min(LONGEST_ROW, *(context_length(model) or LONGEST_ROW for model in (tiny, llm)))
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
@@ -168,12 +194,16 @@ class RefiningGenerator:
         """The same with its figures (K = 1); NaN where the TinyLM answers too few prompts to look at."""
         plain = torch.from_numpy(self.transformer.generate(update))[None]  # checks the update
         values = torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None]
-        rows = self._answered(self._tiny.initial + values)
+        theta = self._tiny.initial + values
+        rows = self._answered(theta)
         if len(rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
             return Refined(plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool))
-        tokens = encode_rows(rows, self._llm_tokenizer, self._room)
-        return refine(self.transformer, self._llm, values, tokens, self.recipe)
+        read, written = (
+            encode_rows(rows, tokenizer, self._room) for tokenizer in (self._tiny_tokenizer, self._llm_tokenizer)
+        )
+        answered = Answered(written, certainty(self._tiny, theta, read))
+        return refine(self.transformer, self._llm, values, answered, self.recipe)
 
     def _answered(self, theta: Tensor) -> list[Row]:
         """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""

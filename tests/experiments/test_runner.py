@@ -199,6 +199,8 @@ def test_units_stand_apart_and_each_tells_whether_rows_leave(tmp_path: Path) -> 
     assert (accuracy.unit, accuracy.columns) == ("accuracy", ("accuracy, seen", "rows leave"))
     assert (pgr.unit, pgr.rows, pgr.measured) == ("PGR", ("ours",), ("PGR, seen",))
     assert [pgr.heading(column) for column in pgr.columns] == ["seen", "rows leave"]
+    headings = {"seen PGR, sum": "seen, sum", "all: unseen PGR": "all: unseen", "seen, five: PGR": "seen, five"}
+    assert {column: pgr.heading(column) for column in headings} == headings
     assert pgr.text("ours", "PGR, seen") == f"0.200 ± {number(4.303 * 0.2 / 3**0.5)}"
     assert [accuracy.text(row, "rows leave") for row in accuracy.rows] == ["no", ""]
     assert [number(value) for value in (0.0, 0.00123, 12.3456, 1234.5)] == ["0.000", "0.0012", "12.346", "1,234"]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.cells import Cell
 from experiments.measures.shipped import OURS
-from experiments.measures.text_pair import AVERAGE, BASE, TUNED, TextPair, draw_private, shares, text_pair
-from experiments.measures.text_provider import provider
+from experiments.measures.text_pair import AVERAGE, BASE, TUNED, UNSEEN, TextPair, draw_private, shares, text_pair
+from experiments.measures.text_provider import nearest_tuned_longer, provider
 from experiments.preset import load_preset
+from gradtf_fl.curation.text_shadow import encode_causal
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.training.stacked import fine_tune_stacked
 from tests.curation.text_pair import write_files
 
-RIVALS = {"mean", "nearest", "ridge", "pca-ridge", "cross-lora"}
+RIVALS = {"mean", "nearest", "nearest, tuned longer", "ridge", "pca-ridge", "cross-lora"}
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +30,15 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tiny": "tiny",
         "llm": "llm",
         "tasks": ["animals", "numbers"],
+        "unseen": [],
         "window": 12,
         "rows": 16,
         "shadow_sets": 1,
         "pair_sets": 5,
         "mixtures": 0,
         "objective": "mse-then-functional",
-        "steps": 4,
-        "groups": 2,
+        "steps": 8,
+        "groups": 4,
         "rate": 1e-3,
         "folder": str(folder / "kept"),
         "test_rows": 8,
@@ -75,6 +79,31 @@ def test_a_domain_without_a_gain_is_shown_and_not_averaged(parameters: dict[str,
     assert not [cell for cell in between if cell.row == less and "nats" not in cell.column]
 
 
+def test_an_unseen_domain_is_shown_and_not_averaged(parameters: dict[str, Any]) -> None:
+    found = text_pair(parameters | {"tasks": ["animals"], "unseen": ["numbers"], "pair_sets": 10}, 0, silent)
+    assert value(found, AVERAGE, OURS) == value(found, "animals", OURS)
+    assert value(found, f"numbers{UNSEEN}", OURS) != value(found, "animals", OURS)
+
+
+def test_the_rival_tuned_longer_goes_by_the_nearest_sets_task(parameters: dict[str, Any], cells: list[Cell]) -> None:
+    plan = TextPair(**parameters)
+    made = provider(plan, plan.llm, silent)
+    rival = nearest_tuned_longer(made)
+    chosen = [rival.generate(update) for update in made.controls.tiny]
+    assert sorted(sum(np.array_equal(update, other) for other in chosen) for update in chosen) == [5] * 10
+    assert np.linalg.norm(chosen[0]) > 0
+    steps = 8 * 4 // 2 // made.curation.llm_recipe.batch  # as many rows as the functional training saw
+    assert len(list(made.folder.glob("longer-*"))) == 1
+    pools = [made.curation.task_rows(name).public for name in plan.tasks]
+    rng = np.random.default_rng([0, 9])
+    rows = [pool[i] for pool in pools for i in rng.choice(len(pool), 16, replace=False)]
+    side = made.pair.llm
+    recipe = replace(made.curation.llm_recipe, steps=steps)
+    tokens = encode_causal(rows, side.tokenizer, side.max_tokens)
+    tuned = fine_tune_stacked(side.stack, tokens, 2, recipe, [[0, 9, 0], [0, 9, 1]], [steps])[0]
+    assert any(np.array_equal(tuned[0].numpy(), update) for update in chosen)
+
+
 def test_means_come_before_the_ratio() -> None:
     losses = {BASE: (3.0, 2.0), TUNED: (1.0, 1.5), "nearest": (2.0, 1.5)}
     assert shares(losses, [0, 1]) == {"nearest": pytest.approx((2.5 - 1.75) / (2.5 - 1.25))}
@@ -83,21 +112,20 @@ def test_means_come_before_the_ratio() -> None:
 
 def test_the_provider_is_kept_and_private_rows_are_fresh(parameters: dict[str, Any], cells: list[Cell]) -> None:
     plan = TextPair(**parameters)
-    folder = next(Path(plan.folder).iterdir())
-    checkpoint = next(folder.glob("*.safetensors"))
-    written = checkpoint.stat().st_mtime_ns
     made = provider(plan, plan.llm, silent)
-    assert checkpoint.stat().st_mtime_ns == written
-    first, second = draw_private(made, 8, 0), draw_private(made, 8, 1)
-    assert first == draw_private(made, 8, 0)
+    written = {path: path.stat().st_mtime_ns for path in made.folder.glob("*.safetensors")}
+    assert written
+    provider(plan, plan.llm, silent)
+    assert {path: path.stat().st_mtime_ns for path in made.folder.glob("*.safetensors")} == written
+    first, second = (draw_private(made, plan.tasks, 8, seed) for seed in (0, 1))
+    assert first == draw_private(made, plan.tasks, 8, 0)
     assert first.private != second.private
     public = {row.answer for row in made.curation.task_rows("numbers").public}
     for side in (first, second):
         private, test = ({row.answer for row in rows[1]} for rows in (side.private, side.test))
         assert not private & public
         assert not test & (public | private)
-    provider(TextPair(**parameters | {"rows": 12}), plan.llm, silent)
-    assert len(list(Path(plan.folder).iterdir())) == 2
+    assert provider(TextPair(**parameters | {"rows": 12}), plan.llm, silent).folder != made.folder
 
 
 def test_too_few_rows_and_a_missing_model_are_named(parameters: dict[str, Any]) -> None:

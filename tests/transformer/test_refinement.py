@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,17 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks import public_rows, read_prompts, write_rows
-from gradtf_fl.tasks.rows import IGNORED, TokenRows
+from gradtf_fl.tasks.rows import IGNORED, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-from gradtf_fl.transformer.refinement import RefinementRecipe, RefiningGenerator, _loss
+from gradtf_fl.transformer.refinement import (
+    Answered,
+    RefinementRecipe,
+    RefiningGenerator,
+    _loss,
+    certainty,
+    refine,
+)
 
 SEEN, UNSEEN = hr.rule_named("bfm"), hr.split_rules()[1][0]
 QUICK = RefinementRecipe(steps=30)
@@ -71,6 +79,34 @@ def test_a_seen_rule_is_left_as_it_was_generated(
     found = generator.refined(updates[0].numpy())
     assert not bool(found.taken)
     np.testing.assert_array_equal(generator.generate(updates[0].numpy()), transformer.generate(updates[0].numpy()))
+
+
+def test_who_agrees_on_half_is_overruled_only_by_a_sure_tinylm(
+    transformer: GradTransformer, generator: RefiningGenerator, updates: Tensor
+) -> None:
+    """The same search, judged with and without an agreement that counts as enough."""
+    rows = generator._answered(generator._tiny.initial + updates[1:])
+    tokens = encode_rows(rows, generator._llm_tokenizer)
+    taken = [
+        bool(refine(transformer, generator._llm, updates[1:], Answered(tokens, torch.tensor([sure])), recipe).taken)
+        for sure in (0.5, 0.99)
+        for recipe in (QUICK, replace(QUICK, enough=0.0))
+    ]
+    assert taken == [True, False, True, True]
+
+
+def test_certainty_is_the_mean_probability_of_the_answers(generator: RefiningGenerator, updates: Tensor) -> None:
+    tiny, theta = generator._tiny, generator._tiny.initial + updates
+    rows = encode_rows(generator._answered(theta[1:])[:4], generator._tiny_tokenizer)
+    both = stack_rows([rows, rows])
+    found = certainty(tiny, theta, both)
+    tiny.set(theta[1:])
+    with torch.no_grad():
+        shares = tiny.model(input_ids=rows.input_ids).logits.softmax(-1)
+    digits = [shares[n, at - 1, rows.input_ids[n, at]] for n in range(4) for at in (9, 10)]
+    expected = torch.stack(digits).reshape(4, 2).prod(1).mean()
+    assert float(found[1]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(found[0]) < float(found[1])  # another TinyLM's answers
 
 
 def test_the_same_prompts_give_the_same_update(generator: RefiningGenerator, updates: Tensor) -> None:
