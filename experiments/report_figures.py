@@ -11,11 +11,13 @@ from experiments.results_table import ResultsTable
 
 COLOURS = ("#1f6feb", "#b4531f", "#1a7f37", "#8250df", "#bf3989", "#6e7781", "#0a7ea4", "#9a6700", "#444c56", "#cf222e")
 MARKERS = "osD^vP*Xd<"
-WIDE, LEAST, ROW, LEGEND_ROW, BELOW = 6.5, 3.2, 0.32, 0.24, 0.7
-"""Inches: a panel's width and least height, the height of a row for one column and of a line of the legend, and how far
-below the axis the legend begins."""
+WIDE, CURVES, LEAST, ROW, LEGEND_ROW, BELOW = 6.5, 4.2, 3.2, 0.32, 0.24, 0.7
+"""Inches: a panel's width, its height with curves, its least height with rows, the height of a row for one column and
+of a line of the legend, and how far below the axis the legend begins."""
 ENDS = {"PGR": (0.0, 1.0)}
 """Dotted lines: floor and ceiling."""
+LONG = 30
+"""Letters of a name that needs the figure's whole width."""
 LOGARITHMIC = 30.0
 """An axis is logarithmic when its largest positive value is so many times the smallest."""
 
@@ -36,21 +38,31 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
     tables = ResultsTable.of(document).by_unit()
     is_line = document["kind"] == "line"
-    height = 4.2 if is_line else 1.2 + max(len(table.rows) for table in tables) * ROW * (0.6 + 0.4 * _most(tables))
-    height = max(height, LEAST) + LEGEND_ROW * _most(tables)
-    stacked = not is_line and len(tables) > 1 and max(len(row) for table in tables for row in table.rows) > 30
-    shape = (len(tables), 1) if stacked else (1, len(tables))
-    size = (1.6 * WIDE, height * len(tables)) if stacked else (WIDE * max(len(tables), 1.4), height)
-    figure, axes = pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    long_names = not is_line and max(len(row) for table in tables for row in table.rows) > LONG
+    across = 1 if long_names or len(tables) == 1 else 2
+    heights = [
+        max(_height(table, is_line) for table in tables[first : first + across])
+        for first in range(0, len(tables), across)
+    ]
+    figure, axes = pyplot.subplots(
+        len(heights),
+        across,
+        figsize=(WIDE * (1.5 if across == 1 else across), sum(heights)),
+        height_ratios=heights,
+        layout="constrained",
+        squeeze=False,
+    )
+    for spare in list(axes.flat)[len(tables) :]:
+        spare.axis("off")
     looks = _looks(tables)
-    for axis, table in zip(axes.flat, tables, strict=True):
+    for number, (axis, table) in enumerate(zip(axes.flat, tables, strict=False)):
         if is_line:
             _curves(axis, table, looks, document["x"])
         else:
             _rows(axis, table, looks, bars=document["kind"] == "bar")
         axis.grid(alpha=0.3)
-        columns = 1 if max(map(len, table.measured)) > 30 else 2
-        below = (0.5, -BELOW / height)
+        columns = 1 if max(map(len, table.measured)) > LONG else 2
+        below = (0.5, -BELOW / heights[number // across])
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=below, ncols=columns)
     figure.suptitle(document["title"], fontsize=12)
     draft = path.with_name(f".{path.name}.new")
@@ -59,8 +71,11 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     os.replace(draft, path)
 
 
-def _most(tables: list[ResultsTable]) -> int:
-    return max(len(table.measured) for table in tables)
+def _height(table: ResultsTable, is_line: bool) -> float:
+    """Inches of a panel with its legend."""
+    columns = len(table.measured)
+    panel = CURVES if is_line else max(LEAST, 1.2 + len(table.rows) * ROW * (0.6 + 0.4 * columns))
+    return panel + LEGEND_ROW * columns
 
 
 def _looks(tables: list[ResultsTable]) -> dict[str, Look]:
@@ -70,6 +85,17 @@ def _looks(tables: list[ResultsTable]) -> dict[str, Look]:
         heading: Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
         for number, heading in enumerate(headings)
     }
+
+
+def _limits(table: ResultsTable) -> tuple[float, float]:
+    """An axis' ends: room for all means, while the intervals of few seeds, which may be far longer, are cut."""
+    found = [table.interval(row, column) for row in table.rows for column in table.measured]
+    means = [value[0] for value in found if value is not None] + list(ENDS.get(table.unit, ()))
+    if table.unit == "accuracy":
+        return -0.03, max(1.03, *means)
+    widest = max(value[1] for value in found if value is not None)
+    room = min(widest, 0.5 * (max(means) - min(means))) + 0.05 * (max(means) - min(means) or 1.0)
+    return min(means) - room, max(means) + room
 
 
 def _curves(axis: Any, table: ResultsTable, looks: Mapping[str, Look], x: str) -> None:
@@ -90,6 +116,7 @@ def _curves(axis: Any, table: ResultsTable, looks: Mapping[str, Look], x: str) -
             capsize=3,
             markersize=4,
         )
+    axis.set_ylim(_limits(table))
     for end in ENDS.get(table.unit, ()):
         axis.axhline(end, color="#444c56", linewidth=1, linestyle=":")
     places = sorted(float(row) for row in table.rows)
@@ -124,5 +151,7 @@ def _rows(axis: Any, table: ResultsTable, looks: Mapping[str, Look], bars: bool)
     axis.set_yticks(range(len(table.rows)), table.rows, fontsize=9)
     axis.set_ylim(len(table.rows) - 0.5, -0.5)
     axis.set_xlabel(table.unit)
-    if min(means) > 0 and max(means) / min(means) > LOGARITHMIC and table.unit == "seconds":
+    if table.unit == "seconds" and min(means) > 0 and max(means) / min(means) > LOGARITHMIC:
         axis.set_xscale("log")
+    else:
+        axis.set_xlim(_limits(table))

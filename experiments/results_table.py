@@ -13,6 +13,8 @@ from experiments.runner import cells_by_seed
 UNITS = re.compile(r"\b(PGR|accuracy|seconds|share|ratio|nats|distance|spread|cosine)\b")
 """Words by which a column says what it is measured in; other columns are in the preset's unit."""
 
+TITLED = ("accuracy", "PGR")
+
 
 @dataclass(frozen=True)
 class ResultsTable:
@@ -58,8 +60,10 @@ class ResultsTable:
         return tuple(column for column in self.columns if column != ROWS_LEAVE)
 
     def heading(self, column: str) -> str:
-        """``column`` without the unit in front, which the table's title says."""
-        return column.removeprefix(f"{self.unit}, ")
+        """``column`` without ``accuracy`` or ``PGR``, which the table's title says."""
+        if self.unit not in TITLED:
+            return column
+        return re.sub(rf"^{self.unit}, |[:,]? {self.unit}\b", "", column)
 
     def interval(self, row: str, column: str) -> tuple[float, float] | None:
         """(mean, half width) over seeds; None where the measure gave nothing."""
