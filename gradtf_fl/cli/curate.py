@@ -42,7 +42,7 @@ class WorkersType(click.ParamType[int | str]):
 
 
 @click.command(
-    epilog="Examples: gradtf curate --out build/tuples --seed 0; gradtf curate --out build/text --tiny ./tiny "
+    epilog="Example: gradtf curate --out build/tuples --seed 0\n\nExample: gradtf curate --out build/text --tiny ./tiny "
     "--llm ./llm --tasks gsm8k,text/shakespeare --data ./data"
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store to fill.")
