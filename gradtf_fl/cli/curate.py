@@ -42,8 +42,8 @@ class WorkersType(click.ParamType[int | str]):
 
 
 @click.command(
-    epilog="Example: gradtf curate --out build/tuples --seed 0\n\nExample: gradtf curate --out build/text --tiny ./tiny "
-    "--llm ./llm --tasks gsm8k,text/shakespeare --data ./data"
+    epilog="Example: gradtf curate --out build/tuples --seed 0\n\nExample: gradtf curate --out build/text --tiny ./a "
+    "--llm ./b --tasks gsm8k,text/shakespeare --data ./data"
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store to fill.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of shadow sets and training.  [default: 0]")
