@@ -9,7 +9,7 @@ from pydantic import Field
 
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import CEILING, FLOOR, accuracy, answer_prompts, bench
+from experiments.measures.shipped import CEILING, FLOOR, LEAST_GAP, accuracy, answer_prompts, bench
 from gradtf_fl.config import Count, Rules, Section
 from gradtf_fl.tasks import house_rules_federation, public_rows
 from gradtf_fl.transformer.refinement import refine
@@ -87,7 +87,7 @@ def _epsilon(
         for name, made in per_organization.items()
     } | {CEILING: ceiling}
     cells = [Cell(row, f"accuracy, {name}", float(np.mean(values))) for name, values in scores.items()]
-    cells += [
-        Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ("generated", "refined")
-    ]
+    if float(np.mean(ceiling)) - float(np.mean(scores[FLOOR])) >= LEAST_GAP:
+        ours = ("generated", "refined")
+        cells += [Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ours]
     return [*cells, Cell(row, "share refined", float(found.taken.float().mean()))]

@@ -25,7 +25,7 @@ from experiments.measures.client_tasks import _rules as client_rules
 from experiments.measures.federations import NO_DP, Federations
 from experiments.measures.five_clients import TOGETHER, five_clients
 from experiments.measures.private import over_epsilon
-from experiments.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours
+from experiments.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours, pgr_cells
 from experiments.measures.single_client import single_client
 from gradtf_fl.baselines import Case
 from gradtf_fl.errors import ConfigError
@@ -83,6 +83,11 @@ def test_five_organizations_with_and_without_dp() -> None:
     assert {column.partition(", ")[2] for _, column in found} == {plain, private}
     assert check_gaps(found, plain, FLOOR, CEILING) == check_gaps(found, private, FLOOR, CEILING) == len(rivals)
     assert found[(CEILING, f"accuracy, {plain}")] == found[(CEILING, f"accuracy, {private}")]
+
+
+def test_pgr_needs_a_gap() -> None:
+    assert pgr_cells("any", {"ours": [0.99]}, [0.99, 0.98], [1.0, 0.99]) == []
+    assert pgr_cells("any", {"ours": [0.75]}, [0.5], [1.0]) == [("ours", "PGR, any", 0.5)]
 
 
 def test_a_sum_is_the_mean_of_its_federation_and_noise_is_of_dp_alone() -> None:

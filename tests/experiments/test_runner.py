@@ -165,6 +165,19 @@ def test_seeds_of_a_changed_measure_are_not_mixed(tmp_path: Path) -> None:
     assert read_results(tmp_path / "small.json") == before
 
 
+def test_a_seed_without_a_gap_has_no_pgr_and_joins_the_others(tmp_path: Path) -> None:
+    write_preset(tmp_path)
+    preset = load_preset("small", tmp_path)
+
+    @measure(Doubled)
+    def with_pgr(parameters: Doubled, seed: int, progress: Progress) -> list[Cell]:
+        cells = preset.function({"factor": parameters.factor}, seed, progress)
+        return [*cells, Cell("ours", "PGR", 0.5)] if seed == preset.file.seeds[0] else cells
+
+    document = run_preset(replace(preset, function=with_pgr), tmp_path, 2, silent)
+    assert [sum(column == "PGR" for _, column, _ in run["cells"]) for run in document["runs"]] == [1, 0]
+
+
 def test_results_of_other_parameters_are_not_mixed(tmp_path: Path) -> None:
     write_preset(tmp_path)
     run_preset(load_preset("small", tmp_path), tmp_path, 1, silent)
