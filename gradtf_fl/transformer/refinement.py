@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,18 @@ def refine(
     return Refined(plain, torch.where(taken[:, None, None], moved, plain), before, after, taken)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The search is thousands of small products: further threads would mostly wait, and where another process needs
+    their cores, for a long time (2.5 CPU seconds become 40)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def certainty(tiny: StackedAdapters, theta: Tensor, answered: TokenRows) -> Tensor:
     """Mean probability [K] that TinyLMs ``theta`` [K, blocks, block_dim] give to their own answers, K * R rows of the
     TinyLM's tokens."""
@@ -195,6 +208,10 @@ class RefiningGenerator:
         plain = torch.from_numpy(self.transformer.generate(update))[None]  # checks the update
         values = torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None]
         theta = self._tiny.initial + values
+        with _one_thread():
+            return self._refined(plain, values, theta)
+
+    def _refined(self, plain: Tensor, values: Tensor, theta: Tensor) -> Refined:
         rows = self._answered(theta)
         if len(rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
