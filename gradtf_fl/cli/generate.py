@@ -49,8 +49,10 @@ def generate(
 
 
 def _told(found: Mapping[str, Any]) -> str:
-    if found["agreement"] is None:
+    if found["without"] is None:
         return "not refined: the TinyLM answers too few of the prompts"
+    if found["agreement"] is None:
+        return f"not refined: the LLM agrees with the TinyLM on {found['without']:.2f} of the held-out prompts as it is"
     word = "taken" if found["taken"] else "not taken"
     return (
         f"refinement {word}: the LLM agrees with the TinyLM on {found['agreement']:.2f} of the held-out prompts, "

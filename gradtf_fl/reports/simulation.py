@@ -226,9 +226,10 @@ def _rounds(report: SimulationReport) -> Table:
 
 def _refined(found: Mapping[str, Any]) -> str:
     """Whether refinement was taken, and the LLM's agreement with the TinyLM on public prompts without and with it."""
-    if found.get("agreement") is None:
+    if found.get("without") is None:
         return "-"
-    return f"{'yes' if found['taken'] else 'no'}, {found['without']:.2f} -> {found['agreement']:.2f}"
+    moved = "" if found["agreement"] is None else f" -> {found['agreement']:.2f}"
+    return f"{'yes' if found['taken'] else 'no'}, {found['without']:.2f}{moved}"
 
 
 def _cell(value: float | None) -> str:

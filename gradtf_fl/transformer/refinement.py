@@ -39,6 +39,7 @@ from gradtf_fl.tasks.decoding import context_length, generate_greedily
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+from gradtf_fl.transformer.model import GradTransformerModel
 
 LEAST_PROMPTS = 32
 LONGEST_ROW = 512
@@ -85,7 +86,8 @@ class Answered:
 @dataclass(frozen=True)
 class Refined:
     """Updates float32 [K, L2, n2]: ``plain`` ones, generated without the search, and those to use; and [K]: agreement
-    with the TinyLM before and after the search, and whether it was taken."""
+    with the TinyLM before and after the search (NaN where there was nothing to search for), and whether it was taken.
+    """
 
     plain: Tensor
     updates: Tensor
@@ -94,7 +96,7 @@ class Refined:
     taken: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Of the first update, for reports: ``taken``, ``agreement`` and ``without`` it; None where not looked at."""
+        """Of the first update, for reports: ``taken``, ``agreement`` and ``without`` it; None where not measured."""
         before, after = (None if bool(one[0].isnan()) else round(float(one[0]), 4) for one in (self.before, self.after))
         return {"taken": bool(self.taken[0]), "agreement": after, "without": before}
 
@@ -108,32 +110,48 @@ def refine(
 ) -> Refined:
     """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered."""
     model, rows = transformer.model.requires_grad_(False), answered.rows
-    sets, per_set = len(updates), len(rows) // len(updates)
+    per_set = len(rows) // len(updates)
     fitted = round(per_set * (1 - recipe.held_out))
-    first = torch.arange(sets)[:, None] * per_set
-    held = rows.take((first + torch.arange(fitted, per_set)).reshape(-1))
-    order = np.stack([batch_indices([recipe.seed, k], fitted, recipe.batch, recipe.steps) for k in range(sets)])
+    first = torch.arange(len(updates))[:, None] * per_set
+    held = first + torch.arange(fitted, per_set)
     with torch.no_grad():
         start = model.encode(updates)
         plain = model.generate_from(start)
+    before = llm.accuracy(llm.initial + plain, rows.take(held.reshape(-1)))
+    chosen = ((before < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten()
+    made, after, taken = plain.clone(), torch.full_like(before, torch.nan), torch.zeros_like(before, dtype=torch.bool)
+    if len(chosen):
+        order = np.stack([batch_indices([recipe.seed, int(k)], fitted, recipe.batch, recipe.steps) for k in chosen])
+        index = first[chosen][:, :, None] + torch.from_numpy(order)  # [chosen, steps, batch]
+        moved = _search(model, llm, [states[chosen] for states in start], rows, index, recipe)
+        after[chosen] = llm.accuracy(llm.initial + moved, rows.take(held[chosen].reshape(-1)))
+        taken = after - before > recipe.least_gain
+        made[chosen] = torch.where(taken[chosen][:, None, None], moved, plain[chosen])
+    return Refined(plain, made, before, after, taken)
+
+
+def _search(
+    model: GradTransformerModel,
+    llm: StackedAdapters,
+    start: Sequence[Tensor],
+    rows: TokenRows,
+    index: Tensor,
+    recipe: RefinementRecipe,
+) -> Tensor:
+    """LLM updates [K, L2, n2] from the latents that the descent from ``start`` reaches; ``index``: rows of each step
+    [K, steps, batch]."""
     latents = [states.clone().requires_grad_(True) for states in start]
     optimizer = torch.optim.Adam(latents, betas=(0.9, 0.95))
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
-        part = rows.take((first + torch.from_numpy(order[:, step])).reshape(-1))
+        part = rows.take(index[:, step].reshape(-1))
         logits = llm.answer_logits(llm.initial + model.generate_from(latents), part)
-        loss = (
-            _loss(logits, part.answer_labels(), recipe.confidence) * sets
-        )  # so that sets do not share a step's length
+        loss = _loss(logits, part.answer_labels(), recipe.confidence)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * len(index))  # the sum over updates, which have nothing to do with each other
         optimizer.step()
     with torch.no_grad():
-        moved = model.generate_from(latents)
-    before, after = (llm.accuracy(llm.initial + made, held) for made in (plain, moved))
-    open_to_it = (before < recipe.enough) | (answered.certainty.to(before.device) > recipe.sure)
-    taken = (after - before > recipe.least_gain) & open_to_it
-    return Refined(plain, torch.where(taken[:, None, None], moved, plain), before, after, taken)
+        return model.generate_from(latents)
 
 
 @contextmanager

@@ -78,6 +78,9 @@ def test_a_seen_rule_is_left_as_it_was_generated(
 ) -> None:
     found = generator.refined(updates[0].numpy())
     assert not bool(found.taken)
+    assert bool(found.after.isnan())
+    assert float(found.before) > QUICK.enough
+    assert found.summary()["agreement"] is None
     np.testing.assert_array_equal(generator.generate(updates[0].numpy()), transformer.generate(updates[0].numpy()))
 
 
@@ -93,6 +96,18 @@ def test_who_agrees_on_half_is_overruled_only_by_a_sure_tinylm(
         for recipe in (QUICK, replace(QUICK, enough=0.0))
     ]
     assert taken == [True, False, True, True]
+
+
+def test_updates_are_refined_alike_alone_and_side_by_side(
+    transformer: GradTransformer, generator: RefiningGenerator, updates: Tensor
+) -> None:
+    both = [generator._answered(generator._tiny.initial + updates[k : k + 1]) for k in range(2)]
+    tokens = encode_rows([row for rows in both for row in rows], generator._llm_tokenizer)
+    sure = torch.tensor([0.5, 0.5])
+    side_by_side = refine(transformer, generator._llm, updates, Answered(tokens, sure), QUICK)
+    assert side_by_side.taken.tolist() == [False, True]
+    assert torch.equal(side_by_side.updates[0], side_by_side.plain[0])
+    assert float(side_by_side.after[1] - side_by_side.before[1]) > QUICK.least_gain
 
 
 def test_certainty_is_the_mean_probability_of_the_answers(generator: RefiningGenerator, updates: Tensor) -> None:
