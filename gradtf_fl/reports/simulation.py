@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich import box
 from rich.console import Console, Group
@@ -212,24 +212,16 @@ def _rounds(report: SimulationReport) -> Table:
     shown = ("round", "state", "joined", "masked", "unmasked")
     noisy = report.config.get("noise_multiplier")
     caption = "the error of the mean is its Skellam noise" if noisy else None
-    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client", "refined"], caption)
+    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client", "re-\nfined"], caption)
     for record in report.rounds:
         error, sent = record.get("max_abs_error"), record.get("bytes_up_per_client")
         table.add_row(
             *(str(record.get(key, "")) for key in shown),
             "-" if error is None else f"{error:.1e}",
             "-" if sent is None else f"{sent:,} B",
-            _refined(record.get("refinement") or {}),
+            {None: "-", True: "yes", False: "no"}[(record.get("refinement") or {}).get("taken")],
         )
     return table
-
-
-def _refined(found: Mapping[str, Any]) -> str:
-    """Whether refinement was taken, and the LLM's agreement with the TinyLM on public prompts without and with it."""
-    if found.get("without") is None:
-        return "-"
-    moved = "" if found["agreement"] is None else f" -> {found['agreement']:.2f}"
-    return f"{'yes' if found['taken'] else 'no'}, {found['without']:.2f}{moved}"
 
 
 def _cell(value: float | None) -> str:
