@@ -20,7 +20,12 @@ def report(state: str = "completed") -> SimulationReport:
         OrganizationResult(name, "afk: sum", 1.5, 1e-5, 8.0, scores | {"llm_generated": generated})
         for name, generated in (("org-1", 0.8), ("org-2", 1.0))
     )
-    rounds = ({"round": 1, "state": state, "joined": 2, "masked": 2, "unmasked": 2, "max_abs_error": math.nan},)
+    figures = {"state": state, "joined": 1000, "masked": 1000, "unmasked": 1000, "bytes_up_per_client": 1_234_567}
+    rounds = (
+        {"round": 1, **figures, "max_abs_error": math.nan, "refinement": {"taken": True, "without": 0.1}},
+        {"round": 2, **figures, "max_abs_error": 1.5e-06, "refinement": {"taken": False}},
+        {"round": 3, **figures, "max_abs_error": 1.5e-06, "refinement": {}},
+    )
     return SimulationReport({"seed": 0}, state, "why", 12.345, organizations, rounds, {"load": 1.0}, "/out")  # type: ignore[arg-type]
 
 
@@ -77,6 +82,8 @@ def test_tables_fit_80_columns_and_show_every_figure() -> None:
     ):
         assert wanted in lines, wanted
     assert "…" not in lines
+    rounds = [line.split() for line in lines.splitlines() if "1,234,567" in line]
+    assert [(line[0], line[-1]) for line in rounds] == [("1", "yes"), ("2", "no"), ("3", "-")]
 
 
 def test_an_aborted_run_says_why_and_shows_no_controls() -> None:
