@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from safetensors.torch import load_file
 from experiments.benchmark import machine
 from experiments.bound_figure import caption, figure
 from experiments.evaluate_transformer import DELTA, ROWS, TEST_ROWS, draw
+from experiments.runner import revision
 from gradtf_fl.curation import CurationConfig
 from gradtf_fl.curation.shadow import as_token_rows
 from gradtf_fl.models import load_model
@@ -262,8 +262,7 @@ def main() -> None:
         options.rules,
         lambda done: print(f"{done}: {time.monotonic() - began:.0f} s", flush=True),
     )
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    document = {"git": revision or None, "machine": described, **document}
+    document = {"git": revision(), "machine": described, **document}
     document["seconds"] = round(time.monotonic() - began, 1)
     document["caption"] = caption(document)
     options.out.parent.mkdir(parents=True, exist_ok=True)

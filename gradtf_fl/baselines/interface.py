@@ -17,11 +17,9 @@ from gradtf_fl.adapters import AdapterSpec, initial_state
 from gradtf_fl.baselines.scoring import AnswerLogits, Scores, equal_counts, score_rows
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import context_length
+from gradtf_fl.tasks.decoding import context_length, longest_row
 from gradtf_fl.tasks.rows import Row, TokenRows
 from gradtf_fl.training.stacked import StackedAdapters
-
-MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class PairSide:
     @property
     def max_tokens(self) -> int:
         """Tokens of a row at most, prompt and answer (see `tasks.rows.encode_rows`)."""
-        return min(MAX_TOKENS, self.context or MAX_TOKENS)
+        return longest_row(self.stack.model)
 
     @classmethod
     def load(cls, model_name: str, spec: AdapterSpec) -> PairSide:

@@ -21,14 +21,13 @@ from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import context_length
+from gradtf_fl.tasks.decoding import longest_row
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.text_windows import TaskRows, read_task_rows
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, StackedAdapters
 
 T = TypeVar("T")
 Mechanism = Literal["adamw", "sgld", "dp-sgd"]
-MAX_TOKENS = 512
 CHECKED_ROWS = 500
 """Public rows of each task that are encoded beforehand to see whether they fit."""
 MOST_CUT = 0.01
@@ -120,8 +119,8 @@ class TaskCuration:
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
         (tiny_model, tiny_tokenizer), (llm_model, llm_tokenizer) = load_model(self.tiny), load_model(self.llm)
         rows = ShardRows(
-            encode_causal(texts, tiny_tokenizer, max_tokens(tiny_model)),
-            encode_causal(texts, llm_tokenizer, max_tokens(llm_model)),
+            encode_causal(texts, tiny_tokenizer, longest_row(tiny_model)),
+            encode_causal(texts, llm_tokenizer, longest_row(llm_model)),
         )
         tiny = StackedAdapters(tiny_model.to(device), self.spec)
         if kind == "dp":
@@ -134,7 +133,7 @@ class TaskCuration:
     def _not_fitting(self, model_name: str, loaded: tuple[Any, Any], found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows lose a part of their answer in the context of a model (with its tokenizer)."""
         model, tokenizer = loaded
-        room = max_tokens(model) - 1
+        room = longest_row(model) - 1
         problems = []
         for name, task in found.items():
             lengths = answer_lengths(task.public[:CHECKED_ROWS], tokenizer)
@@ -148,11 +147,6 @@ class TaskCuration:
 
 
 KIND_OF: dict[Mechanism, str] = {"adamw": "plain", "sgld": "sgld", "dp-sgd": "dp"}
-
-
-def max_tokens(model: Any) -> int:
-    """Tokens of a row at most."""
-    return min(MAX_TOKENS, context_length(model) or MAX_TOKENS)
 
 
 def answer_lengths(rows: Sequence[Row], tokenizer: Any) -> list[int]:

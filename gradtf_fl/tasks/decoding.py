@@ -15,6 +15,7 @@ from typing import Any
 from gradtf_fl.errors import ConfigError
 
 BATCH = 32
+LONGEST_ROW = 512
 Progress = Callable[[int, int], None]  # prompts that are done, of how many
 
 
@@ -87,6 +88,11 @@ def context_length(model: Any) -> int | None:
     """Positions that ``model`` was made for, None where its config does not say."""
     length = getattr(model.config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def longest_row(model: Any) -> int:
+    """Tokens of a row at most, prompt and answer: the model's context, and no more than `LONGEST_ROW`."""
+    return min(LONGEST_ROW, context_length(model) or LONGEST_ROW)
 
 
 class _Stop:

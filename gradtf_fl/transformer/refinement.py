@@ -35,15 +35,13 @@ from torch import Tensor
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import context_length, generate_greedily
+from gradtf_fl.tasks.decoding import generate_greedily, longest_row
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
 from gradtf_fl.transformer.model import GradTransformerModel
 
 LEAST_PROMPTS = 32
-LONGEST_ROW = 512
-"""Tokens of prompt and answer at most."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class RefiningGenerator:
         tiny, self._tiny_tokenizer = load_model(self.source.model)
         llm, self._llm_tokenizer = load_model(self.target.model)
         self._tiny, self._llm = StackedAdapters(tiny, self.source.spec), StackedAdapters(llm, self.target.spec)
-        self._room = min(LONGEST_ROW, *(context_length(model) or LONGEST_ROW for model in (tiny, llm)))
+        self._room = min(longest_row(tiny), longest_row(llm))
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
