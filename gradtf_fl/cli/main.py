@@ -40,6 +40,7 @@ VERBS = {
     "evaluate": Verb("gradtf_fl.cli.evaluate:evaluate", "Score a model, with or without an adapter."),
     "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with the public ones; stays local."),
     "audit": Verb("gradtf_fl.cli.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."),
+    "certs": Verb("gradtf_fl.cli.certs:certs", "TLS for the SuperLink: an authority, certificates, checks."),
     "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and this machine's limits."),
     "experiment": Verb("gradtf_fl.cli.experiment:experiment", "Tables and figures of the paper, from presets."),
     "doctor": Verb("gradtf_fl.cli.doctor:doctor", "Check this machine and say what to do about it."),
