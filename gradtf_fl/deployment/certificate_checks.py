@@ -97,9 +97,9 @@ def _chain(
     try:
         length = len(verifier.verify(leaf, list(between)))
     except VerificationError as error:
-        why = str(error).removeprefix("validation failed: ")
-        remedy = "works with OpenSSL, which Flower uses; ask the CA for a certificate after RFC 5280 all the same"
-        yield Finding("warn", "chain", f"signatures hold, but strict clients refuse it: {why}", remedy)
+        why = str(error).removeprefix("validation failed: ").partition(" (encountered")[0]
+        remedy = "OpenSSL, which Flower uses, takes it all the same; tell the CA"
+        yield Finding("warn", "chain", f"signatures hold, but not every rule for public CAs: {why}", remedy)
     else:
         yield Finding("ok", "chain", f"{length} certificates, up to the CA")
 

@@ -59,12 +59,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_bad_private_keys_are_told(tmp_path: Path) -> None:
     private, _ = write_node_key(tmp_path)
+    plain = serialization.NoEncryption()
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
-    sealed = serialization.load_ssh_private_key(private.read_bytes(), None)
+    key = serialization.load_ssh_private_key(private.read_bytes(), None)
     cases = {
-        "not an unencrypted": sealed.private_bytes(*form, serialization.BestAvailableEncryption(b"secret")),
+        "not an unencrypted": key.private_bytes(form[0], serialization.PrivateFormat.PKCS8, plain),
         "OpenSSH's format": b"nothing",
-        "NIST": ed25519.Ed25519PrivateKey.generate().private_bytes(*form, serialization.NoEncryption()),
+        "NIST": ed25519.Ed25519PrivateKey.generate().private_bytes(*form, plain),
     }
     for words, content in cases.items():
         private.write_bytes(content)
