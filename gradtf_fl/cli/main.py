@@ -42,6 +42,7 @@ VERBS = {
     "org": Verb("gradtf_fl.cli.org:org", "Organization: keys, checks, the node, its adapters."),
     "server": Verb("gradtf_fl.cli.server:server", "Provider: run the server of a federation, look at it."),
     "audit": Verb("gradtf_fl.cli.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."),
+    "certs": Verb("gradtf_fl.cli.certs:certs", "TLS for the SuperLink: an authority, certificates, checks."),
     "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and this machine's limits."),
     "experiment": Verb("gradtf_fl.cli.experiment:experiment", "Tables and figures of the paper, from presets."),
     "doctor": Verb("gradtf_fl.cli.doctor:doctor", "Check this machine and say what to do about it."),
