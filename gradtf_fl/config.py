@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from gradtf_fl.errors import ConfigError
 
@@ -44,6 +44,7 @@ Groups = Annotated[int, Field(ge=1, le=200)]
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 NoiseMultiplier = Annotated[float, Field(ge=0, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+TrackingPlace = Annotated[str, AfterValidator(lambda text: _sound_tracking(text))]
 
 
 class Section(BaseModel):
@@ -178,6 +179,7 @@ class FederationPlan(Section):
         prompts: JSONL file with public prompts of the organizations' task; the LLM update is then refined on what the
             tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`). answer_tokens: length of an answer.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters. organizations_dir: simulation only.
+        tracking: where each round's figures go beside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
     """
 
     tiny: ModelName = "embedded:tiny"
@@ -210,6 +212,7 @@ class FederationPlan(Section):
     out: Location = Path("out")
     provider_key: Location | None = None
     organizations_dir: Location | None = None
+    tracking: TrackingPlace = ""
 
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
@@ -342,6 +345,15 @@ def _refuse_small_groups(organizations: int, groups: int, threshold: int | None 
         raise ValueError("groups must be 1 or at least 3: of two group means neither can be told to be the bad one")
     if groups > 1 and threshold is not None:
         raise ValueError("threshold cannot be set together with groups, each of which has its own")
+
+
+def _sound_tracking(text: str) -> str:
+    kind, _, place = text.partition(":")
+    if text and (kind not in ("tensorboard", "mlflow") or not place):
+        raise ValueError("wants tensorboard:DIR or mlflow:URI_OR_DIR")
+    if "://" in place and "@" in place.partition("://")[2].partition("/")[0]:
+        raise ValueError("a password does not belong here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    return text
 
 
 def _kebab(name: str) -> str:
