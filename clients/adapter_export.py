@@ -51,7 +51,7 @@ def export_merged(
 
     Args:
         dtype: a key of `TOLERANCE`; None takes the base model's own, float32 where that is none of these. Merged in
-            float32 in any case: 4 bytes of memory for each parameter, twice. told: is called before each long step.
+            float32 in any case: 4 bytes of memory for each parameter. told: is called before each long step.
 
     Raises:
         ConfigError: ``out`` exists and is not an empty folder, or the model can't be loaded.
@@ -68,7 +68,8 @@ def export_merged(
     base, _ = load_model(base_model)
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(base_model))  # as it came
     chosen = dtype or _own_dtype(base_model)
-    probe = _probe(base.config.get_text_config().vocab_size, base.config.get_text_config().max_position_embeddings)
+    text = base.config.get_text_config()
+    probe = _probe(text.vocab_size, getattr(text, "max_position_embeddings", PROBE_SHAPE[1]))
     before = _logits(base, probe)
     _untie_for(adapter, base)
     model: Any = PeftModel.from_pretrained(base, adapter).eval()

@@ -227,6 +227,13 @@ def test_killed_on_the_way_no_key_is_beside_anothers_certificate(
     assert len(list(out.iterdir())) == 4
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_renews_for_the_folders_owner(ca: Path, issued: Issued, tmp_path: Path) -> None:
+    os.chown(tmp_path / "tls", 12345, 12345)
+    again = issue_server(ca, [HOST], tmp_path / "tls")
+    assert {path.stat().st_uid for path in (again.key_path, again.certificate_path)} == {12345}
+
+
 def test_another_tools_files_are_not_overwritten(ca: Path, tmp_path: Path) -> None:
     out = tmp_path / "tls"
     out.mkdir()

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clients.delivery import receive_adapter
 from clients.kept_adapters import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.organization import Organization, load_organization
+from gradtf_fl.adapter_proof import FIXED, SWITCHES
 from gradtf_fl.adapters import AdapterSpec, load_adapter, pack_adapter
 from gradtf_fl.cli.main import Gradtf
 from gradtf_fl.cli.org_adapter import adapter as command
@@ -304,6 +305,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another signer": (signed_by_a_stranger, "delivered under another one"),
     "another scale": (configured(lora_alpha=400.0), "scale"),
     "a switch": (configured(use_rslora=True), "use_rslora"),
+    "another initialisation": (configured(init_lora_weights="pissa"), "init_lora_weights"),
     "another base": (configured(base_model_name_or_path="/elsewhere"), "changed since it was stored"),
     "another round": (another_round, "is about round 1"),
     "cut off": (truncated, "damaged"),
@@ -341,6 +343,15 @@ def test_an_earlier_provider_key_verifies_what_it_signed(organization: Kept) -> 
     organization.kit.change(0, secagg=limits)
     assert run(organization.folder, "--verify").exit_code == 5
     assert document(organization.folder, "--verify", "--provider-key", old)["verified"]
+
+
+def test_every_entry_that_peft_writes_is_judged(organization: Kept) -> None:
+    """A newer PEFT may have new entries: they belong among the switches unless they change nothing."""
+    config = json.loads((organization.adapter(3) / "adapter_config.json").read_text())
+    compared = {"r", "lora_alpha", "target_modules", "base_model_name_or_path"}
+    harmless = {"inference_mode", "peft_version", "megatron_core", "qalora_group_size"}
+    assert set(config) - compared - harmless - set(FIXED) == set(SWITCHES)
+    assert not any(config[name] for name in SWITCHES)
 
 
 def test_adapters_of_other_kinds_are_verified_by_their_own_state(organization: Kept) -> None:
