@@ -113,6 +113,8 @@ def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | N
 
 def _run_federation(config: SimulationConfig, folders: FederationFolders, clock: RunClock) -> Outcome:
     def show(event: RoundEvent) -> None:
+        if event.kind == "closed":  # told with the stage's last reply
+            return
         clock.done += event.kind == "end"
         clock.replies = clock.replies + 1 if event.kind == "reply" else 0
         clock.on_event(_shown(event, clock, folders, config))

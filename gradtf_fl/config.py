@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from gradtf_fl.errors import ConfigError
 
@@ -30,6 +30,7 @@ ModelName = Annotated[str, StringConstraints(min_length=1)]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 OrganizationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[1-9][0-9]{0,4}$")]
 Location = Annotated[Path, Field(strict=False)]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
@@ -43,6 +44,7 @@ Groups = Annotated[int, Field(ge=1, le=200)]
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 NoiseMultiplier = Annotated[float, Field(ge=0, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+TrackingPlace = Annotated[str, AfterValidator(lambda text: _sound_tracking(text))]
 
 
 class Section(BaseModel):
@@ -112,6 +114,27 @@ class SecAggSection(Section):
         return self
 
 
+class ServerSection(Section):
+    """``[server]``: where this organization's SuperNode connects. Deployment only; written by ``gradtf org join``.
+
+    Attributes:
+        address: HOST:PORT. ca: PEM file of the authority that the server's certificate must come from.
+    """
+
+    address: Address
+    ca: Location = Path("ca.crt")
+
+
+class WorkerSection(Section):
+    """``[worker]``: the resident process that holds the models.
+
+    Attributes:
+        memory_mb: resident memory (MB) past which it ends after its answer, to be started afresh.
+    """
+
+    memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
+
+
 class DropPoint(Section):
     """Simulation only: the organization vanishes before it answers ``stage`` (of one or every round)."""
 
@@ -135,6 +158,8 @@ class OrganizationConfig(Section):
     data: DataSection
     privacy: PrivacySection
     secagg: SecAggSection
+    server: ServerSection | None = None
+    worker: WorkerSection = WorkerSection()
     share_metrics: bool = False
     simulation: OrganizationSimulation | None = None
 
@@ -154,6 +179,7 @@ class FederationPlan(Section):
         prompts: JSONL file with public prompts of the organizations' task; the LLM update is then refined on what the
             tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`). answer_tokens: length of an answer.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters. organizations_dir: simulation only.
+        tracking: where each round's figures go beside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
     """
 
     tiny: ModelName = "embedded:tiny"
@@ -186,6 +212,7 @@ class FederationPlan(Section):
     out: Location = Path("out")
     provider_key: Location | None = None
     organizations_dir: Location | None = None
+    tracking: TrackingPlace = ""
 
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
@@ -320,6 +347,15 @@ def _refuse_small_groups(organizations: int, groups: int, threshold: int | None 
         raise ValueError("threshold cannot be set together with groups, each of which has its own")
 
 
+def _sound_tracking(text: str) -> str:
+    kind, _, place = text.partition(":")
+    if text and (kind not in ("tensorboard", "mlflow") or not place):
+        raise ValueError("wants tensorboard:DIR or mlflow:URI_OR_DIR")
+    if "://" in place and "@" in place.partition("://")[2].partition("/")[0]:
+        raise ValueError("a password does not belong here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    return text
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
@@ -370,7 +406,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def to_toml(values: BaseModel) -> str:
     """``values`` as TOML that `load_toml` reads back equal; what is not set (None) is left out."""
-    document = values.model_dump(mode="json", exclude_none=True)
+    return toml_of(values.model_dump(mode="json", exclude_none=True))
+
+
+def toml_of(document: Mapping[str, Any]) -> str:
+    """A document of plain values, and tables of them, as TOML."""
     tables = {name: table for name, table in document.items() if isinstance(table, dict)}
     lines = [f"{name} = {_toml_value(value)}" for name, value in document.items() if name not in tables]
     for name, table in tables.items():

@@ -46,6 +46,9 @@ def absolute(plan: FederationPlan) -> FederationPlan:
         update[name] = value if value.startswith("embedded:") else model_folder(value)
     if plan.transformer != "embedded":
         update["transformer"] = str(Path(plan.transformer).absolute())
+    kind, _, place = plan.tracking.partition(":")
+    if place and "://" not in place:
+        update["tracking"] = f"{kind}:{Path(place).absolute()}"
     return plan.model_copy(update=update)
 
 

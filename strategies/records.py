@@ -58,7 +58,24 @@ class RoundRecord:
         return cls(**(dict(document) | {"included": tuple(document["included"]), "sums": sums}))
 
 
-EventKind = Literal["round", "stage", "reply", "generated", "delivered", "end"]
+EventKind = Literal["round", "stage", "reply", "closed", "generated", "delivered", "end"]
+
+
+@dataclass(frozen=True)
+class NodeOutcome:
+    """How one node stands in a stage.
+
+    Attributes:
+        node: Flower's id of it. organization: hex Ed25519 key of its advert in this attempt; empty without one.
+        outcome: ``waiting``, ``answered``, ``silent`` (at the deadline), ``unusable``, or its refusal's code.
+        bytes_up, bytes_down: payload from and to it in this attempt so far.
+    """
+
+    node: int
+    organization: str
+    outcome: str
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,11 +83,13 @@ class RoundEvent:
     """Live progress.
 
     ``round`` opens one; ``stage`` opens a stage; ``reply`` tells that one organization answered or was lost;
-    ``generated`` follows the sum, ``end`` carries the record, ``delivered`` comes last.
+    ``closed`` ends the stage; ``generated`` follows the sum, ``end`` carries the record, ``delivered`` comes last.
 
     Attributes:
         joined: organizations that have answered this stage so far. expected: those asked.
         dropped: organizations lost in this round so far. seconds: since the stage began.
+        attempt: of the round, where a stage is told. nodes: of a ``stage`` and ``closed`` event all that were asked,
+            of a ``reply`` the one.
     """
 
     kind: EventKind
@@ -82,6 +101,8 @@ class RoundEvent:
     dropped: int = 0
     seconds: float = 0.0
     record: RoundRecord | None = None
+    attempt: int = 0
+    nodes: tuple[NodeOutcome, ...] = ()
 
 
 OnEvent = Callable[[RoundEvent], None]

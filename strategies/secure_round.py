@@ -8,7 +8,7 @@ for each group of organizations; all groups go through a stage together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -19,7 +19,9 @@ from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Re
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from strategies.groups import groups_needed
-from strategies.records import EventKind, OnEvent, RoundEvent
+from strategies.records import EventKind, NodeOutcome, OnEvent, RoundEvent
+
+WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
 
 @dataclass
@@ -29,7 +31,7 @@ class RoundLog:
     Attributes:
         answered: stage -> organizations whose answer counted. dropped: stage -> organizations lost there.
         refused: refusal code -> organizations. included: hex keys of the organizations in each sum.
-        seconds: ``train`` and ``aggregate``.
+        seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class RoundLog:
     included: tuple[tuple[str, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
+    organizations: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -159,21 +162,30 @@ class SecureRound:
         group = self._groups.get(commitment_of(payload))
         if group is None:
             raise WrongRound("an advert for none of this round's groups")
-        group.nodes[node] = group.server.receive_advert(payload)
+        key = group.nodes[node] = group.server.receive_advert(payload)
+        self.log.organizations[node] = key.hex()
 
     def _stage(self, stage: str, messages: list[Message], take: Callable[[int, bytes], None]) -> None:
         """Exchange one stage; nodes without a usable answer leave their group."""
         asked = [message.metadata.dst_node_id for message in messages]
+        outcomes = dict.fromkeys(asked, WAITING)
         started, good = time.monotonic(), set[int]()
-        self._tell("stage", stage, 0, len(asked), started)
+
+        def tell(kind: EventKind, nodes: Iterable[int]) -> None:
+            self._tell(kind, stage, len(good), len(asked), started, [(node, outcomes[node]) for node in nodes])
 
         def on_answer(answer: Answer) -> None:
             if answer.refusal is not None:
+                outcomes[answer.node] = str(answer.refusal)
                 self.log.refused[answer.refusal] = self.log.refused.get(answer.refusal, 0) + 1
             elif answer.fields is not None and self._usable(answer, take):
+                outcomes[answer.node] = ANSWERED
                 good.add(answer.node)
-            self._tell("reply", stage, len(good), len(asked), started)
+            else:
+                outcomes[answer.node] = UNUSABLE
+            tell("reply", [answer.node])
 
+        tell("stage", asked)
         wait = patience(self._grid, self._config.deadline_s, len(asked))
         exchange(self._grid, messages, wait, on_answer, self.log.traffic)
         lost = [node for node in asked if node not in good]
@@ -183,6 +195,8 @@ class SecureRound:
         self.log.answered[stage] = len(good)
         if lost:
             self.log.dropped[stage] = len(lost)
+        outcomes = {node: SILENT if outcome == WAITING else outcome for node, outcome in outcomes.items()}
+        tell("closed", asked)
 
     def _usable(self, answer: Answer, take: Callable[[int, bytes], None]) -> bool:
         try:
@@ -194,17 +208,32 @@ class SecureRound:
             return False
         return True
 
-    def _tell(self, kind: EventKind, stage: str, joined: int, expected: int, started: float) -> None:
-        if self._on_event is not None:
-            self._on_event(
-                RoundEvent(
-                    kind,
-                    self._config.round,
-                    self._rounds,
-                    stage,
-                    joined=joined,
-                    expected=expected,
-                    dropped=sum(self.log.dropped.values()),
-                    seconds=time.monotonic() - started,
-                )
+    def _tell(
+        self,
+        kind: EventKind,
+        stage: str,
+        joined: int,
+        expected: int,
+        started: float,
+        nodes: Iterable[tuple[int, str]],
+    ) -> None:
+        if self._on_event is None:
+            return
+        traffic, keys = self.log.traffic, self.log.organizations
+        self._on_event(
+            RoundEvent(
+                kind,
+                self._config.round,
+                self._rounds,
+                stage,
+                joined=joined,
+                expected=expected,
+                dropped=sum(self.log.dropped.values()),
+                seconds=time.monotonic() - started,
+                attempt=self._config.attempt,
+                nodes=tuple(
+                    NodeOutcome(n, keys.get(n, ""), outcome, traffic.up.get(n, 0), traffic.down.get(n, 0))
+                    for n, outcome in nodes
+                ),
             )
+        )

@@ -13,16 +13,24 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Roster
 from strategies import checkpoints
 from strategies.federation import SecureFederation
+from strategies.observation import Observer, tell_all
 from strategies.provider import Generator, Provider
 from strategies.records import FederationResult, OnEvent, RoundEvent
+from strategies.tracking import open_tracker
 
 app = ServerApp()
 
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
-    """Run (or continue) the federation of the run config; an error fails the run."""
-    run_server(grid, FederationPlan.from_run_config(context.run_config), _log_event)
+    """Run (or continue) the federation of the run config; an error fails the run.
+
+    `Observer` keeps OUT/status.json and OUT/events.jsonl beside it.
+    """
+    plan = FederationPlan.from_run_config(context.run_config)
+    tracker = open_tracker(plan.tracking, plan.out.absolute().name)
+    with Observer(plan, tracker) as observer:
+        run_server(grid, plan, tell_all(_log_event, observer))
 
 
 def _log_event(event: RoundEvent) -> None:

@@ -1,1 +1,1 @@
-"""What operators of a real deployment need: certificates, keys of nodes, and checks of both."""
+"""Deployment at organizations: certificates, keys, enrolment, processes, logs, health. Nothing here imports Flower."""

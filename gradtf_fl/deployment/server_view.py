@@ -1,0 +1,293 @@
+"""What a server's folder tells about its run, whether the server is up or not: for `gradtf server status` and health.
+
+DIR/status.json        where the run stands (`RunStatus`); absent before the first round
+DIR/federation.json    every finished attempt: the authority on rounds, sums and refusals
+DIR/events.jsonl       message bytes of each organization in each attempt
+DIR/roster.txt, DIR/enrolments/*.json    the organizations' keys, and their names
+DIR/.lock              held by the process that runs the rounds
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.deployment.json_logs import read_lines
+from gradtf_fl.deployment.run_status import EVENTS_FILE, NodeStatus, RunStatus
+from gradtf_fl.errors import ConfigError, CorruptFile
+
+FEDERATION_FILE, ROSTER_FILE, ENROLMENTS, LOCK_FILE = "federation.json", "roster.txt", "enrolments", ".lock"
+LATE = 2.0  # a stage that lasts this many deadlines hangs
+
+NOT_KNOWN = (
+    "Not known here: any organization's accuracy, number of rows or remaining privacy budget, and any single update: "
+    "they stay with the organizations. The server learns sums, keys, message sizes, times and refusal codes. Epsilon "
+    "is what the plan may spend in all its rounds; what was spent stands in each organization's own ledger."
+)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """An organization's payload bytes in one attempt at a round, and whether it is in that attempt's sum."""
+
+    round: int
+    attempt: int
+    bytes_up: int
+    bytes_down: int
+    included: bool
+
+
+@dataclass(frozen=True)
+class OrganizationView:
+    """One organization, or one node that never showed a key.
+
+    Attributes:
+        key: hex Ed25519; empty for such a node. name: of its enrolment, else empty.
+        in_last_sum: of the last completed round; None before the first. missed: completed rounds without it.
+        now: how it stands in the round under way or last tried; None before its node was first asked.
+        traffic: of each attempt in which it was asked.
+    """
+
+    key: str
+    name: str = ""
+    in_last_sum: bool | None = None
+    missed: int = 0
+    now: NodeStatus | None = None
+    traffic: tuple[Traffic, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.name or (f"key {self.key[:16]}" if self.key else f"node {self.now.node if self.now else '?'}")
+
+
+@dataclass(frozen=True)
+class ServerView:
+    """All of it.
+
+    Attributes:
+        alive: whether a process runs the rounds now. age: seconds since the status was written.
+        records: `RoundRecord`s of all finished attempts in JSON form. refused: code -> refusals in all of them.
+        problems: files that could not be read.
+    """
+
+    folder: Path
+    alive: bool
+    status: RunStatus | None
+    age: float | None
+    run_id: str = ""
+    records: tuple[Mapping[str, Any], ...] = ()
+    organizations: tuple[OrganizationView, ...] = ()
+    refused: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def completed(self) -> list[Mapping[str, Any]]:
+        """Records of completed rounds."""
+        return [record for record in self.records if record["state"] == "completed"]
+
+    @property
+    def state(self) -> str:
+        """``not started``, ``running``, ``died`` (it was running), ``idle``, or how the run ended."""
+        if self.alive:
+            return "running"
+        if self.status is None:
+            return "idle" if self.records else "not started"
+        return "died" if self.status.state == "running" else self.status.state
+
+    @property
+    def stage_seconds(self) -> float | None:
+        """How long the current stage has lasted; until the last sign of life when the server is down."""
+        if self.status is None or not self.status.stage:
+            return None
+        return max(0.0, (time.time() if self.alive else self.status.updated) - self.status.stage_started)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        last = self.completed[-1] if self.completed else {}
+        return {
+            "folder": str(self.folder),
+            "state": self.state,
+            "alive": self.alive,
+            "status_age_s": None if self.age is None else round(self.age, 1),
+            "run_id": self.run_id,
+            "rounds_done": len(self.completed),
+            "stage_s": None if self.stage_seconds is None else round(self.stage_seconds, 1),
+            "status": None if self.status is None else asdict(self.status),
+            "organizations": [asdict(o) for o in self.organizations],
+            "refused": dict(self.refused),
+            "last_adapter": {"round": last["round"], "sha256": last["llm_adapter_sha256"]} if last else None,
+            "rounds": [dict(record) for record in self.records],
+            "not_known": NOT_KNOWN,
+            "problems": list(self.problems),
+        }
+
+
+def view_server(folder: Path) -> ServerView:
+    """Look at a server's folder.
+
+    Raises:
+        ConfigError: no such folder, or no server's. A damaged file in it is one of the view's ``problems``.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    problems: list[str] = []
+    status: RunStatus | None = None
+    try:
+        status = RunStatus.read(folder)
+    except CorruptFile as error:
+        problems += error.problems
+    document = _federation(folder, problems)
+    roster = _roster(folder, problems)
+    if status is None and not document and not roster and not problems:
+        raise ConfigError(f"{folder}: no server's folder: neither a run nor a {ROSTER_FILE} is in it")
+    records = tuple(document.get("records", ()))
+    refused: dict[str, int] = {}
+    for record in records:
+        for code, count in record.get("refused", {}).items():
+            refused[code] = refused.get(code, 0) + int(count)
+    return ServerView(
+        folder=folder,
+        alive=holds_lock(folder),
+        status=status,
+        age=None if status is None else max(0.0, time.time() - status.updated),
+        run_id=str(document.get("run_id", "")),
+        records=records,
+        organizations=_organizations(folder, roster, records, status, problems),
+        refused=refused,
+        problems=tuple(problems),
+    )
+
+
+def health(view: ServerView) -> dict[str, Any]:
+    """``{"status": "ok" | "degraded" | "failed", ...}`` for a `HealthServer`: numbers and states only.
+
+    failed: the run died or ended without its last round. degraded: it runs, but an organization is missing from the
+    last sum or was lost in this attempt, a stage hangs, or a file is damaged.
+    """
+    status, seconds = view.status, view.stage_seconds
+    missing = sum(o.in_last_sum is False for o in view.organizations)
+    limit = 0.0 if status is None else {"connect": status.plan.join_s}.get(status.stage, status.plan.deadline_s)
+    hangs = view.alive and limit > 0 and seconds is not None and seconds > LATE * limit
+    ended_badly = view.state in ("died", "aborted", "rejected", "budget", "failed")
+    degraded = bool(missing or hangs or view.problems or (view.alive and status is not None and status.dropped))
+    return {
+        "status": "failed" if ended_badly else "degraded" if degraded else "ok",
+        "state": view.state,
+        "round": 0 if status is None else status.round,
+        "rounds": None if status is None else status.plan.rounds,
+        "rounds_done": len(view.completed),
+        "stage": "" if status is None else status.stage,
+        "stage_s": None if seconds is None else round(seconds, 1),
+        "organizations_missing": missing,
+        "status_age_s": None if view.age is None else round(view.age, 1),
+    }
+
+
+def holds_lock(folder: Path) -> bool:
+    """Whether a process runs the rounds in ``folder``."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def _federation(folder: Path, problems: list[str]) -> dict[str, Any]:
+    path = folder / FEDERATION_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for record in document["records"]:
+            _ = record["round"], record["attempt"], record["state"], record["included"], record["llm_adapter_sha256"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"{path}: cannot be read ({type(error).__name__})")
+        return {}
+    return dict(document)
+
+
+def _roster(folder: Path, problems: list[str]) -> list[str]:
+    path = folder / ROSTER_FILE
+    try:
+        lines = path.read_text(encoding="ascii").split()
+        return [bytes.fromhex(line).hex() for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: cannot be read ({type(error).__name__})")
+        return []
+
+
+def _names(folder: Path, problems: list[str]) -> dict[str, str]:
+    """Key -> name, of all enrolments."""
+    names: dict[str, str] = {}
+    for path in sorted((folder / ENROLMENTS).glob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            names[str(document["identity"])] = str(document["name"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path}: cannot be read ({type(error).__name__})")
+    return names
+
+
+def _organizations(
+    folder: Path,
+    roster: list[str],
+    records: tuple[Mapping[str, Any], ...],
+    status: RunStatus | None,
+    problems: list[str],
+) -> tuple[OrganizationView, ...]:
+    """Those of the roster, then any other key that was in a sum, then nodes without a key."""
+    names, sums = _names(folder, problems), [set(r["included"]) for r in records if r["state"] == "completed"]
+    nodes = status.nodes if status is not None else ()
+    by_key = {node.key: node for node in nodes if node.key}
+    keys = dict.fromkeys([*(roster or names), *(key for keys in sums for key in sorted(keys)), *by_key])
+    traffic = _traffic(folder)
+    views = [
+        OrganizationView(
+            key=key,
+            name=names.get(key, ""),
+            in_last_sum=key in sums[-1] if sums else None,
+            missed=sum(key not in included for included in sums),
+            now=by_key.get(key),
+            traffic=tuple(traffic.get(key, ())),
+        )
+        for key in keys
+    ]
+    return (*views, *(OrganizationView("", now=node) for node in nodes if not node.key))
+
+
+def _traffic(folder: Path) -> Mapping[str, list[Traffic]]:
+    """Key -> what the log has about its messages; a log that was rotated away has less."""
+    path = folder / EVENTS_FILE
+    try:
+        known = path.stat()
+    except OSError:
+        return {}
+    return _traffic_of(path, known.st_mtime_ns, known.st_size)
+
+
+@lru_cache(maxsize=1)
+def _traffic_of(path: Path, mtime_ns: int, size: int) -> Mapping[str, list[Traffic]]:
+    """Read again only when the log has changed: a live view asks twice a second."""
+    found: dict[str, list[Traffic]] = {}
+    for line in read_lines(path, "organization"):
+        try:
+            where = int(line["round"]), int(line["attempt"])
+            traffic = Traffic(*where, int(line["bytes_up"]), int(line["bytes_down"]), line["included"] is True)
+        except (KeyError, TypeError, ValueError):
+            continue
+        if isinstance(key := line.get("organization"), str):
+            found.setdefault(key, []).append(traffic)
+    return found

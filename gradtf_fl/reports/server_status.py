@@ -1,0 +1,173 @@
+"""`gradtf server status` for people: where the run stands, who is in it, and what the server does not know."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradtf_fl.config import STAGES
+from gradtf_fl.deployment.run_status import NodeStatus
+from gradtf_fl.deployment.server_view import NOT_KNOWN, OrganizationView, ServerView
+
+STATE_STYLES = {
+    "running": "bold green",
+    "completed": "bold green",
+    "idle": "bold",
+    "not started": "bold",
+    "stopped": "bold yellow",
+}
+STAGE_WORDS = {
+    "connect": "waiting for organizations to connect",
+    "advertise": "train and advertise",
+    "generate": "generating the LLM adapter",
+    "deliver": "delivering the LLM adapter",
+}
+STATE_WORDS = {
+    "died": "the server is gone in the middle of the run; start it again, it goes on from the last checkpoint",
+    "budget": "too few organizations have privacy budget left",
+    "aborted": "too few organizations stayed in the round",
+    "rejected": "the sum was none that honest organizations can give",
+    "failed": "the server ended with an error; see its log",
+    "stopped": "the server was stopped; start it again, it goes on from the last checkpoint",
+    "not started": "no round has begun",
+    "idle": "no server runs here now",
+}
+
+
+def status_report(view: ServerView) -> RenderableType:
+    """The whole view."""
+    parts: list[RenderableType] = [_headline(view)]
+    if (line := _stage_line(view)) is not None:
+        parts.append(line)
+    parts += [Text(problem, style="red") for problem in view.problems]
+    if view.status is not None and view.status.exchanges:
+        parts.append(_exchanges(view))
+    parts += [_organizations(view), _facts(view), Text(), Text(NOT_KNOWN, style="dim")]
+    return Group(*parts)
+
+
+def _headline(view: ServerView) -> Text:
+    status, state = view.status, view.state
+    text = Text.assemble((state, STATE_STYLES.get(state, "bold red")))
+    of = f" of {status.plan.rounds}" if status is not None else ""
+    text.append(f"   {len(view.completed)}{of} rounds done")
+    if view.age is not None:
+        text.append(f"   status written {duration(view.age)} ago", style="dim" if view.alive else "yellow")
+    if state in STATE_WORDS:
+        error = f" ({status.error})" if status is not None and status.error else ""
+        text.append(f"\n{STATE_WORDS[state]}{error}")
+    return text
+
+
+def _stage_line(view: ServerView) -> Text | None:
+    status = view.status
+    if status is None or not status.round or not status.stage:
+        return None
+    attempt = f", attempt {status.attempt + 1}" if status.attempt else ""
+    text = Text(f"round {status.round} of {status.plan.rounds}{attempt}: ")
+    text.append(STAGE_WORDS.get(status.stage, status.stage), style="bold")
+    seconds = view.stage_seconds or 0.0
+    if status.stage in STAGES:
+        text.append(f", {status.answered} of {status.expected} answered, {duration(seconds)}")
+        text.append(f" of at most {duration(status.plan.deadline_s)}")
+        if status.dropped:
+            text.append(f", {status.dropped} lost", style="yellow")
+    else:
+        text.append(f", {duration(seconds)}")
+        if status.stage == "connect":
+            text.append(f" of at most {duration(status.plan.join_s)} for {status.plan.organizations}")
+    return text
+
+
+def _exchanges(view: ServerView) -> Table:
+    """One line: the finished exchanges of the attempt."""
+    assert view.status is not None
+    table = _table(f"Exchanges of round {view.status.round}")
+    for exchange in view.status.exchanges:
+        table.add_column(exchange.stage, justify="right", no_wrap=True)
+    table.add_row(*(f"{e.answered} of {e.expected}" for e in view.status.exchanges))
+    table.add_row(*(duration(e.seconds) for e in view.status.exchanges))
+    return table
+
+
+def _organizations(view: ServerView) -> Table:
+    table = _table("Organizations")
+    table.add_column("organization", overflow="fold")
+    table.add_column("key", no_wrap=True)
+    for heading in ("in last\nsum", "rounds\nmissed", "bytes up\nlast round", "bytes down\nlast round"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("now", overflow="fold")
+    for organization in view.organizations:
+        table.add_row(*_row(view, organization))
+    return table
+
+
+def _row(view: ServerView, organization: OrganizationView) -> list[RenderableType]:
+    included = {None: Text("-"), True: Text("yes", style="green"), False: Text("no", style="red")}
+    last = organization.traffic[-1] if organization.traffic else None
+    up, down = ("-", "-") if last is None else (f"{last.bytes_up:,}", f"{last.bytes_down:,}")
+    done, missed = len(view.completed), organization.missed
+    return [
+        organization.name or (organization.label if not organization.key else "-"),
+        organization.key[:16] or "unknown",
+        included[organization.in_last_sum],
+        Text(f"{missed} of {done}" if done else "-", style="red" if missed else ""),
+        up,
+        down,
+        _now(view, organization.now),
+    ]
+
+
+def _now(view: ServerView, node: NodeStatus | None) -> Text:
+    """How it stands in the round under way, or how the last one left it."""
+    status = view.status
+    if status is None or node is None:
+        return Text("not seen yet", style="yellow")
+    before = f"; refused round {node.refused_in} ({node.refusal})" if node.refusal else ""
+    if node.refusal and node.outcome == node.refusal and node.refused_in == status.round:
+        return Text(f"refuses: {node.refusal}", style="red")
+    if not node.stage:
+        where = "" if status.stage == "connect" or not status.stage else "not connected"
+        return Text((where + before).removeprefix("; "), style="yellow")
+    if node.outcome == "answered":
+        return Text(f"answered {node.stage}{before}", style="green")
+    if node.outcome == "waiting":
+        return Text((f"waiting for its {node.stage}" if view.alive else f"had not answered {node.stage}") + before)
+    return Text(f"lost at {node.stage}: {node.outcome}{before}", style="red")
+
+
+def _facts(view: ServerView) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    plan = view.status.plan if view.status is not None else None
+    last = view.completed[-1] if view.completed else None
+    refusals = ", ".join(f"{code} {count}" for code, count in sorted(view.refused.items())) or "none"
+    table.add_row("refusals, all rounds", refusals)
+    adapter = f"{last['llm_adapter_sha256']} (round {last['round']})" if last is not None else "none yet"
+    table.add_row("last adapter, SHA-256", adapter)
+    if view.status is not None and view.status.stored is not None:
+        table.add_row("stored by", f"{view.status.stored} of {view.status.asked} organizations")
+    if plan is not None:
+        table.add_row("epsilon of the plan", f"{plan.epsilon:g} at delta {plan.delta:g}, all {plan.rounds} rounds")
+    if view.run_id:
+        table.add_row("run", view.run_id)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 4 min``, ``3 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, small, lesser in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size} {unit}" + (f" {rest} {lesser}" if rest else "")
+    return f"{whole} s"
