@@ -14,26 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from flwr.app import Context, RecordDict
+from click.testing import Result
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clients.delivery import receive_adapter
 from clients.kept_adapters import current, follow, is_pinned, kept, newest, pin, unpin
-from clients.organization import Organization, load_organization
+from clients.organization import load_organization
 from gradtf_fl.adapter_proof import FIXED, SWITCHES
 from gradtf_fl.adapters import AdapterSpec, load_adapter, pack_adapter
-from gradtf_fl.cli.main import Gradtf
-from gradtf_fl.cli.org_adapter import adapter as command
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
 from gradtf_fl.secagg import Identity
+from tests.cli.conftest import gradtf
 from tests.deployment.conftest import Kept
 
 KILLED_IN_EXPORT = """
@@ -45,18 +42,8 @@ export.export_merged(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), None)
 """
 
 
-class Root(Gradtf):
-    """The real root command with nothing but ``org adapter`` in it."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["org"]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return click.Group("org", commands={"adapter": command})
-
-
 def run(folder: Path, *arguments: object) -> Result:
-    return CliRunner().invoke(Root("gradtf"), ["org", "adapter", str(folder), *map(str, arguments)])
+    return gradtf("org", "adapter", folder, *arguments)
 
 
 def document(folder: Path, *arguments: object) -> dict[str, Any]:
@@ -70,10 +57,6 @@ def provider_key(kept_by: Kept) -> str:
     return kept_by.kit.config(0).secagg.provider_key
 
 
-def organization_at(folder: Path) -> Organization:
-    return load_organization(Context(1, 1, {"organization-dir": str(folder)}, RecordDict(), {}))
-
-
 def deliver(kept_by: Kept, run_id: str, round_number: int, scale: float = 2.0) -> None:
     """Another run's adapter arrives: round 3's, scaled."""
     provider = Identity.load(kept_by.kit.plan.out / "provider.key")
@@ -83,7 +66,7 @@ def deliver(kept_by: Kept, run_id: str, round_number: int, scale: float = 2.0) -
     message = AdapterDelivery(run_id, round_number, packed, b"", "", b"", b"update")
     message = replace(message, signature=provider.sign(message.signed_bytes))
     kept_by.kit.change(0, data=kept_by.kit.config(0).data.model_copy(update={"test": None}))
-    assert receive_adapter(organization_at(kept_by.folder), message) == {"status": "stored"}
+    assert receive_adapter(load_organization(kept_by.folder), message) == {"status": "stored"}
 
 
 def logits(model: Any) -> torch.Tensor:
