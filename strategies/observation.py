@@ -101,7 +101,7 @@ class Observer:
             self._nodes = {
                 n.node: replace(n, stage="", outcome="", bytes_up=0, bytes_down=0) for n in self._nodes.values()
             }
-            status = replace(status, exchanges=(), refused={}, dropped=0, stored=None, asked=None)
+            status = replace(status, attempt=0, exchanges=(), refused={}, dropped=0, stored=None, asked=None)
             status = _at(status, "connect", 0, status.plan.organizations)
         elif event.kind == "stage":
             status = replace(_at(status, event.stage, 0, event.expected), attempt=event.attempt, dropped=event.dropped)

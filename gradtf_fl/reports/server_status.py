@@ -36,15 +36,15 @@ STATE_WORDS = {
 }
 
 
-def status_report(view: ServerView) -> RenderableType:
-    """The whole view."""
+def status_report(view: ServerView, most: int | None = None) -> RenderableType:
+    """The whole view; with ``most``, no more organizations than that, those first that something is wrong with."""
     parts: list[RenderableType] = [_headline(view)]
     if (line := _stage_line(view)) is not None:
         parts.append(line)
     parts += [Text(problem, style="red") for problem in view.problems]
     if view.status is not None and view.status.exchanges:
         parts.append(_exchanges(view))
-    parts += [_organizations(view), _facts(view), Text(), Text(NOT_KNOWN, style="dim")]
+    parts += [_organizations(view, most), _facts(view), Text(), Text(NOT_KNOWN, style="dim")]
     return Group(*parts)
 
 
@@ -92,16 +92,27 @@ def _exchanges(view: ServerView) -> Table:
     return table
 
 
-def _organizations(view: ServerView) -> Table:
+def _organizations(view: ServerView, most: int | None) -> Table:
+    shown = view.organizations
+    if most is not None and len(shown) > most:
+        shown = tuple(sorted(shown, key=lambda organization: not _troubled(organization)))[:most]
     table = _table("Organizations")
+    if left := len(view.organizations) - len(shown):
+        table.caption = f"and {left} more, in no worse state; --once shows all"
+        table.caption_justify = "left"
     table.add_column("organization", overflow="fold")
     table.add_column("key", no_wrap=True)
     for heading in ("in last\nsum", "rounds\nmissed", "bytes up\nlast round", "bytes down\nlast round"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("now", overflow="fold")
-    for organization in view.organizations:
+    for organization in shown:
         table.add_row(*_row(view, organization))
     return table
+
+
+def _troubled(organization: OrganizationView) -> bool:
+    now = organization.now
+    return organization.in_last_sum is False or now is None or now.outcome != "answered"
 
 
 def _row(view: ServerView, organization: OrganizationView) -> list[RenderableType]:
