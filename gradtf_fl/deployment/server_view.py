@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from gradtf_fl.deployment.run_status import EVENTS_FILE, NodeStatus, RunStatus
 from gradtf_fl.errors import ConfigError, CorruptFile
 
 FEDERATION_FILE, ROSTER_FILE, ENROLMENTS, LOCK_FILE = "federation.json", "roster.txt", "enrolments", ".lock"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LATE = 2.0  # a stage that lasts this many deadlines hangs
 
 NOT_KNOWN = (
@@ -235,7 +237,9 @@ def _names(folder: Path, problems: list[str]) -> dict[str, str]:
     for path in sorted((folder / ENROLMENTS).glob("*.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            names[str(document["identity"])] = str(document["name"])
+            if not NAME.fullmatch(document["name"]):  # what is printed on a terminal is a name
+                raise ValueError("no organization's name")
+            names[str(document["identity"])] = document["name"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path}: cannot be read ({type(error).__name__})")
     return names

@@ -102,9 +102,9 @@ def _organizations(view: ServerView, most: int | None) -> Table:
         table.caption_justify = "left"
     table.add_column("organization", overflow="fold")
     table.add_column("key", no_wrap=True)
-    for heading in ("in last\nsum", "rounds\nmissed", "bytes up\nlast round", "bytes down\nlast round"):
+    for heading in ("in last\nsum", "rounds\nmissed", "sent\nlast", "got\nlast"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("now", overflow="fold")
+    table.add_column("now", overflow="fold", min_width=16)
     for organization in shown:
         table.add_row(*_row(view, organization))
     return table
@@ -118,15 +118,15 @@ def _troubled(organization: OrganizationView) -> bool:
 def _row(view: ServerView, organization: OrganizationView) -> list[RenderableType]:
     included = {None: Text("-"), True: Text("yes", style="green"), False: Text("no", style="red")}
     last = organization.traffic[-1] if organization.traffic else None
-    up, down = ("-", "-") if last is None else (f"{last.bytes_up:,}", f"{last.bytes_down:,}")
+    sent, got = ("-", "-") if last is None else (size(last.bytes_up), size(last.bytes_down))
     done, missed = len(view.completed), organization.missed
     return [
-        organization.name or (organization.label if not organization.key else "-"),
-        organization.key[:16] or "unknown",
+        Text(organization.name or ("-" if organization.key else organization.label)),
+        organization.key[:12] or "unknown",
         included[organization.in_last_sum],
         Text(f"{missed} of {done}" if done else "-", style="red" if missed else ""),
-        up,
-        down,
+        sent,
+        got,
         _now(view, organization.now),
     ]
 
@@ -170,6 +170,18 @@ def _facts(view: ServerView) -> Table:
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def size(count: int) -> str:
+    """``812 B``, ``2.7 kB``, ``31 MB`` (decimal units)."""
+    if count < 1000:
+        return f"{count} B"
+    number, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 999.5:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.1f} {unit}" if number < 9.95 else f"{number:.0f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -106,10 +106,10 @@ def test_only_this_machine_reaches_it() -> None:
 
 
 def test_a_slow_client_holds_up_nobody() -> None:
-    with HealthServer(0, lambda: {"status": "ok"}) as health:
-        with socket.create_connection(("127.0.0.1", health.port)) as slow:
-            slow.sendall(b"GET /hea")
-            assert ask(health.port)[0] == 200
+    health = HealthServer(0, lambda: {"status": "ok"})
+    with health, socket.create_connection(("127.0.0.1", health.port)) as slow:
+        slow.sendall(b"GET /hea")
+        assert ask(health.port)[0] == 200
 
 
 def test_a_taken_port_is_a_config_error_and_a_left_one_is_free() -> None:

@@ -23,7 +23,7 @@ from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.run_status import NodeStatus, PlanStatus, RunStatus
 from gradtf_fl.deployment.server_view import LATE, OrganizationView, ServerView, health, holds_lock, view_server
 from gradtf_fl.errors import ConfigError, RoundAborted
-from gradtf_fl.reports.server_status import duration, status_report
+from gradtf_fl.reports.server_status import duration, size, status_report
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server
 from strategies.observation import Observer, tell_all
@@ -112,7 +112,7 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert "refuses:" in rows["uni-south"]
     assert "1 of 3" in rows["clinic-north"]
     assert "answered unmask" in rows["st-anna"]
-    assert key(finished, 0)[:16] in rows["st-anna"]
+    assert key(finished, 0)[:12] in rows["st-anna"]
     assert "budget 1" in text
     assert "2 at delta 1e-05, all 3 rounds" in text
     assert checkpoints.read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
@@ -219,7 +219,7 @@ def test_a_damaged_file_is_named_and_the_rest_shown(finished: Kit, tmp_path: Pat
     (problem,) = view.problems
     assert str(tmp_path / name) in problem
     assert "cannot be read" in rendered(view, 400) or "no status" in rendered(view, 400)
-    assert key(finished, 0)[:16] in rendered(view)
+    assert key(finished, 0)[:12] in rendered(view)
     assert health(view)["status"] != "ok"
 
 
@@ -319,7 +319,7 @@ def test_health() -> None:
 )
 def test_what_is_said_of_an_organization(node: NodeStatus | None, status: RunStatus, told: str) -> None:
     text = rendered(view(status=status, organizations=(OrganizationView("a" * 64, now=node),)))
-    row = next(line for line in text.splitlines() if "a" * 16 in line)
+    row = next(line for line in text.splitlines() if "a" * 12 in line)
     assert row.rstrip().endswith(told)
 
 
@@ -335,9 +335,23 @@ def test_of_many_organizations_the_troubled_come_first() -> None:
     assert "more" not in rendered(view(organizations=tuple(many)))
 
 
-def test_a_hostile_name_is_no_markup() -> None:
+def test_a_hostile_name_does_nothing(finished: Kit, tmp_path: Path) -> None:
     text = rendered(view(organizations=(OrganizationView("a" * 64, "[red]x[/red]"),)))
     assert "[red]x[/red]" in text
+    (tmp_path / "roster.txt").write_text(key(finished, 0))
+    (tmp_path / "enrolments").mkdir()
+    (tmp_path / "enrolments" / "x.json").write_text(json.dumps({"name": "a\x1b]0;x\x07", "identity": key(finished, 0)}))
+    seen = view_server(tmp_path)
+    assert seen.organizations[0].name == ""
+    assert "x.json" in seen.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (2740, "2.7 kB"), (31_400, "31 kB"), (999_600, "1.0 MB"), (5 * 10**9, "5.0 GB")],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
 
 
 @pytest.mark.parametrize(
