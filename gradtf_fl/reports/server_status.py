@@ -24,6 +24,7 @@ STAGE_WORDS = {
     "generate": "generating the LLM adapter",
     "deliver": "delivering the LLM adapter",
 }
+LOST_WORDS = {"silent": "no answer", "unusable": "bad answer"}
 STATE_WORDS = {
     "died": "the server is gone in the middle of the run; start it again, it goes on from the last checkpoint",
     "budget": "too few organizations have privacy budget left",
@@ -43,8 +44,15 @@ def status_report(view: ServerView, most: int | None = None) -> RenderableType:
         parts.append(line)
     parts += [Text(problem, style="red") for problem in view.problems]
     if view.status is not None and view.status.exchanges:
-        parts.append(_exchanges(view))
-    parts += [_organizations(view, most), _facts(view), Text(), Text(NOT_KNOWN, style="dim")]
+        parts += [Text(f"\nExchanges of round {view.status.round}", style="bold"), _exchanges(view)]
+    parts += [
+        Text("\nOrganizations", style="bold"),
+        _organizations(view, most),
+        Text(),
+        _facts(view),
+        Text(),
+        Text(NOT_KNOWN, style="dim"),
+    ]
     return Group(*parts)
 
 
@@ -56,7 +64,7 @@ def _headline(view: ServerView) -> Text:
     if view.age is not None:
         text.append(f"   status written {duration(view.age)} ago", style="dim" if view.alive else "yellow")
     if state in STATE_WORDS:
-        error = f" ({status.error})" if status is not None and status.error else ""
+        error = f" ({status.error})" if status is not None and status.error and state != "stopped" else ""
         text.append(f"\n{STATE_WORDS[state]}{error}")
     return text
 
@@ -82,13 +90,14 @@ def _stage_line(view: ServerView) -> Text | None:
 
 
 def _exchanges(view: ServerView) -> Table:
-    """One line: the finished exchanges of the attempt."""
+    """The finished exchanges of the attempt, in their order."""
     assert view.status is not None
-    table = _table(f"Exchanges of round {view.status.round}")
+    table = _table()
+    table.add_column("")
     for exchange in view.status.exchanges:
         table.add_column(exchange.stage, justify="right", no_wrap=True)
-    table.add_row(*(f"{e.answered} of {e.expected}" for e in view.status.exchanges))
-    table.add_row(*(duration(e.seconds) for e in view.status.exchanges))
+    table.add_row("answered", *(f"{e.answered} of {e.expected}" for e in view.status.exchanges))
+    table.add_row("took", *(duration(e.seconds) for e in view.status.exchanges))
     return table
 
 
@@ -96,13 +105,14 @@ def _organizations(view: ServerView, most: int | None) -> Table:
     shown = view.organizations
     if most is not None and len(shown) > most:
         shown = tuple(sorted(shown, key=lambda organization: not _troubled(organization)))[:most]
-    table = _table("Organizations")
-    if left := len(view.organizations) - len(shown):
-        table.caption = f"and {left} more, in no worse state; --once shows all"
-        table.caption_justify = "left"
+    table = _table()
+    left = len(view.organizations) - len(shown)
+    more = f"and {left} more, in no worse state; --once shows all\n" if left else ""
+    table.caption = more + "sent, got: payload from and to it, in the last attempt that asked it"
+    table.caption_justify = "left"
     table.add_column("organization", overflow="fold")
     table.add_column("key", no_wrap=True)
-    for heading in ("in last\nsum", "rounds\nmissed", "sent\nlast", "got\nlast"):
+    for heading in ("in last\nsum", "rounds\nmissed", "sent", "got"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("now", overflow="fold", min_width=16)
     for organization in shown:
@@ -122,7 +132,7 @@ def _row(view: ServerView, organization: OrganizationView) -> list[RenderableTyp
     done, missed = len(view.completed), organization.missed
     return [
         Text(organization.name or ("-" if organization.key else organization.label)),
-        organization.key[:12] or "unknown",
+        organization.key[: 8 if organization.name else 16] or "unknown",
         included[organization.in_last_sum],
         Text(f"{missed} of {done}" if done else "-", style="red" if missed else ""),
         sent,
@@ -145,8 +155,8 @@ def _now(view: ServerView, node: NodeStatus | None) -> Text:
     if node.outcome == "answered":
         return Text(f"answered {node.stage}{before}", style="green")
     if node.outcome == "waiting":
-        return Text((f"waiting for its {node.stage}" if view.alive else f"had not answered {node.stage}") + before)
-    return Text(f"lost at {node.stage}: {node.outcome}{before}", style="red")
+        return Text((f"waiting for {node.stage}" if view.alive else f"{node.stage} unanswered") + before)
+    return Text(f"lost at {node.stage}: {LOST_WORDS.get(node.outcome, node.outcome)}{before}", style="red")
 
 
 def _facts(view: ServerView) -> Table:
@@ -162,14 +172,17 @@ def _facts(view: ServerView) -> Table:
     if view.status is not None and view.status.stored is not None:
         table.add_row("stored by", f"{view.status.stored} of {view.status.asked} organizations")
     if plan is not None:
-        table.add_row("epsilon of the plan", f"{plan.epsilon:g} at delta {plan.delta:g}, all {plan.rounds} rounds")
+        table.add_row(
+            "epsilon of the plan",
+            f"{plan.epsilon:g} at delta {plan.delta:g} for each organization, all {plan.rounds} rounds",
+        )
     if view.run_id:
         table.add_row("run", view.run_id)
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), pad_edge=False)
 
 
 def size(count: int) -> str:

@@ -31,6 +31,7 @@ from tests.flower.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 ROOT = Path(__file__).parents[2]
+WIDE = {"COLUMNS": "120"}
 NAMES = ["st-anna", "clinic-north", "uni-south", "lab-9"]
 
 
@@ -43,7 +44,7 @@ server.add_command(status_command)
 
 
 def asked(folder: Path, *options: str) -> str:
-    result = CliRunner().invoke(server, ["status", str(folder), *options], catch_exceptions=False)
+    result = CliRunner().invoke(server, ["status", str(folder), *options], catch_exceptions=False, env=WIDE)
     assert result.exit_code == 0
     return result.output
 
@@ -112,9 +113,9 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert "refuses:" in rows["uni-south"]
     assert "1 of 3" in rows["clinic-north"]
     assert "answered unmask" in rows["st-anna"]
-    assert key(finished, 0)[:12] in rows["st-anna"]
+    assert key(finished, 0)[:8] in rows["st-anna"]
     assert "budget 1" in text
-    assert "2 at delta 1e-05, all 3 rounds" in text
+    assert "2 at delta 1e-05 for each organization, all 3 rounds" in text
     assert checkpoints.read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
     told = " ".join(text.split())
     assert "Not known here: any organization's accuracy, number of rows or remaining privacy budget" in told
@@ -136,7 +137,7 @@ def test_a_running_server(make_kit: MakeKit) -> None:
 
     def look(event: RoundEvent) -> None:
         if (event.kind, event.stage, event.round, event.joined) == ("reply", "share", 2, 1):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **WIDE}
             code = "from gradtf_fl.cli.server_status import status; status()"
             for options in (["--json"], ["--once"]):
                 command = [sys.executable, "-c", code, str(kit.plan.out), *options]
@@ -152,7 +153,7 @@ def test_a_running_server(make_kit: MakeKit) -> None:
     assert "running   1 of 2 rounds done" in text[0]
     assert "round 2 of 2: share, " in text[0]
     assert "of 4 answered" in text[0]
-    assert "waiting for its share" in text[0]
+    assert "waiting for share" in text[0]
 
 
 def test_a_server_that_was_killed(make_kit: MakeKit) -> None:
@@ -172,7 +173,7 @@ def test_a_server_that_was_killed(make_kit: MakeKit) -> None:
     view = view_server(kit.plan.out)
     assert (view.state, view.alive, len(view.completed)) == ("died", False, 1)
     assert "start it again" in rendered(view)
-    assert "had not answered mask" in rendered(view)
+    assert "mask unanswered" in rendered(view)
     assert health(view)["status"] == "failed"
 
 
@@ -195,7 +196,7 @@ def test_an_aborted_round(make_kit: MakeKit) -> None:
     text = asked(kit.plan.out)
     assert "aborted   0 of 1 rounds done" in text
     assert "too few organizations stayed in the round (RoundAborted)" in text
-    assert text.count("lost at mask: unusable") == 2
+    assert text.count("lost at mask: bad answer") == 2
     assert health(view_server(kit.plan.out))["status"] == "failed"
 
 
@@ -219,7 +220,7 @@ def test_a_damaged_file_is_named_and_the_rest_shown(finished: Kit, tmp_path: Pat
     (problem,) = view.problems
     assert str(tmp_path / name) in problem
     assert "cannot be read" in rendered(view, 400) or "no status" in rendered(view, 400)
-    assert key(finished, 0)[:12] in rendered(view)
+    assert key(finished, 0)[:8] in rendered(view)
     assert health(view)["status"] != "ok"
 
 
@@ -308,10 +309,10 @@ def test_health() -> None:
     ("node", "status", "told"),
     [
         (None, STATUS, "not seen yet"),
-        (NodeStatus(1, "a", "advertise", "waiting"), STATUS, "waiting for its advertise"),
+        (NodeStatus(1, "a", "advertise", "waiting"), STATUS, "waiting for advertise"),
         (NodeStatus(1, "a", "advertise", "answered"), STATUS, "answered advertise"),
         (NodeStatus(1, "a", "advertise", "budget", refusal="budget", refused_in=1), STATUS, "refuses: budget"),
-        (NodeStatus(1, "a", "mask", "silent"), STATUS, "lost at mask: silent"),
+        (NodeStatus(1, "a", "mask", "silent"), STATUS, "lost at mask: no answer"),
         (NodeStatus(1, "a"), STATUS, "not connected"),
         (NodeStatus(1, "a", refusal="policy", refused_in=3), STATUS, "not connected; refused round 3 (policy)"),
         (NodeStatus(1, "a", refusal="data", refused_in=3), replace(STATUS, stage="connect"), "refused round 3 (data)"),
@@ -319,7 +320,7 @@ def test_health() -> None:
 )
 def test_what_is_said_of_an_organization(node: NodeStatus | None, status: RunStatus, told: str) -> None:
     text = rendered(view(status=status, organizations=(OrganizationView("a" * 64, now=node),)))
-    row = next(line for line in text.splitlines() if "a" * 12 in line)
+    row = next(line for line in text.splitlines() if "a" * 16 in line)
     assert row.rstrip().endswith(told)
 
 

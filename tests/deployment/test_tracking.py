@@ -8,7 +8,6 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +161,21 @@ def test_a_slow_tracker_delays_no_round_and_gets_everything() -> None:
 def test_a_hanging_tracker_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strategies.tracking.CLOSE_SECONDS", 0.1)
     monkeypatch.setattr("strategies.tracking.WAITING_ROUNDS", 2)
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     class Hanging(Kept):
         def scalars(self, step: int, values: Mapping[str, float]) -> None:
+            entered.set()
             release.wait(30)
 
     background = Background(Hanging())
-    with suppress(queue.Full):
-        for step in range(10):
-            background.scalars(step, {})
+    background.scalars(1, {})
+    assert entered.wait(10)
+    background.scalars(2, {})
+    with pytest.raises(TimeoutError, match=r"0\.1 s"):
+        background.close()
     with pytest.raises(queue.Full):
-        background.scalars(10, {})
+        background.scalars(3, {})
     with pytest.raises(queue.Full):
         background.close()
     release.set()
