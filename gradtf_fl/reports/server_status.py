@@ -127,7 +127,8 @@ def _troubled(organization: OrganizationView) -> bool:
 
 def _row(view: ServerView, organization: OrganizationView) -> list[RenderableType]:
     included = {None: Text("-"), True: Text("yes", style="green"), False: Text("no", style="red")}
-    last = organization.traffic[-1] if organization.traffic else None
+    now = organization.now
+    last = now if now is not None and now.stage else organization.traffic[-1] if organization.traffic else None
     sent, got = ("-", "-") if last is None else (size(last.bytes_up), size(last.bytes_down))
     done, missed = len(view.completed), organization.missed
     return [
@@ -137,7 +138,7 @@ def _row(view: ServerView, organization: OrganizationView) -> list[RenderableTyp
         Text(f"{missed} of {done}" if done else "-", style="red" if missed else ""),
         sent,
         got,
-        _now(view, organization.now),
+        _now(view, now),
     ]
 
 

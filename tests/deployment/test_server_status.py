@@ -21,7 +21,15 @@ from rich.console import Console
 from gradtf_fl.cli.server_status import status as status_command
 from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.run_status import NodeStatus, PlanStatus, RunStatus
-from gradtf_fl.deployment.server_view import LATE, OrganizationView, ServerView, health, holds_lock, view_server
+from gradtf_fl.deployment.server_view import (
+    LATE,
+    OrganizationView,
+    ServerView,
+    Traffic,
+    health,
+    holds_lock,
+    view_server,
+)
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.reports.server_status import duration, size, status_report
 from gradtf_fl.secagg import Identity
@@ -322,6 +330,14 @@ def test_what_is_said_of_an_organization(node: NodeStatus | None, status: RunSta
     text = rendered(view(status=status, organizations=(OrganizationView("a" * 64, now=node),)))
     row = next(line for line in text.splitlines() if "a" * 16 in line)
     assert row.rstrip().endswith(told)
+
+
+def test_bytes_are_of_this_attempt_else_of_the_last() -> None:
+    past = (Traffic(1, 0, 1000, 2000, True), Traffic(2, 0, 3000, 4000, True))
+    asked_now, not_asked = NodeStatus(1, "a", "mask", "waiting", 5000, 6000), NodeStatus(1, "a")
+    for node, told in ((asked_now, "5.0 kB 6.0 kB"), (not_asked, "3.0 kB 4.0 kB"), (None, "3.0 kB 4.0 kB")):
+        text = rendered(view(organizations=(OrganizationView("a" * 64, now=node, traffic=past),)))
+        assert told in " ".join(text.split())
 
 
 def test_of_many_organizations_the_troubled_come_first() -> None:
