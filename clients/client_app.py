@@ -1,46 +1,37 @@
-"""The organization's Flower ClientApp: six thin handlers. Nothing heavy is imported until a model is needed.
+"""The organization's Flower ClientApp, as a simulation runs it: one thin handler for each message.
 
-train.begin trains and advertises; train.share, .mask, .consistency and .unmask carry the secure aggregation;
-evaluate.adapter takes the round's LLM adapter. What each does lies in `clients.stages` and
-`clients.delivery`.
+A deployed organization runs the same `clients.handlers` without it: `clients.executor` takes messages from the
+SuperNode itself, so that no code which a server sends is ever loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import stages
-from clients.organization import Organization, load_organization, organization_folder
-from clients.refusals import Work, guarded
-from gradtf_fl.round_messages import AdapterDelivery, BeginRound, Fields, StagePayload
+from clients.handlers import HANDLERS, handle
+from clients.organization import organization_folder, organization_of
+from clients.refusals import answered, reply_to
 
 app = ClientApp()
 
 
-def _stage(answer: Callable[[Organization, StagePayload], StagePayload]) -> Work:
-    def work(fields: Mapping[str, Any], context: Context) -> Fields:
-        return answer(load_organization(context), StagePayload.from_fields(fields)).to_fields()
+def _flower_handler(message_type: str) -> Callable[[Message, Context], Message]:
+    def run(message: Message, context: Context) -> Message:
+        return reply_to(
+            message,
+            lambda fields: answered(
+                lambda: handle(organization_of(context), message_type, fields),
+                message_type,
+                lambda: organization_folder(context),
+            ),
+        )
 
-    return work
-
-
-def _begin(fields: Mapping[str, Any], context: Context) -> Fields:
-    return stages.begin(load_organization(context), BeginRound.from_fields(fields)).to_fields()
-
-
-def _adapter(fields: Mapping[str, Any], context: Context) -> Fields:
-    from clients.delivery import receive_adapter
-
-    return receive_adapter(load_organization(context), AdapterDelivery.from_fields(fields))
+    return run
 
 
-app.train("begin")(guarded(_begin, organization_folder))
-app.train("share")(guarded(_stage(stages.share), organization_folder))
-app.train("mask")(guarded(_stage(stages.mask), organization_folder))
-app.train("consistency")(guarded(_stage(stages.consistency), organization_folder))
-app.train("unmask")(guarded(_stage(stages.unmask), organization_folder))
-app.evaluate("adapter")(guarded(_adapter, organization_folder))
+for _type in HANDLERS:
+    _category, _, _action = _type.partition(".")
+    (app.train if _category == "train" else app.evaluate)(_action)(_flower_handler(_type))

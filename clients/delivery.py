@@ -13,9 +13,11 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from clients.adapter_statements import AdapterStatement, read_statement, statement_of, write_statement
+from clients.kept_adapters import ADAPTER, follow, next_delivery, set_aside
 from clients.organization import Organization
 from clients.refusals import Refused
-from gradtf_fl.errors import ConfigError
+from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
 
 LAST_ROUND = 1_000_000
@@ -38,18 +40,23 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
     """
     verify(organization, delivery)
-    from gradtf_fl.adapters import load_adapter, save_adapter, state_hash, unpack_adapter
+    from gradtf_fl.adapters import save_adapter, unpack_adapter
     from gradtf_fl.models import load_model, model_folder
 
-    folder = organization.round_folder(delivery.round) / "llm_adapter"
     base_name = organization.config.models.llm
     try:
+        statement = statement_of(delivery, organization.provider_key, next_delivery(organization.folder))
+        if _delivered_before(organization, statement):
+            follow(organization.folder, delivery.round)
+            return dict(STORED)
         state, spec, _ = unpack_adapter(delivery.adapter)
-        if folder.is_dir() and state_hash(load_adapter(folder)[0]) == state_hash(state):
-            return dict(STORED)  # delivered before
         model, tokenizer = load_model(base_name)
         adapted = _fitted(model, state, spec)
-        save_adapter(folder, state, spec, model_folder(base_name))
+        set_aside(organization.folder, delivery.round)
+        folder = organization.round_folder(delivery.round)
+        write_statement(folder, statement)  # first: an adapter that is there has its statement
+        save_adapter(folder / ADAPTER, state, spec, model_folder(base_name))
+        follow(organization.folder, delivery.round)
     except ConfigError as error:
         raise Refused(Refusal.ADAPTER, str(error)) from error
     evaluation = _evaluate(organization, delivery, adapted, tokenizer)
@@ -63,6 +70,18 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         "tiny_global": evaluation.tiny_global,
         "llm_generated": evaluation.llm_generated,
     }
+
+
+def _delivered_before(organization: Organization, statement: AdapterStatement) -> bool:
+    """Whether this very adapter is stored already, whole and unchanged."""
+    folder = organization.round_folder(statement.round)
+    try:
+        old = read_statement(folder)
+    except CorruptFile:
+        return False
+    if old is None or not old.says_the_same(statement):
+        return False
+    return not old.problems(folder / ADAPTER, statement.round, organization.provider_key.hex())
 
 
 def verify(organization: Organization, delivery: AdapterDelivery) -> None:

@@ -27,7 +27,7 @@ from gradtf_fl.adapters import (
     state_hash,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model, model_hash
+from gradtf_fl.models import kept_model, model_hash
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
@@ -148,7 +148,7 @@ def load_global_tiny(organization: Organization, spec_json: str, initial_hash: b
         spec = AdapterSpec.from_json(json.loads(spec_json))
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(Refusal.PROTOCOL, f"adapter spec: {error!r}") from error
-    model, tokenizer = load_model(name)
+    model, tokenizer = kept_model(name)
     initial = initial_state(model, spec)
     if state_hash(initial) != initial_hash:
         raise Refused(Refusal.MODEL_HASH, "the shared initial adapter differs from ours")

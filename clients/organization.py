@@ -6,7 +6,8 @@ ORG/state.sqlite          protocol state between messages, 0600 (`clients.node_s
 ORG/ledger.sqlite         privacy ledger; its head beside it
 ORG/client.log            refusals and tracebacks, 0600
 ORG/evaluations.jsonl     accuracy of each round's models on the organization's own test rows
-ORG/rounds/ROUND/llm_adapter/   PEFT folder
+ORG/rounds/ROUND/llm_adapter/   PEFT folder; beside it adapter.json, the provider's signed statement, 0600
+ORG/current_adapter       link to the adapter in use (`clients.kept_adapters`)
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def organization_folder(context: Context) -> Path:
     """The folder that this node serves.
 
     ``organization-dir`` in the node's own config decides. Simulations give ``partition-id`` instead, and
-    the run config's ``organizations-dir``; as that comes from the server, `load_organization` only follows
+    the run config's ``organizations-dir``; as that comes from the server, `organization_of` only follows
     it into a folder that has a ``[simulation]`` table.
 
     Raises:
@@ -114,16 +115,25 @@ def organization_folder(context: Context) -> Path:
     return folders[int(number)]
 
 
-def load_organization(context: Context) -> Organization:
-    """Read and check the folder of this context.
+def organization_of(context: Context) -> Organization:
+    """`load_organization` of the folder of this context.
+
+    Raises:
+        ConfigError: as that, and for a folder that only the run config names and that is no simulation's.
+    """
+    organization = load_organization(organization_folder(context))
+    if not context.node_config.get("organization-dir") and organization.config.simulation is None:
+        raise ConfigError(f"{organization.folder}: a run config may only choose folders that have a [simulation] table")
+    return organization
+
+
+def load_organization(folder: Path) -> Organization:
+    """Read and check an organization's folder.
 
     Raises:
         ConfigError: with every problem of ``organization.toml``.
     """
-    folder = organization_folder(context)
     config = load_toml(OrganizationConfig, folder / CONFIG_FILE)
-    if not context.node_config.get("organization-dir") and config.simulation is None:
-        raise ConfigError(f"{folder}: a run config may only choose folders that have a [simulation] table")
     limits = config.secagg
     return Organization(
         folder=folder,

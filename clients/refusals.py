@@ -1,7 +1,7 @@
 """The border that no text crosses: a handler's failure becomes a typed code, its traceback stays at home.
 
 Flower sends the text of an exception that a ClientApp raises to the server. Here every handler runs inside
-`guarded`: whatever it raises, the reply holds one word of `Refusal`.
+`answered`: whatever it raises, the reply holds one word of `Refusal`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from gradtf_fl.errors import BudgetExhausted
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedMessage, Refusal
@@ -38,30 +38,32 @@ class Vanished(Exception):
     """Simulation: the organization is gone at this stage; the server gets nothing it could use."""
 
 
-Folder = Callable[[Context], Path | None]
-Work = Callable[[Mapping[str, Any], Context], Fields]
-Handler = Callable[[Message, Context], Message]
-
-
-def guarded(work: Work, log_folder: Folder) -> Handler:
-    """A Flower handler around ``work``: fields in, fields out, and a code instead of any exception.
+def answered(work: Callable[[], Fields], message_type: str, folder: Callable[[], Path | None]) -> Fields:
+    """What ``work`` returns, or a refusal's code in place of any exception.
 
     Args:
-        log_folder: where this context's organization keeps its files (None when even that is unknown).
+        folder: where the organization keeps its files (None when even that is unknown).
+
+    Raises:
+        Vanished: only that.
     """
+    try:
+        return work()
+    except Vanished:
+        raise
+    except (Exception, SystemExit) as error:
+        code = code_of(error)
+        _keep(error, code, message_type, _quietly(folder))
+        return {REFUSAL: str(code)}
 
-    def handle(message: Message, context: Context) -> Message:
-        try:
-            fields = work(_fields(message), context)
-        except Vanished:
-            return Message(Error(VANISHED, "vanished"), reply_to=message)
-        except (Exception, SystemExit) as error:
-            code = code_of(error)
-            _keep(error, code, message.metadata.message_type, _quietly(log_folder, context))
-            fields = {REFUSAL: str(code)}
-        return Message(RecordDict({SECTION: ConfigRecord(fields)}), reply_to=message)
 
-    return handle
+def reply_to(message: Message, answer: Callable[[Mapping[str, Any]], Fields]) -> Message:
+    """Flower's reply to ``message``: the fields that ``answer`` makes of its fields. No exception passes."""
+    try:
+        fields = answered(lambda: answer(_fields(message)), message.metadata.message_type, lambda: None)
+    except Vanished:
+        return Message(Error(VANISHED, "vanished"), reply_to=message)
+    return Message(RecordDict({SECTION: ConfigRecord(fields)}), reply_to=message)
 
 
 def code_of(error: BaseException) -> Refusal:
@@ -84,9 +86,9 @@ def _fields(message: Message) -> Mapping[str, Any]:
     return dict(record)
 
 
-def _quietly(log_folder: Folder, context: Context) -> Path | None:
+def _quietly(folder: Callable[[], Path | None]) -> Path | None:
     try:
-        return log_folder(context)
+        return folder()
     except Exception:
         return None
 

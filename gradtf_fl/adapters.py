@@ -173,6 +173,7 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
     config = _peft_config(spec, plain, base_model)
     config.inference_mode = True
     config.save_pretrained(staging)
+    about["config_sha256"] = hashlib.sha256((staging / _CONFIG).read_bytes()).hexdigest()
     (staging / "gradtf.json").write_text(json.dumps(about))
     os.chmod(staging, 0o755)
     if folder.exists():

@@ -30,6 +30,7 @@ ModelName = Annotated[str, StringConstraints(min_length=1)]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 OrganizationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[1-9][0-9]{0,4}$")]
 Location = Annotated[Path, Field(strict=False)]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
@@ -113,6 +114,27 @@ class SecAggSection(Section):
         return self
 
 
+class ServerSection(Section):
+    """``[server]``: where this organization's SuperNode connects. Deployment only; written by ``gradtf org join``.
+
+    Attributes:
+        address: HOST:PORT. ca: PEM file of the authority that the server's certificate must come from.
+    """
+
+    address: Address
+    ca: Location = Path("ca.crt")
+
+
+class WorkerSection(Section):
+    """``[worker]``: the resident process that holds the models.
+
+    Attributes:
+        memory_mb: resident memory (MB) past which it ends after its answer, to be started afresh.
+    """
+
+    memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
+
+
 class DropPoint(Section):
     """Simulation only: the organization vanishes before it answers ``stage`` (of one or every round)."""
 
@@ -136,6 +158,8 @@ class OrganizationConfig(Section):
     data: DataSection
     privacy: PrivacySection
     secagg: SecAggSection
+    server: ServerSection | None = None
+    worker: WorkerSection = WorkerSection()
     share_metrics: bool = False
     simulation: OrganizationSimulation | None = None
 
@@ -382,7 +406,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def to_toml(values: BaseModel) -> str:
     """``values`` as TOML that `load_toml` reads back equal; what is not set (None) is left out."""
-    document = values.model_dump(mode="json", exclude_none=True)
+    return toml_of(values.model_dump(mode="json", exclude_none=True))
+
+
+def toml_of(document: Mapping[str, Any]) -> str:
+    """A document of plain values, and tables of them, as TOML."""
     tables = {name: table for name, table in document.items() if isinstance(table, dict)}
     lines = [f"{name} = {_toml_value(value)}" for name, value in document.items() if name not in tables]
     for name, table in tables.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ASSETS = Path(__file__).parent / "assets"
+Signature = tuple[tuple[str, int, int, int], ...]
 EMBEDDED = {"embedded:tiny": ASSETS / "house-rules-tiny", "embedded:llm": ASSETS / "house-rules-llm"}
 
 
@@ -58,12 +60,36 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval(), tokenizer
 
 
-@cache
+def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_model`, from a copy that this process keeps in memory while the folder's files stay as they are."""
+    model, tokenizer = _kept(name, _signature(name))
+    return copy.deepcopy(model), tokenizer
+
+
+@lru_cache(maxsize=1)
+def _kept(name: str, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(name)
+
+
 def model_hash(name: str) -> str:
     """SHA-256 (hex) over the config and weight files of a local model folder, in name order."""
-    folder = Path(model_folder(name))
+    return _hash_of(name, _signature(name))
+
+
+@lru_cache(maxsize=16)
+def _hash_of(name: str, signature: Signature) -> str:
     digest = hashlib.sha256()
-    files = sorted(p for p in folder.glob("*") if p.name == "config.json" or p.suffix == ".safetensors")
-    for path in files:
+    for path in _model_files(name):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _model_files(name: str) -> list[Path]:
+    folder = Path(model_folder(name))
+    return sorted(p for p in folder.glob("*") if p.name == "config.json" or p.suffix == ".safetensors")
+
+
+def _signature(name: str) -> Signature:
+    """What tells that files were replaced: name, size, inode and time of last change of each."""
+    stats = [(path.name, path.stat()) for path in _model_files(name)]
+    return tuple((name, stat.st_size, stat.st_ino, stat.st_mtime_ns) for name, stat in stats)

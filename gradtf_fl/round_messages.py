@@ -189,13 +189,19 @@ class AdapterDelivery(_Message):
 
 def adapter_statement(run_id: str, round_number: int, adapter: bytes, update: bytes) -> bytes:
     """The provider's statement about a round's adapter, in fixed-length parts behind a domain tag."""
+    hashes = hashlib.sha256(adapter).digest(), hashlib.sha256(update).digest()
+    return adapter_statement_of_hashes(run_id, round_number, *hashes)
+
+
+def adapter_statement_of_hashes(run_id: str, round_number: int, adapter_sha256: bytes, update_sha256: bytes) -> bytes:
+    """`adapter_statement` from the SHA-256 (32 bytes each) of packed adapter and update."""
     return b"".join(
         (
             b"gradtf/llm-adapter/v1\0",
             hashlib.sha256(run_id.encode()).digest(),
             round_number.to_bytes(8, "big"),
-            hashlib.sha256(adapter).digest(),
-            hashlib.sha256(update).digest(),
+            adapter_sha256,
+            update_sha256,
         )
     )
 

@@ -12,7 +12,6 @@ A round's folder appears by one rename after everything in it was synced. An abo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,9 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtf_fl.deployment.folders import held
 from gradtf_fl.errors import ConfigError, CorruptFile
 from strategies.records import RoundRecord
 
+LOCK_FILE = ".lock"  # holds the process id of whoever runs the rounds
 FEDERATION_FILE, ROSTER_FILE, UPDATE_FILE, RECORD_FILE = (
     "federation.json",
     "roster.txt",
@@ -71,11 +72,7 @@ class Checkpoint:
 def locked(out: Path) -> Iterator[None]:
     """Hold ``out`` for this process; ConfigError when another one has it."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{out}: another server is running there") from None
+    with held(out / LOCK_FILE, f"{out}: another server is running there"):
         yield
 
 

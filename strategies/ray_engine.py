@@ -13,20 +13,11 @@ import time
 from pathlib import Path
 
 from gradtf_fl.config import FederationPlan
+from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted
 from strategies.checkpoints import read_records
 from strategies.flower_app import absolute, write_app
-from strategies.flower_processes import (
-    FlowerFailed,
-    FlowerProcess,
-    FlowerSilent,
-    environment,
-    flwr,
-    free_port,
-    last_line,
-    superlink_command,
-    write_connection,
-)
+from strategies.flower_processes import flwr, superlink_command, write_connection
 from strategies.records import OnEvent, RoundEvent, RoundRecord
 
 START_SECONDS = 60.0
@@ -64,7 +55,7 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
             f"options.backend.client-resources.num-cpus = {CLIENT_CPUS}\n",
         )
         command = superlink_command(port, "--insecure", "--simulation", "--isolation", "subprocess")
-        with FlowerProcess(command, env, log) as superlink:
+        with ChildProcess(command, env, log) as superlink:
             superlink.wait_for_port(port, START_SECONDS)
             run_id = str(flwr(["run", str(app), "simulation"], env, START_SECONDS)["run-id"])
             status = wait_for_run("simulation", run_id, env, plan, on_event, timeout_s, superlink)
@@ -78,7 +69,7 @@ def wait_for_run(
     plan: FederationPlan,
     on_event: OnEvent | None,
     timeout_s: float,
-    superlink: FlowerProcess,
+    superlink: ChildProcess,
 ) -> str:
     """Poll until the run has finished; its status, e.g. ``finished:completed``. FlowerFailed at the time limit."""
     end, seen, due, status = time.monotonic() + timeout_s, 0, 0.0, ""

@@ -12,12 +12,10 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-Level = Literal["ok", "warn", "fail"]
+from gradtf_fl.deployment.findings import Finding
 
 OFFLINE_SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": ("0", "Flower reports its use to flower.ai"),
@@ -33,16 +31,6 @@ MIN_FREE_BYTES = 2 * 10**9
 MIN_MEMORY_BYTES = 3 * 10**9
 MAX_CLOCK_ERROR_S = 1.0
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result: ``remedy`` is empty where nothing has to be done."""
-
-    level: Level
-    what: str
-    found: str
-    remedy: str = ""
 
 
 def diagnose(organizations: Iterable[Path] = ()) -> list[Finding]:

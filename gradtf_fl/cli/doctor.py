@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
+from gradtf_fl.cli.finding_table import failures, findings_document, print_findings
 from gradtf_fl.cli.options import emit_json, json_option
-
-STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command(epilog="Example: gradtf doctor --organization /srv/gradtf/org-1")
@@ -29,24 +28,8 @@ def doctor(organizations: tuple[Path, ...], as_json: bool) -> int:
     from gradtf_fl.cli.diagnosis import diagnose
 
     findings = diagnose(organizations)
-    failed = sum(finding.level == "fail" for finding in findings)
     if as_json:
-        document = [{"level": f.level, "what": f.what, "found": f.found, "do": f.remedy} for f in findings]
-        emit_json({"ok": not failed, "findings": document})
-        return 2 if failed else 0
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_edge=False)
-    for heading in ("", "what", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
-    for finding in findings:
-        level = Text(finding.level, style=STYLES[finding.level])
-        table.add_row(level, Text(finding.what), Text(finding.found), Text(finding.remedy))
-    console = Console()
-    console.print(table)
-    warned = sum(finding.level == "warn" for finding in findings)
-    console.print(f"{len(findings)} checks, {failed} failed, {warned} warnings", highlight=False)
-    return 2 if failed else 0
+        emit_json(findings_document(findings))
+    else:
+        print_findings(findings)
+    return 2 if failures(findings) else 0

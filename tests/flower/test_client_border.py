@@ -17,7 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from clients import local_training
 from clients.client_app import app
 from clients.node_store import NodeStore, OpenRound, RoundKey
-from clients.organization import load_organization
+from clients.organization import organization_of
 from clients.refusals import Refused
 from gradtf_fl.config import DataSection
 from gradtf_fl.errors import ConfigError
@@ -237,19 +237,19 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     kit = make_kit()
     run_config = {"organizations-dir": str(kit.plan.organizations_dir)}
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), run_config)
-    assert load_organization(context).folder == kit.folders[0]
+    assert organization_of(context).folder == kit.folders[0]
     kit.change(0, simulation=None)
     with pytest.raises(ConfigError, match=r"\[simulation\]"):
-        load_organization(context)
-    assert load_organization(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
+        organization_of(context)
+    assert organization_of(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
 def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None:
     kit = make_kit()
     context = Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), {})
-    assert not load_organization(context).store().durable
+    assert not organization_of(context).store().durable
     kit.change(0, simulation=None)
-    store = load_organization(context).store()
+    store = organization_of(context).store()
     with store._transaction() as database:
         assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
@@ -296,12 +296,12 @@ def test_a_stage_in_a_process_of_its_own_imports_nothing_heavy(bench: Bench) -> 
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
     code = f"""
 import sys
-from clients.organization import Organization, load_organization
+from clients.organization import Organization, organization_of
 from clients.stages import share
 from clients.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
-org = load_organization(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
+org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
 try:
     share(org, StagePayload(1, 0, b"junk"))
 except Exception as error:

@@ -18,17 +18,11 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from gradtf_fl.deployment.processes import ChildProcess, environment, free_port
 from gradtf_fl.privacy import read_ledger
 from strategies import read_records, run_server
 from strategies.flower_app import write_app
-from strategies.flower_processes import (
-    FlowerProcess,
-    environment,
-    flwr,
-    free_port,
-    superlink_command,
-    write_connection,
-)
+from strategies.flower_processes import flwr, superlink_command, write_connection
 from strategies.ray_engine import run_on_ray, wait_for_run
 from tests.flower.federation_kit import Kit
 
@@ -96,7 +90,7 @@ def test_deployment_equals_in_process(make_kit: MakeKit, tmp_path: Path, monkeyp
         tls = ["--ssl-certfile", certificate, "--ssl-keyfile", key, "--ssl-ca-certfile", authority]
         options = [*map(str, tls), "--enable-supernode-auth", "--database", str(tmp_path / "state.db")]
         command = superlink_command(port, *options)
-        superlink = running.enter_context(FlowerProcess(command, env, tmp_path / "superlink.log"))
+        superlink = running.enter_context(ChildProcess(command, env, tmp_path / "superlink.log"))
         superlink.wait_for_port(port, STARTED)
         nodes = []
         for folder in deployed.folders:
@@ -107,7 +101,7 @@ def test_deployment_equals_in_process(make_kit: MakeKit, tmp_path: Path, monkeyp
             command += ["--host", "127.0.0.1", "--port", str(free_port())]
             command += ["--node-config", f'organization-dir="{folder}"']
             log = tmp_path / f"{folder.name}.log"
-            nodes.append(running.enter_context(FlowerProcess(command, env, log)))
+            nodes.append(running.enter_context(ChildProcess(command, env, log)))
             time.sleep(0.5)
         app = write_app(tmp_path / "app", deployed.plan)
         run_id = str(flwr(["run", str(app), "prod"], env, STARTED)["run-id"])

@@ -1,0 +1,69 @@
+"""Hands a SuperNode's messages, one after the other, to the organization's resident worker. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from clients.flower_tasks import TaskSource
+from clients.refusals import reply_to
+from clients.worker_link import WorkerLink
+from gradtf_fl.round_messages import Fields
+
+POLL_SECONDS = 0.1  # a loopback request of a millisecond; the SuperNode itself looks for messages every 3 s
+FAILED_PAUSE = 1.0
+
+logger = logging.getLogger("gradtf.node")
+
+
+class Executor:
+    """A thread that serves until `stop`.
+
+    Attributes:
+        busy: the message type in hand, else None. served: messages answered. seconds: spent on the last one.
+        last: time (time.time) of the last answer.
+    """
+
+    def __init__(self, source: TaskSource, link: WorkerLink) -> None:
+        self._source, self._link = source, link
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
+        self.busy: str | None = None
+        self.served, self.seconds, self.last = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        """Begin to take messages."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> bool:
+        """Take no further message; wait at most ``seconds`` for the one in hand. Whether it was finished."""
+        self._stop.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            task = self._source.acquire()
+            if task is None:
+                self._stop.wait(POLL_SECONDS)
+                continue
+            try:
+                with task:
+                    task.run(lambda message: reply_to(message, lambda f: self._ask(message.metadata.message_type, f)))
+            except (httpx.HTTPError, RuntimeError) as error:  # the SuperNode went away: the message is lost with it
+                logger.warning("a message was lost: %s", type(error).__name__)
+                self._stop.wait(FAILED_PAUSE)
+
+    def _ask(self, message_type: str, fields: Mapping[str, Any]) -> Fields:
+        started, self.busy = time.monotonic(), message_type
+        try:
+            return self._link.ask(message_type, fields)
+        finally:
+            self.busy = None
+            self.served += 1
+            self.seconds, self.last = time.monotonic() - started, time.time()

@@ -1,0 +1,60 @@
+"""What an organization does with each message: fields in, fields out. Nothing heavy is imported before it is needed.
+
+train.begin trains and advertises; train.share, .mask, .consistency and .unmask carry the secure aggregation;
+evaluate.adapter takes the round's LLM adapter. What each does lies in `clients.stages` and `clients.delivery`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clients import stages
+from clients.organization import Organization
+from gradtf_fl.round_messages import (
+    DELIVER_TYPE,
+    MESSAGE_TYPES,
+    AdapterDelivery,
+    BeginRound,
+    Fields,
+    MalformedMessage,
+    StagePayload,
+)
+
+Handler = Callable[[Organization, Mapping[str, Any]], Fields]
+
+
+def _stage(answer: Callable[[Organization, StagePayload], StagePayload]) -> Handler:
+    return lambda organization, fields: answer(organization, StagePayload.from_fields(fields)).to_fields()
+
+
+def _begin(organization: Organization, fields: Mapping[str, Any]) -> Fields:
+    return stages.begin(organization, BeginRound.from_fields(fields)).to_fields()
+
+
+def _adapter(organization: Organization, fields: Mapping[str, Any]) -> Fields:
+    from clients.delivery import receive_adapter
+
+    return receive_adapter(organization, AdapterDelivery.from_fields(fields))
+
+
+#: Flower message type -> handler
+HANDLERS: dict[str, Handler] = {
+    MESSAGE_TYPES["advertise"]: _begin,
+    MESSAGE_TYPES["share"]: _stage(stages.share),
+    MESSAGE_TYPES["mask"]: _stage(stages.mask),
+    MESSAGE_TYPES["consistency"]: _stage(stages.consistency),
+    MESSAGE_TYPES["unmask"]: _stage(stages.unmask),
+    DELIVER_TYPE: _adapter,
+}
+
+
+def handle(organization: Organization, message_type: str, fields: Mapping[str, Any]) -> Fields:
+    """The answer of ``organization``.
+
+    Raises:
+        MalformedMessage: an unknown message type. Otherwise see the handlers.
+    """
+    if message_type not in HANDLERS:
+        raise MalformedMessage(f"there is no message {message_type!r}")
+    return HANDLERS[message_type](organization, fields)

@@ -1,0 +1,77 @@
+"""Files and links that appear whole or not at all, with their mode from the first byte on."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from gradtf_fl.errors import ConfigError
+
+PRIVATE, PUBLIC = 0o600, 0o644
+
+
+def write_synced(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file, created with ``mode`` (less the umask) and on the disk when this returns.
+
+    Raises:
+        FileExistsError: there is one already; OSError: it can't be written.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def place_new(path: Path, data: bytes, mode: int) -> None:
+    """A new file that appears whole; an existing one is never replaced, not even by a race.
+
+    Raises:
+        FileExistsError: there is one already; OSError: it can't be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        write_synced(draft, data, mode)
+        os.link(draft, path)  # unlike a rename, this fails where there is a file
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Write ``path`` anew: readers see the old content or the new one; OSError when it can't be written."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        write_synced(draft, data, mode)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace_link(link: Path, target: str | Path) -> None:
+    """Point the symbolic link ``link`` to ``target``, made or replaced in one step."""
+    draft = link.with_name(f".{link.name}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        os.symlink(target, draft)
+        os.replace(draft, link)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_private(path: Path, what: str) -> bytes:
+    """The content of a file that its owner alone may read.
+
+    Raises:
+        ConfigError: it is missing or unreadable, or others may read it.
+    """
+    try:
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(1 << 20)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {what} ({error.strerror})") from error
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigError(f"{path}: mode {mode:04o} lets others read the {what}; chmod 600 it")
+    return data

@@ -1,0 +1,155 @@
+"""Child processes: Flower's programs and ours, started offline, in a home of their own, stopped by their id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gradtf_fl.errors import GradtfError
+
+WITH_PARENT = Path(__file__).with_name("with_parent.py")
+PACKAGES = Path(__file__).resolve().parents[2]
+OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+STOP_SECONDS = 10.0
+MAX_LOG_BYTES = 10_000_000  # a longer log is put aside (one generation) when its program starts again
+
+
+class FlowerFailed(GradtfError):
+    """One of Flower's programs did not start, or ended with an error. Names its log file."""
+
+
+class FlowerSilent(FlowerFailed):
+    """A ``flwr`` command gave no answer in time, as on a busy machine: it may be asked again."""
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Environment of Flower's programs: offline, state under ``home``, these packages importable."""
+    inherited = dict(os.environ)
+    paths = [str(PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
+    programs = [str(Path(sys.executable).parent), *filter(None, [inherited.get("PATH")])]
+    return (
+        inherited
+        | OFFLINE
+        | {
+            "FLWR_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PATH": os.pathsep.join(programs),
+        }
+    )
+
+
+def free_port() -> int:
+    """A TCP port on loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ChildProcess:
+    """A long-running program (SuperLink, SuperNode, worker) in a process group of its own, stopped on exit.
+
+    Where Linux allows it the program gets SIGTERM when this process dies, however it dies.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.command, self.log = list(command), log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name(log.name + ".1"))
+        with open(log, "ab", opener=_private) as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", str(WITH_PARENT), str(os.getpid()), *self.command],
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id, also of its group."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def check(self) -> None:
+        """FlowerFailed when the program has ended."""
+        if (code := self.ended) is not None:
+            raise FlowerFailed(f"{self.command[0]} ended with {code}; see {self.log}: {last_line(self.log)}")
+
+    def wait_for_port(self, port: int, seconds: float) -> None:
+        """Until something listens on loopback ``port``; FlowerFailed after ``seconds``."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.check()
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise FlowerFailed(f"{self.command[0]} does not listen after {seconds:g} s; see {self.log}")
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after a while, to this process group only."""
+        if self._process.returncode is not None:
+            return  # its id may be another's by now
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.wait(STOP_SECONDS)
+
+
+def alive(pid: int) -> bool:
+    """Whether process ``pid`` runs; one that ended and was not waited for yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
+
+
+def last_line(log: Path) -> str:
+    """The last non-empty line of a log file."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

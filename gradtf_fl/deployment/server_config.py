@@ -1,0 +1,96 @@
+"""``server.toml``: where the server listens, what it shows its organizations, and the plan of the run.
+
+SERVER/server.toml        this file
+SERVER/provider.key       signs LLM adapters, 0600
+SERVER/enrolments/        one `Enrolment` for each organization
+SERVER/invitation.json    what the organizations join
+SERVER/roster.txt, rounds/, federation.json, ...    the run (`strategies.checkpoints`)
+SERVER/flower/            the SuperLink's database and logs, Flower's home
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.config import Address, FederationPlan, Location, Section, read_toml, validate
+from gradtf_fl.deployment.enrolment import Enrolment, Invitation, read_enrolment, read_invitation
+from gradtf_fl.errors import ConfigError
+
+CONFIG_FILE, INVITATION_FILE, ENROLMENTS = "server.toml", "invitation.json", "enrolments"
+OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # keys of a plan that the folder decides
+
+
+class ListenSection(Section):
+    """``[server]``.
+
+    Attributes:
+        address: HOST:PORT by which organizations reach the server. listen: HOST:PORT that it binds.
+        ca, certificate, key: PEM files; the certificate may be anybody's, as long as it comes from ``ca``.
+        retries: attempts that a round gets after aborted ones, before the run ends.
+    """
+
+    address: Address
+    listen: Address
+    ca: Location
+    certificate: Location
+    key: Location
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class Server:
+    """A loaded server folder."""
+
+    folder: Path
+    listen: ListenSection
+    plan: FederationPlan
+    invitation: Invitation
+
+
+def load_server(folder: Path) -> Server:
+    """Read and check a server's folder.
+
+    Raises:
+        ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence.
+    """
+    path = folder / CONFIG_FILE
+    document = read_toml(path)
+    invitation = read_invitation(folder / INVITATION_FILE)
+    problems: list[str] = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
+    given = dict(document.get("plan", {}))
+    problems += [f"{path}: plan.{key}: is decided by the folder; take it out" for key in OURS if key in given]
+    decided: dict[str, Any] = {
+        "out": folder,
+        "provider_key": folder / "provider.key",
+        "organizations": len(invitation.organizations),
+    }
+    parts: dict[str, Section] = {}
+    for section, model, values in (
+        ("server", ListenSection, document.get("server", {})),
+        ("plan", FederationPlan, {k: v for k, v in given.items() if k not in OURS} | decided),
+    ):
+        try:
+            parts[section] = validate(model, values, lambda key, s=section: f"{path}: {s}.{key}".rstrip("."))  # type: ignore[misc]
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    listen, plan = parts["server"], parts["plan"]
+    assert isinstance(listen, ListenSection)
+    assert isinstance(plan, FederationPlan)
+    listen = listen.model_copy(update={key: folder / getattr(listen, key) for key in ("ca", "certificate", "key")})
+    missing = [
+        f"{path}: server.{k}: {getattr(listen, k)}: no such file"
+        for k in ("ca", "certificate", "key")
+        if not getattr(listen, k).is_file()
+    ]
+    if missing:
+        raise ConfigError(missing)
+    return Server(folder, listen, plan, invitation)
+
+
+def read_enrolments(folder: Path) -> list[Enrolment]:
+    """``SERVER/enrolments/*.json``, by name."""
+    return [read_enrolment(path) for path in sorted((folder / ENROLMENTS).glob("*.json"))]
