@@ -1,7 +1,7 @@
 """Each round's figures for TensorBoard or MLflow (``pip install "gradtf-fl[tracking]"``), behind one small Protocol.
 
-Only what the server knows anyway: counts, seconds, bytes, refusals and how a refinement agreed; nothing that tells an
-organization. A tracker runs in a thread of its own: a server that does not answer delays no round.
+Only what the server knows anyway: counts, seconds, bytes, refusals and how a refinement agreed; nothing by which to
+tell an organization. A tracker runs in a thread of its own: a server that does not answer delays no round.
 """
 
 from __future__ import annotations

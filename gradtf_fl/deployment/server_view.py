@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.deployment.json_logs import read_lines
 from gradtf_fl.deployment.run_status import EVENTS_FILE, NodeStatus, RunStatus
 from gradtf_fl.errors import ConfigError, CorruptFile
 
+if TYPE_CHECKING:
+    from gradtf_fl.deployment.enrolment import Enrolment
+
 FEDERATION_FILE, ROSTER_FILE, ENROLMENTS, LOCK_FILE = "federation.json", "roster.txt", "enrolments", ".lock"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LATE = 2.0  # a stage that lasts this many deadlines hangs
 
 NOT_KNOWN = (
@@ -50,7 +51,7 @@ class OrganizationView:
     """One organization, or one node that never showed a key.
 
     Attributes:
-        key: hex Ed25519; empty for such a node. name: of its enrolment, else empty.
+        key: hex Ed25519; empty for such a node. name, fingerprint: of its enrolment, else empty.
         in_last_sum: of the last completed round; None before the first. missed: completed rounds without it.
         now: how it stands in the round under way or last tried; None before its node was first asked.
         traffic: of each attempt in which it was asked.
@@ -58,6 +59,7 @@ class OrganizationView:
 
     key: str
     name: str = ""
+    fingerprint: str = ""
     in_last_sum: bool | None = None
     missed: int = 0
     now: NodeStatus | None = None
@@ -231,18 +233,27 @@ def _roster(folder: Path, problems: list[str]) -> list[str]:
         return []
 
 
-def _names(folder: Path, problems: list[str]) -> dict[str, str]:
-    """Key -> name, of all enrolments."""
-    names: dict[str, str] = {}
+def _enrolled(folder: Path, problems: list[str]) -> dict[str, Enrolment]:
+    """Identity key -> enrolment."""
+    found: dict[str, Enrolment] = {}
     for path in sorted((folder / ENROLMENTS).glob("*.json")):
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if not NAME.fullmatch(document["name"]):  # what is printed on a terminal is a name
-                raise ValueError("no organization's name")
-            names[str(document["identity"])] = document["name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}: cannot be read ({type(error).__name__})")
-    return names
+            known = path.stat()
+            enrolment = _enrolment(path, known.st_mtime_ns, known.st_size)
+            found[enrolment.identity] = enrolment
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror})")
+        except ConfigError as error:
+            problems += error.problems
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _enrolment(path: Path, mtime_ns: int, size: int) -> Enrolment:
+    """Read, and its signature checked, only when the file has changed."""
+    from gradtf_fl.deployment.enrolment import read_enrolment
+
+    return read_enrolment(path)
 
 
 def _organizations(
@@ -253,15 +264,16 @@ def _organizations(
     problems: list[str],
 ) -> tuple[OrganizationView, ...]:
     """Those of the roster, then any other key that was in a sum, then nodes without a key."""
-    names, sums = _names(folder, problems), [set(r["included"]) for r in records if r["state"] == "completed"]
+    enrolled, sums = _enrolled(folder, problems), [set(r["included"]) for r in records if r["state"] == "completed"]
     nodes = status.nodes if status is not None else ()
     by_key = {node.key: node for node in nodes if node.key}
-    keys = dict.fromkeys([*(roster or names), *(key for keys in sums for key in sorted(keys)), *by_key])
+    keys = dict.fromkeys([*(roster or enrolled), *(key for keys in sums for key in sorted(keys)), *by_key])
     traffic = _traffic(folder)
     views = [
         OrganizationView(
             key=key,
-            name=names.get(key, ""),
+            name=enrolled[key].name if key in enrolled else "",
+            fingerprint=enrolled[key].fingerprint if key in enrolled else "",
             in_last_sum=key in sums[-1] if sums else None,
             missed=sum(key not in included for included in sums),
             now=by_key.get(key),

@@ -16,10 +16,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from rich.console import Console
 
 from gradtf_fl.cli.server_status import status as status_command
 from gradtf_fl.config import DropPoint, PrivacySection
+from gradtf_fl.deployment.enrolment import canonical
+from gradtf_fl.deployment.enrolment import enrol as new_enrolment
+from gradtf_fl.deployment.node_key import write_node_key
 from gradtf_fl.deployment.run_status import NodeStatus, PlanStatus, RunStatus
 from gradtf_fl.deployment.server_view import (
     LATE,
@@ -66,9 +71,11 @@ def enrol(kit: Kit) -> None:
     out = kit.plan.out
     checkpoints.write_roster(out, [bytes.fromhex(key(kit, number)) for number in range(len(kit.folders))])
     (out / "enrolments").mkdir()
-    for number in range(len(kit.folders)):
-        document = {"name": NAMES[number], "identity": key(kit, number), "node_key": "", "signature": ""}
-        (out / "enrolments" / f"{NAMES[number]}.json").write_text(json.dumps(document))
+    for folder, name in zip(kit.folders, NAMES, strict=True):
+        identity = load_pem_private_key((folder / "identity.key").read_bytes(), None)
+        assert isinstance(identity, Ed25519PrivateKey)
+        _, public = write_node_key(folder)
+        (out / "enrolments" / f"{name}.json").write_text(canonical(new_enrolment(name, identity, public.read_text())))
 
 
 def rendered(view: ServerView, width: int = 120, most: int | None = None) -> str:
@@ -107,6 +114,7 @@ def test_a_finished_run_as_a_document(finished: Kit) -> None:
     assert [o["in_last_sum"] for o in document["organizations"]] == [True, True, False, True]
     for number, organization in enumerate(document["organizations"]):
         assert organization["key"] == key(finished, number)
+        assert len(organization["fingerprint"].split()) == 10
         assert [t["round"] for t in organization["traffic"]] == [1, 2, 3]
         assert all(t["bytes_down"] > 0 for t in organization["traffic"])
     assert [t["included"] for t in document["organizations"][1]["traffic"]] == [True, False, True]
@@ -227,7 +235,7 @@ def test_a_damaged_file_is_named_and_the_rest_shown(finished: Kit, tmp_path: Pat
     view = view_server(tmp_path)
     (problem,) = view.problems
     assert str(tmp_path / name) in problem
-    assert "cannot be read" in rendered(view, 400) or "no status" in rendered(view, 400)
+    assert str(tmp_path / name) in rendered(view, 400)
     assert key(finished, 0)[:8] in rendered(view)
     assert health(view)["status"] != "ok"
 
@@ -355,9 +363,10 @@ def test_of_many_organizations_the_troubled_come_first() -> None:
 def test_a_hostile_name_does_nothing(finished: Kit, tmp_path: Path) -> None:
     text = rendered(view(organizations=(OrganizationView("a" * 64, "[red]x[/red]"),)))
     assert "[red]x[/red]" in text
-    (tmp_path / "roster.txt").write_text(key(finished, 0))
+    (tmp_path / "roster.txt").write_text(key(finished, 3))
     (tmp_path / "enrolments").mkdir()
-    (tmp_path / "enrolments" / "x.json").write_text(json.dumps({"name": "a\x1b]0;x\x07", "identity": key(finished, 0)}))
+    genuine = json.loads((finished.plan.out / "enrolments" / "lab-9.json").read_text())
+    (tmp_path / "enrolments" / "x.json").write_text(json.dumps(genuine | {"name": "a\x1b]0;x\x07"}))
     seen = view_server(tmp_path)
     assert seen.organizations[0].name == ""
     assert "x.json" in seen.problems[0]
