@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -138,16 +139,45 @@ def test_events_and_components_are_names(tmp_path: Path) -> None:
 
 
 def test_old_files_are_renamed_and_few_are_kept(tmp_path: Path) -> None:
-    log = JsonLog(tmp_path / "log", "server", max_bytes=1000, kept=2)
-    for number in range(60):
+    log = JsonLog(tmp_path / "log", "server", max_bytes=1000, kept=3)
+    for number in range(90):
         log.write("test", number=number)
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["log", "log.1", "log.2"]
+    assert files == ["log", "log.1", "log.2", "log.3"]
     assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
-    numbers = [line["number"] for line in read_lines(log.path, kept=2)]
-    assert numbers == list(range(numbers[0], 60))  # the newest, in order, without a gap
-    assert 10 < len(numbers) < 60
+    numbers = [line["number"] for line in read_lines(log.path, kept=3)]
+    assert numbers == list(range(numbers[0], 90))  # the newest, in order, without a gap
+    assert 10 < len(numbers) < 90
+
+
+def test_whoever_cannot_rename_appends(tmp_path: Path) -> None:
+    log = JsonLog(tmp_path / "log", "server", max_bytes=200)
+    for number in range(2):
+        log.write("test", number=number)
+    with log.path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        log.write("test", number=2)
+        assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    log.write("test", number=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+    assert [line["number"] for line in read_lines(log.path)] == [0, 1, 2, 3]
+
+
+def test_a_file_is_renamed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process renames it between our look at its size and our lock."""
+    log = JsonLog(tmp_path / "log", "server", max_bytes=200)
+    for number in range(2):
+        log.write("test", number=number)
+
+    def late(descriptor: int, how: int) -> None:
+        log.path.rename(tmp_path / "log.1")
+        log.path.write_text('{"number": 2}\n')
+
+    monkeypatch.setattr("gradtf_fl.deployment.json_logs.fcntl.flock", late)
+    log.write("test", number=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+    assert [line["number"] for line in read_lines(log.path)] == [0, 1, 2, 3]
 
 
 def test_several_processes_lose_no_line(tmp_path: Path) -> None:
