@@ -83,16 +83,16 @@ class Observer:
 
     def _begin(self) -> None:
         self._status = replace(self._status, started=time.time())
-        plan = self._status.plan
-        self._log.write("started", pid=self._status.pid, organizations=plan.organizations, rounds=plan.rounds)
         try:
             before = RunStatus.read(self._out)
         except ConfigError:
-            return
+            before = None
         if before is not None:  # whose node is whose, and who refused, is worth keeping over a restart
             self._nodes = {
                 n.node: NodeStatus(n.node, n.key, refusal=n.refusal, refused_in=n.refused_in) for n in before.nodes
             }
+        plan = self._status.plan
+        self._log.write("started", pid=self._status.pid, organizations=plan.organizations, rounds=plan.rounds)
 
     def _take(self, event: RoundEvent) -> None:
         """The event's effect on the status."""
