@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
-from gradtf_fl.deployment.health import HealthServer
+from gradtf_fl.deployment.health import REQUEST_SECONDS, HealthServer
 from gradtf_fl.errors import ConfigError
 
 
@@ -109,7 +110,9 @@ def test_a_slow_client_holds_up_nobody() -> None:
     health = HealthServer(0, lambda: {"status": "ok"})
     with health, socket.create_connection(("127.0.0.1", health.port)) as slow:
         slow.sendall(b"GET /hea")
+        began = time.monotonic()
         assert ask(health.port)[0] == 200
+        assert time.monotonic() - began < REQUEST_SECONDS / 2
 
 
 def test_a_taken_port_is_a_config_error_and_a_left_one_is_free() -> None:
