@@ -44,7 +44,9 @@ def test_health() -> None:
     assert health(view(status=now(), organizations=(OrganizationView("a", in_last_sum=None),)))["status"] == "ok"
     late = replace(now(), stage_started=now().updated - LATE * 600 - 10)
     assert health(view(status=late))["status"] == "degraded"
-    assert health(view(status=replace(late, stage="connect")))["status"] == "degraded"
+    joining = replace(now(), stage_started=now().updated - LATE * 300 - 10)  # late to connect, not to train
+    assert health(view(status=joining))["status"] == "ok"
+    assert health(view(status=replace(joining, stage="connect")))["status"] == "degraded"
     for state in ("aborted", "rejected", "budget", "failed"):
         assert health(view(alive=False, status=now(state=state)))["status"] == "failed"
         assert health(view(alive=True, status=now(state=state)))["status"] == "ok"  # it was started again
