@@ -1,4 +1,5 @@
 # make demo      set-up and one federation on this machine
+# make demo-deployment   the same as real processes: certificates, a server, three nodes, on loopback
 # make test      set-up and the tests (under 12 minutes on two cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
@@ -7,11 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo demo-deployment test test-all lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
 	$(BIN)/gradtf simulate
+
+demo-deployment: $(VENV)/.run
+	BIN=$(BIN) experiments/demo_deployment.sh
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -m "not slow"

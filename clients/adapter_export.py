@@ -160,14 +160,15 @@ def _refuse_other_answers(exported: Exported) -> None:
     bound = TOLERANCE[exported.dtype] * max(1.0, exported.largest_logit)
     if not exported.max_error <= bound:  # not a number fails, too
         raise VerificationFailed(
-            f"--export {exported.out}: the merged model's logits differ from the PEFT model's by {exported.max_error:.2g} "
-            f"(allowed in {exported.dtype}: {bound:.2g}); nothing was written; try --dtype float32"
+            f"--export {exported.out}: the merged model's logits differ from the PEFT model's by "
+            f"{exported.max_error:.2g} (allowed in {exported.dtype}: {bound:.2g}); nothing was written; "
+            "try --dtype float32"
         )
 
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out``, gone at the end; locked, so that the next export can tell dead ones from used ones."""
+    """A new folder beside ``out``, gone at the end; locked, so that the next export can tell dead ones from used."""
     parent = out.absolute().parent
     prefix = f".{out.name}.export-"
     for stale in parent.glob(f"{prefix}*"):

@@ -116,10 +116,12 @@ class Observer:
                 status = _at(status, "generate")
         elif event.kind == "end" and event.record is not None:
             status = replace(status, attempt=event.record.attempt, refused=dict(event.record.refused))
-            if event.record.state == "completed":
+            if event.record.state == "completed" and event.record.round == status.plan.rounds:
                 status = _at(status, "deliver", 0, status.plan.organizations)
         elif event.kind == "delivered":
-            status = replace(_at(status, ""), stored=event.joined, asked=event.expected)
+            status = replace(status, stored=event.joined, asked=event.expected)
+            if event.round == status.round:  # else it rode with this round's begin
+                status = _at(status, "")
         for node in event.nodes:
             self._see(event, node)
         self._status = status

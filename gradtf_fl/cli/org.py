@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -91,12 +92,12 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
         click.echo(f"  provider's key           {document.provider_key[:16]}...")
         click.echo(f"invitation to {document.server}: fingerprint {document.fingerprint}")
     if fingerprint is None:
-        if as_json or not click.get_text_stream("stdin").isatty():
+        if as_json or not sys.stdin.isatty():
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
         raise ConfigError("--fingerprint: the invitation has another one: do not join, ask who changed it")
-    changed = join_federation(folder, document)
+    changed: list[str] = join_federation(folder, document)
     if as_json:
         return emit_json(
             {

@@ -193,8 +193,8 @@ def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
         lines.append(f"verified: as signed by {document['provider_key']}")
     if (made := document.get("export")) is not None:
         lines.append(
-            f"{made['out']}: merged in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the PEFT "
-            f"model's (the adapter moves them by up to {made['adapter_effect']:.1e})"
+            f"{made['out']}: merged in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
+            f"PEFT model's (the adapter moves them by up to {made['adapter_effect']:.1e})"
         )
         lines += ["", "from transformers import AutoModelForCausalLM", ""]
         return [*lines, f"model = AutoModelForCausalLM.from_pretrained({made['out']!r})"]
