@@ -101,7 +101,7 @@ class Observer:
             self._nodes = {
                 n.node: replace(n, stage="", outcome="", bytes_up=0, bytes_down=0) for n in self._nodes.values()
             }
-            status = replace(status, attempt=0, exchanges=(), refused={}, dropped=0, stored=None, asked=None)
+            status = replace(status, attempt=0, exchanges=(), refused={}, dropped=0)
             status = _at(status, "connect", 0, status.plan.organizations)
         elif event.kind == "stage":
             status = replace(_at(status, event.stage, 0, event.expected), attempt=event.attempt, dropped=event.dropped)
@@ -119,7 +119,7 @@ class Observer:
             if event.record.state == "completed" and event.record.round == status.plan.rounds:
                 status = _at(status, "deliver", 0, status.plan.organizations)
         elif event.kind == "delivered":
-            status = replace(status, stored=event.joined, asked=event.expected)
+            status = replace(self._status, delivered=event.round, stored=event.joined, asked=event.expected)
             if event.round == status.round:  # else it rode with this round's begin
                 status = _at(status, "")
         for node in event.nodes:

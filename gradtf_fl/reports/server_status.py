@@ -171,7 +171,8 @@ def _facts(view: ServerView) -> Table:
     adapter = f"{last['llm_adapter_sha256']} (round {last['round']})" if last is not None else "none yet"
     table.add_row("last adapter, SHA-256", adapter)
     if view.status is not None and view.status.stored is not None:
-        table.add_row("stored by", f"{view.status.stored} of {view.status.asked} organizations")
+        stored = f"by {view.status.stored} of {view.status.asked} organizations (round {view.status.delivered})"
+        table.add_row("last adapter stored", stored)
     if plan is not None:
         table.add_row(
             "epsilon of the plan",

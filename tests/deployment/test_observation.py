@@ -59,7 +59,7 @@ def test_the_status_of_a_finished_run(finished: tuple[Kit, RunStatus]) -> None:
     kit, status = finished
     assert (status.state, status.error, status.stage) == ("completed", "", "")
     assert (status.round, status.plan.rounds, status.plan.organizations) == (2, 2, 4)
-    assert (status.stored, status.asked, status.dropped) == (4, 4, 1)
+    assert (status.delivered, status.stored, status.asked, status.dropped) == (2, 4, 4, 1)
     assert [(e.stage, e.answered, e.expected) for e in status.exchanges] == [
         ("advertise", 4, 4),
         ("share", 4, 4),
@@ -128,6 +128,21 @@ def test_the_status_moves_with_the_round(make_kit: MakeKit) -> None:
     for stage in STAGES[:-1]:
         wanted += [("stage", stage, 3), ("closed", stage, 3)]
     assert seen == [*wanted, ("stage", "unmask", 3), ("closed", "generate", 0), ("end", "deliver", 3)]
+
+
+def test_an_adapter_that_rides_along_does_not_turn_the_status_back(make_kit: MakeKit) -> None:
+    """Round 1's adapter is told as delivered in the middle of round 2."""
+    kit = make_kit()
+    seen: list[tuple[int, int, str]] = []
+
+    def look(event: RoundEvent) -> None:
+        status = RunStatus.read(kit.plan.out)
+        assert status is not None
+        if event.kind == "delivered":
+            seen.append((status.delivered, status.round, status.stage))
+
+    observed(kit, look)
+    assert seen == [(1, 2, "generate"), (2, 2, "")]
 
 
 def test_a_refusal_is_told_with_its_code_and_whose_it_is(make_kit: MakeKit) -> None:
