@@ -72,7 +72,7 @@ class RunStatus:
         round, attempt: the current or last one. stage: ``connect`` (waiting for nodes), one of the protocol's stages,
             ``generate``, ``deliver``, or empty between rounds. answered, expected: organizations in that stage.
         dropped: organizations lost in this attempt so far. exchanges: of this attempt. refused: code -> organizations.
-        delivered: the last round whose adapter was sent out. stored, asked: organizations that stored it, of those asked.
+        delivered: last round whose adapter was sent out. stored, asked: organizations that stored it, of those asked.
     """
 
     plan: PlanStatus
