@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from gradtf_fl.transformer import GradTransformer
 from strategies import run_server
-from tests.flower.federation_kit import TRANSFORMER, Kit, build, write_pair, write_transformer
+from tests.flower.conftest import generator, make_kit, pair
+from tests.flower.federation_kit import Kit, build
+
+__all__ = ["generator", "make_kit", "pair"]  # fixtures
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,7 @@ class Kept:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    pair = write_pair(tmp_path_factory.mktemp("pair"))
-    generator = write_transformer(Path(pair[0]).parent / TRANSFORMER, pair)
+def finished(pair: tuple[str, str], generator: GradTransformer, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     kit = build(tmp_path_factory.mktemp("federation") / "out", pair, generator, rounds=3)
     run_server(kit.grid(), kit.plan, None, kit.generator)
     return kit

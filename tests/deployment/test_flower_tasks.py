@@ -80,7 +80,7 @@ def supernode() -> Iterator[SuperNode]:
     state.set_run_series_context(run.series_id, Context(RUN, NODE, {}, RecordDict(), {}))
     port = free_port()
     app = create_app(state_factory=factory, superexec_auth_secret=SECRET)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -58,7 +58,7 @@ def test_the_gate_answers_403_and_the_app_sees_nothing() -> None:
 
 
 def test_flower_puts_the_gate_first() -> None:
-    """In the real SuperLink's app: a caller from elsewhere gets 403 from Control and Runtime, 4xx of Flower's from Fleet."""
+    """In the real SuperLink's app a caller from elsewhere gets 403 by Control and Runtime, not by Fleet."""
     from flwr.superlink import extensions
     from flwr.superlink import main as superlink
     from starlette.middleware import Middleware

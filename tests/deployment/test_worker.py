@@ -8,21 +8,20 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from clients.worker_link import SOCKET, WorkerGone, WorkerLink
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES, REFUSAL
-from tests.flower.conftest import generator, make_kit, pair  # noqa: F401
 from tests.flower.federation_kit import Kit
 from tests.flower.test_client_border import Bench, delivery
 
 
 @pytest.fixture
-def kit(make_kit) -> Kit:  # type: ignore[no-untyped-def] # noqa: F811
-    return make_kit("a/" + "deep/" * 25 + "folder")  # type: ignore[no-any-return] # longer than a socket's name
+def kit(make_kit: Callable[..., Kit]) -> Kit:
+    return make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
 
 
 @pytest.fixture
