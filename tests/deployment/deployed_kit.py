@@ -1,4 +1,4 @@
-"""A whole deployment on loopback: authority, server, organizations, each with the processes of `tests.deployment.members`.
+"""A whole deployment on loopback: authority, server, organizations, each with its processes (`tests.deployment.members`).
 
 Models and Grad-Transformer are the small untrained ones of `tests.flower.federation_kit`. The run has far more rounds
 than the tests need: faults are injected into a federation that keeps going.

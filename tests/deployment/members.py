@@ -5,6 +5,7 @@ Every process that a member starts inherits a mark in its environment, so that w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -142,10 +143,8 @@ class Member:
             self.send(signal.SIGCONT)
             if self._process.poll() is None:
                 self._process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                pass
         end = time.monotonic() + 5.0
         while (left := self.pids()) and time.monotonic() < end + 5.0:
             if time.monotonic() > end or self._process is None or self._process.poll() is None:

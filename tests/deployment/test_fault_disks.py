@@ -27,7 +27,7 @@ def limit_files(member: Member, limit: int = resource.RLIM_INFINITY) -> None:
 
 
 def test_organization_disk_full(faults: Invariants) -> None:
-    """The round it falls into is refused, or lost, for this organization only; it takes part as soon as there is room."""
+    """The round it falls into is refused, or lost, for it alone; it takes part as soon as there is room."""
     deployment = faults.deployment
     member = deployment.organizations[2]
     with faults.fault("disk full at an organization (RLIMIT_FSIZE)") as fault:

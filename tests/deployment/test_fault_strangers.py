@@ -1,4 +1,4 @@
-"""Nodes that must not get in: wrong clock, authority, certificate or key; roster and model that differ; two of one identity.
+"""Nodes that must not get in: wrong clock, authority, certificate, key, roster or model; two of one identity.
 
 Outsiders run from folders of their own beside the running federation, which must not notice them.
 """
@@ -115,7 +115,7 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
 
 
 def test_two_nodes_of_one_identity(faults: Invariants) -> None:
-    """In the same folder a lock refuses the second; from a copy of the folder the server does. The first is unharmed."""
+    """In the same folder a lock refuses the second, from a copied one the server does. The first is unharmed."""
     deployment = faults.deployment
     member = deployment.organizations[4]
     with faults.fault("two nodes with one identity: same folder, copied folder") as fault:
