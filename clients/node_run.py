@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -147,12 +148,14 @@ class NodeRun:
             note = json.loads(path.read_text(encoding="utf-8"))
             if boot_id() and note["boot"] == boot_id() and not alive(int(note["pid"])):
                 folder = self.organization.folder
-                deactivate(self._server.address, folder / self._server.ca, folder / NODE_KEY, int(note["node_id"]))
+                ca, key = folder / self._server.ca, folder / NODE_KEY
+                if not deactivate(self._server.address, ca, key, int(note["node_id"])):
+                    return  # the server is away: told before the next start
             path.unlink()
 
     def _start_supernode(self) -> ChildProcess:
         folder = self.organization.folder
-        command = ["flower-supernode", "--superlink", self._server.address]
+        command = [sys.executable, "-m", "clients.supernode", "--superlink", self._server.address]
         command += ["--root-certificates", str((folder / self._server.ca).absolute())]
         command += ["--auth-supernode-private-key", str((folder / NODE_KEY).absolute())]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
@@ -185,6 +188,7 @@ CAUSES = (
     ),
     ("Invalid SuperNode authentication", "the server refuses our signature: our clock or its clock is wrong"),
     ("Failed to activate SuperNode", "the server does not know our node key, or counts it as online still"),
+    ("Giving up reconnection", "the connection to the server broke"),
     ("Connection refused", "the server is not reachable"),
     ("ConnectError", "the server is not reachable"),
 )

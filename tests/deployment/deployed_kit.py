@@ -1,4 +1,4 @@
-"""A whole deployment on loopback: authority, server, organizations, each with its processes (`tests.deployment.members`).
+"""A whole deployment on loopback: authority, server, organizations, with real processes (`tests.deployment.members`).
 
 Models and Grad-Transformer are the small untrained ones of `tests.flower.federation_kit`. The run has far more rounds
 than the tests need: faults are injected into a federation that keeps going.
@@ -29,7 +29,7 @@ from tests.deployment.members import Member, until
 from tests.deployment.proxy import Proxy
 from tests.flower.federation_kit import ROWS, TRANSFORMER, random_rows
 
-DEADLINE_S, JOIN_S = 20.0, 15.0
+DEADLINE_S, JOIN_S, RETRIES = 30.0, 30.0, 20
 ROUND_S = 240.0  # a round on a busy machine, with a deadline or two missed
 PLAN: dict[str, Any] = {
     "rounds": 400,
@@ -73,6 +73,8 @@ class Deployment:
         values = PLAN | {"tiny": pair[0], "llm": pair[1], "transformer": str(Path(pair[0]).parent / TRANSFORMER)} | plan
         address = f"127.0.0.1:{self.port}"
         self.invitation = make_server(root / "server", enrolments, address, f"0.0.0.0:{self.port}", tls, values)
+        settings = root / "server" / "server.toml"
+        settings.write_text(settings.read_text().replace("retries = 3", f"retries = {RETRIES}"))
         self.server = Member("server", root / "server", ["server", "run", str(root / "server")])
         self.proxies = [Proxy(self.port) for _ in self.organizations]
         for member, proxy in zip(self.organizations, self.proxies, strict=True):

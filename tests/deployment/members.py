@@ -21,7 +21,7 @@ MARK = "GRADTF_TEST_MEMBER"
 STARTING = "with_parent.py"  # a program on its way to becoming another
 ROLES = {
     "run": "gradtf_fl.cli.main",
-    "supernode": "flower-supernode",
+    "supernode": "clients.supernode",
     "worker": "clients.worker",
     "superlink": "strategies.superlink_gate",
     "superexec": "flower-superexec",
