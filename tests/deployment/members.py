@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,10 +76,21 @@ class Member:
         command = [*wrapper, sys.executable, "-m", "gradtf_fl.cli.main", *self._arguments, *more]
         own = environment(self.folder / "flower") | {MARK: str(self.folder), "OMP_NUM_THREADS": "1"} | dict(env or {})
         self._from = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                command, env=own, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
+        self._process = subprocess.Popen(  # a pipe, as to a journal, which is not on the member's own disk
+            command,
+            env=own,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._keep, args=(self._process,), daemon=True).start()
+
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with self.log.open("ab") as out:
+                out.write(line)
 
     @property
     def ended(self) -> int | None:
