@@ -76,6 +76,23 @@ def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.M
             assert time.monotonic() - started < 5.0
 
 
+def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
+    """Neither client.log nor the log that stderr goes to can grow; the server gets the code all the same."""
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from clients.refusals import Refusal, Refused, answered\n"
+        "def work():\n"
+        "    raise Refused(Refusal.BUDGET, 'x')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "assert answered(work, 'train.begin', lambda: Path(sys.argv[1])) == {'refusal': 'budget'}\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with (tmp_path / "stderr").open("wb") as log:
+        done = subprocess.run(command, env=environment(tmp_path), stderr=log, timeout=60, check=False)
+    assert done.returncode == 0
+
+
 def online_note(place: Path, **changed: object) -> Path:
     """What a SuperNode that ended left behind."""
     (place / "flower").mkdir(parents=True)
