@@ -51,7 +51,11 @@ class Abandoned(RuntimeError):
 
 
 class ClientTask:
-    """One claimed message. As a context it keeps the claim alive; leaving it without a reply reports a failure.
+    """One claimed message. As a context it keeps the claim alive until there is a reply, or none to be had.
+
+    A SuperNode waits for the reply to the message in hand before it looks for another. Where our reply does not get
+    through, the claim is left to expire: the SuperNode then says to the server that its client died, and goes on. Were
+    it told that the task has failed, it would wait for ever.
 
     Args:
         abandoned: whether the SuperNode is at a later message already.
@@ -68,7 +72,7 @@ class ClientTask:
         self._abandoned = abandoned
         self._heartbeat = HeartbeatSender(self._alive)
         self._context: Context | None = None
-        self._status, self._details = SubStatus.FAILED, "no reply"
+        self._done = False
 
     def __enter__(self) -> Self:
         self._heartbeat.start()
@@ -78,7 +82,10 @@ class ClientTask:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._heartbeat.stop()
-        push_task_output(self._client, self._context, self._status, self._details)
+        if self._done:
+            push_task_output(self._client, self._context, SubStatus.COMPLETED, "")
+        elif kind is Abandoned:  # nobody waits for it
+            push_task_output(self._client, self._context, SubStatus.FAILED, "abandoned")
         self._client.close()
 
     def run(self, answer: Callable[[Message], Message]) -> None:
@@ -90,7 +97,7 @@ class ClientTask:
         message = self._pull()
         assert self._context is not None
         push_message(self._client, answer(message), self._context)
-        self._status, self._details = SubStatus.COMPLETED, ""
+        self._done = True
 
     def _pull(self) -> Message:
         """Flower's ``pull_task_input``, which waits for ever for a message that its SuperNode has given up.

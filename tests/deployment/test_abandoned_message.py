@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from flwr.supercore.task_identity import TaskIdentity
 
+import clients.flower_tasks
 from clients.executor import Executor
 from gradtf_fl.round_messages import SECTION
 from tests.deployment.test_flower_tasks import NODE, RUN, SuperNode, executor, supernode
@@ -33,3 +37,22 @@ def test_the_next_message_is_answered(supernode: SuperNode, executor: Executor) 
     supernode.give("train.double", {"value": 4})
     assert supernode.fields(supernode.reply()) == {"of": "train.double", "twice": 8}
     assert executor.served == 1
+
+
+def test_a_reply_that_gets_lost_is_no_failed_task(
+    supernode: SuperNode, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told of a failed task, the SuperNode would wait for a reply for ever; a claim that expires makes it go on."""
+    told: list[object] = []
+
+    def lose(*_: object) -> None:
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(clients.flower_tasks, "push_message", lose)
+    monkeypatch.setattr(clients.flower_tasks, "push_task_output", lambda *arguments: told.append(arguments))
+    supernode.give("train.double", {"value": 4})
+    end = time.monotonic() + 20.0
+    while executor.served == 0 and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert (executor.served, told) == (1, [])
