@@ -67,7 +67,7 @@ def test_outsiders(faults: Invariants) -> None:
         clock = {"GRADTF_TEST_CLOCK": str(DAY_S), "PYTHONPATH": os.pathsep.join(map(str, (CLOCK, PACKAGES)))}
         cases: list[tuple[str, Member, str, str, str, dict[str, str]]] = [
             ("clock wrong by a day", late, "clock", "clock", "s from the server's", clock),
-            ("certificate of another authority", wrong_ca, "TLS", "server's certificate", "unable to get", {}),
+            ("certificate of another authority", wrong_ca, "TLS", "server's certificate", "certificate", {}),
             ("expired certificate", expired, "TLS", "server's certificate", "expired", {}),
             ("unregistered node key", unknown, "does not know our node key", "registration", "does not know", {}),
         ]
@@ -92,7 +92,7 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
     with faults.fault("roster without this organization; another TinyLM elsewhere") as fault:
         number = deployment.beginning()
         deployment.delivered(number)
-        fault.away |= {left_out.name, other_model.name}
+        fault.hits(left_out, other_model)
         secagg, models = deployment.config(left_out).secagg, deployment.config(other_model).models
         roster = tuple(key for key in secagg.roster if key != deployment.key(left_out))
         model, tokenizer = load_model(models.tiny)
@@ -106,7 +106,7 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
         now = deployment.status().round
         record = deployment.finished(now + 1)
         fault.note(f"round {record.round}: {record.masked} of 5, refused {dict(record.refused)}")
-        assert dict(record.refused) == {"policy": 1, "model_hash": 1}
+        assert dict(record.refused) == {"protocol": 1, "model_hash": 1}
         deployment.change(left_out, secagg=secagg)
         deployment.change(other_model, models=models)
         fault.ends()
