@@ -14,6 +14,7 @@ import pytest
 import clients.node_run
 import clients.supernode
 import clients.worker_link
+import strategies.server_run
 from clients.node_run import NodeRun, boot_id
 from clients.worker_link import SOCKET, WorkerLink
 from gradtf_fl.deployment.folders import held
@@ -61,6 +62,22 @@ def test_orphaned_serverapp_is_ended(tmp_path: Path) -> None:
         assert orphan.wait(10) != 0
     with held(lock, "free again"):
         pass
+
+
+def test_runs_of_an_earlier_server_run_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nodes wait for the rest of their messages until Flower misses the run's ServerApp, a minute later."""
+    asked: list[list[str]] = []
+
+    def flwr(arguments: list[str], *_: object) -> dict[str, object]:
+        asked.append(list(arguments))
+        states = {"1": "finished:completed", "2": "running", "3": "pending"}
+        return {"runs": [{"run-id": number, "status": state} for number, state in states.items()]}
+
+    monkeypatch.setattr(strategies.server_run, "flwr", flwr)
+    run = ServerRun.__new__(ServerRun)
+    run._env = {}
+    run._end_old_runs()
+    assert asked[1:] == [["stop", "2", "gradtf"], ["stop", "3", "gradtf"]]
 
 
 def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
