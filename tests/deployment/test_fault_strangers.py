@@ -60,7 +60,7 @@ def test_outsiders(faults: Invariants) -> None:
         (wrong_ca.folder / "ca.crt").write_bytes(other.pem)
         past = datetime.now(UTC) - timedelta(days=40)
         issued = issue_server(deployment.authority, ["127.0.0.1"], deployment.root / "old-tls", days=1, now=past)
-        listener = stack.enter_context(TlsListener(issued.certificate, issued.key))
+        listener = stack.enter_context(TlsListener(issued.certificate_path, issued.key_path))
         server = deployment.config(member).server
         assert server is not None
         deployment.change(expired, server=server.model_copy(update={"address": f"127.0.0.1:{listener.port}"}))
