@@ -125,7 +125,7 @@ def online_note(place: Path, **changed: object) -> Path:
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
     told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: told.append(arguments[3]) or answered)
+    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: (told.append(arguments[3]), answered)[1])
     note = online_note(tmp_path / "org")
     node_of(tmp_path / "org")._tell_that_it_died()
     assert told == [7]
@@ -135,7 +135,7 @@ def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.skipif(not boot_id(), reason="the system does not tell which boot this is")
 def test_a_copied_folder_does_not_take_the_live_node_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: told.append(arguments[3]) or True)
+    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: (told.append(arguments[3]), True)[1])
     status = tmp_path.stat()
     online_note(tmp_path / "copy", folder=[status.st_dev, status.st_ino])
     node_of(tmp_path / "copy")._tell_that_it_died()
