@@ -110,6 +110,18 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
+    """Node ids that a server which does or does not answer will be told of."""
+    told: list[int] = []
+
+    def deactivate(address: str, ca: Path, key: Path, node_id: int) -> bool:
+        told.append(node_id)
+        return answered
+
+    monkeypatch.setattr(clients.node_run, "deactivate", deactivate)
+    return told
+
+
 def online_note(place: Path, **changed: object) -> Path:
     """What a SuperNode that ended left behind."""
     (place / "flower").mkdir(parents=True)
@@ -124,8 +136,7 @@ def online_note(place: Path, **changed: object) -> Path:
 @pytest.mark.skipif(not boot_id(), reason="the system does not tell which boot this is")
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: (told.append(arguments[3]), answered)[1])
+    told = told_to(monkeypatch, answered)
     note = online_note(tmp_path / "org")
     node_of(tmp_path / "org")._tell_that_it_died()
     assert told == [7]
@@ -134,8 +145,7 @@ def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not boot_id(), reason="the system does not tell which boot this is")
 def test_a_copied_folder_does_not_take_the_live_node_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: (told.append(arguments[3]), True)[1])
+    told = told_to(monkeypatch, True)
     status = tmp_path.stat()
     online_note(tmp_path / "copy", folder=[status.st_dev, status.st_ino])
     node_of(tmp_path / "copy")._tell_that_it_died()
