@@ -100,15 +100,17 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
         changed.data[0] += 0.01
         model.save_pretrained(tmp_path / "tiny")
         tokenizer.save_pretrained(tmp_path / "tiny")
-        deployment.change(left_out, secagg=secagg.model_copy(update={"roster": roster}))
-        deployment.change(other_model, models=models.model_copy(update={"tiny": str(tmp_path / "tiny")}))
-        assert "not in it" in findings(left_out.folder)["roster"]
-        now = deployment.status().round
-        record = deployment.finished(now + 1)
+        try:
+            deployment.change(left_out, secagg=secagg.model_copy(update={"roster": roster}))
+            deployment.change(other_model, models=models.model_copy(update={"tiny": str(tmp_path / "tiny")}))
+            now = deployment.status().round
+            assert "not in it" in findings(left_out.folder)["roster"]
+            record = deployment.finished(now + 1)
+        finally:
+            deployment.change(left_out, secagg=secagg)
+            deployment.change(other_model, models=models)
         fault.note(f"round {record.round}: {record.masked} of 5, refused {dict(record.refused)}")
         assert dict(record.refused) == {"protocol": 1, "model_hash": 1}
-        deployment.change(left_out, secagg=secagg)
-        deployment.change(other_model, models=models)
         fault.ends()
         deployment.everyone(record.round)
         fault.recovered()
