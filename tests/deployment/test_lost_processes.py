@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import clients.node_run
+import clients.refusals
 import clients.supernode
 import clients.worker_link
 import strategies.server_run
@@ -108,6 +109,20 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
     with (tmp_path / "stderr").open("wb") as log:
         done = subprocess.run(command, env=environment(tmp_path), stderr=log, timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends rubbish all day makes two generations of the log at most."""
+    monkeypatch.setattr(clients.refusals, "MAX_LOG_BYTES", 1000)
+
+    def work() -> dict[str, object]:
+        raise ValueError("x" * 100)
+
+    for _ in range(50):
+        clients.refusals.answered(work, "train.begin", lambda: tmp_path)  # type: ignore[arg-type]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["client.log", "client.log.1"]
+    assert all((tmp_path / name).stat().st_size < 2500 for name in files)
 
 
 def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
