@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+from flwr.supercore.run import RunNotRunningException
 
 from clients.flower_tasks import TaskSource
 from clients.refusals import reply_to
@@ -55,7 +55,7 @@ class Executor:
             try:
                 with task:
                     task.run(lambda message: reply_to(message, lambda f: self._ask(message.metadata.message_type, f)))
-            except (httpx.HTTPError, RuntimeError) as error:  # the SuperNode went away: the message is lost with it
+            except (Exception, RunNotRunningException) as error:  # whatever Flower raises: that message is lost
                 logger.warning("a message was lost: %s", type(error).__name__)
                 self._stop.wait(FAILED_PAUSE)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from gradtf_fl.deployment.processes import MAX_LOG_BYTES
 from gradtf_fl.errors import BudgetExhausted
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedMessage, Refusal
 
@@ -102,7 +103,9 @@ def _keep(error: BaseException, code: Refusal, message_type: str, folder: Path |
     if folder is None:
         return
     try:
-        descriptor = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        if (path := folder / LOG_FILE).exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(folder / (LOG_FILE + ".1"))  # one generation: a server that sends rubbish fills no disk
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as log:
             log.write(line)
     except OSError as problem:

@@ -70,7 +70,10 @@ class ServerRun:
             self._seen, self._last_app = len(read_records(self.server.plan.out)), self._server_app()
             try:
                 self._prepare()
+                again = (self.home / DATABASE).exists()
                 self._start_superlink()
+                if again:
+                    self._end_old_runs()
                 self._start_superexec()
                 self._register()
                 self._rounds()
@@ -133,6 +136,13 @@ class ServerRun:
         command += ["--root-certificates", str(self.server.listen.ca.absolute())]
         command += ["--superexec-auth-secret-file", str(self._secret)]
         self._superexec = ChildProcess(command, self._env, self.home / "serverapp.log")
+
+    def _end_old_runs(self) -> None:
+        """Stop what an earlier `server run` left: nodes wait for the rest of its messages, up to a minute."""
+        for run in self._flwr("list", CONNECTION)["runs"]:
+            if not str(run["status"]).startswith("finished"):
+                with contextlib.suppress(GradtfError):
+                    flwr(["stop", str(run["run-id"]), CONNECTION], self._env, COMMAND_SECONDS)
 
     def _mend(self) -> None:
         """Start again what has died."""

@@ -145,7 +145,9 @@ class Deployment:
             except ConfigError:
                 return None
 
-        return until(read, 300.0, "the server's status")
+        found = until(read, 300.0, "the server's status")
+        assert found is not None
+        return found
 
     def records(self) -> list[RoundRecord]:
         """Records of all attempts."""

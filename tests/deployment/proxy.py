@@ -30,7 +30,9 @@ class Proxy:
         self._open.clear()
 
     def mend(self) -> None:
-        """End of the partition."""
+        """End of the partition, if there is one."""
+        if self._open.is_set():
+            return
         for pair in list(self._pairs):
             self._drop(pair)
         self._open.set()
@@ -38,7 +40,9 @@ class Proxy:
     def close(self) -> None:
         """No more relaying."""
         self._closed = True
-        self.mend()
+        self._open.set()
+        for pair in list(self._pairs):
+            self._drop(pair)
         self._listener.close()
 
     def _accept(self) -> None:

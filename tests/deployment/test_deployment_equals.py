@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
 def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path) -> None:
     """In a seeded simulation everything up to the rounding is replayed, whoever carries the messages."""
-    same = {"rounds": 2, "steps": 2, "batch": 16, "epsilon": 8.0}
+    same: dict[str, Any] = {"rounds": 2, "steps": 2, "batch": 16, "epsilon": 8.0}
     generator = GradTransformer.load(Path(untrained[0]).parent / TRANSFORMER)
-    kit = build(tmp_path / "in-process", untrained, generator, **same)  # type: ignore[arg-type]
+    kit = build(tmp_path / "in-process", untrained, generator, **same)
     run_server(kit.grid(), kit.plan, None, kit.generator)
     deployment = Deployment(tmp_path / "deployed", untrained, 3, **same, deadline_s=120.0, join_s=120.0)
     for number, member in enumerate(deployment.organizations):
@@ -36,7 +37,7 @@ def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path
         ledgers = [read_ledger(place / "ledger.sqlite") for place in (folder, member.folder)]
         assert not ledgers[1].problems
         assert ledgers[0].content.events == ledgers[1].content.events
-        for number in ("1", "2"):
-            name = Path("rounds") / number / "llm_adapter" / "adapter_model.safetensors"
+        for round_number in ("1", "2"):
+            name = Path("rounds") / round_number / "llm_adapter" / "adapter_model.safetensors"
             adapter = (deployment.server.folder / name).read_bytes()
             assert (member.folder / name).read_bytes() == (folder / name).read_bytes() == adapter

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize(
-    "stages", [("advertise", "consistency"), ("share", "unmask"), ("mask", "deliver")], ids="-".join
+    "stages", [("advertise", "consistency"), ("share", "unmask"), ("mask", "generate")], ids="-".join
 )
 def test_supernode_killed(faults: Invariants, stages: tuple[str, str]) -> None:
     """Two of five are lost at most; both come back by themselves."""
@@ -26,7 +26,10 @@ def test_supernode_killed(faults: Invariants, stages: tuple[str, str]) -> None:
     with faults.fault(f"SuperNode kill -9 in {stages[0]}, another's in {stages[1]}") as fault:
         number = deployment.beginning()
         for stage, member in zip(stages, deployment.organizations, strict=False):
-            deployment.reach(stage, after=number - 1)
+            if stage == "generate":
+                deployment.finished(number)  # which is too short to be met otherwise
+            else:
+                deployment.reach(stage, after=number - 1)
             fault.hits(member)
             member.kill("supernode")
         fault.ends()

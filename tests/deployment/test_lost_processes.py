@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import clients.node_run
+import clients.refusals
 import clients.supernode
 import clients.worker_link
+import strategies.server_run
 from clients.node_run import NodeRun, boot_id
 from clients.worker_link import SOCKET, WorkerLink
 from gradtf_fl.deployment.folders import held
@@ -63,6 +65,22 @@ def test_orphaned_serverapp_is_ended(tmp_path: Path) -> None:
         pass
 
 
+def test_runs_of_an_earlier_server_run_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nodes wait for the rest of their messages until Flower misses the run's ServerApp, a minute later."""
+    asked: list[list[str]] = []
+
+    def flwr(arguments: list[str], *_: object) -> dict[str, object]:
+        asked.append(list(arguments))
+        states = {"1": "finished:completed", "2": "running", "3": "pending"}
+        return {"runs": [{"run-id": number, "status": state} for number, state in states.items()]}
+
+    monkeypatch.setattr(strategies.server_run, "flwr", flwr)
+    run = ServerRun.__new__(ServerRun)
+    run._env = {}
+    run._end_old_runs()
+    assert asked[1:] == [["stop", "2", "gradtf"], ["stop", "3", "gradtf"]]
+
+
 def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients.worker_link, "PING_SECONDS", 0.2)
     link = WorkerLink(tmp_path)
@@ -74,6 +92,49 @@ def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.M
             started = time.monotonic()
             assert not link.alive()
             assert time.monotonic() - started < 5.0
+
+
+def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
+    """Neither client.log nor the log that stderr goes to can grow; the server gets the code all the same."""
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from clients.refusals import Refusal, Refused, answered\n"
+        "def work():\n"
+        "    raise Refused(Refusal.BUDGET, 'x')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "assert answered(work, 'train.begin', lambda: Path(sys.argv[1])) == {'refusal': 'budget'}\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with (tmp_path / "stderr").open("wb") as log:
+        done = subprocess.run(command, env=environment(tmp_path), stderr=log, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends rubbish all day makes two generations of the log at most."""
+    monkeypatch.setattr(clients.refusals, "MAX_LOG_BYTES", 1000)
+
+    def work() -> dict[str, object]:
+        raise ValueError("x" * 100)
+
+    for _ in range(50):
+        clients.refusals.answered(work, "train.begin", lambda: tmp_path)  # type: ignore[arg-type]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["client.log", "client.log.1"]
+    assert all((tmp_path / name).stat().st_size < 2500 for name in files)
+
+
+def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
+    """Node ids that a server which does or does not answer will be told of."""
+    told: list[int] = []
+
+    def deactivate(address: str, ca: Path, key: Path, node_id: int) -> bool:
+        told.append(node_id)
+        return answered
+
+    monkeypatch.setattr(clients.node_run, "deactivate", deactivate)
+    return told
 
 
 def online_note(place: Path, **changed: object) -> Path:
@@ -90,8 +151,7 @@ def online_note(place: Path, **changed: object) -> Path:
 @pytest.mark.skipif(not boot_id(), reason="the system does not tell which boot this is")
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: told.append(arguments[3]) or answered)
+    told = told_to(monkeypatch, answered)
     note = online_note(tmp_path / "org")
     node_of(tmp_path / "org")._tell_that_it_died()
     assert told == [7]
@@ -100,8 +160,7 @@ def test_the_server_is_told_until_it_listens(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not boot_id(), reason="the system does not tell which boot this is")
 def test_a_copied_folder_does_not_take_the_live_node_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(clients.node_run, "deactivate", lambda *arguments: told.append(arguments[3]) or True)
+    told = told_to(monkeypatch, True)
     status = tmp_path.stat()
     online_note(tmp_path / "copy", folder=[status.st_dev, status.st_ino])
     node_of(tmp_path / "copy")._tell_that_it_died()

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 app = ServerApp()
-HUGE = 32_000_000  # bytes
+HUGE = 16_000_000  # bytes
 CASES = {
     "no record": ("train.begin", RecordDict({})),
     "other record": ("train.begin", RecordDict({"other": ConfigRecord({"a": 1})})),
