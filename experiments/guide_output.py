@@ -293,7 +293,9 @@ def run_all(guide: str, stage: Stage, deployment: bool) -> list[Rewritten]:
             code, said = stage.run(command, block.option("until"))
             wanted = int(block.option("exit", "0")) if number == len(commands) else 0
             if code not in (None, wanted):
-                raise ValueError(f"line {block.line}: {command.text}: exit code {code}, not {wanted}:\n" + "\n".join(said))
+                raise ValueError(
+                    f"line {block.line}: {command.text}: exit code {code}, not {wanted}:\n" + "\n".join(said)
+                )
             lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
         found.append(Rewritten(block.line, len(block.lines), lines))
     return found
