@@ -12,7 +12,6 @@ the next one). A shown line ``...`` stands for any lines. Blocks of any other ki
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import secrets
 import shutil
@@ -21,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gradtf_fl.deployment.files import PUBLIC, replace_file
 from gradtf_fl.deployment.processes import environment, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -257,21 +257,6 @@ def masked(lines: Sequence[str]) -> list[str]:
     return found
 
 
-def rewritten(guide: str, stage: Stage, deployment: bool = True) -> str:
-    """The guide with the output that its commands give now.
-
-    Args:
-        deployment: also run what needs real Flower processes; otherwise those blocks stay as they are.
-
-    Raises:
-        ValueError: a command ended with another exit code than the guide says.
-    """
-    lines = guide.splitlines()
-    for block in reversed(run_all(guide, stage, deployment)):
-        lines[block.line : block.line + block.length] = block.lines
-    return "\n".join(lines) + "\n"
-
-
 @dataclass(frozen=True)
 class Rewritten:
     """New lines of the block at ``line``, which had ``length``."""
@@ -281,9 +266,23 @@ class Rewritten:
     lines: list[str]
 
 
-def run_all(guide: str, stage: Stage, deployment: bool) -> list[Rewritten]:
-    """Run the console blocks; their new text."""
-    found = []
+def rewritten(guide: str, changes: Iterable[Rewritten]) -> str:
+    """The guide with new text in its blocks."""
+    lines = guide.splitlines()
+    for change in sorted(changes, key=lambda change: change.line, reverse=True):
+        lines[change.line : change.line + change.length] = change.lines
+    return "\n".join(lines) + "\n"
+
+
+def run_all(guide: str, stage: Stage, deployment: bool = True) -> Iterator[Rewritten]:
+    """Run the console blocks, one after the other; their new text.
+
+    Args:
+        deployment: also run what needs real Flower processes.
+
+    Raises:
+        ValueError: a command ended with another exit code than the guide says.
+    """
     for block in blocks(guide):
         if block.kind != "console" or (block.deployment and not deployment):
             continue
@@ -297,8 +296,7 @@ def run_all(guide: str, stage: Stage, deployment: bool) -> list[Rewritten]:
                     f"line {block.line}: {command.text}: exit code {code}, not {wanted}:\n" + "\n".join(said)
                 )
             lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
-        found.append(Rewritten(block.line, len(block.lines), lines))
-    return found
+        yield Rewritten(block.line, len(block.lines), lines)
 
 
 def _abridged(shown: Sequence[str], said: list[str]) -> list[str]:
@@ -339,12 +337,14 @@ def main() -> None:
     parser.add_argument("--guide", type=Path, default=GUIDE)
     parser.add_argument("--no-deployment", action="store_true", help="Leave blocks alone that need Flower processes.")
     given = parser.parse_args()
-    with Stage() as stage:
-        text = rewritten(given.guide.read_text(encoding="utf-8"), stage, not given.no_deployment)
-    draft = given.guide.with_name(f".{given.guide.name}.new")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, given.guide)
-    print(f"wrote {given.guide}")
+    guide, done = given.guide.read_text(encoding="utf-8"), list[Rewritten]()
+    try:
+        with Stage() as stage:
+            for change in run_all(guide, stage, not given.no_deployment):
+                done.append(change)
+    finally:  # a command that fails does not undo the others' output
+        replace_file(given.guide, rewritten(guide, done).encode(), PUBLIC)
+        print(f"{given.guide}: {len(done)} blocks written", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_blocks_are_read_as_they_stand() -> None:
 def test_regenerating_keeps_what_is_left_out() -> None:
     page = "```console exit=3\n$ printf 'a\\nb\\nc\\n'\nold\n...\n$ exit 3\n```\n"
     with Stage() as stage:
-        (block,) = run_all(page, stage, deployment=False)
+        (block,) = run_all(page, stage)
         assert block.lines == ["$ printf 'a\\nb\\nc\\n'", "a", ANY, "$ exit 3"]
         with pytest.raises(ValueError, match="exit code 0, not 1"):
-            run_all("```console exit=1\n$ true\n```\n", stage, deployment=False)
+            list(run_all("```console exit=1\n$ true\n```\n", stage))
