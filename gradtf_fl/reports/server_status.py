@@ -25,12 +25,12 @@ STAGE_WORDS = {
     "deliver": "delivering the LLM adapter",
 }
 STATE_WORDS = {
-    "died": "the server is gone in the middle of the run; start it again, it goes on from the last checkpoint",
+    "died": "the server is gone in the middle of the run; `gradtf server run --resume` goes on from the last round",
     "budget": "too few organizations have privacy budget left",
     "aborted": "too few organizations stayed in the round",
     "rejected": "the sum was none that honest organizations can give",
     "failed": "the server ended with an error; see its log",
-    "stopped": "the server was stopped; start it again, it goes on from the last checkpoint",
+    "stopped": "the server was stopped; `gradtf server run --resume` goes on from the last round",
     "not started": "no round has begun",
     "idle": "no server runs here now",
 }
