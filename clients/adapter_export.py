@@ -51,7 +51,7 @@ def export_merged(
 
     Args:
         dtype: a key of `TOLERANCE`; None takes the base model's own, float32 where that is none of these. Merged in
-            float32 in any case: 4 bytes of memory for each parameter, twice. told: is called before each long step.
+            float32 in any case: 4 bytes of memory for each parameter. told: is called before each long step.
 
     Raises:
         ConfigError: ``out`` exists and is not an empty folder, or the model can't be loaded.
@@ -59,21 +59,23 @@ def export_merged(
     """
     refuse_occupied(out)
     from peft import PeftModel
+    from transformers import AutoTokenizer
 
-    from gradtf_fl.models import load_model
+    from gradtf_fl.models import load_model, model_folder
 
     told(f"loading {base_model}")
     base: Any
-    base, tokenizer = load_model(base_model)
+    base, _ = load_model(base_model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(base_model))  # as it came
     chosen = dtype or _own_dtype(base_model)
-    probe = _probe(base.config.get_text_config().vocab_size, base.config.get_text_config().max_position_embeddings)
+    text = base.config.get_text_config()
+    probe = _probe(text.vocab_size, getattr(text, "max_position_embeddings", PROBE_SHAPE[1]))
     before = _logits(base, probe)
     _untie_for(adapter, base)
     model: Any = PeftModel.from_pretrained(base, adapter).eval()
     wanted = _logits(model, probe)
     told("merging")
     merged: Any = model.merge_and_unload()
-    _drop_adapter_traces(merged)
     with _staged(out) as staging:
         told(f"writing {out} in {chosen}")
         merged.to(_torch_dtype(chosen)).save_pretrained(staging)
@@ -149,26 +151,18 @@ def _untie_for(adapter: Path, base: Any) -> None:
     base.all_tied_weights_keys = {}
 
 
-def _drop_adapter_traces(merged: Any) -> None:
-    """PEFT leaves its configuration on a merged model, and transformers would save it as an adapter."""
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(merged, name):
-            delattr(merged, name)
-
-
 def _refuse_other_answers(exported: Exported) -> None:
     bound = TOLERANCE[exported.dtype] * max(1.0, exported.largest_logit)
     if not exported.max_error <= bound:  # not a number fails, too
         raise VerificationFailed(
-            f"--export {exported.out}: the merged model's logits differ from the PEFT model's by "
-            f"{exported.max_error:.2g} (allowed in {exported.dtype}: {bound:.2g}); nothing was written; "
-            "try --dtype float32"
+            f"--export {exported.out}: the merged model's logits are {exported.max_error:.2g} off the PEFT model's "
+            f"(allowed in {exported.dtype}: {bound:.2g}); nothing was written; try --dtype float32"
         )
 
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out``, gone at the end; locked, so that the next export can tell dead ones from used."""
+    """A new folder beside ``out``, gone at the end; locked, so that the next export knows which ones are abandoned."""
     parent = out.absolute().parent
     prefix = f".{out.name}.export-"
     for stale in parent.glob(f"{prefix}*"):

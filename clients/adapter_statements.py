@@ -61,7 +61,11 @@ class AdapterStatement(Section):
                 bytes.fromhex(self.signature), signed
             )
         except (InvalidSignature, ValueError):
-            other = " (it was delivered under another one)" if self.provider_key != provider_key else ""
+            other = (
+                " (it was delivered under another one, which --provider-key may name)"
+                if self.provider_key != provider_key
+                else ""
+            )
             problems.append(
                 f"{adapter}: its statement is not signed by the provider's key {provider_key[:16]}...{other}"
             )

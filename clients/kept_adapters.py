@@ -47,9 +47,12 @@ class KeptAdapter:
         return self.path.parent.name.startswith(EARLIER)
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of the safetensors file that PEFT loads."""
-        with open(self.path / WEIGHTS, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 (hex) of the safetensors file that PEFT loads; CorruptFile when it can't be read."""
+        try:
+            with open(self.path / WEIGHTS, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CorruptFile(f"{self.path / WEIGHTS}: cannot be read ({error.strerror})") from error
 
     def problems(self, provider_key: str) -> list[str]:
         """Why this is not what the provider (hex key) signed; empty when it is."""

@@ -18,12 +18,17 @@ REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full wei
 def begin(organization: Organization, message: BeginRound) -> StagePayload:
     """Check the round against this organization's own limits, charge the ledger, train, and advertise keys.
 
+    The last round's LLM adapter, where one rides along, is stored first: it is owed whatever comes of this round.
     Order matters: nothing is trained before the policy, the round counter, the model and the budget are
     settled, and (round, attempt) is used up on disk before the first private row is read.
 
     Raises:
-        Refused, BudgetExhausted, Vanished: with nothing trained.
+        Refused, BudgetExhausted, Vanished: with nothing trained; ``adapter`` when the one that rides along is wrong.
     """
+    if message.delivery is not None:
+        from clients.delivery import receive_adapter
+
+        receive_adapter(organization, message.delivery)
     config = _own_config(organization, message.configs)
     plan = _checked_plan(organization, config)
     key = RoundKey(config.run_id, config.round, config.attempt)

@@ -22,7 +22,7 @@ from typing import Any
 from clients.handlers import handle
 from clients.organization import load_organization
 from clients.refusals import Vanished, answered
-from clients.worker_link import read_frame, socket_address, write_frame
+from clients.worker_link import PING, read_frame, socket_address, write_frame
 from gradtf_fl.errors import GradtfError
 
 PAGE = resource.getpagesize()
@@ -40,23 +40,26 @@ def serve(folder: Path) -> None:
         finally:
             os.umask(old)
         listener.listen()
-        while resident_mb() <= memory_limit_mb(folder):
+        worked = False
+        while not (worked and resident_mb() > memory_limit_mb(folder)):
             connection, _ = listener.accept()
             with connection:
-                _serve_one(folder, connection)
+                worked = _serve_one(folder, connection)
 
 
-def _serve_one(folder: Path, connection: socket.socket) -> None:
+def _serve_one(folder: Path, connection: socket.socket) -> bool:
+    """Whether it was work (a ping is none): one piece of it gets done, however little memory is allowed."""
     try:
         request = read_frame(connection)
         write_frame(connection, answer(folder, str(request.get("type")), request.get("fields", {})))
     except OSError:  # whoever asked went away: what was done stays done
-        return
+        return True
+    return request.get("type") != PING
 
 
 def answer(folder: Path, message_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The frame that answers one request."""
-    if message_type == "ping":
+    if message_type == PING:
         return {"pong": os.getpid()}
     try:
         work = lambda: handle(load_organization(folder), message_type, fields)  # noqa: E731
@@ -99,7 +102,7 @@ def memory_limit_mb(folder: Path) -> float:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+    os._exit(0)  # at once, as a power cut would: a stage in hand is either on disk or was never done
 
 
 if __name__ == "__main__":

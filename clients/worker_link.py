@@ -25,7 +25,7 @@ from gradtf_fl.deployment.processes import ChildProcess, environment
 from gradtf_fl.errors import GradtfError
 from gradtf_fl.round_messages import Fields
 
-SOCKET, LOG = "worker.sock", "worker.log"
+SOCKET, LOG, PING = "worker.sock", "worker.log", "ping"
 START_SECONDS = 180.0  # importing torch and reading the models on a busy machine
 MAX_FRAME = 2**31 - 1  # Flower's own limit for a message
 HEADER = struct.Struct(">Q")
@@ -129,7 +129,7 @@ class WorkerLink:
         if self._process is None or self._process.ended is not None:
             return False
         try:
-            return "pong" in self._exchange({"type": "ping", "fields": {}})
+            return "pong" in self._exchange({"type": PING, "fields": {}})
         except (OSError, ConnectionError):
             return False
 

@@ -22,26 +22,39 @@ from gradtf_fl.errors import CorruptFile
 
 WEIGHTS, NATIVE, CONFIG = "adapter_model.safetensors", "gradtf.safetensors", "adapter_config.json"
 FLOAT32_BYTES = 4
-# entries of adapter_config.json that change what the same matrices do; save_adapter sets none of them
+# entries of adapter_config.json that change what the same matrices do, or on what; save_adapter sets none of them
 SWITCHES = (
     "alora_invocation_tokens",
     "alpha_pattern",
+    "arrow_config",
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
+    "kasa_config",
     "layer_replication",
     "layers_pattern",
     "layers_to_transform",
+    "loftq_config",
     "lora_bias",
     "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
     "modules_to_save",
+    "monteclora_config",
     "rank_pattern",
+    "revision",
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_dora",
     "use_qalora",
     "use_rslora",
+    "velora_config",
 )
+FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True}
 
 
 @dataclass(frozen=True)
@@ -150,12 +163,13 @@ def _config_problems(folder: Path, spec: AdapterSpec) -> list[str]:
         recorded = about["config_sha256"]
         rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), set(config["target_modules"])
         scale = alpha / rank
-        switched = sorted(name for name in SWITCHES if config.get(name))
+        switched = [name for name in SWITCHES if config.get(name)]
+        switched += [name for name, value in FIXED.items() if config.get(name, value) != value]
     except (OSError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return [f"{path} or gradtf.json: damaged ({type(error).__name__})"]
     problems = []
-    if config.get("peft_type") != "LORA" or scale != spec.scale or targets != set(spec.targets):
-        problems.append(f"{path}: type, scale or target modules are not the signed ones")
+    if scale != spec.scale or targets != set(spec.targets):
+        problems.append(f"{path}: scale or target modules are not the signed ones")
     if spec.kind == "lora" and rank != spec.rank:
         problems.append(f"{path}: rank {rank} is not the signed one ({spec.rank})")
     if switched:

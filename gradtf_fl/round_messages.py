@@ -6,7 +6,8 @@ other side.
 
 message type         | to the organization  | back
 -------------------- | -------------------- | -----------------------------------------------------
-train.begin          | `BeginRound`         | `StagePayload` (advert) or a refusal
+train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refusal
+                     | the last adapter     |
 train.share          | `StagePayload`       | `StagePayload`
 train.mask           | `StagePayload`       | `StagePayload`
 train.consistency    | `StagePayload`       | `StagePayload`
@@ -147,12 +148,33 @@ class BeginRound(_Message):
         configs: the secure aggregation's RoundConfig for each group (their ``dp`` is the `TrainingPlan`).
         spec: adapter spec of the TinyLM as JSON. initial_hash: SHA-256 of its shared initial adapter.
         update: global update U, float32 little endian [blocks * block_dim], where this round starts.
+        run_id: of the run. adapter_round, adapter, signature: the LLM adapter of the round before, which rides along
+            (see `AdapterDelivery`); 0 and empty where there is none.
     """
 
     configs: bytes
     spec: str
     initial_hash: bytes
     update: bytes
+    run_id: str = ""
+    adapter_round: int = 0
+    adapter: bytes = b""
+    signature: bytes = b""
+
+    @property
+    def delivery(self) -> AdapterDelivery | None:
+        """The adapter that rides along."""
+        if not self.adapter:
+            return None
+        return AdapterDelivery(
+            run_id=self.run_id,
+            round=self.adapter_round,
+            adapter=self.adapter,
+            signature=self.signature,
+            spec=self.spec,
+            initial_hash=self.initial_hash,
+            update=self.update,
+        )
 
 
 @dataclass(frozen=True)

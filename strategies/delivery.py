@@ -1,13 +1,47 @@
-"""A round's LLM adapter goes out to every organization; what comes back is only whether it was stored."""
+"""A round's LLM adapter goes out to every organization, with the next round's begin or in an exchange of its own.
+
+What comes back is only whether it was stored.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from gradtf_fl.round_messages import DELIVER_TYPE, AdapterDelivery
 from strategies.exchange import TTL_MARGIN, Answer, exchange, messages_for, patience
+from strategies.provider import GeneratedAdapter, TinyStart
+
+
+@dataclass(frozen=True)
+class Owed:
+    """An adapter that was not sent out yet: its round, itself, and U that it was generated from (bytes)."""
+
+    round: int
+    adapter: GeneratedAdapter
+    update: bytes
+
+    def message(self, run_id: str, tiny: TinyStart) -> AdapterDelivery:
+        """As a message of its own."""
+        return AdapterDelivery(
+            run_id=run_id,
+            round=self.round,
+            adapter=self.adapter.packed,
+            signature=self.adapter.signature,
+            spec=tiny.spec_json,
+            initial_hash=tiny.initial_hash,
+            update=self.update,
+        )
+
+
+def riding(run_id: str, owed: Owed | None) -> dict[str, Any]:
+    """The fields of `BeginRound` that carry what is owed; its U is the one where that round starts."""
+    if owed is None:
+        return {"run_id": run_id}
+    adapter = owed.adapter
+    return {"run_id": run_id, "adapter_round": owed.round, "adapter": adapter.packed, "signature": adapter.signature}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 One round, from top to bottom (`SecureFederation._round`):
 
-    begin       every organization trains under its own ledger and advertises keys
+    begin       every organization stores the last round's LLM adapter, trains under its own ledger, advertises keys
     sum         share, mask, consistency, unmask: the server learns the mean of the updates, nothing else
     U <- U + mean
     generate    Grad-Transformer: U -> LLM update -> PEFT adapter, hashed and signed
     checkpoint  one rename
-    deliver     every organization verifies, stores and evaluates at home
+
+The adapter goes out with the next round's begin, the last round's in an exchange of its own; every organization
+verifies, stores and evaluates it at home.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -28,14 +30,14 @@ from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
-from gradtf_fl.round_messages import MESSAGE_TYPES, AdapterDelivery, BeginRound, TrainingPlan
+from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
-from strategies.delivery import deliver
+from strategies.delivery import Owed, deliver, riding
 from strategies.exchange import TTL_MARGIN, messages_for, patience, wait_for_nodes
 from strategies.groups import combined, gate, groups_needed
-from strategies.provider import GeneratedAdapter, Provider, update_bytes
+from strategies.provider import Provider, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
 
@@ -55,6 +57,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         layout = provider.tiny.layout
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
         self._state = RunState("", {})
+        self._owed: Owed | None = None
 
     @property
     def shapes(self) -> list[Topology]:
@@ -102,10 +105,13 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self.summary()
         with checkpoints.locked(self.plan.out):
             done = self._resume()
-            if done and self._state.delivered < done:
-                self._redeliver(grid, done)
+            if done and self._state.delivered < done:  # killed between checkpoint and delivery
+                folder = checkpoints.round_folder(self.plan.out, done) / "llm_adapter"
+                adapter = self.provider.reload(folder, self._state.run_id, done, self._update)
+                self._owed = Owed(done, adapter, update_bytes(self._update))
             for number in range(done + 1, self.plan.rounds + 1):
                 self._round(grid, number)
+            self._deliver(grid)
             return FederationResult(list(self._state.records), self._update, self.plan.out)
 
     def _resume(self) -> int:
@@ -141,16 +147,18 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             sums = secure.sums(self._begin_messages(grid, nodes, configs))
             gate(sums, config, self.plan.max_norm)
         except (RoundAborted, BudgetExhausted) as error:
-            record = _record_of(config, secure.log, "aborted")
+            record = secure.log.record(config, "aborted")
             self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
+        finally:
+            self._begun(secure.log, len(nodes))
         started = time.monotonic()
         mean = combined(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
         adapter = self.provider.generate(self._state.run_id, number, update)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
         record = replace(
-            _record_of(config, secure.log, "completed"),
+            secure.log.record(config, "completed"),
             llm_adapter_sha256=adapter.sha256,
             refinement=adapter.refinement,
             seconds=seconds,
@@ -166,9 +174,8 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             self.provider.save(folder / "llm_adapter", adapter)
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
-        self._update = update
+        self._update, self._owed = update, Owed(number, adapter, update_bytes(update))
         self._record(record)
-        self._deliver(grid, number, adapter)
 
     def _next_attempt(self, number: int) -> list[RoundConfig]:
         """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
@@ -216,31 +223,35 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def _begin_messages(self, grid: Grid, nodes: list[int], configs: list[RoundConfig]) -> list[Message]:
         tiny = self.provider.tiny
         config = configs[0]
-        begin = BeginRound(encode_configs(configs), tiny.spec_json, tiny.initial_hash, update_bytes(self._update))
+        begin = BeginRound(
+            configs=encode_configs(configs),
+            spec=tiny.spec_json,
+            initial_hash=tiny.initial_hash,
+            update=update_bytes(self._update),
+            **riding(config.run_id, self._owed),
+        )
         ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
         outgoing = dict.fromkeys(nodes, begin.to_fields())
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
-    def _redeliver(self, grid: Grid, number: int) -> None:
-        """A server that died between checkpoint and delivery owes its organizations an adapter."""
-        wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
-        folder = checkpoints.round_folder(self.plan.out, number) / "llm_adapter"
-        self._deliver(grid, number, self.provider.reload(folder, self._state.run_id, number, self._update))
+    def _begun(self, log: RoundLog, asked: int) -> None:
+        """Everybody who answered a begin, if only to say that the budget is used up, stored what rode along."""
+        if self._owed is not None and "advertise" in log.answered:
+            self._paid(self._owed.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked)
 
-    def _deliver(self, grid: Grid, number: int, adapter: GeneratedAdapter) -> None:
-        delivery = AdapterDelivery(
-            run_id=self._state.run_id,
-            round=number,
-            adapter=adapter.packed,
-            signature=adapter.signature,
-            spec=self.provider.tiny.spec_json,
-            initial_hash=self.provider.tiny.initial_hash,
-            update=update_bytes(self._update),
-        )
-        delivered = deliver(grid, delivery, self.plan.deadline_s)
+    def _deliver(self, grid: Grid) -> None:
+        """Send out the last round's adapter, which no begin carries."""
+        if self._owed is None:
+            return
+        wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
+        delivered = deliver(grid, self._owed.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
+        self._paid(self._owed.round, delivered.stored, delivered.asked)
+
+    def _paid(self, number: int, stored: int, asked: int) -> None:
+        self._owed = None
         self._state = replace(self._state, delivered=number)
         checkpoints.save_run(self.plan.out, self._state)
-        self._tell("delivered", number, joined=delivered.stored, expected=delivered.asked)
+        self._tell("delivered", number, joined=stored, expected=asked)
 
     def _record(self, record: RoundRecord) -> None:
         self._state = self._state.recorded(record)
@@ -275,22 +286,3 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """No metrics: they stay at home."""
         return None
-
-
-def _record_of(config: RoundConfig, log: RoundLog, state: Literal["completed", "aborted"]) -> RoundRecord:
-    return RoundRecord(
-        round=config.round,
-        attempt=config.attempt,
-        state=state,
-        aborted_at=list(log.answered)[-1] if state == "aborted" and log.answered else "",
-        joined=log.answered.get("advertise", 0),
-        masked=log.answered.get("mask", 0),
-        unmasked=log.answered.get("unmask", 0),
-        dropped=dict(log.dropped),
-        refused={str(code): count for code, count in log.refused.items()},
-        bytes_up_per_client=log.traffic.mean_up(),
-        bytes_down_per_client=log.traffic.mean_down(),
-        included=tuple(key for keys in log.included for key in keys) if state == "completed" else (),
-        sums=log.included if state == "completed" and config.groups > 1 else (),
-        seconds=dict(log.seconds),
-    )

@@ -83,16 +83,16 @@ class Observer:
 
     def _begin(self) -> None:
         self._status = replace(self._status, started=time.time())
-        plan = self._status.plan
-        self._log.write("started", pid=self._status.pid, organizations=plan.organizations, rounds=plan.rounds)
         try:
             before = RunStatus.read(self._out)
         except ConfigError:
-            return
+            before = None
         if before is not None:  # whose node is whose, and who refused, is worth keeping over a restart
             self._nodes = {
                 n.node: NodeStatus(n.node, n.key, refusal=n.refusal, refused_in=n.refused_in) for n in before.nodes
             }
+        plan = self._status.plan
+        self._log.write("started", pid=self._status.pid, organizations=plan.organizations, rounds=plan.rounds)
 
     def _take(self, event: RoundEvent) -> None:
         """The event's effect on the status."""
@@ -101,7 +101,7 @@ class Observer:
             self._nodes = {
                 n.node: replace(n, stage="", outcome="", bytes_up=0, bytes_down=0) for n in self._nodes.values()
             }
-            status = replace(status, exchanges=(), refused={}, dropped=0, stored=None, asked=None)
+            status = replace(status, attempt=0, exchanges=(), refused={}, dropped=0)
             status = _at(status, "connect", 0, status.plan.organizations)
         elif event.kind == "stage":
             status = replace(_at(status, event.stage, 0, event.expected), attempt=event.attempt, dropped=event.dropped)
@@ -116,10 +116,12 @@ class Observer:
                 status = _at(status, "generate")
         elif event.kind == "end" and event.record is not None:
             status = replace(status, attempt=event.record.attempt, refused=dict(event.record.refused))
-            if event.record.state == "completed":
+            if event.record.state == "completed" and event.record.round == status.plan.rounds:
                 status = _at(status, "deliver", 0, status.plan.organizations)
         elif event.kind == "delivered":
-            status = replace(_at(status, ""), stored=event.joined, asked=event.expected)
+            status = replace(self._status, delivered=event.round, stored=event.joined, asked=event.expected)
+            if event.round == status.round:  # else it rode with this round's begin
+                status = _at(status, "")
         for node in event.nodes:
             self._see(event, node)
         self._status = status

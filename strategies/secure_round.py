@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -19,7 +20,7 @@ from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Re
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from strategies.groups import groups_needed
-from strategies.records import EventKind, NodeOutcome, OnEvent, RoundEvent
+from strategies.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
 
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
@@ -41,6 +42,25 @@ class RoundLog:
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
+
+    def record(self, config: RoundConfig, state: Literal["completed", "aborted"]) -> RoundRecord:
+        """The attempt's record, without what comes after the sum."""
+        return RoundRecord(
+            round=config.round,
+            attempt=config.attempt,
+            state=state,
+            aborted_at=list(self.answered)[-1] if state == "aborted" and self.answered else "",
+            joined=self.answered.get("advertise", 0),
+            masked=self.answered.get("mask", 0),
+            unmasked=self.answered.get("unmask", 0),
+            dropped=dict(self.dropped),
+            refused={str(code): count for code, count in self.refused.items()},
+            bytes_up_per_client=self.traffic.mean_up(),
+            bytes_down_per_client=self.traffic.mean_down(),
+            included=tuple(key for keys in self.included for key in keys) if state == "completed" else (),
+            sums=self.included if state == "completed" and config.groups > 1 else (),
+            seconds=dict(self.seconds),
+        )
 
 
 @dataclass

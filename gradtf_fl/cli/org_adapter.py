@@ -71,9 +71,8 @@ def adapter(
         found = of_round(folder, round_number)
     else:
         found = newest(folder) if latest else current(folder)
-    document = _document(folder, found)
-    if verify or out is not None:
-        document |= _verified(folder, found, provider_key, as_json)
+    verdict = _verified(folder, found, provider_key, as_json) if verify or out is not None else {}
+    document = _document(folder, found) | verdict
     if out is not None:
         document["export"] = _export(found, document["base_model"], out, dtype)
     if as_json:
@@ -193,7 +192,7 @@ def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
         lines.append(f"verified: as signed by {document['provider_key']}")
     if (made := document.get("export")) is not None:
         lines.append(
-            f"{made['out']}: merged in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
+            f"{made['out']}: merged, in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
             f"PEFT model's (the adapter moves them by up to {made['adapter_effect']:.1e})"
         )
         lines += ["", "from transformers import AutoModelForCausalLM", ""]
@@ -205,6 +204,7 @@ def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
 
 def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
     from clients.kept_adapters import CURRENT, is_pinned, kept
+    from gradtf_fl.adapter_proof import WEIGHTS
 
     key = _key(folder, provider_key)
     used, pinned = (folder / CURRENT).resolve(), is_pinned(folder)
@@ -217,7 +217,7 @@ def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
                 "path": str(found.path.absolute()),
                 "run_id": found.statement.run_id if found.statement else None,
                 "received": found.statement.received if found.statement else None,
-                "sha256": found.sha256(),
+                "sha256": None if problems and not (found.path / WEIGHTS).is_file() else found.sha256(),
                 "in_use": found.path.resolve() == used,
                 "verified": not problems,
                 "problems": problems,
@@ -242,7 +242,7 @@ def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
             str(row["round"]),
             Text(str(row["run_id"] or "?")),
             Text(row["received"] or "?"),
-            row["sha256"][:16],
+            (row["sha256"] or "?")[:16],
             Text("yes", style="green") if row["verified"] else Text("NO", style="red"),
             ("pinned" if pinned else "in use") if row["in_use"] else "",
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 REFRESH_S = 0.5
+OTHER_LINES = 24  # of the view, beside the organizations
 
 
 @click.command(epilog="Example: gradtf server status /srv/gradtf/server --once")
@@ -60,10 +61,11 @@ def _watch(folder: Path, console: Console, as_json: bool) -> None:
 
         from gradtf_fl.reports.server_status import status_report
 
-        with Live(status_report(view), console=console, screen=True, auto_refresh=False) as shown:
+        with Live(console=console, screen=True, auto_refresh=False) as shown:
             while True:
-                shown.update(status_report(view_server(folder)), refresh=True)
+                shown.update(status_report(view, max(5, console.height - OTHER_LINES)), refresh=True)
                 time.sleep(REFRESH_S)
+                view = view_server(folder)
     except KeyboardInterrupt:
         if not as_json and console.is_terminal:
             from gradtf_fl.reports.server_status import status_report

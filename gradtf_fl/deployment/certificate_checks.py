@@ -54,14 +54,13 @@ def check(ca: Path, cert: Path, key: Path, hosts: Iterable[str], now: datetime) 
         problems.append(f"--key {key}: no such file")
     if problems:
         raise ConfigError(problems)
-    roots, (leaf, *intermediates) = loaded
-    findings = [*_chain(roots, leaf, intermediates, now)]
-    findings += _hosts(leaf, hosts)
-    findings += _dates("certificate", leaf, now)
-    for number, intermediate in enumerate(intermediates, 1):
-        findings += _dates(f"intermediate {number}", intermediate, now)
-    for number, root in enumerate(roots, 1):
-        findings += _dates("CA" if len(roots) == 1 else f"CA {number}", root, now)
+    roots, (leaf, *between) = loaded
+    chain = _best_path(roots, leaf, between, now)
+    findings = [*_chain(roots, leaf, between, chain, now), *_hosts(leaf, hosts)]
+    last = len(chain) - 1
+    for number, certificate in enumerate(chain or [leaf]):
+        name = "certificate" if number == 0 else "CA" if number == last else f"intermediate {number}"
+        findings += _dates(name, certificate, now)
     return [*findings, *_use(leaf), *_key(leaf, key), *_mode(key)]
 
 
@@ -78,10 +77,14 @@ def _certificates(option: str, path: Path) -> list[x509.Certificate]:
 
 
 def _chain(
-    roots: Sequence[x509.Certificate], leaf: x509.Certificate, between: Sequence[x509.Certificate], now: datetime
+    roots: Sequence[x509.Certificate],
+    leaf: x509.Certificate,
+    between: Sequence[x509.Certificate],
+    path: Sequence[x509.Certificate],
+    now: datetime,
 ) -> Iterator[Finding]:
-    """Dates have findings of their own: the chain is checked for a moment at which all of it was valid."""
-    if not _reaches(roots, leaf, between, 0):
+    """Dates have findings of their own: the chain is checked for a moment at which all of ``path`` was valid."""
+    if not path:
         remedy = "give clients the CA that signed it as --root-certificates; an intermediate belongs into --cert"
         issuer = leaf.issuer.rfc4514_string() or "a CA without a name"
         yield Finding("fail", "chain", f"no signatures lead from the certificate (by {issuer}) to the CA", remedy)
@@ -91,8 +94,7 @@ def _chain(
     if not subjects:
         yield Finding("ok", "chain", "the CA's signature holds")
         return
-    chain = (leaf, *between, *roots)
-    moment = max(min(now, *(c.not_valid_after_utc for c in chain)), *(c.not_valid_before_utc for c in chain))
+    moment = max(min(now, *(c.not_valid_after_utc for c in path)), *(c.not_valid_before_utc for c in path))
     verifier = PolicyBuilder().store(Store(list(roots))).time(moment).build_server_verifier(_anyone_of(subjects[0]))
     try:
         length = len(verifier.verify(leaf, list(between)))
@@ -111,18 +113,33 @@ def _anyone_of(name: x509.DNSName | x509.IPAddress) -> x509.DNSName | x509.IPAdd
     return name
 
 
-def _reaches(
-    roots: Sequence[x509.Certificate], below: x509.Certificate, between: Sequence[x509.Certificate], depth: int
-) -> bool:
-    """Whether signatures of certificates that may sign lead to a root (RFC 5280, 6.1, less the dates)."""
-    if any(_signed(below, root, depth) or below == root for root in roots):
-        return True
-    if depth == MAX_CHAIN:
-        return False
-    return any(
-        _signed(below, issuer, depth) and _reaches(roots, issuer, [c for c in between if c != issuer], depth + 1)
-        for issuer in between
-    )
+def _best_path(
+    roots: Sequence[x509.Certificate], leaf: x509.Certificate, between: Sequence[x509.Certificate], now: datetime
+) -> list[x509.Certificate]:
+    """From the leaf to a root, over certificates that are valid now where there is such a path; [] without any."""
+    valid = [
+        [c for c in certificates if c.not_valid_before_utc <= now <= c.not_valid_after_utc]
+        for certificates in (roots, between)
+    ]
+    return _path(valid[0], leaf, valid[1]) or _path(roots, leaf, between)
+
+
+def _path(
+    roots: Sequence[x509.Certificate], below: x509.Certificate, between: Sequence[x509.Certificate], depth: int = 0
+) -> list[x509.Certificate]:
+    """Signatures of certificates that may sign, up to a root (RFC 5280, 6.1, less the dates)."""
+    for root in roots:
+        if below == root:
+            return [below]
+        if _signed(below, root, depth):
+            return [below, root]
+    if depth < MAX_CHAIN:
+        for issuer in between:
+            if _signed(below, issuer, depth):
+                above = _path(roots, issuer, [c for c in between if c != issuer], depth + 1)
+                if above:
+                    return [below, *above]
+    return []
 
 
 def _signed(below: x509.Certificate, issuer: x509.Certificate, between: int) -> bool:

@@ -255,6 +255,10 @@ def _install(out: Path, serial: str, certificate: bytes, key: bytes) -> None:
     pair.mkdir(mode=0o755)
     write_synced(pair / SERVER_KEY, key, PRIVATE)
     write_synced(pair / SERVER_CERTIFICATE, certificate, PUBLIC)
+    if os.geteuid() == 0:  # the folder's owner runs the SuperLink, and has to read a key that root renews
+        owner = out.stat()
+        for path in (pair, pair / SERVER_KEY, pair / SERVER_CERTIFICATE):
+            os.chown(path, owner.st_uid, owner.st_gid)
     replace_link(out / ISSUED, pair.name)
     for name in (SERVER_CERTIFICATE, SERVER_KEY):
         if not (out / name).is_symlink() or os.readlink(out / name) != f"{ISSUED}/{name}":

@@ -72,7 +72,7 @@ class RunStatus:
         round, attempt: the current or last one. stage: ``connect`` (waiting for nodes), one of the protocol's stages,
             ``generate``, ``deliver``, or empty between rounds. answered, expected: organizations in that stage.
         dropped: organizations lost in this attempt so far. exchanges: of this attempt. refused: code -> organizations.
-        stored, asked: organizations that stored the last adapter, of those it was sent to.
+        delivered: last round whose adapter was sent out. stored, asked: organizations that stored it, of those asked.
     """
 
     plan: PlanStatus
@@ -91,6 +91,7 @@ class RunStatus:
     exchanges: tuple[ExchangeStatus, ...] = ()
     refused: dict[str, int] = field(default_factory=dict)
     nodes: tuple[NodeStatus, ...] = ()
+    delivered: int = 0
     stored: int | None = None
     asked: int | None = None
     version: int = VERSION

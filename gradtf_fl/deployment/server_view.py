@@ -9,20 +9,24 @@ DIR/.lock              held by the process that runs the rounds
 
 from __future__ import annotations
 
-import fcntl
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.deployment.json_logs import read_lines
-from gradtf_fl.deployment.run_status import EVENTS_FILE, NodeStatus, RunStatus
+from gradtf_fl.deployment.run_status import NodeStatus, RunStatus
+from gradtf_fl.deployment.server_files import (
+    ROSTER_FILE,
+    Traffic,
+    holds_lock,
+    read_enrolled,
+    read_federation,
+    read_roster,
+    read_traffic,
+)
 from gradtf_fl.errors import ConfigError, CorruptFile
 
-FEDERATION_FILE, ROSTER_FILE, ENROLMENTS, LOCK_FILE = "federation.json", "roster.txt", "enrolments", ".lock"
 LATE = 2.0  # a stage that lasts this many deadlines hangs
 
 NOT_KNOWN = (
@@ -33,22 +37,11 @@ NOT_KNOWN = (
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """An organization's payload bytes in one attempt at a round, and whether it is in that attempt's sum."""
-
-    round: int
-    attempt: int
-    bytes_up: int
-    bytes_down: int
-    included: bool
-
-
-@dataclass(frozen=True)
 class OrganizationView:
     """One organization, or one node that never showed a key.
 
     Attributes:
-        key: hex Ed25519; empty for such a node. name: of its enrolment, else empty.
+        key: hex Ed25519; empty for such a node. name, fingerprint: of its enrolment, else empty.
         in_last_sum: of the last completed round; None before the first. missed: completed rounds without it.
         now: how it stands in the round under way or last tried; None before its node was first asked.
         traffic: of each attempt in which it was asked.
@@ -56,6 +49,7 @@ class OrganizationView:
 
     key: str
     name: str = ""
+    fingerprint: str = ""
     in_last_sum: bool | None = None
     missed: int = 0
     now: NodeStatus | None = None
@@ -143,8 +137,8 @@ def view_server(folder: Path) -> ServerView:
         status = RunStatus.read(folder)
     except CorruptFile as error:
         problems += error.problems
-    document = _federation(folder, problems)
-    roster = _roster(folder, problems)
+    document = read_federation(folder, problems)
+    roster = read_roster(folder, problems)
     if status is None and not document and not roster and not problems:
         raise ConfigError(f"{folder}: no server's folder: neither a run nor a {ROSTER_FILE} is in it")
     records = tuple(document.get("records", ()))
@@ -190,57 +184,6 @@ def health(view: ServerView) -> dict[str, Any]:
     }
 
 
-def holds_lock(folder: Path) -> bool:
-    """Whether a process runs the rounds in ``folder``."""
-    try:
-        with (folder / LOCK_FILE).open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    except OSError:
-        pass
-    return False
-
-
-def _federation(folder: Path, problems: list[str]) -> dict[str, Any]:
-    path = folder / FEDERATION_FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        for record in document["records"]:
-            _ = record["round"], record["attempt"], record["state"], record["included"], record["llm_adapter_sha256"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"{path}: cannot be read ({type(error).__name__})")
-        return {}
-    return dict(document)
-
-
-def _roster(folder: Path, problems: list[str]) -> list[str]:
-    path = folder / ROSTER_FILE
-    try:
-        lines = path.read_text(encoding="ascii").split()
-        return [bytes.fromhex(line).hex() for line in lines]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read ({type(error).__name__})")
-        return []
-
-
-def _names(folder: Path, problems: list[str]) -> dict[str, str]:
-    """Key -> name, of all enrolments."""
-    names: dict[str, str] = {}
-    for path in sorted((folder / ENROLMENTS).glob("*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            names[str(document["identity"])] = str(document["name"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}: cannot be read ({type(error).__name__})")
-    return names
-
-
 def _organizations(
     folder: Path,
     roster: list[str],
@@ -249,15 +192,16 @@ def _organizations(
     problems: list[str],
 ) -> tuple[OrganizationView, ...]:
     """Those of the roster, then any other key that was in a sum, then nodes without a key."""
-    names, sums = _names(folder, problems), [set(r["included"]) for r in records if r["state"] == "completed"]
+    enrolled, sums = read_enrolled(folder, problems), [set(r["included"]) for r in records if r["state"] == "completed"]
     nodes = status.nodes if status is not None else ()
     by_key = {node.key: node for node in nodes if node.key}
-    keys = dict.fromkeys([*(roster or names), *(key for keys in sums for key in sorted(keys)), *by_key])
-    traffic = _traffic(folder)
+    keys = dict.fromkeys([*(roster or enrolled), *(key for keys in sums for key in sorted(keys)), *by_key])
+    traffic = read_traffic(folder)
     views = [
         OrganizationView(
             key=key,
-            name=names.get(key, ""),
+            name=enrolled[key].name if key in enrolled else "",
+            fingerprint=enrolled[key].fingerprint if key in enrolled else "",
             in_last_sum=key in sums[-1] if sums else None,
             missed=sum(key not in included for included in sums),
             now=by_key.get(key),
@@ -266,28 +210,3 @@ def _organizations(
         for key in keys
     ]
     return (*views, *(OrganizationView("", now=node) for node in nodes if not node.key))
-
-
-def _traffic(folder: Path) -> Mapping[str, list[Traffic]]:
-    """Key -> what the log has about its messages; a log that was rotated away has less."""
-    path = folder / EVENTS_FILE
-    try:
-        known = path.stat()
-    except OSError:
-        return {}
-    return _traffic_of(path, known.st_mtime_ns, known.st_size)
-
-
-@lru_cache(maxsize=1)
-def _traffic_of(path: Path, mtime_ns: int, size: int) -> Mapping[str, list[Traffic]]:
-    """Read again only when the log has changed: a live view asks twice a second."""
-    found: dict[str, list[Traffic]] = {}
-    for line in read_lines(path, "organization"):
-        try:
-            where = int(line["round"]), int(line["attempt"])
-            traffic = Traffic(*where, int(line["bytes_up"]), int(line["bytes_down"]), line["included"] is True)
-        except (KeyError, TypeError, ValueError):
-            continue
-        if isinstance(key := line.get("organization"), str):
-            found.setdefault(key, []).append(traffic)
-    return found

@@ -24,6 +24,7 @@ STAGE_WORDS = {
     "generate": "generating the LLM adapter",
     "deliver": "delivering the LLM adapter",
 }
+LOST_WORDS = {"silent": "no answer", "unusable": "bad answer"}
 STATE_WORDS = {
     "died": "the server is gone in the middle of the run; `gradtf server run --resume` goes on from the last round",
     "budget": "too few organizations have privacy budget left",
@@ -36,15 +37,22 @@ STATE_WORDS = {
 }
 
 
-def status_report(view: ServerView) -> RenderableType:
-    """The whole view."""
+def status_report(view: ServerView, most: int | None = None) -> RenderableType:
+    """The whole view; with ``most``, no more organizations than that, those first that something is wrong with."""
     parts: list[RenderableType] = [_headline(view)]
     if (line := _stage_line(view)) is not None:
         parts.append(line)
     parts += [Text(problem, style="red") for problem in view.problems]
     if view.status is not None and view.status.exchanges:
-        parts.append(_exchanges(view))
-    parts += [_organizations(view), _facts(view), Text(), Text(NOT_KNOWN, style="dim")]
+        parts += [Text(f"\nExchanges of round {view.status.round}", style="bold"), _exchanges(view)]
+    parts += [
+        Text("\nOrganizations", style="bold"),
+        _organizations(view, most),
+        Text(),
+        _facts(view),
+        Text(),
+        Text(NOT_KNOWN, style="dim"),
+    ]
     return Group(*parts)
 
 
@@ -56,7 +64,7 @@ def _headline(view: ServerView) -> Text:
     if view.age is not None:
         text.append(f"   status written {duration(view.age)} ago", style="dim" if view.alive else "yellow")
     if state in STATE_WORDS:
-        error = f" ({status.error})" if status is not None and status.error else ""
+        error = f" ({status.error})" if status is not None and status.error and state != "stopped" else ""
         text.append(f"\n{STATE_WORDS[state]}{error}")
     return text
 
@@ -82,41 +90,55 @@ def _stage_line(view: ServerView) -> Text | None:
 
 
 def _exchanges(view: ServerView) -> Table:
-    """One line: the finished exchanges of the attempt."""
+    """The finished exchanges of the attempt, in their order."""
     assert view.status is not None
-    table = _table(f"Exchanges of round {view.status.round}")
+    table = _table()
+    table.add_column("")
     for exchange in view.status.exchanges:
         table.add_column(exchange.stage, justify="right", no_wrap=True)
-    table.add_row(*(f"{e.answered} of {e.expected}" for e in view.status.exchanges))
-    table.add_row(*(duration(e.seconds) for e in view.status.exchanges))
+    table.add_row("answered", *(f"{e.answered} of {e.expected}" for e in view.status.exchanges))
+    table.add_row("took", *(duration(e.seconds) for e in view.status.exchanges))
     return table
 
 
-def _organizations(view: ServerView) -> Table:
-    table = _table("Organizations")
+def _organizations(view: ServerView, most: int | None) -> Table:
+    shown = view.organizations
+    if most is not None and len(shown) > most:
+        shown = tuple(sorted(shown, key=lambda organization: not _troubled(organization)))[:most]
+    table = _table()
+    left = len(view.organizations) - len(shown)
+    more = f"and {left} more, in no worse state; --once shows all\n" if left else ""
+    table.caption = more + "sent, got: payload from and to it, in the last attempt that asked it"
+    table.caption_justify = "left"
     table.add_column("organization", overflow="fold")
     table.add_column("key", no_wrap=True)
-    for heading in ("in last\nsum", "rounds\nmissed", "bytes up\nlast round", "bytes down\nlast round"):
+    for heading in ("in last\nsum", "rounds\nmissed", "sent", "got"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("now", overflow="fold")
-    for organization in view.organizations:
+    table.add_column("now", overflow="fold", min_width=16)
+    for organization in shown:
         table.add_row(*_row(view, organization))
     return table
 
 
+def _troubled(organization: OrganizationView) -> bool:
+    now = organization.now
+    return organization.in_last_sum is False or now is None or now.outcome != "answered"
+
+
 def _row(view: ServerView, organization: OrganizationView) -> list[RenderableType]:
     included = {None: Text("-"), True: Text("yes", style="green"), False: Text("no", style="red")}
-    last = organization.traffic[-1] if organization.traffic else None
-    up, down = ("-", "-") if last is None else (f"{last.bytes_up:,}", f"{last.bytes_down:,}")
+    now = organization.now
+    last = now if now is not None and now.stage else organization.traffic[-1] if organization.traffic else None
+    sent, got = ("-", "-") if last is None else (size(last.bytes_up), size(last.bytes_down))
     done, missed = len(view.completed), organization.missed
     return [
-        organization.name or (organization.label if not organization.key else "-"),
-        organization.key[:16] or "unknown",
+        Text(organization.name or ("-" if organization.key else organization.label)),
+        organization.key[: 8 if organization.name else 16] or "unknown",
         included[organization.in_last_sum],
         Text(f"{missed} of {done}" if done else "-", style="red" if missed else ""),
-        up,
-        down,
-        _now(view, organization.now),
+        sent,
+        got,
+        _now(view, now),
     ]
 
 
@@ -134,8 +156,8 @@ def _now(view: ServerView, node: NodeStatus | None) -> Text:
     if node.outcome == "answered":
         return Text(f"answered {node.stage}{before}", style="green")
     if node.outcome == "waiting":
-        return Text((f"waiting for its {node.stage}" if view.alive else f"had not answered {node.stage}") + before)
-    return Text(f"lost at {node.stage}: {node.outcome}{before}", style="red")
+        return Text((f"waiting for {node.stage}" if view.alive else f"{node.stage} unanswered") + before)
+    return Text(f"lost at {node.stage}: {LOST_WORDS.get(node.outcome, node.outcome)}{before}", style="red")
 
 
 def _facts(view: ServerView) -> Table:
@@ -149,16 +171,32 @@ def _facts(view: ServerView) -> Table:
     adapter = f"{last['llm_adapter_sha256']} (round {last['round']})" if last is not None else "none yet"
     table.add_row("last adapter, SHA-256", adapter)
     if view.status is not None and view.status.stored is not None:
-        table.add_row("stored by", f"{view.status.stored} of {view.status.asked} organizations")
+        stored = f"by {view.status.stored} of {view.status.asked} organizations (round {view.status.delivered})"
+        table.add_row("last adapter stored", stored)
     if plan is not None:
-        table.add_row("epsilon of the plan", f"{plan.epsilon:g} at delta {plan.delta:g}, all {plan.rounds} rounds")
+        table.add_row(
+            "epsilon of the plan",
+            f"{plan.epsilon:g} at delta {plan.delta:g} for each organization, all {plan.rounds} rounds",
+        )
     if view.run_id:
         table.add_row("run", view.run_id)
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def size(count: int) -> str:
+    """``812 B``, ``2.7 kB``, ``31 MB`` (decimal units)."""
+    if count < 1000:
+        return f"{count} B"
+    number, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 999.5:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.1f} {unit}" if number < 9.95 else f"{number:.0f} {unit}"
 
 
 def duration(seconds: float) -> str:

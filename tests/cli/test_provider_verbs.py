@@ -77,16 +77,13 @@ def test_generate_refuses_an_adapter_of_another_kind(what: str, files: Files, tm
 def test_generate_refuses_a_transformer_of_another_pair(files: Files, tiny_adapter: Path, tmp_path: Path) -> None:
     config = Path(files.tiny) / "config.json"
     text = config.read_text()
-    from gradtf_fl.models import model_hash
 
     try:
         config.write_text(text + "\n")
-        model_hash.cache_clear()
         arguments = ("--update", tiny_adapter, "--transformer", files.transformer, "--out", tmp_path / "out")
         result = gradtf("generate", *arguments)
     finally:
         config.write_text(text)
-        model_hash.cache_clear()
     assert result.exit_code == 2
     assert "trained for another" in result.stderr
 

@@ -94,6 +94,20 @@ def test_a_chain_after_the_rules_is_ok(tmp_path: Path) -> None:
     assert handshake(*files, HOST) == ""
 
 
+def test_only_the_roots_in_use_are_dated(tmp_path: Path) -> None:
+    """A bundle with an expired root that signed nothing here is fine; chains take valid certificates first."""
+    files = proper_chain(tmp_path)
+    stale = init_authority(tmp_path / "stale", days=1, now=NOW - timedelta(days=9))
+    files[0].write_bytes(stale.pem + files[0].read_bytes())
+    assert [f for f in check(*files, [HOST], NOW) if f.level != "ok"] == []
+    later = check(*files, [HOST], NOW + timedelta(days=200))
+    assert [(f.level, f.what) for f in later if f.level != "ok"] == [
+        ("fail", "dates of the certificate"),
+        ("fail", "dates of the intermediate 1"),
+        ("fail", "dates of the CA"),
+    ]
+
+
 def test_a_missing_intermediate_breaks_the_chain(tmp_path: Path) -> None:
     root = trustme.CA()
     leaf = root.create_child_ca().issue_cert(HOST, "localhost", "127.0.0.1")
@@ -141,6 +155,13 @@ def levels(files: tuple[Path, Path, Path]) -> dict[str, str]:
 def test_sloppy_but_sound_chains_are_a_warning(tmp_path: Path) -> None:
     assert levels(signed(tmp_path, NAMES, SERVER)) == {"chain": "warn"}
     assert levels(signed(tmp_path, NAMES)) == {"chain": "warn", "use": "warn"}
+
+
+def test_a_certificate_that_clients_trust_itself_is_a_warning(tmp_path: Path) -> None:
+    """OpenSSL takes it: a trusted certificate needs no signer."""
+    files = signed(tmp_path, NAMES, SERVER)
+    assert levels((files[1], *files[1:])) == {"chain": "warn"}
+    assert handshake(files[1], files[1], files[2], HOST) == ""
 
 
 def test_a_certificate_for_clients_is_none_for_servers(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from gradtf_fl.errors import ConfigError
 from tests.cli.conftest import gradtf
 from tests.deployment.tls import handshake
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC)  # of the import: for dates that are days away
 HOST = "superlink.example.org"
 KILLED_WHILE_RENEWING = """
 import os, signal, sys
@@ -51,9 +51,9 @@ def issued(ca: Path, tmp_path: Path) -> Issued:
     return issue_server(ca, [HOST, "192.0.2.7"], tmp_path / "tls")
 
 
-def problems(ca: Path, made: Issued, *hosts: str, now: datetime = NOW) -> list[Finding]:
+def problems(ca: Path, made: Issued, *hosts: str, later: timedelta = timedelta()) -> list[Finding]:
     """Findings about an issued pair that are not ok."""
-    found = check(ca / "ca.crt", made.certificate_path, made.key_path, hosts, now)
+    found = check(ca / "ca.crt", made.certificate_path, made.key_path, hosts, datetime.now(UTC) + later)
     assert all(finding.remedy for finding in found if finding.level != "ok")
     return [finding for finding in found if finding.level != "ok"]
 
@@ -95,19 +95,19 @@ def test_an_expired_certificate_is_not_trusted(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_is_a_day_behind_is_told_from_a_bad_certificate(ca: Path, issued: Issued) -> None:
-    found = problems(ca, issued, HOST, now=NOW - timedelta(days=1))
+    found = problems(ca, issued, HOST, later=-timedelta(days=1))
     assert [finding.what for finding in found] == ["dates of the certificate", "dates of the CA"]
     assert "23 h" in found[0].found  # a day less the five minutes that not-before is backdated
     assert "clock is wrong, behind by 23 h" in found[0].remedy
 
 
 def test_a_certificate_is_valid_some_minutes_before_it_was_issued(ca: Path, issued: Issued) -> None:
-    assert problems(ca, issued, HOST, now=NOW - timedelta(minutes=4)) == []
+    assert problems(ca, issued, HOST, later=-timedelta(minutes=4)) == []
 
 
 def test_less_than_thirty_days_is_a_warning(ca: Path, issued: Issued) -> None:
-    assert problems(ca, issued, HOST, now=issued.not_after - timedelta(days=30)) == []
-    (finding,) = problems(ca, issued, HOST, now=issued.not_after - timedelta(days=29))
+    assert problems(ca, issued, HOST, later=timedelta(days=334)) == []
+    (finding,) = problems(ca, issued, HOST, later=timedelta(days=335, hours=1))
     assert (finding.level, finding.found[:7]) == ("warn", "29 days")
 
 
@@ -222,9 +222,16 @@ def test_killed_on_the_way_no_key_is_beside_anothers_certificate(
     pair = out / "server.crt", out / "server.key"
     assert all(path.exists() for path in pair) or not renewing
     if all(path.exists() for path in pair):
-        assert [f for f in check(ca / "ca.crt", *pair, [HOST], NOW + timedelta(minutes=1)) if f.level != "ok"] == []
-    assert problems(ca, issue_server(ca, [HOST], out), HOST, now=datetime.now(UTC)) == []
+        assert [f for f in check(ca / "ca.crt", *pair, [HOST], datetime.now(UTC)) if f.level != "ok"] == []
+    assert problems(ca, issue_server(ca, [HOST], out), HOST) == []
     assert len(list(out.iterdir())) == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_renews_for_the_folders_owner(ca: Path, issued: Issued, tmp_path: Path) -> None:
+    os.chown(tmp_path / "tls", 12345, 12345)
+    again = issue_server(ca, [HOST], tmp_path / "tls")
+    assert {path.stat().st_uid for path in (again.key_path, again.certificate_path)} == {12345}
 
 
 def test_another_tools_files_are_not_overwritten(ca: Path, tmp_path: Path) -> None:

@@ -218,6 +218,20 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
     assert (bench.kit.folders[0] / "rounds" / "1" / "llm_adapter" / "adapter_config.json").exists()
 
 
+def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
+    good, begin = delivery(bench), bench.begin()
+    good = replace(good, run_id=begin.run_id)
+    good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
+    riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}
+    forged = replace(begin, **{**riding, "signature": Identity.generate().sign(good.signed_bytes)})
+    assert bench.code(BEGIN, forged.to_fields()) == "adapter"
+    assert not (bench.kit.folders[0] / "rounds").exists()
+    assert not (bench.kit.folders[0] / "ledger.sqlite").exists()  # nothing was charged, nothing trained
+    assert bench.code(BEGIN, replace(begin, **riding).to_fields()) is None
+    assert (bench.kit.folders[0] / "rounds" / "1" / "llm_adapter" / "adapter_config.json").exists()
+    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
+
+
 def test_an_adapter_of_another_model_is_refused(bench: Bench) -> None:
     bench.kit.change(0, models=bench.kit.config(0).models.model_copy(update={"llm": bench.kit.plan.tiny}))
     assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) == "adapter"

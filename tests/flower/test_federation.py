@@ -133,6 +133,8 @@ def test_progress_tells_each_stage_and_each_answer(finished: Finished) -> None:
     for stage in ("advertise", "share", "mask", "consistency", "unmask"):
         wanted += [("stage", stage), *[("reply", stage)] * 3, ("closed", stage)]
     assert first == [*wanted, ("generated", ""), ("end", ""), ("delivered", "")]
+    order = [(event.kind, event.round) for event in events if event.kind in ("end", "delivered")]
+    assert order == [("end", 1), ("delivered", 1), ("end", 2), ("delivered", 2)]
 
 
 def test_the_same_seeds_give_the_same_adapter(make_kit: MakeKit) -> None:

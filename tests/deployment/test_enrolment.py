@@ -1,0 +1,160 @@
+"""Enrolment, invitation, and joining: what is signed, what is refused, what stays."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from clients.node_setup import join_federation, make_organization
+from clients.organization import load_organization
+from gradtf_fl.deployment.certificates import init_authority, issue_server
+from gradtf_fl.deployment.enrolment import (
+    Invitation,
+    enrol,
+    fingerprint,
+    read_enrolment,
+    read_invitation,
+    same_fingerprint,
+)
+from gradtf_fl.deployment.server_config import load_server
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg import Identity
+from strategies.server_setup import make_server
+
+PLAN = {"rounds": 2, "epsilon": 4.0}
+
+
+def organization(folder: Path, name: str) -> Path:
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    make_organization(folder / name, name, rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
+    return folder / name
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    return [organization(tmp_path, f"org-{number}") for number in (1, 2, 3)]
+
+
+def serve(tmp_path: Path, organizations: list[Path], name: str = "server") -> Invitation:
+    if not (tmp_path / "ca").exists():
+        init_authority(tmp_path / "ca", "test", 30)
+        issue_server(tmp_path / "ca", ["127.0.0.1"], tmp_path / "tls", 10)
+    files = {
+        "ca": tmp_path / "ca/ca.crt",
+        "certificate": tmp_path / "tls/server.crt",
+        "key": tmp_path / "tls/server.key",
+    }
+    enrolments = [folder / "enrolment.json" for folder in organizations]
+    return make_server(tmp_path / name, enrolments, "127.0.0.1:9092", None, files, PLAN)
+
+
+def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
+    invitation = serve(tmp_path, three)
+    assert read_invitation(tmp_path / "server/invitation.json") == invitation
+    server = load_server(tmp_path / "server")
+    assert (server.plan.rounds, server.plan.epsilon, server.plan.organizations) == (2, 4.0, 3)
+    for folder in three:
+        with pytest.raises(ConfigError, match="provider_key"):
+            load_organization(folder)
+        assert join_federation(folder, invitation) == []
+        loaded = load_organization(folder)
+        assert loaded.config.secagg.roster == invitation.roster
+        assert loaded.provider_key.hex() == invitation.provider_key
+        assert loaded.config.secagg.n_min == 3
+        assert not loaded.config.share_metrics
+        assert loaded.config.server is not None
+    roster = (tmp_path / "server/roster.txt").read_text().split()
+    assert roster == list(invitation.roster)
+
+
+def test_secrets_are_private_and_stay_at_home(tmp_path: Path, three: list[Path]) -> None:
+    invitation = serve(tmp_path, three)
+    join_federation(three[0], invitation)
+    for path in [three[0] / n for n in ("identity.key", "supernode", "organization.toml")] + [
+        tmp_path / "server" / n for n in ("provider.key", "server.toml")
+    ]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    shown = (three[0] / "enrolment.json").read_text() + (tmp_path / "server/invitation.json").read_text()
+    assert "PRIVATE" not in shown
+    assert str(tmp_path) not in shown
+
+
+def test_an_enrolment_changed_on_the_way_is_refused(three: list[Path]) -> None:
+    path = three[0] / "enrolment.json"
+    good = json.loads(path.read_text())
+    stranger = Identity.generate()
+    for change in (
+        {"name": "org-9"},
+        {"identity": stranger.public.hex()},
+        {"node_key": json.loads((three[1] / "enrolment.json").read_text())["node_key"]},
+        {"signature": "0" * 128},
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ConfigError, match="not signed by its own identity"):
+            read_enrolment(path)
+    path.write_text(json.dumps(good | {"node_key": "ssh-ed25519 AAAA"}))
+    with pytest.raises(ConfigError, match="ECDSA"):
+        read_enrolment(path)
+    for broken in ("", "[]", "{", json.dumps(good | {"more": 1})):
+        path.write_text(broken)
+        with pytest.raises(ConfigError, match=r"enrolment\.json"):
+            read_enrolment(path)
+
+
+def test_one_word_covers_the_whole_invitation(tmp_path: Path, three: list[Path]) -> None:
+    invitation = serve(tmp_path, three)
+    stranger = enrol("org-1", Identity.generate().private, invitation.organizations[0].node_key)
+    others = [
+        invitation.model_copy(update={"organizations": (stranger, *invitation.organizations[1:])}),
+        invitation.model_copy(update={"provider_key": Identity.generate().public.hex()}),
+        invitation.model_copy(update={"ca": invitation.ca + " "}),
+        invitation.model_copy(update={"server": "127.0.0.1:9093"}),
+    ]
+    words = {invitation.fingerprint, *(other.fingerprint for other in others)}
+    assert len(words) == 5
+    assert same_fingerprint(invitation.fingerprint, invitation.fingerprint.upper().replace(" ", ""))
+    assert not same_fingerprint(invitation.fingerprint, others[0].fingerprint)
+    assert not same_fingerprint("", fingerprint(b""))
+
+
+def test_an_invitation_without_us_is_refused_and_new_keys_are_told(tmp_path: Path, three: list[Path]) -> None:
+    first = serve(tmp_path, three)
+    fourth = organization(tmp_path, "org-4")
+    before = (fourth / "organization.toml").read_text()
+    with pytest.raises(ConfigError, match="without this organization"):
+        join_federation(fourth, first)
+    assert (fourth / "organization.toml").read_text() == before
+    join_federation(three[0], first)
+    (tmp_path / "again").mkdir()
+    renewed = organization(tmp_path / "again", "org-2")
+    second = serve(tmp_path, [three[0], renewed, three[2]], "server-2")
+    assert join_federation(three[0], second) == ["org-2"]
+
+
+def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, three: list[Path]) -> None:
+    with pytest.raises(ConfigError) as found:
+        make_organization(
+            tmp_path / "new", "no such/name", tmp_path / "missing", None, -1.0, 2.0, "embedded:tiny", "embedded:llm"
+        )
+    text = str(found.value)
+    for part in ("--data", "--name", "--budget", "--delta"):
+        assert part in text
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="not empty"):
+        organization(tmp_path, "org-1")
+    files = {name: tmp_path / "missing" for name in ("ca", "certificate", "key")}
+    with pytest.raises(ConfigError) as found:
+        make_server(tmp_path / "s", [three[0] / "nothing.json"], "no address", None, files, {"rounds": 0, "out": "x"})
+    text = str(found.value)
+    for part in ("nothing.json", "--address", "--ca", "--certificate", "--key", "plan.rounds", "plan.out"):
+        assert part in text
+    assert not (tmp_path / "s").exists()
+    serve(tmp_path, three)
+    with pytest.raises(ConfigError, match="at least 3"):
+        serve(tmp_path, three[:2], "two")
+    with pytest.raises(ConfigError, match="the same name"):
+        serve(tmp_path, [*three, three[0]], "twice")

@@ -1,0 +1,83 @@
+"""The resident worker as a real process: warm, private, started again, bounded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.worker_link import SOCKET, WorkerGone, WorkerLink
+from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES, REFUSAL
+from tests.flower.federation_kit import Kit
+from tests.flower.test_client_border import Bench, delivery
+
+
+@pytest.fixture
+def kit(make_kit: Callable[..., Kit]) -> Kit:
+    return make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
+
+
+@pytest.fixture
+def link(kit: Kit) -> Iterator[WorkerLink]:
+    link = WorkerLink(kit.folders[0])
+    yield link
+    link.stop()
+
+
+def test_a_round_of_the_worker_is_a_round_of_the_handlers(kit: Kit, link: WorkerLink) -> None:
+    bench = Bench(kit)
+    link.start()
+    pid = link.pid
+    assert stat.S_IMODE((kit.folders[0] / SOCKET).stat().st_mode) == 0o600
+    message = bench.begin()
+    answer = link.ask(MESSAGE_TYPES["advertise"], message.to_fields())
+    assert answer["round"] == 1
+    assert REFUSAL not in answer
+    assert link.ask(MESSAGE_TYPES["advertise"], message.to_fields()) == {REFUSAL: "stale"}
+    assert link.ask(DELIVER_TYPE, delivery(bench).to_fields()) == {"status": "stored"}
+    assert link.ask("train.nothing", {}) == {REFUSAL: "protocol"}
+    assert link.pid == pid
+
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)  # died between two messages: the next one starts it again
+    assert link.ask(MESSAGE_TYPES["advertise"], message.to_fields()) == {REFUSAL: "stale"}
+    assert link.pid not in (None, pid)
+
+    kit.change(0, worker=kit.config(0).worker.model_copy(update={"memory_mb": 256}))  # less than torch takes
+    pid = link.pid
+    assert link.ask("train.nothing", {}) == {REFUSAL: "protocol"}
+    end = time.monotonic() + 20
+    while link.pid == pid and time.monotonic() < end:
+        time.sleep(0.05)
+    assert link.pid is None  # it went after its answer, to be started afresh
+
+
+def test_a_worker_that_cannot_start_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kit.folders[0] / SOCKET).mkdir()
+    with pytest.raises(WorkerGone, match=r"worker\.log"):
+        WorkerLink(kit.folders[0]).start()
+
+
+def test_the_worker_dies_with_whoever_started_it(kit: Kit) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from clients.worker_link import WorkerLink
+link = WorkerLink(Path({str(kit.folders[0])!r}))
+link.start()
+print(link.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pid = int(done.stdout)
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
