@@ -32,7 +32,7 @@ from gradtf_fl.deployment.processes import environment, free_port
 REPOSITORY = Path(__file__).resolve().parents[1]
 GUIDE = REPOSITORY / "docs" / "operator-guide.md"
 SHOWN_FOLDER, SHOWN_PACKAGE = "/srv/gradtf", "/opt/gradtf"
-ADDRESS, LISTEN, HEALTH = "fl.example.org:9092", "0.0.0.0:9092", ("9093", "9094")
+ADDRESS, LISTEN, HEALTH = "fl.example:9092", "0.0.0.0:9092", ("9093", "9094")
 COLUMNS, SECONDS, ENDING_SECONDS = "118", 600.0, 150.0
 ANY = "..."
 
@@ -238,7 +238,9 @@ MASKS = (
     (r"\b\d+(\.\d+)? (s|min|h|d)( \d+ (s|min|h))?(?![a-z])", "<seconds>"),
     (r"\b\d+ days\b", "<days>"),
     (r"\b\d+(\.\d+)? [GMk]?B\b", "<size>"),
-    (r'("[a-z_]*(?:pid|_s|seconds)[a-z_]*": )[0-9.]+', r"\1<number>"),
+    (r'"stage": "(train\.[a-z]+|evaluate\.adapter)?"', '"stage": <stage>'),
+    (r'"cause": "[^"]*"', '"cause": <cause>'),
+    (r'("[a-z_]*(?:pid|_s|seconds|served|attempts|restarts)[a-z_]*": )[0-9.]+', r"\1<number>"),
     (r"\bround (\d+)\.\d+ ", r"round \1.<attempt> "),
     (r"\b\d{1,3}(,\d{3})+\b", "<number>"),
     (r"\b\d+\.\d+(e-?\d+)?\b", "<number>"),
