@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -136,7 +137,8 @@ class NodeRun:
             return
         if found := NODE_ID.search(since_mark(self._supernode.log)):
             self._known = self._supernode.pid
-            note = {"node_id": int(found[1]), "pid": self._supernode.pid, "boot": boot_id()}
+            where = {"boot": boot_id(), "folder": folder_id(self.organization.folder)}
+            note = {"node_id": int(found[1]), "pid": self._supernode.pid, **where}
             replace_file(self.home / ONLINE, json.dumps(note).encode(), PRIVATE)
             self._tell(f"connected to {self._server.address}")
 
@@ -145,14 +147,17 @@ class NodeRun:
         path = self.home / ONLINE
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(path.read_text(encoding="utf-8"))
-            if boot_id() and note["boot"] == boot_id() and not alive(int(note["pid"])):
-                folder = self.organization.folder
-                deactivate(self._server.address, folder / self._server.ca, folder / NODE_KEY, int(note["node_id"]))
+            folder = self.organization.folder
+            ours = boot_id() and note["boot"] == boot_id() and note["folder"] == folder_id(folder)
+            if ours and not alive(int(note["pid"])):
+                ca, key = folder / self._server.ca, folder / NODE_KEY
+                if not deactivate(self._server.address, ca, key, int(note["node_id"])):
+                    return  # the server is away: told before the next start
             path.unlink()
 
     def _start_supernode(self) -> ChildProcess:
         folder = self.organization.folder
-        command = ["flower-supernode", "--superlink", self._server.address]
+        command = [sys.executable, "-m", "clients.supernode", "--superlink", self._server.address]
         command += ["--root-certificates", str((folder / self._server.ca).absolute())]
         command += ["--auth-supernode-private-key", str((folder / NODE_KEY).absolute())]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
@@ -185,6 +190,7 @@ CAUSES = (
     ),
     ("Invalid SuperNode authentication", "the server refuses our signature: our clock or its clock is wrong"),
     ("Failed to activate SuperNode", "the server does not know our node key, or counts it as online still"),
+    ("Giving up reconnection", "the connection to the server broke"),
     ("Connection refused", "the server is not reachable"),
     ("ConnectError", "the server is not reachable"),
 )
@@ -222,6 +228,12 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def folder_id(folder: Path) -> list[int]:
+    """Tells a folder from its copies, whose notes are about another node that may well be alive."""
+    status = folder.stat()
+    return [status.st_dev, status.st_ino]
 
 
 def describe(state: NodeState) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -107,4 +106,4 @@ def _keep(error: BaseException, code: Refusal, message_type: str, folder: Path |
         with os.fdopen(descriptor, "a", encoding="utf-8") as log:
             log.write(line)
     except OSError as problem:
-        print(f"{place}: {LOG_FILE} cannot be written ({problem.strerror})", file=sys.stderr)
+        logger.error("%s: %s cannot be written (%s)", place, LOG_FILE, problem.strerror)  # unlike print, never raises

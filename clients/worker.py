@@ -107,3 +107,4 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     serve(Path(sys.argv[1]))
+    os._exit(0)  # not through the seconds that torch takes to say goodbye

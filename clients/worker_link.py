@@ -26,6 +26,7 @@ from gradtf_fl.errors import GradtfError
 from gradtf_fl.round_messages import Fields
 
 SOCKET, LOG, PING = "worker.sock", "worker.log", "ping"
+PING_SECONDS = 60.0  # a worker between two requests that is silent for so long is stuck, and started again
 START_SECONDS = 180.0  # importing torch and reading the models on a busy machine
 MAX_FRAME = 2**31 - 1  # Flower's own limit for a message
 HEADER = struct.Struct(">Q")
@@ -129,7 +130,7 @@ class WorkerLink:
         if self._process is None or self._process.ended is not None:
             return False
         try:
-            return "pong" in self._exchange({"type": PING, "fields": {}})
+            return "pong" in self._exchange({"type": PING, "fields": {}}, PING_SECONDS)
         except (OSError, ConnectionError):
             return False
 
@@ -144,8 +145,9 @@ class WorkerLink:
             self._process.stop()
             self._process = None
 
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _exchange(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection, socket_address(self.folder) as address:
+            connection.settimeout(seconds)
             connection.connect(address)
             write_frame(connection, request)
             return read_frame(connection)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from strategies.records import OnEvent, RoundEvent
 CONNECTION, DATABASE = "gradtf", "superlink.sqlite"
 START_SECONDS, COMMAND_SECONDS = 120.0, 60.0
 POLL_SECONDS, STATUS_SECONDS = 0.5, 15.0  # `flwr list` costs a second of CPU
+ORPHAN_SECONDS = 10.0  # for a ServerApp to end at SIGTERM
 FRUITLESS = 5  # ServerApps that may die in a row without a new record
 
 logger = logging.getLogger("gradtf.server")
@@ -63,6 +66,7 @@ class ServerRun:
         """
         self.home.mkdir(mode=0o700, exist_ok=True)
         with held(self.home / ".lock", f"{self.server.folder}: another `gradtf server run` is at work there"):
+            self._end_orphan()
             self._seen, self._last_app = len(read_records(self.server.plan.out)), self._server_app()
             try:
                 self._prepare()
@@ -81,6 +85,24 @@ class ServerRun:
                     stack.callback(process.stop)
 
     # children ---------------------------------------------------------------------------------------------
+
+    def _end_orphan(self) -> None:
+        """End the ServerApp of a `server run` that was killed: it is the SuperExec's child and outlives both."""
+        end = time.monotonic() + ORPHAN_SECONDS
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            while (pid := self._holder()) and time.monotonic() < end:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                time.sleep(POLL_SECONDS)
+            end = time.monotonic() + ORPHAN_SECONDS
+
+    def _holder(self) -> int:
+        """Process id of whoever holds the run's folder now; 0 when nobody does."""
+        try:
+            with held(self.server.plan.out / LOCK_FILE, "held"):
+                return 0
+        except ConfigError:
+            return self._server_app()
 
     def _prepare(self) -> None:
         _, _, port = self.server.listen.listen.rpartition(":")

@@ -1,0 +1,42 @@
+"""What operators run gives the same LLM adapters as a simulation of the same organizations, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradtf_fl.config import OrganizationSimulation
+from gradtf_fl.privacy import read_ledger
+from gradtf_fl.transformer import GradTransformer
+from strategies import read_records, run_server
+from tests.deployment.deployed_kit import Deployment
+from tests.deployment.members import until
+from tests.flower.federation_kit import TRANSFORMER, build
+
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
+
+
+def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path) -> None:
+    """In a seeded simulation everything up to the rounding is replayed, whoever carries the messages."""
+    same = {"rounds": 2, "steps": 2, "batch": 16, "epsilon": 8.0}
+    generator = GradTransformer.load(Path(untrained[0]).parent / TRANSFORMER)
+    kit = build(tmp_path / "in-process", untrained, generator, **same)  # type: ignore[arg-type]
+    run_server(kit.grid(), kit.plan, None, kit.generator)
+    deployment = Deployment(tmp_path / "deployed", untrained, 3, **same, deadline_s=120.0, join_s=120.0)
+    for number, member in enumerate(deployment.organizations):
+        deployment.change(member, simulation=OrganizationSimulation(seed=number, keep_updates=True))
+    with deployment.running():
+        until(lambda: deployment.server.ended is not None, 600.0, "both rounds", pause=0.5)
+        assert deployment.server.ended == 0, deployment.server.said()
+    ours, theirs = read_records(kit.plan.out), read_records(deployment.server.folder)
+    assert [record.state for record in theirs] == ["completed"] * 2
+    assert [record.llm_adapter_sha256 for record in theirs] == [record.llm_adapter_sha256 for record in ours]
+    for folder, member in zip(kit.folders, deployment.organizations, strict=True):
+        ledgers = [read_ledger(place / "ledger.sqlite") for place in (folder, member.folder)]
+        assert not ledgers[1].problems
+        assert ledgers[0].content.events == ledgers[1].content.events
+        for number in ("1", "2"):
+            name = Path("rounds") / number / "llm_adapter" / "adapter_model.safetensors"
+            adapter = (deployment.server.folder / name).read_bytes()
+            assert (member.folder / name).read_bytes() == (folder / name).read_bytes() == adapter
