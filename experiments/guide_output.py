@@ -234,7 +234,7 @@ MASKS = (
     (r"\b[0-9A-F]{2}(:[0-9A-F]{2}){31}\b", "<sha256>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d| UTC)?", "<time>"),
     (r"\d{4}-\d\d-\d\d", "<date>"),
-    (r"\b[0-9a-f]{12,}\b", "<hex>"),
+    (r"\b[0-9a-f]{8,}\b", "<hex>"),
     (r"\b\d+(\.\d+)? (s|min|h|d)( \d+ (s|min|h))?(?![a-z])", "<seconds>"),
     (r"\b\d+ days\b", "<days>"),
     (r"\b\d+(\.\d+)? [GMk]?B\b", "<size>"),
@@ -321,7 +321,7 @@ def matches(shown: Sequence[str], said: Sequence[str], background: bool = False)
     wanted, real = masked(shown), masked(said)
     if background:
         rest = iter(real)
-        return all(any(line == other for other in rest) for line in wanted)
+        return all(any(line == other for other in rest) for line in wanted if line != ANY)
     if ANY not in wanted:
         return wanted == real
     first = wanted.index(ANY)
