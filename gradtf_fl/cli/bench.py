@@ -50,6 +50,23 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
         print_rows(document)
 
 
+@bench.command(epilog="Example: gradtf bench federation --json > federation.json\n\nSix to ten minutes.")
+@click.option("--quick", is_flag=True, help="One measured round each: a first look.")
+@json_option
+def federation(quick: bool, as_json: bool) -> None:
+    """Seconds of an exchange between server and organizations, beside Flower's process per message."""
+    from gradtf_fl.cli.progress import WorkProgress
+
+    with WorkProgress("bench federation") as progress:
+        from experiments.bench_federation import FULL, QUICK, bench_federation  # imports flwr
+
+        document = bench_federation(QUICK if quick else FULL, progress.show)
+    if as_json:
+        emit_json(document)
+    else:
+        print_rows(document)
+
+
 def print_rows(document: Mapping[str, Any]) -> None:
     """The rows as a table, the machine below it."""
     from rich.console import Console
