@@ -98,6 +98,9 @@ def _data(organization: Organization) -> Iterator[Finding]:
             continue
         try:
             yield Finding("ok", what, f"{len(read_rows(path)):,} in {path}")
+            if path.stat().st_mode & 0o077:
+                found = f"{path}: other accounts of this machine can read them"
+                yield Finding("warn", what, found, f"chmod 600 {path}, unless its folder is closed to them")
         except ConfigError as error:
             yield Finding("fail", what, error.problems[0], "correct the file or [data]")
 

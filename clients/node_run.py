@@ -32,7 +32,7 @@ from clients.worker_link import WorkerLink
 from gradtf_fl.deployment.files import PRIVATE, replace_file
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.json_logs import JsonLog
-from gradtf_fl.deployment.processes import ChildProcess, alive, environment, free_port
+from gradtf_fl.deployment.processes import ChildProcess, alive, environment, free_port, last_line
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES
 
@@ -109,13 +109,20 @@ class NodeRun:
         """What is going on now."""
         executor = self._executor
         return NodeState(
-            supernode="up" if self._supernode is not None and self._supernode.ended is None else "down",
+            supernode=self._connection(),
             worker="up" if self.link.pid is not None else "down",
             stage=(executor.busy or "") if executor else "",
             served=executor.served if executor else 0,
             restarts=self._restarts,
             cause=self._cause,
         )
+
+    def _connection(self) -> str:
+        """``up``: connected. ``connecting``: no server yet, or none any more. ``down``: about to be started again."""
+        if self._supernode is None or self._supernode.ended is not None:
+            return "down"
+        connected = self._known == self._supernode.pid and LOST_SIGN not in last_line(self._supernode.log)
+        return "up" if connected else "connecting"
 
     # --------------------------------------------------------------------------------------------------------
 
@@ -135,6 +142,9 @@ class NodeRun:
                 self._supernode, due = None, time.monotonic() + pause
                 pause = min(LONGEST_PAUSE, 2 * pause)
             self._note_online()
+            self.link.trim_log()
+            if self._supernode is not None:
+                self._supernode.trim_log()
             self._leave.wait(POLL_SECONDS)
 
     def _note_online(self) -> None:
@@ -211,7 +221,7 @@ CAUSES = (
     ("ConnectError", "the server is not reachable"),
 )
 NODE_ID = re.compile(r"SuperNode ID: ([0-9]+)")
-ONLINE = "online.json"
+ONLINE, LOST_SIGN = "online.json", "Connection attempt failed"
 MARK = "--- gradtf: the SuperNode is started"
 
 

@@ -73,7 +73,7 @@ def make_organization(
 def join_federation(folder: Path, invitation: Invitation) -> list[str]:
     """Pin the invitation's roster, provider, server and authority in ``organization.toml``.
 
-    Returns: names of organizations that came with other keys than in the invitation joined before.
+    Returns: what differs from the invitation joined before, in words; empty the first time.
 
     Raises:
         ConfigError: this organization is not in the roster; the folder's own configuration is wrong.
@@ -94,8 +94,22 @@ def join_federation(folder: Path, invitation: Invitation) -> list[str]:
     values["server"] = {**values.get("server", {}), "address": invitation.server, "ca": CA_FILE}
     config = validate(OrganizationConfig, values, lambda key: f"{path}: {key}")
     old = folder / INVITATION_FILE
-    changed = [key.name for key in changed_keys(read_invitation(old), invitation)] if old.exists() else []
+    changed = differences(read_invitation(old), invitation) if old.exists() else []
     replace_file(folder / CA_FILE, invitation.ca.encode(), PUBLIC)
     replace_file(old, canonical(invitation).encode(), PUBLIC)
     replace_file(path, to_toml(config).encode(), PRIVATE)
     return changed
+
+
+def differences(old: Invitation, new: Invitation) -> list[str]:
+    """What an operator should ask about before relying on the new invitation."""
+    found = [f"{key.name} has other keys than before" for key in changed_keys(old, new)]
+    before, after = ({one.name for one in invitation.organizations} for invitation in (old, new))
+    found += [f"{name} is new" for name in sorted(after - before)]
+    found += [f"{name} has left" for name in sorted(before - after)]
+    parts = (
+        ("the key that signs adapters", "provider_key"),
+        ("the server's address", "server"),
+        ("its authority", "ca"),
+    )
+    return found + [f"{what} is another one" for what, name in parts if getattr(old, name) != getattr(new, name)]

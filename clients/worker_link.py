@@ -125,6 +125,11 @@ class WorkerLink:
                 raise WorkerGone(f"the worker does not start; see {self.folder / LOG}")
             time.sleep(0.1)
 
+    def trim_log(self) -> None:
+        """Put a long log aside."""
+        if self._process is not None:
+            self._process.trim_log()
+
     def alive(self) -> bool:
         """Whether a worker of ours listens."""
         if self._process is None or self._process.ended is not None:

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from gradtf_fl.errors import RoundAborted
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, Refusal
 
+CONNECT = "connect"  # where a round aborts that too few organizations came to
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two pulls
 NODE_PAUSE = 0.5  # seconds between two looks at who is connected
 TTL_MARGIN = 5.0  # seconds that a message outlives the deadline, for clocks that differ
@@ -62,18 +63,24 @@ def messages_for(outgoing: Mapping[int, Fields], message_type: str, group: str, 
     ]
 
 
-def wait_for_nodes(grid: Grid, wanted: int, least: int, join_s: float) -> list[int]:
-    """The connected nodes, as soon as ``wanted`` are there, or after ``join_s`` seconds.
+def wait_for_nodes(grid: Grid, wanted: int, least: int, join_s: float, all_s: float | None = None) -> list[int]:
+    """The connected nodes, as soon as ``wanted`` are there.
+
+    Args:
+        join_s: seconds to wait for ``least``. all_s: seconds to wait for the others, too (default: as long).
 
     Raises:
-        RoundAborted: fewer than ``least`` by then.
+        RoundAborted: fewer than ``least`` after ``join_s``.
     """
-    end = time.monotonic() + join_s
-    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < end:
-        time.sleep(min(NODE_PAUSE, max(0.0, end - time.monotonic())))
+    started = time.monotonic()
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        waited, limit = time.monotonic() - started, join_s if len(nodes) < least or all_s is None else all_s
+        if waited >= limit:
+            break
+        time.sleep(min(NODE_PAUSE, limit - waited))
     if len(nodes) < least:
         reason = f"{len(nodes)} organizations are connected after {join_s:g} s, {least} are needed"
-        raise RoundAborted("advertise", {"connected": len(nodes)}, reason)
+        raise RoundAborted(CONNECT, {"connected": len(nodes)}, reason)
     return nodes
 
 

@@ -35,12 +35,13 @@ from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, enc
 from strategies import checkpoints
 from strategies.checkpoints import RunState
 from strategies.delivery import Owed, deliver, riding
-from strategies.exchange import TTL_MARGIN, messages_for, patience, wait_for_nodes
+from strategies.exchange import CONNECT, TTL_MARGIN, messages_for, patience, wait_for_nodes
 from strategies.groups import combined, gate, groups_needed
 from strategies.provider import Provider, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
 
+RETURN_S = 20.0  # for a node that was started again between two rounds
 logger = logging.getLogger("gradtf.server")
 
 
@@ -58,6 +59,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
         self._state = RunState("", {})
         self._owed: Owed | None = None
+        self._gathered = False  # whether the organizations were waited for, as before the first round
 
     @property
     def shapes(self) -> list[Topology]:
@@ -135,13 +137,16 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         checkpoints.save_run(out, self._state)
         return 0 if last is None else last.round
 
-    # one round ---------------------------------------------------------------------------------------------
-
     def _round(self, grid: Grid, number: int) -> None:
         self._tell("round", number)
-        nodes = wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
         configs = self._next_attempt(number)
         config = configs[0]
+        try:
+            nodes = self._connected(grid, self.quorum)
+        except RoundAborted as aborted:
+            joined = aborted.counts["connected"]
+            self._record(RoundRecord(number, config.attempt, "aborted", joined=joined, aborted_at=CONNECT))
+            raise
         secure = SecureRound(grid, configs, self.roster, self.plan.rounds, self._on_event)
         try:
             sums = secure.sums(self._begin_messages(grid, nodes, configs))
@@ -176,6 +181,13 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             checkpoints.write_record(folder, record, proof)
         self._update, self._owed = update, Owed(number, adapter, update_bytes(update))
         self._record(record)
+
+    def _connected(self, grid: Grid, least: int) -> list[int]:
+        """The nodes to ask. Who did not come to the first round is not waited for at length before every other one."""
+        all_s = RETURN_S if self._gathered else None
+        nodes = wait_for_nodes(grid, self.plan.organizations, least, self.plan.join_s, all_s)
+        self._gathered = True
+        return nodes
 
     def _next_attempt(self, number: int) -> list[RoundConfig]:
         """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
@@ -243,7 +255,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         """Send out the last round's adapter, which no begin carries."""
         if self._owed is None:
             return
-        wait_for_nodes(grid, self.plan.organizations, self.quorum, self.plan.join_s)
+        self._connected(grid, least=1)
         delivered = deliver(grid, self._owed.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
         self._paid(self._owed.round, delivered.stored, delivered.asked)
 

@@ -16,6 +16,7 @@ from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted
 from strategies.checkpoints import read_records
+from strategies.exchange import CONNECT
 from strategies.flower_app import absolute, write_app
 from strategies.flower_processes import flwr, superlink_command, write_connection
 from strategies.records import OnEvent, RoundEvent, RoundRecord
@@ -107,5 +108,7 @@ def failure_of(record: RoundRecord) -> BudgetExhausted | RoundAborted:
     if record.aborted_at == "advertise" and record.refused.get("budget"):
         refused = record.refused["budget"]
         return BudgetExhausted(f"round {record.round}: {refused} organizations refuse it for their privacy budget")
+    if record.aborted_at == CONNECT:
+        return RoundAborted(CONNECT, {"connected": record.joined}, "too few organizations are connected")
     counts = {"advertise": record.joined, "mask": record.masked, "unmask": record.unmasked}
     return RoundAborted(record.aborted_at, {stage: count for stage, count in counts.items() if count})

@@ -26,7 +26,7 @@ from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, FlowerSilent, alive, environment
 from gradtf_fl.deployment.server_config import Server
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
-from strategies.checkpoints import LOCK_FILE, read_records
+from strategies.checkpoints import FEDERATION_FILE, LOCK_FILE, read_records
 from strategies.flower_app import write_app
 from strategies.flower_processes import flwr, write_connection
 from strategies.ray_engine import raise_failure
@@ -145,7 +145,10 @@ class ServerRun:
                     flwr(["stop", str(run["run-id"]), CONNECTION], self._env, COMMAND_SECONDS)
 
     def _mend(self) -> None:
-        """Start again what has died."""
+        """Start again what has died; keep logs short."""
+        for process in (self._superlink, self._superexec):
+            if process is not None:
+                process.trim_log()
         if self._superlink is not None and self._superlink.ended is not None:
             self._restarts += 1
             self._tell("the SuperLink died and is started again")
@@ -274,9 +277,10 @@ class ServerRun:
         self._seen = len(records)
 
 
-def unfinished(out: Path) -> tuple[int, int] | None:
-    """(rounds done, attempts made) of the run in ``out``; None where none was started."""
+def progress(out: Path) -> tuple[int, int, int] | None:
+    """(rounds done, attempts made, rounds whose adapter went out) of the run in ``out``; None where there is none."""
     records = read_records(out)
-    if not records and not (out / "federation.json").exists():
+    if not (out / FEDERATION_FILE).exists():
         return None
-    return len({record.round for record in records if record.state == "completed"}), len(records)
+    delivered = int(json.loads((out / FEDERATION_FILE).read_text(encoding="utf-8"))["delivered"])
+    return len({record.round for record in records if record.state == "completed"}), len(records), delivered

@@ -104,11 +104,13 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
                 "folder": str(folder),
                 "server": document.server,
                 "fingerprint": document.fingerprint,
-                "changed_keys": changed,
+                "changed": changed,
             }
         )
-    for name in changed:
-        click.echo(f"note: {name} has other keys than before; make sure that they changed them")
+    for difference in changed:
+        click.echo(f"note: {difference}; make sure that this is wanted")
+    if changed:
+        click.echo("a node that runs takes up address and authority when it is started again")
     click.echo(f"joined; next: gradtf org check {folder}")
 
 

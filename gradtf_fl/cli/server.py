@@ -100,36 +100,50 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
     Killed at any moment, --resume goes on after the last finished round; no round is released twice, and no attempt's
     number is used twice.
     """
+    import signal
+    import sys
     import time
     from contextlib import ExitStack
 
     from gradtf_fl.deployment.health import HealthServer
-    from gradtf_fl.deployment.server_config import load_server
-    from strategies.checkpoints import read_records
-    from strategies.server_run import ServerRun, unfinished
+    from gradtf_fl.deployment.server_config import CONFIG_FILE, load_server
+    from strategies.server_run import ServerRun, progress
 
     loaded = load_server(folder.absolute())
-    done = unfinished(loaded.plan.out)
+    done = progress(loaded.plan.out)
     if done is not None and not resume:
         raise ConfigError(f"{folder}: holds a run with {done[0]} finished rounds; --resume goes on with it")
+    if done is not None and done[0] >= loaded.plan.rounds and done[2] >= loaded.plan.rounds:
+        click.echo(
+            f"server: all {loaded.plan.rounds} rounds are done; more: set rounds in {folder / CONFIG_FILE}", err=True
+        )
+        return emit_json(_document(loaded.plan.out, 0.0)) if as_json else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.time()
     run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {line}", err=True))
     with ExitStack() as stack:
         if health_port is not None:
-            health = stack.enter_context(HealthServer(health_port, run.state))
+            health = stack.enter_context(HealthServer(health_port, lambda: _health(loaded.folder, run.state())))
             click.echo(f"server: health at http://127.0.0.1:{health.port}/health", err=True)
         click.echo(f"server: listening on {loaded.listen.listen}, {loaded.plan.rounds} rounds", err=True)
         run.run()
-    records = read_records(loaded.plan.out)
     if as_json:
-        return emit_json(
-            {
-                "wall_s": round(time.time() - started, 3),
-                "rounds": [record.to_json() for record in records],
-                "out": str(folder),
-            }
-        )
+        return emit_json(_document(loaded.plan.out, time.time() - started))
     click.echo(f"{loaded.plan.rounds} rounds done; adapters in {folder / 'rounds'}")
+
+
+def _document(out: Path, seconds: float) -> dict[str, Any]:
+    from strategies.checkpoints import read_records
+
+    return {"wall_s": round(seconds, 3), "rounds": [one.to_json() for one in read_records(out)], "out": str(out)}
+
+
+def _health(folder: Path, processes: dict[str, Any]) -> dict[str, Any]:
+    """How the run stands, and whether its processes are there: the worse of the two."""
+    from gradtf_fl.deployment.server_view import health, view_server
+
+    run, order = health(view_server(folder)), ("ok", "degraded", "failed")
+    return {**processes, **run, "status": max(processes["status"], run["status"], key=order.index)}
 
 
 def _print_round(event: RoundEvent) -> None:

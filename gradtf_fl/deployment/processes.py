@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +26,7 @@ OFFLINE = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 STOP_SECONDS = 10.0
-MAX_LOG_BYTES = 10_000_000  # a longer log is put aside (one generation) when its program starts again
+MAX_LOG_BYTES = 10_000_000  # a longer log is put aside (one generation)
 
 
 class FlowerFailed(GradtfError):
@@ -37,7 +39,7 @@ class FlowerSilent(FlowerFailed):
 
 def environment(home: Path) -> dict[str, str]:
     """Environment of Flower's programs: offline, state under ``home``, these packages importable."""
-    inherited = dict(os.environ)
+    inherited = {"HF_HUB_OFFLINE": "1"} | os.environ  # a model that is not on this disk is an error, not a download
     paths = [str(PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
     programs = [str(Path(sys.executable).parent), *filter(None, [inherited.get("PATH")])]
     return (
@@ -68,8 +70,7 @@ class ChildProcess:
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.command, self.log = list(command), log
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-            log.replace(log.with_name(log.name + ".1"))
+        self.trim_log()
         with open(log, "ab", opener=_private) as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-S", str(WITH_PARENT), str(os.getpid()), *self.command],
@@ -97,6 +98,14 @@ class ChildProcess:
     def ended(self) -> int | None:
         """Exit status, negative for a signal; None while it runs."""
         return self._process.poll()
+
+    def trim_log(self) -> None:
+        """Put a long log aside. The program goes on writing at the end of the emptied file, as it appends."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_name(self.log.name + ".1"))
+                self.log.with_name(self.log.name + ".1").chmod(0o600)
+                os.truncate(self.log, 0)
 
     def check(self) -> None:
         """FlowerFailed when the program has ended."""

@@ -132,7 +132,10 @@ def test_an_invitation_without_us_is_refused_and_new_keys_are_told(tmp_path: Pat
     (tmp_path / "again").mkdir()
     renewed = organization(tmp_path / "again", "org-2")
     second = serve(tmp_path, [three[0], renewed, three[2]], "server-2")
-    assert join_federation(three[0], second) == ["org-2"]
+    assert join_federation(three[0], second) == [
+        "org-2 has other keys than before",
+        "the key that signs adapters is another one",
+    ]
 
 
 def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, three: list[Path]) -> None:

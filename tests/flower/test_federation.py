@@ -12,11 +12,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gradtf_fl.errors import ConfigError
+from clients.client_app import app as client_app
+from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import write_rows
-from strategies import FederationResult, RoundEvent, read_records, run_server, write_roster
+from strategies import (
+    FederationResult,
+    InProcessGrid,
+    Provider,
+    RoundEvent,
+    SecureFederation,
+    read_records,
+    run_server,
+    write_roster,
+)
+from strategies.ray_engine import failure_of
+from strategies.server_app import pinned_roster
 from tests.flower.federation_kit import ROWS, Kit, random_rows
 
 MakeKit = Callable[..., Kit]
@@ -135,6 +147,19 @@ def test_progress_tells_each_stage_and_each_answer(finished: Finished) -> None:
     assert first == [*wanted, ("generated", ""), ("end", ""), ("delivered", "")]
     order = [(event.kind, event.round) for event in events if event.kind in ("end", "delivered")]
     assert order == [("end", 1), ("delivered", 1), ("end", 2), ("delivered", 2)]
+
+
+def test_a_round_that_too_few_came_to_is_told_and_goes_on_when_they_return(make_kit: MakeKit) -> None:
+    kit = make_kit(rounds=1, join_s=0.01)
+    federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
+    two = InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in kit.folders[:2]])
+    with pytest.raises(RoundAborted, match="2 organizations are connected"):
+        federation.start(two)
+    (record,) = read_records(kit.plan.out)
+    assert (record.state, record.aborted_at, record.attempt, record.joined) == ("aborted", "connect", 0, 2)
+    assert str(failure_of(record)) == "round aborted at connect: too few organizations are connected ({'connected': 2})"
+    run_server(kit.grid(), kit.plan, None, kit.generator)
+    assert [(r.state, r.attempt) for r in read_records(kit.plan.out)] == [("aborted", 0), ("completed", 1)]
 
 
 def test_the_same_seeds_give_the_same_adapter(make_kit: MakeKit) -> None:

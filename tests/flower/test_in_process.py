@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -96,3 +98,9 @@ def test_waiting_for_nodes_is_bounded() -> None:
     assert len(wait_for_nodes(grid, 5, 3, 0.01)) == 3
     with pytest.raises(RoundAborted, match="3 organizations are connected"):
         wait_for_nodes(grid, 5, 4, 0.01)
+    started = time.monotonic()
+    assert len(wait_for_nodes(grid, 5, 3, 600.0, all_s=0.01)) == 3  # enough are there: not the whole time for the rest
+    assert time.monotonic() - started < 5.0
+    with pytest.raises(RoundAborted, match="3 organizations are connected"):
+        wait_for_nodes(grid, 5, 4, 0.6, all_s=0.01)  # too few: the whole time
+    assert time.monotonic() - started > 0.6
