@@ -9,7 +9,7 @@ from pydantic import Field
 
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import CEILING, FLOOR, LEAST_GAP, accuracy, answer_prompts, bench
+from experiments.measures.shipped import CEILING, FLOOR, LEAST_GAP, accuracy, answer_prompts, bench, known_tasks
 from gradtf_fl.config import Count, Rules, Section
 from gradtf_fl.tasks import house_rules_federation, public_rows
 from gradtf_fl.transformer.refinement import refine
@@ -78,9 +78,10 @@ def _epsilon(
     pair = bench().pair
     updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
     found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
+    together, kinds = known_tasks(tuple(prompts)).put_together(pair.tiny, updates, found.updates)
     per_organization = {
         name: federations.per_organization(made)
-        for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))
+        for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", together))
     }
     scores = {
         name: accuracy(pair.tiny.stack if name == FLOOR else pair.llm.stack, made, federations.test)
@@ -90,4 +91,4 @@ def _epsilon(
     if float(np.mean(ceiling)) - float(np.mean(scores[FLOOR])) >= LEAST_GAP:
         ours = ("generated", "refined")
         cells += [Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ours]
-    return [*cells, Cell(row, "share refined", float(found.taken.float().mean()))]
+    return [*cells, Cell(row, "share refined", float((found.taken | (kinds > 0)).float().mean()))]

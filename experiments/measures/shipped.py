@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from experiments.cells import Cell, recovered
@@ -32,6 +33,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
+from gradtf_fl.transformer.known_tasks import KnownTasks
 from gradtf_fl.transformer.refinement import Answered, certainty, refine
 
 OURS = "Grad-Transformer"
@@ -69,7 +71,16 @@ class RefinedBaseline:
             raise ConfigError(f"{self.name} needs public prompts, and the case has none")
         answered = answer_prompts(pair, case.updates, case.public_prompts)
         found = refine(bench().transformer, pair.llm.stack, case.updates, answered)
-        return outcome_of_updates(pair, found.updates, {"share_refined": float(found.taken.float().mean())})
+        made, kinds = known_tasks(case.public_prompts).put_together(pair.tiny, case.updates, found.updates)
+        notes = {"refined": found.taken, "put_together": kinds > 0}
+        return outcome_of_updates(pair, made, {f"share_{name}": float(t.float().mean()) for name, t in notes.items()})
+
+
+@cache
+def known_tasks(prompts: tuple[str, ...]) -> KnownTasks:
+    """What the shadow sets in the package answer to public prompts."""
+    updates = torch.from_numpy(bench().controls.llm)
+    return KnownTasks(bench().pair.llm, updates, prompts, HOUSE_RULES_ANSWER_TOKENS)
 
 
 def answer_prompts(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> Answered:

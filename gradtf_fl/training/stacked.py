@@ -127,8 +127,12 @@ def descend(
     recipe: PlainRecipe,
     seeds: Sequence[Sequence[int]],
     losses_of: RowLosses,
+    start: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Tune ``adapters`` adapters, each on its own len(rows)/adapters rows; after each step their values.
+
+    Args:
+        start: updates [adapters, blocks, block_dim] to begin from; None: the initial adapter.
 
     Yields:
         float32 [adapters, blocks, block_dim], absolute values, changed in place by the next step.
@@ -136,7 +140,7 @@ def descend(
     per_set, rows = len(rows) // adapters, rows.to(stack.initial.device)
     index = np.stack([batch_indices(s, per_set, recipe.batch, recipe.steps) for s in seeds])
     index += (np.arange(adapters) * per_set)[:, None, None]
-    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1))
+    theta = nn.Parameter(stack.initial.repeat(adapters, 1, 1) + (0 if start is None else start))
     optimizer = torch.optim.Adam([theta], lr=recipe.rate, fused=True)
     for step in range(recipe.steps):
         done = step / recipe.steps

@@ -16,6 +16,8 @@ a task that the Grad-Transformer knows, the LLM is right where the TinyLM is not
 And an LLM that agrees on half of them already has found the task or one like it. Only a TinyLM that is sure of its
 answers overrules it: under DP a TinyLM now and then learns another function, consistently wrong on half of the prompts.
 
+A mixture of tasks is more than the search finds; `known_tasks` puts its LLM update together where it can.
+
 Privacy: the update has left the organizations under its epsilon, prompts are public; all of this is post-processing.
 """
 
@@ -25,7 +27,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,12 +36,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import generate_greedily, longest_row
+from gradtf_fl.tasks.decoding import generate_greedily
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+from gradtf_fl.transformer.known_tasks import KnownTasks
 from gradtf_fl.transformer.model import GradTransformerModel
 
 LEAST_PROMPTS = 32
@@ -84,7 +88,8 @@ class Answered:
 @dataclass(frozen=True)
 class Refined:
     """Updates float32 [K, L2, n2]: ``plain`` ones, generated without the search, and those to use; and [K]: agreement
-    with the TinyLM before and after the search (NaN where there was nothing to search for), and whether it was taken.
+    with the TinyLM before and after the search (NaN where there was nothing to search for), whether it was taken, and
+    how many kinds of prompts the update was put together from (int64, 0 where it was not; see `known_tasks`).
     """
 
     plain: Tensor
@@ -92,11 +97,13 @@ class Refined:
     before: Tensor
     after: Tensor
     taken: Tensor
+    kinds: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Of the first update, for reports: ``taken``, ``agreement`` and ``without`` it; None where not measured."""
+        """Of the first update, for reports: ``taken``, ``agreement`` and ``without`` it (None where not measured), and
+        ``kinds``."""
         before, after = (None if bool(one[0].isnan()) else round(float(one[0]), 4) for one in (self.before, self.after))
-        return {"taken": bool(self.taken[0]), "agreement": after, "without": before}
+        return {"taken": bool(self.taken[0]), "agreement": after, "without": before, "kinds": int(self.kinds[0])}
 
 
 def refine(
@@ -125,7 +132,7 @@ def refine(
         after[chosen] = llm.accuracy(llm.initial + moved, rows.take(held[chosen].reshape(-1)))
         taken = after - before > recipe.least_gain
         made[chosen] = torch.where(taken[chosen][:, None, None], moved, plain[chosen])
-    return Refined(plain, made, before, after, taken)
+    return Refined(plain, made, before, after, taken, torch.zeros(len(updates), dtype=torch.long))
 
 
 def _search(
@@ -192,11 +199,13 @@ class RefiningGenerator:
         prompts: Sequence[str],
         max_new_tokens: int,
         recipe: RefinementRecipe = RefinementRecipe(),
+        known: Tensor | None = None,
     ) -> None:
         """Load both models.
 
         Args:
             max_new_tokens: length of an answer at most, in the TinyLM's tokens.
+            known: LLM updates [E, L2, n2] of tasks that the provider tuned the LLM on, to put mixtures together from.
 
         Raises:
             ConfigError: too few prompts, or a model can't be loaded.
@@ -207,12 +216,21 @@ class RefiningGenerator:
         self.max_new_tokens = max_new_tokens
         self.source: Side = transformer.source
         self.target: Side = transformer.target
-        about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe)])
+        tasks = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()
+        about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe), tasks])
         self.sha256 = hashlib.sha256(about.encode()).hexdigest()
-        tiny, self._tiny_tokenizer = load_model(self.source.model)
-        llm, self._llm_tokenizer = load_model(self.target.model)
-        self._tiny, self._llm = StackedAdapters(tiny, self.source.spec), StackedAdapters(llm, self.target.spec)
-        self._room = min(longest_row(tiny), longest_row(llm))
+        sides = self.source, self.target
+        self._tiny_side, self._llm_side = (PairSide.load(side.model, side.spec) for side in sides)
+        self._tiny, self._llm = self._tiny_side.stack, self._llm_side.stack
+        self._room = min(self._tiny_side.max_tokens, self._llm_side.max_tokens)
+        self._known = known
+
+    @cached_property
+    def known(self) -> KnownTasks | None:
+        """The known tasks with their answers, which take some seconds."""
+        if self._known is None:
+            return None
+        return KnownTasks(self._llm_side, self._known, self.prompts, self.max_new_tokens)
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
@@ -231,17 +249,21 @@ class RefiningGenerator:
         rows = self._answered(theta)
         if len(rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
-            return Refined(plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool))
-        read, written = (
-            encode_rows(rows, tokenizer, self._room) for tokenizer in (self._tiny_tokenizer, self._llm_tokenizer)
-        )
+            return Refined(
+                plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
+            )
+        read, written = (encode_rows(rows, side.tokenizer, self._room) for side in (self._tiny_side, self._llm_side))
         answered = Answered(written, certainty(self._tiny, theta, read))
-        return refine(self.transformer, self._llm, values, answered, self.recipe)
+        found = refine(self.transformer, self._llm, values, answered, self.recipe)
+        if self.known is None:
+            return found
+        made, kinds = self.known.put_together(self._tiny_side, values, found.updates)
+        return replace(found, updates=made, kinds=kinds)
 
     def _answered(self, theta: Tensor) -> list[Row]:
         """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""
         self._tiny.set(theta)
         written = generate_greedily(
-            self._tiny.model, self._tiny_tokenizer, self.prompts, self.max_new_tokens, batch=256
+            self._tiny.model, self._tiny_side.tokenizer, self.prompts, self.max_new_tokens, batch=256
         )
         return [Row(p, one.text) for p, one in zip(self.prompts, written, strict=True) if one.text]
