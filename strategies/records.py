@@ -23,7 +23,8 @@ class RoundRecord:
         max_abs_error: decoded mean against the plain one; None where only the organizations could know it.
         bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.
         llm_adapter_sha256: of the packed adapter; empty in an aborted round.
-        refinement: of the LLM update on public prompts (``taken``, ``agreement``, ``without``); empty without any.
+        refinement: of the LLM update on public prompts (``taken``, ``agreement``, ``without``,
+            ``kinds``: of prompts that it was put together from, 0 where it was not); empty without any.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
         included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
         seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.

@@ -74,7 +74,7 @@ def scalars_of(record: RoundRecord, exchange_seconds: Mapping[str, float]) -> di
     values |= {f"refused/{code}": count for code, count in record.refused.items()}
     values |= {f"seconds/{part}": seconds for part, seconds in record.seconds.items()}
     values |= {f"exchange_seconds/{stage}": seconds for stage, seconds in exchange_seconds.items()}
-    for name in ("taken", "agreement", "without"):
+    for name in ("taken", "agreement", "without", "kinds"):
         if isinstance(value := record.refinement.get(name), bool | int | float):
             values[f"refinement/{name}"] = value
     return {name: float(value) for name, value in values.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, Group
@@ -219,9 +219,15 @@ def _rounds(report: SimulationReport) -> Table:
             *(str(record.get(key, "")) for key in shown),
             "-" if error is None else f"{error:.1e}",
             "-" if sent is None else f"{sent:,} B",
-            {None: "-", True: "yes", False: "no"}[(record.get("refinement") or {}).get("taken")],
+            _refined(record.get("refinement") or {}),
         )
     return table
+
+
+def _refined(refinement: Mapping[str, Any]) -> str:
+    if kinds := refinement.get("kinds"):
+        return f"{kinds} tasks"
+    return {None: "-", True: "yes", False: "no"}[refinement.get("taken")]
 
 
 def _cell(value: float | None) -> str:
