@@ -130,7 +130,8 @@ def cut_while_charging(faults: Invariants, member: Member) -> int:
         member.send(signal.SIGSTOP, "worker")
         if charging(member):
             member.kill()
-            assert charging(member)
+            left = read_ledger(member.folder / "ledger.sqlite")  # as an auditor finds it
+            assert (left.problems, left.content.charges[-1].state) == ((), "reserved")
             return number
         member.send(signal.SIGCONT, "worker")
 
