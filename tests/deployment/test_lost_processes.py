@@ -19,7 +19,7 @@ import strategies.server_run
 from clients.node_run import NodeRun, boot_id
 from clients.worker_link import SOCKET, WorkerLink
 from gradtf_fl.deployment.folders import held
-from gradtf_fl.deployment.processes import ChildProcess, environment
+from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, environment
 from strategies.server_run import ServerRun
 
 
@@ -79,6 +79,18 @@ def test_runs_of_an_earlier_server_run_are_stopped(tmp_path: Path, monkeypatch: 
     run._env = {}
     run._end_old_runs()
     assert asked[1:] == [["stop", "2", "gradtf"], ["stop", "3", "gradtf"]]
+
+
+def test_a_full_disk_at_the_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", "federation.json.new")
+
+    run = ServerRun.__new__(ServerRun)
+    run.server, run.home = _Server(tmp_path), tmp_path / "flower"  # type: ignore[assignment]
+    run._superlink = run._superexec = None
+    monkeypatch.setattr(run, "_prepare", full)
+    with pytest.raises(FlowerFailed, match=r"No space left on device \(federation.json.new\): .* --resume"):
+        run.run()
 
 
 def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,4 +203,4 @@ class _Plan:
 
 class _Server:
     def __init__(self, out: Path) -> None:
-        self.plan = _Plan(out)
+        self.folder, self.plan = out, _Plan(out)
