@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.supercore.run import RunNotRunningException
@@ -13,8 +13,9 @@ from flwr.supercore.run import RunNotRunningException
 from clients.flower_tasks import TaskSource
 from clients.refusals import reply_to
 from clients.worker_link import WorkerLink
-from gradtf_fl.round_messages import Fields
+from gradtf_fl.round_messages import REFUSAL, Fields
 
+OnAnswer = Callable[[str, str, float], None]
 POLL_SECONDS = 0.1  # a loopback request of a millisecond; the SuperNode itself looks for messages every 3 s
 FAILED_PAUSE = 1.0
 
@@ -24,13 +25,16 @@ logger = logging.getLogger("gradtf.node")
 class Executor:
     """A thread that serves until `stop`.
 
+    Args:
+        on_answer: told of each message: its type, how it ended (``answered``, ``failed`` or a refusal's code), seconds.
+
     Attributes:
         busy: the message type in hand, else None. served: messages answered. seconds: spent on the last one.
         last: time (time.time) of the last answer.
     """
 
-    def __init__(self, source: TaskSource, link: WorkerLink) -> None:
-        self._source, self._link = source, link
+    def __init__(self, source: TaskSource, link: WorkerLink, on_answer: OnAnswer = lambda *_: None) -> None:
+        self._source, self._link, self._on_answer = source, link, on_answer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
         self.busy: str | None = None
@@ -60,10 +64,13 @@ class Executor:
                 self._stop.wait(FAILED_PAUSE)
 
     def _ask(self, message_type: str, fields: Mapping[str, Any]) -> Fields:
-        started, self.busy = time.monotonic(), message_type
+        started, self.busy, outcome = time.monotonic(), message_type, "failed"
         try:
-            return self._link.ask(message_type, fields)
+            answer = self._link.ask(message_type, fields)
+            outcome = str(answer.get(REFUSAL, "answered"))
+            return answer
         finally:
             self.busy = None
             self.served += 1
             self.seconds, self.last = time.monotonic() - started, time.time()
+            self._on_answer(message_type, outcome, self.seconds)

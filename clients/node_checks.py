@@ -104,14 +104,15 @@ def _data(organization: Organization) -> Iterator[Finding]:
 
 def _budget(organization: Organization) -> Iterator[Finding]:
     from gradtf_fl.privacy import Ledger, read_ledger
+    from gradtf_fl.privacy.head import head_path
 
     privacy, path = organization.config.privacy, organization.ledger_path
-    if not path.exists():
+    if not path.exists() and not head_path(path).exists():
         return (yield Finding("ok", "budget", f"epsilon {privacy.budget:g} at delta {privacy.delta:g}, nothing spent"))
     try:
         problems = read_ledger(path).problems
         if problems:
-            remedy = "restore the ledger from the backup; until then the node refuses every round"
+            remedy = "the node refuses every round; an old backup forgets what was spent: see docs/operator-guide.md"
             return (yield Finding("fail", "ledger", str(problems[0]), remedy))
         ledger = Ledger.open(
             path,

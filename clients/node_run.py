@@ -31,10 +31,12 @@ from clients.organization import Organization
 from clients.worker_link import WorkerLink
 from gradtf_fl.deployment.files import PRIVATE, replace_file
 from gradtf_fl.deployment.folders import held
+from gradtf_fl.deployment.json_logs import JsonLog
 from gradtf_fl.deployment.processes import ChildProcess, alive, environment, free_port
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES
 
-LOCK_FILE, NODE_KEY = ".lock", "supernode"
+LOCK_FILE, NODE_KEY, EVENTS_FILE = ".lock", "supernode", "events.jsonl"
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0  # before the SuperNode is started again
 STEADY_SECONDS = 120.0  # a SuperNode that lived so long was well: the next pause is short again
@@ -78,6 +80,7 @@ class NodeRun:
         self._executor: Executor | None = None
         self._leave = threading.Event()
         self._restarts, self._cause, self._known = 0, "", 0
+        self._log = JsonLog(organization.folder / EVENTS_FILE, "organization", [*MESSAGE_TYPES.values(), DELIVER_TYPE])
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT.
@@ -94,7 +97,9 @@ class NodeRun:
             replace_file(self.home / "runtime.secret", secret, PRIVATE)
             try:
                 self.link.start()
-                self._executor = Executor(TaskSource(f"127.0.0.1:{self._port}", secret), self.link)
+                self._note("started")
+                source = TaskSource(f"127.0.0.1:{self._port}", secret)
+                self._executor = Executor(source, self.link, self._answered)
                 self._executor.start()
                 self._keep_going()
             finally:
@@ -124,6 +129,7 @@ class NodeRun:
                 if time.monotonic() - started > STEADY_SECONDS:
                     pause = FIRST_PAUSE
                 self._restarts += 1
+                self._note("supernode-ended", restarts=self._restarts)
                 self._cause = cause_of(self._supernode.log)
                 self._tell(f"the SuperNode ended ({self._cause}); started again in {pause:g} s")
                 self._supernode, due = None, time.monotonic() + pause
@@ -141,6 +147,7 @@ class NodeRun:
             note = {"node_id": int(found[1]), "pid": self._supernode.pid, **where}
             replace_file(self.home / ONLINE, json.dumps(note).encode(), PRIVATE)
             self._tell(f"connected to {self._server.address}")
+            self._note("connected")
 
     def _tell_that_it_died(self) -> None:
         """Spare the next SuperNode the wait until the server misses the last one, if that was ours and is dead."""
@@ -166,6 +173,14 @@ class NodeRun:
         mark(log)
         return ChildProcess(command, environment(self.home), log)
 
+    def _answered(self, message_type: str, outcome: str, seconds: float) -> None:
+        self._note("message", type=message_type, outcome=outcome, seconds=round(seconds, 3))
+
+    def _note(self, event: str, **fields: object) -> None:
+        """A line for machines; one that a full disk refuses stops nothing."""
+        with contextlib.suppress(OSError):
+            self._log.write(event, **fields)
+
     def _asked_to_leave(self, number: int, frame: FrameType | None) -> None:
         self._leave.set()
 
@@ -180,6 +195,7 @@ class NodeRun:
             self._supernode.stop()
             (self.home / ONLINE).unlink(missing_ok=True)
         self.link.stop()
+        self._note("stopped")
 
 
 # What the SuperNode's log says before it ends -> what that means

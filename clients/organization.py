@@ -5,6 +5,7 @@ ORG/identity.key          Ed25519 identity, 0600
 ORG/state.sqlite          protocol state between messages, 0600 (`clients.node_store`)
 ORG/ledger.sqlite         privacy ledger; its head beside it
 ORG/client.log            refusals and tracebacks, 0600
+ORG/events.jsonl          what the node did, for machines: words of a fixed list, numbers, times; 0600
 ORG/evaluations.jsonl     accuracy of each round's models on the organization's own test rows
 ORG/rounds/ROUND/llm_adapter/   PEFT folder; beside it adapter.json, the provider's signed statement, 0600
 ORG/current_adapter       link to the adapter in use (`clients.kept_adapters`)

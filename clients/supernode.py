@@ -20,7 +20,7 @@ from flwr.supernode.cli import flower_supernode
 
 LOST = 1  # exit status when the connection was lost, or anything else went wrong
 IDLE_SECONDS = 3.0  # Flower's pause when there was no message
-LIVELY_SECONDS, LIVELY_PAUSE = 30.0, 0.25  # after a message, for so long, the pause is so short
+LIVELY_SECONDS, LIVELY_PAUSE = 30.0, 0.5  # after a message, for so long, the pause is so short
 REPLY_PAUSE = 0.1  # between two looks for our own reply; Flower's 0.5
 
 

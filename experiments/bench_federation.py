@@ -79,7 +79,7 @@ def _row(
         rounds = zip(*(found[who][stage] for stage in stages), strict=True)
         return float(statistics.median(sum(seconds) / (1 if whole else len(stages)) for seconds in rounds))
 
-    note = "ours looks for messages every .25 s while a round is on; the limit is Flower's own poll interval"
+    note = "ours looks for messages every .5 s while a round is on; the limit is Flower's own poll interval"
     limit = None if whole else FLOWER_POLL_S
     return Row(what, size, "s", figure(OURS), PEER, figure(PEER), limit, runs=plan.rounds, note=note)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -61,6 +61,7 @@ class Growth:
 
 def soak(folder: Path, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Run ``rounds`` and return the document that `main` prints."""
+    folder.mkdir(parents=True, exist_ok=True)
     server, organizations = deployment(folder, Plan(rounds=rounds - 1))
     samples: list[Sample] = []
     databases: list[dict[str, int]] = []
@@ -82,7 +83,6 @@ def soak(folder: Path, rounds: int, tell: Callable[[str], None]) -> dict[str, An
         "wall_s": round(time.monotonic() - started, 1),
         "processes": [asdict(one) for one in grown],
         "databases": {name: [part.get(name, 0) for part in databases] for name in databases[-1]},
-        "threads": threading.active_count(),
     }
 
 
@@ -96,12 +96,12 @@ def look(round_number: int, folder: Path) -> list[Sample]:
             name = next((name for sign, name in PROGRAMS.items() if sign in command), None)
             if name is None or str(folder) not in command + environ:
                 continue
-            owner = next((part for part in (command + environ).split(str(folder) + "/")[1:]), "?").split("/")[0]
+            owner = re.search(re.escape(str(folder)) + r"/(org-[0-9]+)", command + environ)
             pages = int((entry / "statm").read_text().split()[1])
             files = len(list((entry / "fd").iterdir()))
         except (OSError, ValueError, IndexError):
             continue  # it ended meanwhile
-        where = owner.split("\0")[0].split()[0]
+        where = owner[1] if owner else "server"
         found.append(Sample(round_number, f"{where}: {name}", int(entry.name), pages * 4096, files))
     return found
 

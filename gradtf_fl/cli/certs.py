@@ -95,8 +95,8 @@ def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: b
     click.echo(f"{made.certificate_path}: for {', '.join(made.hosts)}; valid until {made.not_after:%Y-%m-%d}")
     click.echo(f"{made.key_path}: its key, mode 0600")
     click.echo(f"SHA-256 {made.fingerprint}")
-    files = f"--ssl-certfile {made.certificate_path} --ssl-keyfile {made.key_path}"
-    click.echo(f"flower-superlink {files} --ssl-ca-certfile {folder / 'ca.crt'}")
+    files = f"--certificate {made.certificate_path} --key {made.key_path}"
+    click.echo(f"for gradtf server init: --ca {folder / 'ca.crt'} {files}")
 
 
 @certs.command(

@@ -287,7 +287,7 @@ def test_people_are_told_what_to_do_with_the_files(tmp_path: Path) -> None:
     said = gradtf("certs", "init", tmp_path / "ca").stdout
     assert f"SHA-256 {fingerprint((tmp_path / 'ca' / 'ca.crt').read_bytes())}" in said
     said = gradtf("certs", "issue", tmp_path / "ca", "--host", HOST, "--out", tmp_path / "tls").stdout
-    assert f"flower-superlink --ssl-certfile {tmp_path / 'tls' / 'server.crt'}" in said
+    assert f"--certificate {tmp_path / 'tls' / 'server.crt'}" in said
 
 
 def test_missing_files_are_usage_errors_all_at_once(tmp_path: Path) -> None:

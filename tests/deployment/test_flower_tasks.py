@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import uvicorn
@@ -103,7 +104,11 @@ class Link:
 
 @pytest.fixture
 def executor(supernode: SuperNode) -> Iterator[Executor]:
-    executor = Executor(TaskSource(f"127.0.0.1:{supernode.port}", SECRET), Link())  # type: ignore[arg-type]
+    told: list[tuple[str, str]] = []
+    link: Any = Link()
+    source = TaskSource(f"127.0.0.1:{supernode.port}", SECRET)
+    executor = Executor(source, link, lambda message_type, outcome, seconds: told.append((message_type, outcome)))
+    executor.told = told  # type: ignore[attr-defined]
     executor.start()
     yield executor
     assert executor.stop(10.0)
@@ -114,6 +119,7 @@ def test_a_message_is_answered_and_the_servers_code_never_unpacked(supernode: Su
         supernode.give("train.double", {"value": value})
         assert supernode.fields(supernode.reply()) == {"of": "train.double", "twice": 2 * value}
     assert executor.served == 2
+    assert executor.told == [("train.double", "answered")] * 2  # type: ignore[attr-defined]
 
 
 def test_a_failure_leaves_as_a_code(supernode: SuperNode, executor: Executor) -> None:
