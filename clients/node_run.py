@@ -206,6 +206,7 @@ CAUSES = (
     ),
     ("Invalid SuperNode authentication", "the server refuses our signature: our clock or its clock is wrong"),
     ("Failed to activate SuperNode", "the server does not know our node key, or counts it as online still"),
+    ("in send_node_heartbeat", "the server could not take our heartbeat"),
     ("Giving up reconnection", "the connection to the server broke"),
     ("Connection refused", "the server is not reachable"),
     ("ConnectError", "the server is not reachable"),

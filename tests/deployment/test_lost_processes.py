@@ -36,6 +36,22 @@ def test_supernode_ends_with_its_main_loop(tmp_path: Path) -> None:
     assert done.returncode == clients.supernode.LOST
 
 
+def test_supernode_ends_with_its_heartbeat(tmp_path: Path) -> None:
+    """Flower's heartbeat ends at an odd answer (500, as from a server whose disk is full); its SuperNode does not."""
+    code = (
+        "import clients.supernode, threading, time, os\n"
+        "def beat():\n"
+        "    raise RuntimeError('500 Internal Server Error')\n"
+        "def lively():\n"
+        "    threading.Thread(target=beat).start()\n"
+        "    time.sleep(600)\n"
+        "clients.supernode.flower_supernode = lively\n"
+        "os._exit(clients.supernode.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), timeout=60, check=False)
+    assert done.returncode == clients.supernode.LOST
+
+
 @pytest.mark.parametrize(("code", "status"), [("sys.exit(305 % 256)", 49), ("raise ValueError", 1), ("pass", 1)])
 def test_supernode_keeps_its_exit_status(code: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients.supernode, "flower_supernode", lambda: exec(code, {"sys": sys}))
