@@ -56,13 +56,15 @@ def end_with_thread(died: threading.ExceptHookArgs) -> None:
 def main() -> int:
     """Run Flower's SuperNode to the end of its main loop; the exit status."""
     start_client_internal.time = Pauses()  # type: ignore[assignment]
-    threading.excepthook = end_with_thread
+    before, threading.excepthook = threading.excepthook, end_with_thread
     try:
         flower_supernode()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else LOST
     except BaseException:
         traceback.print_exc()
+    finally:
+        threading.excepthook = before
     return LOST
 
 
