@@ -210,6 +210,8 @@ CAUSES = (
     ("Giving up reconnection", "the connection to the server broke"),
     ("Connection refused", "the server is not reachable"),
     ("ConnectError", "the server is not reachable"),
+    # Flower's own answer to a refused signature (401) is a signal to itself, and no word about it
+    ("terminated gracefully", "the server refuses our signature, as when our clock or its clock is wrong"),
 )
 NODE_ID = re.compile(r"SuperNode ID: ([0-9]+)")
 ONLINE = "online.json"

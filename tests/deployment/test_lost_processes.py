@@ -153,6 +153,21 @@ def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert all((tmp_path / name).stat().st_size < 2500 for name in files)
 
 
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("SuperNode ID: 7\nSuperNode terminated gracefully.", "clock"),
+        ("ConnectError\nSuperNode terminated gracefully.", "not reachable"),
+        ("File heartbeat.py, in send_node_heartbeat\nConnectError", "heartbeat"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED]\nGiving up reconnection after 0.1 seconds", "TLS"),
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING]\nGiving up reconnection after 0.1 seconds", "broke"),
+    ],
+)
+def test_causes_are_named(tmp_path: Path, log: str, cause: str) -> None:
+    (tmp_path / "supernode.log").write_text(log)
+    assert cause in clients.node_run.cause_of(tmp_path / "supernode.log")
+
+
 def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
     """Node ids that a server which does or does not answer will be told of."""
     told: list[int] = []
