@@ -216,9 +216,12 @@ CAUSES = (
     ),
     ("Invalid SuperNode authentication", "the server refuses our signature: our clock or its clock is wrong"),
     ("Failed to activate SuperNode", "the server does not know our node key, or counts it as online still"),
+    ("in send_node_heartbeat", "the server could not take our heartbeat"),
     ("Giving up reconnection", "the connection to the server broke"),
     ("Connection refused", "the server is not reachable"),
     ("ConnectError", "the server is not reachable"),
+    # Flower's own answer to a refused signature (401) is a signal to itself, and no word about it
+    ("terminated gracefully", "the server refuses our signature, as when our clock or its clock is wrong"),
 )
 NODE_ID = re.compile(r"SuperNode ID: ([0-9]+)")
 ONLINE, LOST_SIGN = "online.json", "Connection attempt failed"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 
@@ -44,15 +45,26 @@ class Pauses:
         time.sleep(seconds)
 
 
+def end_with_thread(died: threading.ExceptHookArgs) -> None:
+    """End the process. Without its heartbeat's thread, which one odd answer ends, a SuperNode looks for messages for
+    ever while the server counts it as offline and sends none."""
+    threading.__excepthook__(died)
+    sys.stderr.flush()
+    os._exit(LOST)
+
+
 def main() -> int:
     """Run Flower's SuperNode to the end of its main loop; the exit status."""
     start_client_internal.time = Pauses()  # type: ignore[assignment]
+    before, threading.excepthook = threading.excepthook, end_with_thread
     try:
         flower_supernode()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else LOST
     except BaseException:
         traceback.print_exc()
+    finally:
+        threading.excepthook = before
     return LOST
 
 

@@ -77,6 +77,9 @@ class ServerRun:
                 self._start_superexec()
                 self._register()
                 self._rounds()
+            except OSError as error:  # as a rule, a full disk; nothing is half written
+                cause = f"{error.strerror or type(error).__name__} ({error.filename or self.server.folder})"
+                raise FlowerFailed(f"{cause}: when that is mended, `gradtf server run --resume` goes on") from error
             finally:
                 self.stop()
 

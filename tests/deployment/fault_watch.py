@@ -130,6 +130,7 @@ class Invariants:
         self.deployment, self.watch = deployment, watch
         self._explained: dict[str, set[Attempt]] = defaultdict(set)
         self._checked_adapters = 0
+        self._harmed: set[str] = set()  # by the last fault
 
     @contextlib.contextmanager
     def fault(self, name: str) -> Iterator[Fault]:
@@ -144,9 +145,18 @@ class Invariants:
             fault.note("FAILED")
             RECORDS.append(fault.record)
             raise
+        finally:
+            harmed, self._harmed = self._harmed, fault.away
         fault.record.rounds_lost = self._lost() - before
+        fault.away = fault.away | harmed  # an adapter rides with the next round's begin, which an earlier fault may hit
         RECORDS.append(fault.record)
-        self.check(fault)
+        try:
+            self.check(fault)
+        except BaseException:
+            fault.note("FAILED")
+            raise
+        finally:
+            self._checked_adapters = max(self._checked_adapters, int(self.deployment.run_state()["delivered"]))
 
     def _lost(self) -> int:
         """Attempts of completed rounds that ended without a sum."""
@@ -207,4 +217,3 @@ class Invariants:
                 assert statement.llm_adapter_sha256 == record.llm_adapter_sha256
                 place = member.folder / "rounds" / str(record.round) / "llm_adapter"
                 assert not statement.problems(place, record.round, self.deployment.invitation.provider_key)
-        self._checked_adapters = max(self._checked_adapters, delivered)

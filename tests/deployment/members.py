@@ -42,7 +42,7 @@ def until(condition: Callable[[], T], seconds: float, what: str, pause: float = 
 
 
 def cli(
-    *arguments: str, env: Mapping[str, str] | None = None, seconds: float = 120.0
+    *arguments: str, env: Mapping[str, str] | None = None, seconds: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
     """``gradtf ARGUMENTS``, to its end."""
     command = [sys.executable, "-m", "gradtf_fl.cli.main", *arguments]

@@ -1,11 +1,13 @@
-"""What operators run gives the same LLM adapters as a simulation of the same organizations, byte for byte."""
+"""What operators run computes what a simulation of the same organizations does, up to the rounding of the sum."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from gradtf_fl.config import OrganizationSimulation
 from gradtf_fl.privacy import read_ledger
@@ -15,11 +17,13 @@ from tests.deployment.deployed_kit import Deployment
 from tests.deployment.members import until
 from tests.flower.federation_kit import TRANSFORMER, build
 
+ROUNDING = 1e-5  # of a mean of three; one step of the encoding is 2.9e-6
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
 
 def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path) -> None:
-    """In a seeded simulation everything up to the rounding is replayed, whoever carries the messages."""
+    """Training is replayed from the same seeds. Rounding is not: it hangs on the round's nonce, which a deployed server
+    draws afresh (`tests/flower/test_superlink.py` replays that too, and compares byte for byte)."""
     same: dict[str, Any] = {"rounds": 2, "steps": 2, "batch": 16, "epsilon": 8.0}
     generator = GradTransformer.load(Path(untrained[0]).parent / TRANSFORMER)
     kit = build(tmp_path / "in-process", untrained, generator, **same)
@@ -32,7 +36,12 @@ def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path
         assert deployment.server.ended == 0, deployment.server.said()
     ours, theirs = read_records(kit.plan.out), read_records(deployment.server.folder)
     assert [record.state for record in theirs] == ["completed"] * 2
-    assert [record.llm_adapter_sha256 for record in theirs] == [record.llm_adapter_sha256 for record in ours]
+    assert [(record.round, record.attempt) for record in theirs] == [(record.round, record.attempt) for record in ours]
+    for round_number in ("1", "2"):
+        name = Path("rounds") / round_number / "global_update.safetensors"
+        means = [load_file(out / name)["mean"] for out in (kit.plan.out, deployment.server.folder)]
+        assert np.abs(means[0]).max() > 1000 * ROUNDING
+        assert np.abs(means[0] - means[1]).max() < ROUNDING
     for folder, member in zip(kit.folders, deployment.organizations, strict=True):
         ledgers = [read_ledger(place / "ledger.sqlite") for place in (folder, member.folder)]
         assert not ledgers[1].problems
@@ -40,4 +49,4 @@ def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path
         for round_number in ("1", "2"):
             name = Path("rounds") / round_number / "llm_adapter" / "adapter_model.safetensors"
             adapter = (deployment.server.folder / name).read_bytes()
-            assert (member.folder / name).read_bytes() == (folder / name).read_bytes() == adapter
+            assert (member.folder / name).read_bytes() == adapter

@@ -32,12 +32,14 @@ def test_organization_disk_full(faults: Invariants) -> None:
     member = deployment.organizations[2]
     with faults.fault("disk full at an organization (RLIMIT_FSIZE)") as fault:
         number = deployment.beginning()
-        deployment.delivered(number)
+        deployment.finished(number)
         fault.hits(member)
         limit_files(member, 0)
-        record = deployment.finished(number + 1)
+        try:
+            record = deployment.finished(number + 1)
+        finally:
+            limit_files(member)
         assert deployment.key(member) not in record.included
-        limit_files(member)
         fault.ends()
         fault.note(f"round {number + 1}: {record.masked} of 5, refused {dict(record.refused)}")
         later, _ = deployment.included(member, number + 1)
@@ -53,12 +55,15 @@ def test_server_disk_full(faults: Invariants) -> None:
         number, attempt = deployment.reach("mask", after=deployment.beginning() - 1)
         fault.away |= {member.name for member in deployment.organizations}
         limit_files(server, 0)
-        end = time.monotonic() + 2 * DEADLINE_S
-        while time.monotonic() < end and server.running:
-            time.sleep(1.0)
-        limit_files(server)
+        try:
+            end = time.monotonic() + 2 * DEADLINE_S
+            while time.monotonic() < end and server.running:
+                time.sleep(1.0)
+        finally:
+            limit_files(server)
         fault.ends()
         if server.ended is not None:
+            assert "--resume` goes on" in server.said()
             fault.note(f"server run ended with {server.ended}")
             server.start("--resume")
         record = deployment.finished(number)

@@ -90,8 +90,6 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
     deployment = faults.deployment
     left_out, other_model = deployment.organizations[1:3]
     with faults.fault("roster without this organization; another TinyLM elsewhere") as fault:
-        number = deployment.beginning()
-        deployment.delivered(number)
         fault.hits(left_out, other_model)
         secagg, models = deployment.config(left_out).secagg, deployment.config(other_model).models
         roster = tuple(key for key in secagg.roster if key != deployment.key(left_out))

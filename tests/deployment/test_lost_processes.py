@@ -19,7 +19,7 @@ import strategies.server_run
 from clients.node_run import NodeRun, boot_id
 from clients.worker_link import SOCKET, WorkerLink
 from gradtf_fl.deployment.folders import held
-from gradtf_fl.deployment.processes import ChildProcess, environment
+from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, environment
 from strategies.server_run import ServerRun
 
 
@@ -30,6 +30,22 @@ def test_supernode_ends_with_its_main_loop(tmp_path: Path) -> None:
         "def lost():\n"
         "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "clients.supernode.flower_supernode = lost\n"
+        "os._exit(clients.supernode.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), timeout=60, check=False)
+    assert done.returncode == clients.supernode.LOST
+
+
+def test_supernode_ends_with_its_heartbeat(tmp_path: Path) -> None:
+    """Flower's heartbeat ends at an odd answer (500, as from a server whose disk is full); its SuperNode does not."""
+    code = (
+        "import clients.supernode, threading, time, os\n"
+        "def beat():\n"
+        "    raise RuntimeError('500 Internal Server Error')\n"
+        "def lively():\n"
+        "    threading.Thread(target=beat).start()\n"
+        "    time.sleep(600)\n"
+        "clients.supernode.flower_supernode = lively\n"
         "os._exit(clients.supernode.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), timeout=60, check=False)
@@ -81,6 +97,18 @@ def test_runs_of_an_earlier_server_run_are_stopped(tmp_path: Path, monkeypatch: 
     assert asked[1:] == [["stop", "2", "gradtf"], ["stop", "3", "gradtf"]]
 
 
+def test_a_full_disk_at_the_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", "federation.json.new")
+
+    run = ServerRun.__new__(ServerRun)
+    run.server, run.home = _Server(tmp_path), tmp_path / "flower"  # type: ignore[assignment]
+    run._superlink = run._superexec = None
+    monkeypatch.setattr(run, "_prepare", full)
+    with pytest.raises(FlowerFailed, match=r"No space left on device \(federation.json.new\): .* --resume"):
+        run.run()
+
+
 def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients.worker_link, "PING_SECONDS", 0.2)
     link = WorkerLink(tmp_path)
@@ -123,6 +151,21 @@ def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["client.log", "client.log.1"]
     assert all((tmp_path / name).stat().st_size < 2500 for name in files)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("SuperNode ID: 7\nSuperNode terminated gracefully.", "clock"),
+        ("ConnectError\nSuperNode terminated gracefully.", "not reachable"),
+        ("File heartbeat.py, in send_node_heartbeat\nConnectError", "heartbeat"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED]\nGiving up reconnection after 0.1 seconds", "TLS"),
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING]\nGiving up reconnection after 0.1 seconds", "broke"),
+    ],
+)
+def test_causes_are_named(tmp_path: Path, log: str, cause: str) -> None:
+    (tmp_path / "supernode.log").write_text(log)
+    assert cause in clients.node_run.cause_of(tmp_path / "supernode.log")
 
 
 def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
@@ -191,4 +234,4 @@ class _Plan:
 
 class _Server:
     def __init__(self, out: Path) -> None:
-        self.plan = _Plan(out)
+        self.folder, self.plan = out, _Plan(out)
