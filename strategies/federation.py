@@ -155,8 +155,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             record = secure.log.record(config, "aborted")
             self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
-        finally:
-            self._begun(secure.log, len(nodes))
+        self._begun(secure.log, len(nodes))
         started = time.monotonic()
         mean = combined(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
@@ -247,8 +246,11 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _begun(self, log: RoundLog, asked: int) -> None:
-        """Everybody who answered a begin, if only to say that the budget is used up, stored what rode along."""
-        if self._owed is not None and "advertise" in log.answered:
+        """Everybody who answered a begin, if only to say that the budget is used up, stored what rode along.
+
+        After an aborted round it rides again: storing it twice changes nothing.
+        """
+        if self._owed is not None:
             self._paid(self._owed.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked)
 
     def _deliver(self, grid: Grid) -> None:
