@@ -246,10 +246,8 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _begun(self, log: RoundLog, asked: int) -> None:
-        """Everybody who answered a begin, if only to say that the budget is used up, stored what rode along.
-
-        After an aborted round it rides again: storing it twice changes nothing.
-        """
+        """Everybody who answered a begin, if only that the budget is used up, stored what rode along; who did not gets
+        the next one, and all of them this one again after an aborted round."""
         if self._owed is not None:
             self._paid(self._owed.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked)
 
