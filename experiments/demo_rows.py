@@ -26,8 +26,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     data = house_rules_federation(given.rules, given.organizations, given.rows, given.test_rows, given.seed)
     for number, organization in enumerate(data, start=1):
-        write_rows(given.folder / f"org-{number}.train.jsonl", organization.train)
-        write_rows(given.folder / f"org-{number}.test.jsonl", organization.test)
+        for kind, rows in (("train", organization.train), ("test", organization.test)):
+            path = given.folder / f"org-{number}.{kind}.jsonl"
+            write_rows(path, rows)
+            path.chmod(0o600)
     print(f"{given.organizations} organizations x {given.rows} rows in {given.folder}; hidden rule: {data[0].rule}")
 
 
