@@ -129,6 +129,7 @@ class Invariants:
     def __init__(self, deployment: Deployment, watch: Watch) -> None:
         self.deployment, self.watch = deployment, watch
         self._explained: dict[str, set[Attempt]] = defaultdict(set)
+        self._twice: dict[str, set[int]] = defaultdict(set)  # reservations of attempts that were reserved anew
         self._checked_adapters = 0
         self._harmed: set[str] = set()  # by the last fault
 
@@ -184,7 +185,8 @@ class Invariants:
         assert not reading.problems, f"{member.name}: {reading.problems}"
         charges = reading.content.charges
         counted = {attempt_of(charge) for charge in charges if charge.counted}
-        assert len({attempt_of(charge) for charge in charges}) == len(charges), f"{member.name}: a charge twice"
+        settled = [attempt_of(charge) for charge in charges if charge.state == "settled"]
+        assert len(set(settled)) == len(settled), f"{member.name}: an attempt was trained twice"
         run_id, key = str(self.deployment.run_state()["run_id"]), self.deployment.key(member)
         released = {(run_id, record.round, record.attempt) for record in records if key in record.included}
         released |= self.watch.masked[member.name]
@@ -198,10 +200,16 @@ class Invariants:
         self._explained[member.name] |= new
         allowed = fault.record.rounds_lost + fault.victims.get(member.name, 0)
         assert len(new) <= allowed, f"{member.name}: {new} are counted for nothing; {allowed} at most should be"
-        events = [charge.event for charge in reading.content.charges if charge.counted]
-        without = [c.event for c in reading.content.charges if c.counted and attempt_of(c) not in new]
+        charges = [charge for charge in reading.content.charges if charge.counted]
+        settled = {attempt_of(charge) for charge in charges if charge.state == "settled"}
+        # a worker that died between its reservation and its claim reserves anew: the first one stays counted
+        twice = {c.reservation for c in charges if c.state == "reserved" and attempt_of(c) in settled}
+        twice -= self._twice[member.name]
+        self._twice[member.name] |= twice
+        assert len(twice) <= allowed, f"{member.name}: {len(twice)} reservations are counted for nothing"
+        without = [c.event for c in charges if attempt_of(c) not in new and c.reservation not in twice]
         delta = reading.content.genesis.delta
-        return epsilon_prv(events, delta) - epsilon_prv(without, delta) if new else 0.0
+        return epsilon_prv([c.event for c in charges], delta) - epsilon_prv(without, delta) if new or twice else 0.0
 
     def _adapters(self, fault: Fault, completed: list[RoundRecord]) -> None:
         """Organizations that were there hold the server's adapters; nobody holds another one."""
