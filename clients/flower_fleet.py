@@ -1,6 +1,6 @@
 """Questions to the SuperLink in a SuperNode's name, outside of one: is our key registered, and "we are gone".
 
-Touches Flower's private API, as `clients.flower_tasks`; the same test watches over it.
+Leans on Flower's private API, as `clients.flower_tasks`; the slow tests with real processes watch over it.
 """
 
 from __future__ import annotations

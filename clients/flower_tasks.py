@@ -3,8 +3,9 @@
 Flower starts a new ``flwr-clientapp`` for each message, which unpacks the app bundle that the SERVER sent and runs the
 code in it. An organization that trusts its server with nothing must not do that. A SuperNode with ``--isolation
 process`` hands its messages to whoever asks its Runtime API with the shared secret; here that is us, and the bundle is
-never unpacked. With `strategies.in_process` the only file that touches Flower's private API:
-`tests/deployment/test_flower_tasks.py` fails loudly when a new Flower changes it.
+never unpacked. Leans on Flower's private API, as `clients.flower_fleet`, `clients.supernode`,
+`strategies.superlink_gate` and `strategies.in_process` do; `tests/deployment/test_flower_tasks.py` fails loudly when a
+new Flower changes it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A Flower grid inside this process: the same ServerApp and ClientApp, the same messages, no network, no Ray.
 
-The only file that touches Flower's private API (`TaskIdentity`, the message's id field, and the
+Leans on Flower's private API (`TaskIdentity`, the message's id field, and the
 serialisation that the wire uses); `tests/flower/test_in_process.py` fails loudly when a new Flower changes
 it.
 """
