@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -42,8 +41,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0  # before the SuperNode is started again
 STEADY_SECONDS = 120.0  # a SuperNode that lived so long was well: the next pause is short again
 STAGE_SECONDS = 120.0  # what a stage in hand gets to finish after SIGTERM
 REPLY_SECONDS = 3.0  # the SuperNode looks twice a second for a reply to send
-
-logger = logging.getLogger("gradtf.node")
 
 
 @dataclass(frozen=True)

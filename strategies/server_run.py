@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import signal
@@ -37,8 +36,6 @@ START_SECONDS, COMMAND_SECONDS = 120.0, 60.0
 POLL_SECONDS, STATUS_SECONDS = 0.5, 15.0  # `flwr list` costs a second of CPU
 ORPHAN_SECONDS = 10.0  # for a ServerApp to end at SIGTERM
 FRUITLESS = 5  # ServerApps that may die in a row without a new record
-
-logger = logging.getLogger("gradtf.server")
 
 
 class ServerRun:
