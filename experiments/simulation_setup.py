@@ -25,7 +25,7 @@ from gradtf_fl.models import model_folder
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
 
-PUBLIC_PROMPTS = 768
+PUBLIC_PROMPTS = 1536
 RUN_MARKERS = ("report.json", "organizations", "rounds")
 
 

@@ -179,10 +179,10 @@ def load_generator(plan: FederationPlan) -> Generator:
     if plan.prompts is None:
         return transformer
     from gradtf_fl.tasks import read_prompts
-    from gradtf_fl.transformer.known_tasks import embedded_updates
+    from gradtf_fl.transformer.known_tasks import embedded_tasks
     from gradtf_fl.transformer.refinement import RefiningGenerator
 
-    known = embedded_updates() if plan.transformer == "embedded" else None
+    known = embedded_tasks() if plan.transformer == "embedded" else None
     return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens, known=known)
 
 

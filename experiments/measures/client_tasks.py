@@ -10,14 +10,15 @@ from pydantic import Field
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.dp_accuracy import rules_of
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import OURS, Step, accuracy, bench, contest, ours
+from experiments.measures.shipped import OURS, Step, accuracy, bench, contest, ours, refined_updates
 from gradtf_fl.baselines import Case
-from gradtf_fl.config import Count, Section
-from gradtf_fl.tasks import OrganizationData, house_rules_federation
+from gradtf_fl.config import Count, Rules, Section
+from gradtf_fl.tasks import OrganizationData, house_rules_federation, public_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.federation import HiddenTask, tokens_to_rows
 
 OWN, SUM = f"{OURS} from its own update", f"{OURS} from the sum"
+REFINED_OWN, REFINED_SUM = f"{OWN}, refined", f"{SUM}, refined"
 TINY, LLM_OWN, LLM_POOLED = (
     "TinyLM tuned on own rows (floor)",
     "LLM tuned on own rows (ceiling)",
@@ -25,6 +26,8 @@ TINY, LLM_OWN, LLM_POOLED = (
 )
 HIDDEN, SHOWN = (False, False, False), (False, True, False)
 GROUPS = {"nothing shows the task": HIDDEN, "the prompt shows the operation": SHOWN}
+PROMPTS: dict[tuple[bool, bool, bool], Rules] = {HIDDEN: "same", SHOWN: "mixed"}
+"""Whose public prompts show as much."""
 
 
 class ClientTasks(Section):
@@ -33,25 +36,28 @@ class ClientTasks(Section):
     Attributes:
         federations: of five organizations, for each seed and each way of showing the task.
         rows, test_rows: of each organization. steps: in each of three rounds.
+        public_prompts: what the provider refines on.
     """
 
     federations: Annotated[int, Field(ge=1, le=7)]
     rows: Count
     test_rows: Count
     steps: Count
+    public_prompts: Count
 
 
 @measure(ClientTasks, shipped=True)
 def task_per_client(parameters: ClientTasks, seed: int, progress: Progress) -> list[Cell]:
     """Five organizations, five seen rules; with the operation shown, rules of five different operations."""
-    counter = StepCounter(progress, 5 * len(GROUPS))
+    counter = StepCounter(progress, 6 * len(GROUPS))
     cells: list[Cell] = []
     for group, shown in GROUPS.items():
         rules = _rules(shown, parameters.federations, seed)
         rng = np.random.default_rng([seed, 0x5441534B])
         made = [[_organization(rng, rule, shown, parameters) for rule in five] for five in rules]
         federations = Federations.of(made, parameters.steps)
-        found = _compared(federations, seed, counter.within(group))
+        prompts = _prompts(PROMPTS[shown], parameters.public_prompts, seed)
+        found = _compared(federations, prompts, seed, counter.within(group))
         cells += [Cell(name, f"{quantity}, {group}", value) for quantity, name, value in found]
     return cells
 
@@ -62,6 +68,7 @@ class Mixtures(Section):
     Attributes:
         alphas: of the Dirichlet distribution that an organization's shares of three seen rules are drawn from.
         federations: for each seed and alpha. rows, test_rows: of each organization. steps: in each of three rounds.
+        public_prompts: what the provider refines on.
     """
 
     alphas: list[Annotated[float, Field(gt=0)]]
@@ -70,12 +77,14 @@ class Mixtures(Section):
     rows: Count
     test_rows: Count
     steps: Count
+    public_prompts: Count
 
 
 @measure(Mixtures, shipped=True)
 def mixtures(parameters: Mixtures, seed: int, progress: Progress) -> list[Cell]:
     """Accuracy and PGR over alpha; the same three rules, and the same seeds, for each alpha."""
-    p, counter = parameters, StepCounter(progress, 5 * len(parameters.alphas))
+    p, counter = parameters, StepCounter(progress, 6 * len(parameters.alphas))
+    prompts = _prompts("mixed", p.public_prompts, seed)
     cells: list[Cell] = []
     for alpha in p.alphas:
         made = [
@@ -83,19 +92,26 @@ def mixtures(parameters: Mixtures, seed: int, progress: Progress) -> list[Cell]:
             for number in range(p.federations)
         ]
         row = f"{alpha:g}"
-        found = _compared(Federations.of(made, p.steps), seed, counter.within(f"alpha {row}"))
+        found = _compared(Federations.of(made, p.steps), prompts, seed, counter.within(f"alpha {row}"))
         cells += [Cell(row, f"{quantity}, {name}", value) for quantity, name, value in found]
     return cells
 
 
-def _compared(federations: Federations, seed: int, step: Step) -> list[tuple[str, str, float]]:
-    """(quantity, method, mean over organizations) of both ways of generating, between floor and ceiling."""
+def _prompts(kind: Rules, count: int, seed: int) -> tuple[str, ...]:
+    return tuple(row.prompt for row in public_rows(kind, count, seed))
+
+
+def _compared(
+    federations: Federations, prompts: tuple[str, ...], seed: int, step: Step
+) -> list[tuple[str, str, float]]:
+    """(quantity, method, mean over organizations) of every way of generating, between floor and ceiling."""
     pair = bench().pair
     step("each alone")
     alone = federations.alone(NO_DP, seed)
     floor = accuracy(pair.tiny.stack, alone, federations.test)
     step("together")
-    summed = federations.per_organization(federations.together(NO_DP, seed))
+    together = federations.together(NO_DP, seed)
+    summed = federations.per_organization(together)
     step("ceiling, own rows")
     ceiling = federations.own_ceiling(seed)
     step("ceiling, all rows")
@@ -105,10 +121,16 @@ def _compared(federations: Federations, seed: int, step: Step) -> list[tuple[str
         name: contest([ours()], Case(updates, seed), federations.test)[OURS]
         for name, updates in ((OWN, alone), (SUM, summed))
     }
+    step("refine")
+    refined = {
+        REFINED_OWN: refined_updates(pair, alone, prompts)[0],
+        REFINED_SUM: federations.per_organization(refined_updates(pair, together, prompts)[0]),
+    }
+    made |= {name: accuracy(pair.llm.stack, updates, federations.test) for name, updates in refined.items()}
     methods = {TINY: floor, **made, LLM_POOLED: pooled, LLM_OWN: ceiling}
     return [
         *(("accuracy", name, float(np.mean(values))) for name, values in methods.items()),
-        *(("PGR", name, recovered(methods[name], floor, ceiling)) for name in (OWN, SUM, LLM_POOLED)),
+        *(("PGR", name, recovered(methods[name], floor, ceiling)) for name in (*made, LLM_POOLED)),
     ]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from experiments.cells import Cell, recovered
@@ -33,7 +32,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
-from gradtf_fl.transformer.known_tasks import KnownTasks
+from gradtf_fl.transformer.known_tasks import KnownTasks, embedded_tasks
 from gradtf_fl.transformer.refinement import Answered, certainty, refine
 
 OURS = "Grad-Transformer"
@@ -69,18 +68,21 @@ class RefinedBaseline:
         """ConfigError where the case has no public prompts."""
         if case.public_prompts is None:
             raise ConfigError(f"{self.name} needs public prompts, and the case has none")
-        answered = answer_prompts(pair, case.updates, case.public_prompts)
-        found = refine(bench().transformer, pair.llm.stack, case.updates, answered)
-        made, kinds = known_tasks(case.public_prompts).put_together(pair.tiny, case.updates, found.updates)
-        notes = {"refined": found.taken, "put_together": kinds > 0}
+        made, notes = refined_updates(pair, case.updates, case.public_prompts)
         return outcome_of_updates(pair, made, {f"share_{name}": float(t.float().mean()) for name, t in notes.items()})
+
+
+def refined_updates(pair: Pair, updates: Tensor, prompts: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """LLM updates [K, L2, n2] of TinyLM updates [K, L1, n1], and bool [K]: which were refined, which put together."""
+    found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
+    made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates)
+    return made, {"refined": found.taken, "put_together": kinds > 0}
 
 
 @cache
 def known_tasks(prompts: tuple[str, ...]) -> KnownTasks:
-    """What the shadow sets in the package answer to public prompts."""
-    updates = torch.from_numpy(bench().controls.llm)
-    return KnownTasks(bench().pair.llm, updates, prompts, HOUSE_RULES_ANSWER_TOKENS)
+    """What the known tasks in the package answer to public prompts."""
+    return KnownTasks(bench().pair.llm, embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS)
 
 
 def answer_prompts(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> Answered:

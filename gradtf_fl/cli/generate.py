@@ -87,7 +87,7 @@ def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, an
     from gradtf_fl.models import load_model, model_folder
     from gradtf_fl.tasks import read_prompts
     from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-    from gradtf_fl.transformer.known_tasks import embedded_updates
+    from gradtf_fl.transformer.known_tasks import embedded_tasks
     from gradtf_fl.transformer.refinement import RefiningGenerator
     from gradtf_fl.update_vectors import apply_update, update_vector
 
@@ -109,7 +109,7 @@ def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, an
     if prompts is None:
         values = grad.generate(moved)
     else:
-        known = embedded_updates() if transformer == "embedded" else None
+        known = embedded_tasks() if transformer == "embedded" else None
         found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens, known=known).refined(moved)
         values = found.updates[0].numpy()
         refinement = found.summary()

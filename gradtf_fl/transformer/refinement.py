@@ -42,7 +42,7 @@ from gradtf_fl.tasks.decoding import generate_greedily
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
-from gradtf_fl.transformer.known_tasks import KnownTasks
+from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
 from gradtf_fl.transformer.model import GradTransformerModel
 
 LEAST_PROMPTS = 32
@@ -199,13 +199,13 @@ class RefiningGenerator:
         prompts: Sequence[str],
         max_new_tokens: int,
         recipe: RefinementRecipe = RefinementRecipe(),
-        known: Tensor | None = None,
+        known: TaskLibrary | None = None,
     ) -> None:
         """Load both models.
 
         Args:
             max_new_tokens: length of an answer at most, in the TinyLM's tokens.
-            known: LLM updates [E, L2, n2] of tasks that the provider tuned the LLM on, to put mixtures together from.
+            known: tasks that the provider tuned the LLM on, to put mixtures together from.
 
         Raises:
             ConfigError: too few prompts, or a model can't be loaded.
@@ -216,7 +216,7 @@ class RefiningGenerator:
         self.max_new_tokens = max_new_tokens
         self.source: Side = transformer.source
         self.target: Side = transformer.target
-        tasks = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()
+        tasks = None if known is None else [known.sha256, repr(KnownRecipe())]
         about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe), tasks])
         self.sha256 = hashlib.sha256(about.encode()).hexdigest()
         sides = self.source, self.target

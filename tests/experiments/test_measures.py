@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from experiments.cells import Measure
+from experiments.measures import shipped
 from experiments.measures.client_tasks import (
     HIDDEN,
     LLM_OWN,
     LLM_POOLED,
     OWN,
+    REFINED_OWN,
+    REFINED_SUM,
     SHOWN,
     SUM,
     TINY,
@@ -28,18 +31,33 @@ from experiments.measures.private import over_epsilon
 from experiments.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours, pgr_cells
 from experiments.measures.single_client import single_client
 from gradtf_fl.baselines import Case
+from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules_federation
+from gradtf_fl.training.stacked import PlainRecipe
+from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, embedded_tasks
 
 Table = dict[tuple[str, str], float]
 SIZES = {"federations": 1, "rows": 64, "test_rows": 64, "steps": 1}
 REFINED = RefinedBaseline().name
+GENERATED = (OWN, SUM, REFINED_OWN, REFINED_SUM)
 FROM_UPDATE = {OURS, "mean", "nearest", "ridge", "pca-ridge", "cross-lora", "proxy-tuning"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def short_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixtures are put together in a second instead of nine; what that gives is another test's matter."""
+    recipe = KnownRecipe(probes=8, least_kind=4, tuning=PlainRecipe(steps=3, batch=16))
+
+    def quickly(prompts: tuple[str, ...]) -> KnownTasks:
+        return KnownTasks(shipped.bench().pair.llm, embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, recipe)
+
+    monkeypatch.setattr(shipped, "known_tasks", quickly)
 
 
 def table(measure: Measure, parameters: Mapping[str, Any], seed: int = 0) -> Table:
@@ -111,10 +129,10 @@ def test_a_sum_is_the_mean_of_its_federation_and_noise_is_of_dp_alone() -> None:
 
 
 def test_every_client_has_a_task_of_its_own() -> None:
-    found = table(task_per_client, SIZES)
-    assert {row for row, _ in found} == {TINY, OWN, SUM, LLM_POOLED, LLM_OWN}
+    found = table(task_per_client, {**SIZES, "public_prompts": 96})
+    assert {row for row, _ in found} == {TINY, *GENERATED, LLM_POOLED, LLM_OWN}
     for group in ("nothing shows the task", "the prompt shows the operation"):
-        assert check_gaps(found, group, TINY, LLM_OWN) == 3
+        assert check_gaps(found, group, TINY, LLM_OWN) == 5
     for five in client_rules(HIDDEN, 3, seed=0):
         assert len(set(five)) == 5
     for five in client_rules(SHOWN, 3, seed=0):
@@ -122,11 +140,11 @@ def test_every_client_has_a_task_of_its_own() -> None:
 
 
 def test_mixtures_are_skewed_at_small_alpha_and_even_at_large_ones() -> None:
-    found = table(mixtures, {**SIZES, "alphas": [0.1, 10.0], "organizations": 2})
+    found = table(mixtures, {**SIZES, "alphas": [0.1, 10.0], "organizations": 2, "public_prompts": 96})
     assert {row for row, _ in found} == {"0.1", "10"}
     assert {column for _, column in found} == {
-        *(f"accuracy, {name}" for name in (TINY, OWN, SUM, LLM_POOLED, LLM_OWN)),
-        *(f"PGR, {name}" for name in (OWN, SUM, LLM_POOLED)),
+        *(f"accuracy, {name}" for name in (TINY, *GENERATED, LLM_POOLED, LLM_OWN)),
+        *(f"PGR, {name}" for name in (*GENERATED, LLM_POOLED)),
     }
 
     def largest_share(alpha: float) -> float:

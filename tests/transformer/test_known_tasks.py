@@ -1,45 +1,198 @@
-"""Known tasks: prompts are split where two tasks explain the TinyLM better than one, and nowhere else."""
+"""Known tasks: prompts are sorted by who could have asked them, and the task that the TinyLM follows is named."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from gradtf_fl.transformer.known_tasks import KnownRecipe, split_kinds
+from gradtf_fl.baselines.interface import PairSide
+from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
+from gradtf_fl.curation.shadow import as_token_rows
+from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.tasks import public_rows
+from gradtf_fl.tasks.federation import HiddenTask
+from gradtf_fl.tasks.rows import TokenRows, encode_rows
+from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
+from gradtf_fl.transformer.known_tasks import Kind, KnownRecipe, KnownTasks, TaskLibrary, embedded_tasks, sort_prompts
 
-RECIPE = KnownRecipe(least_split=0.1, least_kind=4)
-
-
-def holds(*tokens: list[int]) -> torch.Tensor:
-    """bool [n, V] out of a list of 0 and 1 for each token."""
-    return torch.tensor(tokens).T.bool()
-
-
-def test_prompts_are_split_by_the_token_that_tells_two_tasks_apart() -> None:
-    first = torch.tensor([0.0] * 8 + [-5.0] * 8)
-    scores = torch.stack([first, -5 - first, torch.full((16,), -3.0)])
-    kinds = split_kinds(scores, holds([1, 0] * 8, [0] * 8 + [1] * 8), RECIPE)
-    assert [(kind.conditions, kind.task, kind.score) for kind in kinds] == [
-        (((1, True),), 1, 0.0),
-        (((1, False),), 0, 0.0),
-    ]
-
-
-def test_prompts_that_one_task_explains_stay_together() -> None:
-    scores = torch.stack([torch.full((16,), -1.0), torch.full((16,), -2.0)])
-    kinds = split_kinds(scores, holds([1, 0] * 8, [0] * 8 + [1] * 8), RECIPE)
-    assert [(kind.conditions, kind.task) for kind in kinds] == [((), 0)]
+MIXTURE = HiddenTask(tuple(hr.rule_named(name) for name in ("cej", "agl", "dim")), (False, True, False))
+SEEN = hr.split_rules()[0]
+QUICK = KnownRecipe(probes=48, tuning=PlainRecipe(steps=120, batch=48, rate=1.5e-2))
 
 
-def test_a_kind_has_its_least_probes() -> None:
-    first = torch.tensor([0.0] * 14 + [-9.0] * 2)
-    kinds = split_kinds(torch.stack([first, -9 - first]), holds([0] * 14 + [1] * 2), RECIPE)
-    assert len(kinds) == 1
+def library(*tokens: list[int]) -> TaskLibrary:
+    """One without updates to speak of; each task's tokens as 0 and 1."""
+    return TaskLibrary(torch.zeros(len(tokens), 1, 1), torch.tensor(tokens).bool())
 
 
-def test_a_kind_is_split_again() -> None:
-    scores = torch.full((3, 24), -6.0)
-    for task in range(3):
-        scores[task, 8 * task : 8 * task + 8] = 0.0
-    kinds = split_kinds(scores, holds([1] * 8 + [0] * 16, [0] * 8 + [1] * 8 + [0] * 8), RECIPE)
-    assert sorted(kind.task for kind in kinds) == [0, 1, 2]
-    assert all(kind.score == 0 for kind in kinds)
+def test_a_prompt_could_be_of_the_tasks_that_hold_all_its_tokens() -> None:
+    prompts = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]).bool()
+    found = library([1, 1, 0], [1, 1, 1]).could_be(prompts)
+    assert found.tolist() == [[True, True, False, False], [True, True, True, True]]
+
+
+def test_prompts_that_the_same_tasks_could_have_are_one_kind() -> None:
+    could_be = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
+    assert sort_prompts(could_be, 2) == [Kind((0, 2), (0, 1)), Kind((1, 3), (1,))]
+    assert sort_prompts(could_be, 3) == []  # too few of each, and no task at all for the last
+
+
+def test_a_library_keeps_its_tasks(tmp_path: Path) -> None:
+    shipped, path = embedded_tasks(), tmp_path / "tasks.safetensors"
+    shipped.save(path)
+    again = TaskLibrary.load(path)
+    assert again.sha256 == shipped.sha256
+    assert len(again.updates) == len(SEEN)
+    other = TaskLibrary(again.updates, ~again.tokens)
+    assert other.sha256 != again.sha256
+
+
+def test_a_library_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"known tasks .*none\.safetensors: no such file"):
+        TaskLibrary.load(tmp_path / "none.safetensors")
+    damaged, other, crooked = (tmp_path / f"{name}.safetensors" for name in ("damaged", "other", "crooked"))
+    damaged.write_bytes(b"no safetensors")
+    save_file({"weights": torch.zeros(2)}, other)
+    save_file({"updates": torch.zeros(2, 1, 1), "tokens": torch.zeros(3, 4)}, crooked)
+    for path in (damaged, other):
+        with pytest.raises(CorruptFile, match="damaged or something else"):
+            TaskLibrary.load(path)
+    with pytest.raises(CorruptFile, match=r"updates \(2, 1, 1\), tokens \(3, 4\)"):
+        TaskLibrary.load(crooked)
+
+
+def test_each_known_task_shows_its_own_operation_only() -> None:
+    tokens = embedded_tasks().tokens
+    for rule, held in zip(SEEN, tokens, strict=True):
+        shown = {tag for tag in hr.INPUT_TAGS + hr.OPERATION_TAGS + hr.OUTPUT_TAGS if held[hr.TOKEN_ID[f"[{tag}]"]]}
+        assert shown == {hr.OPERATION_TAGS[rule.operation]}
+        assert held[hr.TOKEN_ID[hr.MASK]]
+        assert all(held[hr.TOKEN_ID[str(digit)]] for digit in range(10))
+
+
+@pytest.fixture(scope="module")
+def sides() -> tuple[PairSide, PairSide]:
+    transformer = GradTransformer.load(embedded_checkpoint())
+    tiny, llm = (PairSide.load(side.model, side.spec) for side in (transformer.source, transformer.target))
+    return tiny, llm
+
+
+@pytest.fixture(scope="module")
+def update(sides: tuple[PairSide, PairSide]) -> Tensor:
+    """TinyLM update [1, L1, n1] tuned on the mixture."""
+    rows = as_token_rows(MIXTURE.draw(np.random.default_rng(11), 1024, "private"))
+    recipe = PlainRecipe(steps=150, batch=32, rate=1e-2)
+    return fine_tune_stacked(sides[0].stack, rows, 1, recipe, [[11]], [recipe.steps])[0]
+
+
+@pytest.fixture(scope="module")
+def known(sides: tuple[PairSide, PairSide]) -> KnownTasks:
+    prompts = [row.prompt for row in public_rows("mixed", 768, 11)]
+    return KnownTasks(sides[1], embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, QUICK)
+
+
+def operation_of(known: KnownTasks, kind: Kind) -> int:
+    """Of the tag that every prompt of a kind shows."""
+    tags = {prompt[4] for prompt in (known.prompts[n] for n in kind.prompts)}
+    assert len(tags) == 1
+    return hr.OPERATION_TAGS.index(tags.pop())
+
+
+def right(known: KnownTasks, chosen: list[int | None]) -> list[bool]:
+    """For each rule of the mixture, whether the task chosen for its prompts computes the same."""
+    by_operation = {operation_of(known, kind): task for kind, task in zip(known.kinds, chosen, strict=True)}
+    found = []
+    for rule in MIXTURE.rules:
+        task = by_operation[rule.operation]
+        assert task is not None
+        grid = np.arange(100)
+        found.append(bool((SEEN[task].apply(grid, grid[::-1]) == rule.apply(grid, grid[::-1])).all()))
+    return found
+
+
+def test_the_tasks_of_a_mixture_are_named_and_put_together(
+    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+) -> None:
+    tiny, llm = sides
+    at_hand = torch.zeros(1, *llm.stack.initial.shape)
+    assert right(known, known.choose(tiny, update[0], at_hand[0])) == [True] * 3
+    made, kinds = known.put_together(tiny, update, at_hand)
+    assert kinds.tolist() == [len(hr.OPERATIONS)]
+    test: TokenRows = as_token_rows(MIXTURE.draw(np.random.default_rng(12), 512, "test"))
+    followed = float(tiny.stack.accuracy(tiny.stack.initial + update, test))
+    assert float(llm.stack.accuracy(llm.stack.initial + made, test)) > followed + 0.1
+
+
+def test_an_update_that_explains_the_tinylm_far_better_is_kept(
+    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+) -> None:
+    llm = sides[1]
+    rows = as_token_rows(MIXTURE.draw(np.random.default_rng(13), 1024, "public"))
+    recipe = PlainRecipe(steps=150, batch=32, rate=1.5e-2)
+    own = fine_tune_stacked(llm.stack, rows, 1, recipe, [[13]], [recipe.steps])[0][0]
+    strangers = TaskLibrary(torch.zeros_like(known.library.updates), known.library.tokens)  # the base LLM 64 times
+    fair = KnownRecipe(handicap=0.0)
+    other = KnownTasks(llm, strangers, known.prompts, HOUSE_RULES_ANSWER_TOKENS, fair)
+    chosen = other.choose(sides[0], update[0], own)
+    in_play = {rule.operation for rule in MIXTURE.rules}
+    assert [task for kind, task in zip(other.kinds, chosen, strict=True) if operation_of(other, kind) in in_play] == [
+        None
+    ] * 3
+    nobody = KnownTasks(
+        llm, strangers, known.prompts, HOUSE_RULES_ANSWER_TOKENS, KnownRecipe(handicap=-100.0, probes=16)
+    )
+    made, kinds = nobody.put_together(sides[0], update, own[None])
+    assert kinds.tolist() == [0]
+    assert torch.equal(made, own[None])
+
+
+def test_prompts_of_one_kind_leave_everything_as_it_is(sides: tuple[PairSide, PairSide], update: Tensor) -> None:
+    tiny, llm = sides
+    prompts = [row.prompt for row in public_rows("same", 64, 1)]
+    known = KnownTasks(llm, embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, QUICK)
+    at_hand = torch.randn(1, *llm.stack.initial.shape)
+    made, kinds = known.put_together(tiny, update, at_hand)
+    assert known.kinds == []
+    assert torch.equal(made, at_hand)
+    assert kinds.tolist() == [0]
+
+
+def test_a_score_is_the_floored_likelihood_of_an_answer(
+    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+) -> None:
+    tiny = sides[0]
+    probes = known.prompts[:2]
+    scores = known.scores(tiny, update[0], probes, [["12", ""], ["12", "34"]])
+    tokens = encode_rows([row for row in public_rows("mixed", 1, 11)], tiny.tokenizer)
+    rows = TokenRows(tokens.input_ids.clone(), tokens.attention_mask, tokens.labels.clone())
+    for place, digit in enumerate("12"):
+        rows.input_ids[0, hr.PROMPT_TOKENS + place] = rows.labels[0, hr.PROMPT_TOKENS + place] = hr.TOKEN_ID[digit]
+    nats = tiny.stack.row_losses(tiny.stack.initial + update, rows) * HOUSE_RULES_ANSWER_TOKENS
+    expected = (torch.exp(-nats) + QUICK.floor).log()
+    torch.testing.assert_close(scores[:, 0], expected.expand(2))
+    assert float(scores[0, 1]) == pytest.approx(np.log(QUICK.floor))  # no answer explains nothing
+
+
+def test_what_no_task_explains_is_answered_by_the_update_at_hand(
+    sides: tuple[PairSide, PairSide], known: KnownTasks
+) -> None:
+    llm = sides[1]
+    task = SEEN.index(MIXTURE.rules[1])
+    start = known.library.updates[SEEN.index(MIXTURE.rules[0])]
+    chosen = [task if operation_of(known, kind) == MIXTURE.rules[1].operation else None for kind in known.kinds]
+    made = known.distil(chosen, start)
+
+    def accuracy(rule: hr.Rule, update: Tensor) -> float:
+        test = as_token_rows(HiddenTask((rule,), MIXTURE.shown).draw(np.random.default_rng(14), 256, "test"))
+        return float(llm.stack.accuracy(llm.stack.initial + update[None], test))
+
+    kept, learned = MIXTURE.rules[:2]
+    assert accuracy(kept, made) > accuracy(kept, start) - 0.1
+    assert accuracy(learned, made) > accuracy(learned, start) + 0.4
