@@ -97,21 +97,28 @@ def exchanges(folder: Path, who: str, plan: Plan) -> dict[str, list[float]]:
     return seconds
 
 
-def deployment(folder: Path, plan: Plan) -> tuple[Path, list[Path]]:
-    """Folders of a server and of its organizations, joined."""
+def deployment(
+    folder: Path,
+    plan: Plan,
+    pair: tuple[str, str] = ("embedded:tiny", "embedded:llm"),
+    transformer: str | Path = "embedded",
+    score: bool = False,
+) -> tuple[Path, list[Path]]:
+    """Folders of a server and of its organizations, joined; ``score``: they test each adapter at home."""
     init_authority(folder / "ca", "benchmark", 2)
     issue_server(folder / "ca", ["127.0.0.1"], folder / "tls", 1)
     data = house_rules_federation("same", ORGANIZATIONS, 512, 16, 0)
     organizations = [folder / f"org-{number}" for number in range(ORGANIZATIONS)]
     for path, rows in zip(organizations, data, strict=True):
-        write_rows(folder / f"{path.name}.jsonl", rows.train)
-        make_organization(
-            path, path.name, folder / f"{path.name}.jsonl", None, 100.0, 1e-5, "embedded:tiny", "embedded:llm"
-        )
+        train, test = folder / f"{path.name}.jsonl", folder / f"{path.name}-test.jsonl"
+        write_rows(train, rows.train)
+        write_rows(test, rows.test)
+        make_organization(path, path.name, train, test if score else None, 100.0, 1e-5, *pair)
     address = f"127.0.0.1:{free_port()}"
     tls = {"ca": folder / "ca/ca.crt", "certificate": folder / "tls/server.crt", "key": folder / "tls/server.key"}
     enrolments = [path / "enrolment.json" for path in organizations]
-    values = {"rounds": plan.rounds + 1, "steps": plan.steps, "deadline_s": 300.0, "join_s": 300.0}
+    values: dict[str, Any] = {"rounds": plan.rounds + 1, "steps": plan.steps, "deadline_s": 300.0, "join_s": 300.0}
+    values |= {"tiny": pair[0], "llm": pair[1], "transformer": str(transformer)}
     invitation = make_server(folder / "server", enrolments, address, address, tls, values)
     for path in organizations:
         join_federation(path, invitation)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gradtf_fl.config import FederationPlan, toml_of, validate
+from gradtf_fl.deployment.certificate_checks import check
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, canonical, read_enrolment
 from gradtf_fl.deployment.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.deployment.folders import new_folder
@@ -40,7 +42,8 @@ def make_server(
             found.append(read_enrolment(path))
         except ConfigError as error:
             problems += error.problems
-    problems += [f"--{name}: {path}: no such file" for name, path in files.items() if not path.is_file()]
+    missing = [f"--{name}: {path}: no such file" for name, path in files.items() if not path.is_file()]
+    problems += missing
     listening = {"address": address, "listen": listen or f"0.0.0.0:{address.rpartition(':')[2]}"}
     listening |= {name: str(path.absolute()) for name, path in files.items()}
     options = {"address": "--address", "listen": "--listen"}
@@ -48,6 +51,8 @@ def make_server(
         section = validate(ListenSection, listening, lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
+    else:
+        problems += [] if missing else certificate_problems(files, address.rpartition(":")[0].strip("[]"))
     given = {key: value for key, value in plan.items() if key not in OURS}
     try:
         checked = validate(FederationPlan, given | {"organizations": max(3, len(found))}, lambda key: f"plan.{key}")
@@ -80,3 +85,13 @@ def make_server(
         PRIVATE,
     )
     return invitation
+
+
+def certificate_problems(files: Mapping[str, Path], host: str) -> list[str]:
+    """Why nodes that connect to ``host`` would refuse the server: what `gradtf certs verify` counts as a failure."""
+    try:
+        findings = check(files["ca"], files["certificate"], files["key"], [host], datetime.now(UTC))
+    except ConfigError as error:
+        return [problem.replace("--cert ", "--certificate ", 1) for problem in error.problems]
+    failed = [finding for finding in findings if finding.level == "fail"]
+    return [f"--certificate: {finding.what}: {finding.found}; {finding.remedy}" for finding in failed]

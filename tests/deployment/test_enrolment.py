@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,39 @@ def serve(tmp_path: Path, organizations: list[Path], name: str = "server") -> In
     }
     enrolments = [folder / "enrolment.json" for folder in organizations]
     return make_server(tmp_path / name, enrolments, "127.0.0.1:9092", None, files, PLAN)
+
+
+def test_a_server_is_not_set_up_with_a_certificate_that_nodes_would_refuse(tmp_path: Path, three: list[Path]) -> None:
+    serve(tmp_path, three)
+    init_authority(tmp_path / "another", "another", 30)
+    past = datetime.now(UTC) - timedelta(days=20)
+    issue_server(tmp_path / "ca", ["fl.example"], tmp_path / "elsewhere", 10)
+    files = {
+        "ca": tmp_path / "another/ca.crt",
+        "certificate": tmp_path / "elsewhere/server.crt",
+        "key": tmp_path / "tls/server.key",
+    }
+    enrolments = [folder / "enrolment.json" for folder in three]
+    with pytest.raises(ConfigError) as found:
+        make_server(tmp_path / "wrong", enrolments, "other.example:9092", None, files, PLAN)
+    text = str(found.value)
+    for part in (
+        "--certificate: chain: no signatures lead",
+        "--certificate: host other.example: the name is not in",
+        "--certificate: key: belongs to another certificate",
+    ):
+        assert part in text
+    assert not (tmp_path / "wrong").exists()
+    init_authority(tmp_path / "old", "old", 60, now=past - timedelta(days=1))
+    issue_server(tmp_path / "old", ["127.0.0.1"], tmp_path / "expired", 10, now=past)
+    files = {"ca": tmp_path / "old/ca.crt"} | {
+        name: tmp_path / "expired" / f"server.{end}" for name, end in (("certificate", "crt"), ("key", "key"))
+    }
+    with pytest.raises(ConfigError, match=r"--certificate: dates of the certificate: expired on"):
+        make_server(tmp_path / "wrong", enrolments, "127.0.0.1:9092", None, files, PLAN)
+    files["certificate"].write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"--certificate .*server\.crt: no PEM certificate in it"):
+        make_server(tmp_path / "wrong", enrolments, "127.0.0.1:9092", None, files, PLAN)
 
 
 def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
