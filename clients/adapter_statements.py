@@ -16,8 +16,8 @@ from pydantic import Field, StringConstraints
 
 from gradtf_fl.adapter_proof import folder_problems, packed_header
 from gradtf_fl.config import PublicKey, Section, validate
-from gradtf_fl.deployment.files import PRIVATE, replace_file
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.round_messages import AdapterDelivery, adapter_statement_of_hashes
 
 STATEMENT_FILE = "adapter.json"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from clients.adapter_statements import STATEMENT_FILE, AdapterStatement, read_statement
 from gradtf_fl.adapter_proof import CONFIG, WEIGHTS
-from gradtf_fl.deployment.files import replace_link
 from gradtf_fl.errors import ConfigError, CorruptFile, VerificationFailed
+from gradtf_fl.files import replace_link
 
 CURRENT, NEWEST, ADAPTER, EARLIER = "current_adapter", "newest_adapter", "llm_adapter", "earlier-"
 _PLACE = re.compile(rf"rounds/([1-9][0-9]*)/({EARLIER}[0-9a-z]+/)?{ADAPTER}")

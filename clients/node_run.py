@@ -28,11 +28,11 @@ from clients.flower_fleet import deactivate
 from clients.flower_tasks import TaskSource
 from clients.organization import Organization
 from clients.worker_link import WorkerLink
-from gradtf_fl.deployment.files import PRIVATE, replace_file
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.json_logs import JsonLog
-from gradtf_fl.deployment.processes import ChildProcess, alive, environment, free_port, last_line
+from gradtf_fl.deployment.processes import ChildProcess, environment, free_port, last_line
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, alive, replace_file
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES
 
 LOCK_FILE, NODE_KEY, EVENTS_FILE = ".lock", "supernode", "events.jsonl"

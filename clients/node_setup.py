@@ -9,10 +9,10 @@ from clients.node_run import NODE_KEY
 from clients.organization import CONFIG_FILE
 from gradtf_fl.config import OrganizationConfig, read_toml, to_toml, validate
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, canonical, changed_keys, enrol, read_invitation
-from gradtf_fl.deployment.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.deployment.folders import new_folder
 from gradtf_fl.deployment.node_key import public_of, write_node_key
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
 
 ENROLMENT_FILE, INVITATION_FILE, CA_FILE = "enrolment.json", "invitation.json", "ca.crt"

@@ -10,7 +10,14 @@ from clients.node_store import OpenRound, RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
-from gradtf_fl.secagg import ProtocolViolation, RoundConfig, SecAggClient, decode_configs, group_members
+from gradtf_fl.secagg import (
+    ProtocolViolation,
+    RoundConfig,
+    SecAggClient,
+    UnknownIdentity,
+    decode_configs,
+    group_members,
+)
 
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
@@ -51,6 +58,9 @@ def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
     """The configuration of the group that this organization's own roster puts it in."""
     try:
         me = organization.roster.index(organization.identity.public)
+    except UnknownIdentity as error:
+        raise Refused(Refusal.POLICY, "the roster that this organization pins is without itself") from error
+    try:
         for config in decode_configs(configs):
             if me in group_members(organization.roster, config.groups, config.group):
                 return config

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.training.audit_plan import AuditPlan
 from gradtf_fl.training.empirical_audit import AuditResult, Play, run_audit
 
@@ -92,9 +92,7 @@ def main() -> None:
             document["runs"].append({**outcome(result, time.monotonic() - began), "seed": seed})
             document["plan"] = {**plan.to_json(), "epsilon": None, "sigma": None, "seed": "1000 x the run's"}
             document["summary"] = summary(document["runs"])
-            draft = options.out.with_suffix(".new")
-            draft.write_text(json.dumps(document, indent=1))
-            os.replace(draft, options.out)
+            write_whole(options.out, json.dumps(document, indent=1))
             last = document["runs"][-1]
             print(f"epsilon {epsilon:g} seed {seed}: bound {last['lower_bound']:.3f}, ", end="")
             print(

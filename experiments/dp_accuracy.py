@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 
 from experiments.cells import interval, recovered
 from experiments.evaluate_transformer import DELTA, ROWS, TEST_ROWS, Bench, draw
+from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training.stacked import DpRecipe, dp_fine_tune_stacked
@@ -144,9 +144,7 @@ def main() -> None:
             run["seconds"] = round(time.monotonic() - began, 1)
             document["runs"].append(run)
             document["summary"] = summary(document)
-            draft = options.out.with_suffix(".new")
-            draft.write_text(json.dumps(document, indent=1))
-            os.replace(draft, options.out)
+            write_whole(options.out, json.dumps(document, indent=1))
             print(f"seed {seed} epsilon {epsilon:g}:", {s: round(pgr(run, s), 3) for s in SIZES}, flush=True)
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gradtf_fl.deployment.files import PUBLIC, replace_file
 from gradtf_fl.deployment.processes import environment, free_port
+from gradtf_fl.files import PUBLIC, replace_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GUIDE = REPOSITORY / "docs" / "operator-guide.md"

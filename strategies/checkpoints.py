@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PUBLIC, replace_file, sync_folder
 from strategies.records import RoundRecord
 
 LOCK_FILE = ".lock"  # holds the process id of whoever runs the rounds
@@ -113,9 +114,7 @@ def save_run(out: Path, state: RunState) -> None:
         "delivered": state.delivered,
         "records": [record.to_json() for record in state.records],
     }
-    _write(out / (FEDERATION_FILE + ".new"), json.dumps(document, indent=1).encode())
-    os.replace(out / (FEDERATION_FILE + ".new"), out / FEDERATION_FILE)
-    _sync_folder(out)
+    replace_file(out / FEDERATION_FILE, json.dumps(document, indent=1).encode(), PUBLIC)
 
 
 def read_records(out: Path) -> list[RoundRecord]:
@@ -149,7 +148,7 @@ def new_round(out: Path, round_number: int) -> Iterator[Path]:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         os.rename(staging, round_folder(out, round_number))
-        _sync_folder(rounds)
+        sync_folder(rounds)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -165,7 +164,7 @@ def write_record(folder: Path, record: RoundRecord, proof: Mapping[str, str]) ->
     """Write ``round.json``: the record, the update file's hash, and ``proof`` (hex hashes and signature)."""
     sums = {"global_update_sha256": hashlib.sha256((folder / UPDATE_FILE).read_bytes()).hexdigest()}
     document: dict[str, Any] = {"record": record.to_json(), **proof, **sums}
-    _write(folder / RECORD_FILE, json.dumps(document, indent=1).encode())
+    replace_file(folder / RECORD_FILE, json.dumps(document, indent=1).encode(), PUBLIC)
 
 
 def last_checkpoint(out: Path) -> Checkpoint | None:
@@ -197,7 +196,7 @@ def last_checkpoint(out: Path) -> Checkpoint | None:
 def write_roster(out: Path, keys: Sequence[bytes]) -> None:
     """Write ``OUT/roster.txt``."""
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / ROSTER_FILE, "".join(key.hex() + "\n" for key in keys).encode())
+    replace_file(out / ROSTER_FILE, "".join(key.hex() + "\n" for key in keys).encode(), PUBLIC)
 
 
 def read_roster(out: Path) -> tuple[bytes, ...]:
@@ -210,18 +209,3 @@ def read_roster(out: Path) -> tuple[bytes, ...]:
         raise ConfigError(f"{path}: the organizations' keys cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not one hex Ed25519 key a line") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,11 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.deployment.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.deployment.folders import held
-from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, FlowerSilent, alive, environment
+from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, FlowerSilent, environment
 from gradtf_fl.deployment.server_config import Server
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
+from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
 from strategies.checkpoints import FEDERATION_FILE, LOCK_FILE, read_records
 from strategies.flower_app import write_app
 from strategies.flower_processes import flwr, write_connection

@@ -11,10 +11,10 @@ from typing import Any
 from gradtf_fl.config import FederationPlan, toml_of, validate
 from gradtf_fl.deployment.certificate_checks import check
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, canonical, read_enrolment
-from gradtf_fl.deployment.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.deployment.folders import new_folder
 from gradtf_fl.deployment.server_config import CONFIG_FILE, ENROLMENTS, INVITATION_FILE, OURS, ListenSection
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
 from strategies.checkpoints import write_roster
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.update_vectors import Vector
 
 Matrix = NDArray[np.float64]
@@ -102,9 +102,7 @@ class Controls:
         tensors = {"tiny": self.tiny.astype(np.float16), "llm": self.llm.astype(np.float16)}
         digest = hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest()
         about = json.dumps({"penalty": self.penalty, "sha256": digest})
-        staging = Path(f"{path}.new")
-        staging.write_bytes(save(tensors, {"controls": about}))
-        os.replace(staging, path)
+        replace_file(Path(path), save(tensors, {"controls": about}), PUBLIC)
 
     @classmethod
     def load(cls, path: str | Path) -> Controls:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import replace_file
 
 
 def write_whole(out: Path, text: str, mode: int = 0o666) -> None:
@@ -17,11 +17,7 @@ def write_whole(out: Path, text: str, mode: int = 0o666) -> None:
     Raises:
         ConfigError: it can't be written; ``out`` is then as it was.
     """
-    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf8") as file:
-            file.write(text)
-        os.replace(staging, out)
+        replace_file(out, text.encode(), mode)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.tasks.rows import IGNORED
 
 FORMAT = 2
@@ -129,9 +130,7 @@ class TupleStore:
         return [self.read(name) for name in self.names]
 
     def _write_index(self) -> None:
-        staging = self.folder / f"{_INDEX}.new"
-        staging.write_text(json.dumps(self._index, indent=1))
-        os.replace(staging, self.folder / _INDEX)
+        replace_file(self.folder / _INDEX, json.dumps(self._index, indent=1).encode(), PUBLIC)
 
 
 def token_rows(shard: Shard, sets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gradtf_fl.deployment.certificate_checks import check
-from gradtf_fl.deployment.files import PRIVATE, PUBLIC, place_new, read_private, replace_link, write_synced
 from gradtf_fl.deployment.host_names import alternative_names, shown_names
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, replace_link, write_synced
 
 __all__ = ["Authority", "Issued", "check", "fingerprint", "init_authority", "issue_server", "load_authority"]
 

@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import alive
 
 GLANCE_SECONDS = 0.3  # `server status` holds a lock for a moment, to see whether it is free
+LEAVING_SECONDS = 10.0  # until what a killed process leaves behind is gone, on a busy machine
+LOOK_SECONDS = 0.05
 
 
 def new_folder(folder: Path, what: str) -> None:
@@ -23,17 +27,29 @@ def new_folder(folder: Path, what: str) -> None:
 
 @contextmanager
 def held(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file ``path``, which then names this process; ConfigError with ``problem`` when another has it."""
-    with open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        for patience in (True, False):
+    """Hold the lock file ``path``, which then names this process; ConfigError with ``problem`` when another has it.
+
+    A lock outlives a killed process for a moment: while the kernel takes it down, or in a child that it has forked and
+    that has not yet become another program.
+    """
+    with open(path, "a+", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        began = time.monotonic()
+        while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                if not patience:
+                patience = GLANCE_SECONDS if _holder_runs(file) else LEAVING_SECONDS
+                if time.monotonic() - began > patience:
                     raise ConfigError(problem) from None
-                time.sleep(GLANCE_SECONDS)
+                time.sleep(LOOK_SECONDS)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _holder_runs(file: IO[str]) -> bool:
+    file.seek(0)
+    named = file.read(20).strip()
+    return not named.isdecimal() or alive(int(named))

@@ -8,8 +8,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gradtf_fl.deployment.files import PRIVATE, PUBLIC, place_new, read_private, replace_file
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, replace_file
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 

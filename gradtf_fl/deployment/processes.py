@@ -140,20 +140,6 @@ class ChildProcess:
         self._process.wait(STOP_SECONDS)
 
 
-def alive(pid: int) -> bool:
-    """Whether process ``pid`` runs; one that ended and was not waited for yet does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True
-
-
 def last_line(log: Path) -> str:
     """The last non-empty line of a log file."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from gradtf_fl.files import PUBLIC, replace_file
 
 State = Literal["completed", "budget", "aborted"]
 Accuracy = Mapping[str, float | None]
@@ -106,12 +107,7 @@ class SimulationReport:
 
     def write(self, path: Path) -> None:
         """Write the document; a reader sees the old file or the whole new one."""
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        with staging.open("w") as file:
-            json.dump(self.to_json(), file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
+        replace_file(path, json.dumps(self.to_json(), indent=1, allow_nan=False).encode(), PUBLIC)
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, place_new
 from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_ROSTER, Randomness, digest, system_randomness
 from gradtf_fl.secagg.violations import UnknownIdentity
 
@@ -39,18 +40,13 @@ class Identity:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an unencrypted PKCS#8 PEM file, mode 0600, atomically; never replaces an existing one."""
         target = Path(path)
-        if target.exists():
-            raise ConfigError(f"{target}: an identity already exists there and is never overwritten")
         pem = self.private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        draft = target.with_name(target.name + ".new")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        try:
+            place_new(target, pem, PRIVATE)
+        except FileExistsError:
+            raise ConfigError(f"{target}: an identity already exists there and is never overwritten") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:

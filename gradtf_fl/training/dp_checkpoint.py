@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PRIVATE, replace_file
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -79,7 +79,7 @@ class DpRun:
         """Save if it is time to."""
         self.loss_sum = loss_sum
         if last or self._optimizer.steps % self._checkpoint.every == 0:
-            write_durably(self._checkpoint.path, self._pack())
+            replace_file(self._checkpoint.path, self._pack(), PRIVATE)
 
     def resume(self) -> None:
         """Put adapter, Adam and the number of steps to where the file has them."""
@@ -130,22 +130,6 @@ def fingerprint(model: nn.Module, rows: TokenRows, arguments: tuple[Any, ...]) -
     for tensor in (rows.input_ids, rows.attention_mask, rows.labels):
         digest.update(repr(tuple(tensor.shape)).encode() + _raw(tensor))
     return digest.hexdigest()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` atomically, mode 0600; on disk when this returns. A killed writer leaves the old file whole."""
-    staging = path.with_name(f".{path.name}.new")
-    handle = os.open(staging, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _unpack(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

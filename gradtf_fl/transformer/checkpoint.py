@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.update_vectors import BlockLayout, Vector
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ class GradTransformer:
         }
         if not self.model.partitioning.is_whole:
             about |= {"format": 2, "partition": self.model.partitioning.plan.to_json()}
-        staging = Path(f"{path}.new")
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(save(tensors, {"grad_transformer": json.dumps(about, sort_keys=True)}))
-        os.replace(staging, path)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, save(tensors, {"grad_transformer": json.dumps(about, sort_keys=True)}), PUBLIC)
 
     @classmethod
     def load(cls, path: str | Path) -> GradTransformer:

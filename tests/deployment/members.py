@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from gradtf_fl.deployment.processes import alive, environment
+from gradtf_fl.deployment.processes import environment
+from gradtf_fl.files import alive
 
 MARK = "GRADTF_TEST_MEMBER"
 STARTING = "with_parent.py"  # a program on its way to becoming another

@@ -108,7 +108,7 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
             deployment.change(left_out, secagg=secagg)
             deployment.change(other_model, models=models)
         fault.note(f"round {record.round}: {record.masked} of 5, refused {dict(record.refused)}")
-        assert dict(record.refused) == {"protocol": 1, "model_hash": 1}
+        assert dict(record.refused) == {"policy": 1, "model_hash": 1}
         fault.ends()
         deployment.everyone(record.round)
         fault.recovered()

@@ -117,6 +117,14 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
 
+def test_a_roster_without_the_organization_is_a_matter_of_its_policy(bench: Bench) -> None:
+    config = bench.kit.config(0)
+    others = tuple(Identity.generate().public.hex() for _ in config.secagg.roster)
+    bench.kit.change(0, secagg=config.secagg.model_copy(update={"roster": others}))
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert "pins is without itself" in (bench.kit.folders[0] / "client.log").read_text()
+
+
 def test_a_broken_configuration_does_not_leave(bench: Bench) -> None:
     (bench.kit.folders[0] / "organization.toml").write_text(f"name = '{MARKER}\n")
     reply = bench.ask(BEGIN, bench.begin().to_fields())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from pathlib import Path
@@ -29,8 +30,7 @@ def place_new(path: Path, data: bytes, mode: int) -> None:
     Raises:
         FileExistsError: there is one already; OSError: it can't be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
+    draft = _draft(path)
     try:
         write_synced(draft, data, mode)
         os.link(draft, path)  # unlike a rename, this fails where there is a file
@@ -39,25 +39,57 @@ def place_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Write ``path`` anew: readers see the old content or the new one; OSError when it can't be written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
+    """Write ``path`` anew, on the disk when this returns: readers see the old content or the new one, also after a
+    power cut. OSError when it can't be written."""
+    draft = _draft(path)
     try:
         write_synced(draft, data, mode)
         os.replace(draft, path)
+        sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Put names made or changed in ``folder`` on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_link(link: Path, target: str | Path) -> None:
     """Point the symbolic link ``link`` to ``target``, made or replaced in one step."""
-    draft = link.with_name(f".{link.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
+    draft = _draft(link)
     try:
         os.symlink(target, draft)
         os.replace(draft, link)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """This process's name for the next ``path``; drafts that killed processes left are removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        pid = left.name.split(".")[-2]
+        if pid == str(os.getpid()) or (pid.isdecimal() and not alive(int(pid))):
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.new")
+
+
+def alive(pid: int) -> bool:
+    """Whether process ``pid`` runs; one that ended and was not waited for yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
 
 
 def read_private(path: Path, what: str) -> bytes:
