@@ -59,9 +59,13 @@ class Proxy:
             near.close()
             return
         pair = near, far
+        try:
+            near.settimeout(LOOK_S)
+            far.settimeout(LOOK_S)
+        except OSError:  # closed meanwhile
+            return self._drop(pair)
         self._pairs.add(pair)
         for one, other in (pair, pair[::-1]):
-            one.settimeout(LOOK_S)
             threading.Thread(target=self._relay, args=(one, other, pair), daemon=True).start()
 
     def _relay(self, one: socket.socket, other: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
