@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules_federation
 from gradtf_fl.training.stacked import PlainRecipe
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, embedded_tasks
+from gradtf_fl.transformer.refinement import RefinementRecipe, refine
 
 Table = dict[tuple[str, str], float]
 SIZES = {"federations": 1, "rows": 64, "test_rows": 64, "steps": 1}
@@ -51,13 +53,15 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def short_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixtures are put together in a second instead of nine; what that gives is another test's matter."""
+    """Refining and putting together take a second instead of ten; what they give is other tests' matter."""
     recipe = KnownRecipe(probes=8, least_kind=4, tuning=PlainRecipe(steps=3, batch=16))
 
     def quickly(prompts: tuple[str, ...]) -> KnownTasks:
         return KnownTasks(shipped.bench().pair.llm, embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, recipe)
 
     monkeypatch.setattr(shipped, "known_tasks", quickly)
+    search = partial(refine, recipe=RefinementRecipe(steps=2))
+    monkeypatch.setattr(shipped, "refine", search)
 
 
 def table(measure: Measure, parameters: Mapping[str, Any], seed: int = 0) -> Table:
