@@ -123,8 +123,8 @@ def _compared(
     }
     step("refine")
     refined = {
-        REFINED_OWN: refined_updates(pair, alone, prompts)[0],
-        REFINED_SUM: federations.per_organization(refined_updates(pair, together, prompts)[0]),
+        REFINED_OWN: refined_updates(pair, alone, prompts).updates,
+        REFINED_SUM: federations.per_organization(refined_updates(pair, together, prompts).updates),
     }
     made |= {name: accuracy(pair.llm.stack, updates, federations.test) for name, updates in refined.items()}
     methods = {TINY: floor, **made, LLM_POOLED: pooled, LLM_OWN: ceiling}

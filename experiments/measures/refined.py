@@ -9,10 +9,9 @@ from pydantic import Field
 
 from experiments.cells import Cell, Progress, StepCounter, measure, recovered
 from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.shipped import CEILING, FLOOR, LEAST_GAP, accuracy, answer_prompts, bench, known_tasks
+from experiments.measures.shipped import CEILING, FLOOR, LEAST_GAP, accuracy, bench, refined_updates
 from gradtf_fl.config import Count, Rules, Section
 from gradtf_fl.tasks import house_rules_federation, public_rows
-from gradtf_fl.transformer.refinement import refine
 
 SEEDS_APART = 1000
 """Federation f of seed s is drawn with seed 1000 s + f."""
@@ -77,11 +76,10 @@ def _epsilon(
 ) -> list[Cell]:
     pair = bench().pair
     updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
-    found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
-    together, kinds = known_tasks(tuple(prompts)).put_together(pair.tiny, updates, found.updates)
+    found = refined_updates(pair, updates, tuple(prompts))
     per_organization = {
         name: federations.per_organization(made)
-        for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", together))
+        for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))
     }
     scores = {
         name: accuracy(pair.tiny.stack if name == FLOOR else pair.llm.stack, made, federations.test)
@@ -91,4 +89,4 @@ def _epsilon(
     if float(np.mean(ceiling)) - float(np.mean(scores[FLOOR])) >= LEAST_GAP:
         ours = ("generated", "refined")
         cells += [Cell(row, f"PGR, {name}", recovered(scores[name], scores[FLOOR], ceiling)) for name in ours]
-    return [*cells, Cell(row, "share refined", float((found.taken | (kinds > 0)).float().mean()))]
+    return [*cells, Cell(row, "share refined", float((found.taken | (found.kinds > 0)).float().mean()))]

@@ -33,7 +33,7 @@ from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters
 from gradtf_fl.transformer.known_tasks import KnownTasks, embedded_tasks
-from gradtf_fl.transformer.refinement import Answered, certainty, refine
+from gradtf_fl.transformer.refinement import Answered, Refined, certainty, refine
 
 OURS = "Grad-Transformer"
 TINY_BASE, FLOOR, LLM_BASE, CEILING = "TinyLM base", "TinyLM tuned (floor)", "LLM base", "LLM tuned (ceiling)"
@@ -68,15 +68,17 @@ class RefinedBaseline:
         """ConfigError where the case has no public prompts."""
         if case.public_prompts is None:
             raise ConfigError(f"{self.name} needs public prompts, and the case has none")
-        made, notes = refined_updates(pair, case.updates, case.public_prompts)
-        return outcome_of_updates(pair, made, {f"share_{name}": float(t.float().mean()) for name, t in notes.items()})
+        found = refined_updates(pair, case.updates, case.public_prompts)
+        notes = {"refined": found.taken, "put_together": found.kinds > 0}
+        shares = {f"share_{name}": float(t.float().mean()) for name, t in notes.items()}
+        return outcome_of_updates(pair, found.updates, shares)
 
 
-def refined_updates(pair: Pair, updates: Tensor, prompts: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    """LLM updates [K, L2, n2] of TinyLM updates [K, L1, n1], and bool [K]: which were refined, which put together."""
+def refined_updates(pair: Pair, updates: Tensor, prompts: tuple[str, ...]) -> Refined:
+    """Of TinyLM updates [K, L1, n1]: refined, and put together from known tasks where those explain them."""
     found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
     made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates)
-    return made, {"refined": found.taken, "put_together": kinds > 0}
+    return replace(found, updates=made, kinds=kinds)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.files import PRIVATE, place_new
+from gradtf_fl.files import PRIVATE, place_new, read_private
 from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_ROSTER, Randomness, digest, system_randomness
 from gradtf_fl.secagg.violations import UnknownIdentity
 
@@ -51,14 +50,7 @@ class Identity:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
         """Reads what `save` wrote; `ConfigError` for a missing, foreign or group-readable file."""
-        try:
-            with open(path, "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                pem = file.read(1 << 16)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read the identity key ({error.strerror})") from error
-        if os.name == "posix" and mode & 0o077:
-            raise ConfigError(f"{path}: mode {mode:04o} lets others read the identity key; chmod 600 it")
+        pem = read_private(Path(path), "identity key")
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
