@@ -178,7 +178,12 @@ def last_checkpoint(out: Path) -> Checkpoint | None:
         return None
     if found != list(range(1, len(found) + 1)):
         raise CorruptFile(f"{out / 'rounds'}: rounds {found} are not one run 1..{found[-1]}")
-    folder = round_folder(out, found[-1])
+    return checkpoint(out, found[-1])
+
+
+def checkpoint(out: Path, round_number: int) -> Checkpoint:
+    """A finished round; CorruptFile when its files are missing, unreadable or do not match their hash."""
+    folder = round_folder(out, round_number)
     try:
         from safetensors.numpy import load
 
@@ -186,7 +191,7 @@ def last_checkpoint(out: Path) -> Checkpoint | None:
         data = (folder / UPDATE_FILE).read_bytes()
         if hashlib.sha256(data).hexdigest() != document["global_update_sha256"]:
             raise CorruptFile(f"{folder / UPDATE_FILE}: does not match the hash in {RECORD_FILE}")
-        return Checkpoint(found[-1], load(data)["global_update"], RoundRecord.from_json(document["record"]))
+        return Checkpoint(round_number, load(data)["global_update"], RoundRecord.from_json(document["record"]))
     except CorruptFile:
         raise
     except Exception as error:

@@ -57,6 +57,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._on_event = on_event
         layout = provider.tiny.layout
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
+        self._first: NDArray[np.float32] | None = None  # U after the first round
         self._state = RunState("", {})
         self._owed: Owed | None = None
         self._gathered = False  # whether the organizations were waited for, as before the first round
@@ -130,7 +131,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         if last is not None:
             if last.global_update.shape != self._update.shape:
                 raise ConfigError(f"{out}: the global update there has another shape")
-            self._update = last.global_update
+            self._update, self._first = last.global_update, checkpoints.checkpoint(out, 1).global_update
             if last.record not in self._state.records:  # killed between the rename and the next line
                 self._state = self._state.recorded(last.record)
             logger.info("continuing after round %s", last.round)
@@ -159,7 +160,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         started = time.monotonic()
         mean = combined(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
-        adapter = self.provider.generate(self._state.run_id, number, update)
+        adapter = self.provider.generate(self._state.run_id, number, update, self._first)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
         record = replace(
             secure.log.record(config, "completed"),
@@ -179,6 +180,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
         self._update, self._owed = update, Owed(number, adapter, update_bytes(update))
+        self._first = update if self._first is None else self._first
         self._record(record)
 
     def _connected(self, grid: Grid, least: int) -> list[int]:

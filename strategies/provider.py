@@ -114,22 +114,27 @@ class Provider:
         if problems:
             raise ConfigError(problems)
 
-    def generate(self, run_id: str, round_number: int, update: NDArray[np.float32]) -> GeneratedAdapter:
-        """U [L1, n1] -> LLM adapter, packed and signed for this round."""
+    def generate(
+        self, run_id: str, round_number: int, update: NDArray[np.float32], first: NDArray[np.float32] | None = None
+    ) -> GeneratedAdapter:
+        """U [L1, n1] -> LLM adapter, packed and signed for this round; ``first`` is U after the first one, if that was
+        another."""
         from gradtf_fl.adapters import pack_adapter
         from gradtf_fl.update_vectors import apply_update
 
-        values, refinement = self._generated(update)
+        values, refinement = self._generated(update, first)
         state = apply_update(self.llm_layout, self.llm_initial, values)
         packed = pack_adapter(state, self.llm_spec, self.llm_name)
         return self._signed(run_id, round_number, update, dict(state), packed, refinement)
 
-    def _generated(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def _generated(
+        self, update: NDArray[np.float32], first: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         from gradtf_fl.transformer.refinement import RefiningGenerator
 
         if not isinstance(self.generator, RefiningGenerator):
             return self.generator.generate(update), {}
-        found = self.generator.refined(update)
+        found = self.generator.refined(update, first)
         values: NDArray[np.float32] = found.updates[0].numpy()
         return values, found.summary()
 

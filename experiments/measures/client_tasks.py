@@ -108,10 +108,10 @@ def _compared(
     pair = bench().pair
     step("each alone")
     alone = federations.alone(NO_DP, seed)
-    floor = accuracy(pair.tiny.stack, alone, federations.test)
+    floor = accuracy(pair.tiny.stack, alone.last, federations.test)
     step("together")
     together = federations.together(NO_DP, seed)
-    summed = federations.per_organization(together)
+    summed = federations.per_organization(together.last)
     step("ceiling, own rows")
     ceiling = federations.own_ceiling(seed)
     step("ceiling, all rows")
@@ -119,12 +119,14 @@ def _compared(
     step("generate")
     made = {
         name: contest([ours()], Case(updates, seed), federations.test)[OURS]
-        for name, updates in ((OWN, alone), (SUM, summed))
+        for name, updates in ((OWN, alone.last), (SUM, summed))
     }
     step("refine")
     refined = {
-        REFINED_OWN: refined_updates(pair, alone, prompts).updates,
-        REFINED_SUM: federations.per_organization(refined_updates(pair, together, prompts).updates),
+        REFINED_OWN: refined_updates(pair, alone.last, prompts, alone.first).updates,
+        REFINED_SUM: federations.per_organization(
+            refined_updates(pair, together.last, prompts, together.first).updates
+        ),
     }
     made |= {name: accuracy(pair.llm.stack, updates, federations.test) for name, updates in refined.items()}
     methods = {TINY: floor, **made, LLM_POOLED: pooled, LLM_OWN: ceiling}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +19,13 @@ from gradtf_fl.training.stacked import DpRecipe, dp_fine_tune_stacked
 
 NO_DP = math.inf
 """The epsilon of rounds without noise; each row's gradient is clipped all the same."""
+
+
+class Trained(NamedTuple):
+    """TinyLM updates [K, L1, n1] after the last round, and after the first."""
+
+    last: Tensor
+    first: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,23 +58,24 @@ class Federations:
         """F."""
         return self.organizations // self.members
 
-    def alone(self, epsilon: float, seed: int) -> Tensor:
-        """TinyLM updates [F * M, L1, n1] of organizations that train on their own, in rounds of one."""
-        return self._train(range(self.organizations), epsilon, [seed, 7])
+    def alone(self, epsilon: float, seed: int) -> Trained:
+        """Of organizations that train on their own, in rounds of one: [F * M, L1, n1]."""
+        return Trained(*self._train(range(self.organizations), epsilon, [seed, 7]))
 
-    def together(self, epsilon: float, seed: int) -> Tensor:
-        """What secure aggregation delivers after the last round: mean updates [F, L1, n1]."""
+    def together(self, epsilon: float, seed: int) -> Trained:
+        """What secure aggregation delivers: mean updates [F, L1, n1]."""
         groups = [number for number in range(self.count) for _ in range(self.members)]
         updates = self._train(groups, epsilon, [seed, 6])
-        return updates.reshape(self.count, self.members, *updates.shape[1:]).mean(1)
+        return Trained(*(one.reshape(self.count, self.members, *one.shape[1:]).mean(1) for one in updates))
 
-    def _train(self, groups: Sequence[int], epsilon: float, seed: Sequence[int]) -> Tensor:
+    def _train(self, groups: Sequence[int], epsilon: float, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
         recipe, rows = self.recipe, len(self.private) // self.organizations
         sigma = 0.0
         if epsilon != NO_DP:
             sigma = noise_multiplier(epsilon, DELTA, recipe.batch / rows, recipe.rounds * recipe.steps)
         sigmas = [sigma] * self.organizations
-        return dp_fine_tune_stacked(bench().tiny, self.private, groups, sigmas, recipe, seed)[-1]
+        updates = dp_fine_tune_stacked(bench().tiny, self.private, groups, sigmas, recipe, seed)
+        return updates[-1], updates[0]
 
     def own_ceiling(self, seed: int) -> list[float]:
         """Accuracy of the LLM tuned without DP on each organization's own rows [F * M]."""

@@ -58,11 +58,12 @@ def five_clients(parameters: FiveClients, seed: int, progress: Progress) -> list
         for epsilon in budgets:
             group = GROUPS[rules] + (", no DP" if epsilon == NO_DP else f", epsilon {epsilon:g}")
             counter.begin(f"{group}: each alone")
-            floor = accuracy(bench().tiny, federations.alone(epsilon, seed), federations.test)
+            floor = accuracy(bench().tiny, federations.alone(epsilon, seed).last, federations.test)
             counter.begin(f"{group}: together")
-            updates = federations.together(epsilon, seed)
+            updates, first = federations.together(epsilon, seed)
             counter.begin(f"{group}: rivals")
-            scores = contest(rivals, Case(updates, seed, public_prompts=prompts), federations.test)
+            case = Case(updates, seed, public_prompts=prompts, first_updates=first)
+            scores = contest(rivals, case, federations.test)
             ends = {FLOOR: floor, TOGETHER: accuracy(bench().tiny, updates, federations.test), CEILING: ceiling}
             cells += [*accuracy_cells(group, ends), *accuracy_cells(group, scores)]
             cells += pgr_cells(group, scores, floor, ceiling)

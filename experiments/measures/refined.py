@@ -75,8 +75,8 @@ def _epsilon(
     seed: int,
 ) -> list[Cell]:
     pair = bench().pair
-    updates = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
-    found = refined_updates(pair, updates, tuple(prompts))
+    updates, first = federations.together(NO_DP if isinstance(epsilon, str) else epsilon, seed)
+    found = refined_updates(pair, updates, tuple(prompts), first)
     per_organization = {
         name: federations.per_organization(made)
         for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))

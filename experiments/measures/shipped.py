@@ -68,16 +68,19 @@ class RefinedBaseline:
         """ConfigError where the case has no public prompts."""
         if case.public_prompts is None:
             raise ConfigError(f"{self.name} needs public prompts, and the case has none")
-        found = refined_updates(pair, case.updates, case.public_prompts)
+        found = refined_updates(pair, case.updates, case.public_prompts, case.first_updates)
         notes = {"refined": found.taken, "put_together": found.kinds > 0}
         shares = {f"share_{name}": float(t.float().mean()) for name, t in notes.items()}
         return outcome_of_updates(pair, found.updates, shares)
 
 
-def refined_updates(pair: Pair, updates: Tensor, prompts: tuple[str, ...]) -> Refined:
-    """Of TinyLM updates [K, L1, n1]: refined, and put together from known tasks where those explain them."""
+def refined_updates(
+    pair: Pair, updates: Tensor, prompts: tuple[str, ...], first_updates: Tensor | None = None
+) -> Refined:
+    """Of TinyLM updates [K, L1, n1], and what they were after the first of several rounds: refined, and put together
+    from known tasks where those explain them."""
     found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
-    made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates)
+    made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates, first_updates)
     return replace(found, updates=made, kinds=kinds)
 
 

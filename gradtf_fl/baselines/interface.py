@@ -67,6 +67,7 @@ class Case:
         public_prompts: prompts that anybody may read; no answers.
         text_updates: as ``updates``, but tuned with the loss on prompt AND answer: what a TinyLM needs to write whole
             rows. None where organizations released no such update.
+        first_updates: as ``updates``, after the first of several rounds; None where there was one only.
     """
 
     updates: Tensor
@@ -74,6 +75,7 @@ class Case:
     private: tuple[tuple[Row, ...], ...] | None = None
     public_prompts: tuple[str, ...] | None = None
     text_updates: Tensor | None = None
+    first_updates: Tensor | None = None
 
     @property
     def organizations(self) -> int:

@@ -7,8 +7,10 @@ the provider has tuned its LLM on tasks: it knows their updates and which tokens
 1. sorts the public prompts into kinds: those that the same known tasks could belong to, as their tokens say;
 2. lets every such task's LLM answer some prompts of the kind, and asks the tuned TinyLM how likely it finds each
    answer. One answer proves little, since the TinyLM is often wrong, but over the prompts of one kind the right task is
-   the one that it finds likeliest by far;
-3. lets the best task of each kind answer all its prompts, and tunes the LLM on these answers, from the update that it
+   the one that it finds likeliest by far, where the TinyLM has learned it;
+3. asks the first round's sum, too, which is nearly a weighted sum of what each task's update looks like (`unmixing`):
+   where every organization has a task of its own, their average answers none of them, but the sum names all of them;
+4. lets the best task of each kind answer all its prompts, and tunes the LLM on these answers, from the update that it
    would have used otherwise. That update answers the kinds that no known task explains.
 
 Where all prompts are of one kind there is nothing to put together, and nothing changes. Privacy: post-processing of
@@ -32,6 +34,7 @@ from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.models import ASSETS
 from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, descend
+from gradtf_fl.transformer.unmixing import unmix
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,12 @@ class TaskLibrary:
 
     Attributes:
         updates: LLM updates float32 [E, L2, n2].
+        signatures: TinyLM updates float32 [E, L1, n1] of organizations that have the task, after the first round.
         tokens: which tokens of the LLM's vocabulary the prompts of a task hold, bool [E, V].
     """
 
     updates: Tensor
+    signatures: Tensor
     tokens: Tensor
 
     @classmethod
@@ -56,23 +61,32 @@ class TaskLibrary:
             raise ConfigError(f"known tasks {path}: no such file")
         try:
             tensors = load_file(path)
-            updates, tokens = tensors["updates"].float(), tensors["tokens"].bool()
+            updates, signatures = tensors["updates"].float(), tensors["signatures"].float()
+            tokens = tensors["tokens"].bool()
         except (OSError, SafetensorError, KeyError) as error:
             raise CorruptFile(f"known tasks {path}: damaged or something else ({error})") from error
-        if updates.dim() != 3 or tokens.dim() != 2 or len(updates) != len(tokens):
-            raise CorruptFile(f"known tasks {path}: updates {tuple(updates.shape)}, tokens {tuple(tokens.shape)}")
-        return cls(updates, tokens)
+        counts = {len(updates), len(signatures), len(tokens)}
+        if (updates.dim(), signatures.dim(), tokens.dim()) != (3, 3, 2) or len(counts) > 1:
+            shapes = {"updates": updates, "signatures": signatures, "tokens": tokens}
+            found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
+            raise CorruptFile(f"known tasks {path}: {found}")
+        return cls(updates, signatures, tokens)
 
     def save(self, path: Path) -> None:
         """Write it, updates in float16: half the size, the same answers."""
         from safetensors.torch import save_file
 
-        save_file({"updates": self.updates.half().contiguous(), "tokens": self.tokens.byte().contiguous()}, path)
+        tensors = {
+            "updates": self.updates.half(),
+            "signatures": self.signatures.half(),
+            "tokens": self.tokens.byte(),
+        }
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
     @property
     def sha256(self) -> str:
         """Of its content, hex."""
-        parts = (self.updates, self.tokens)
+        parts = (self.updates, self.signatures, self.tokens)
         return hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
 
     def could_be(self, held: Tensor) -> Tensor:
@@ -94,15 +108,20 @@ class KnownRecipe:
         probes: prompts of a kind that its tasks are compared on.
         least_kind: prompts of a kind at least; the update at hand answers smaller ones.
         floor: added to each probability, so that no single prompt rules a task out.
+        likelihood: weight of the TinyLM's nats a prompt against the log of what the first sum leaves unexplained.
         handicap: nats a prompt by which the update at hand must be likelier than the best task to be preferred: it was
             fitted to the TinyLM, whose mistakes it therefore shares.
+        unexplained: the update at hand is no candidate where known tasks leave less of the first sum unexplained (a
+            share of its squared length; a task that the provider never saw left .23 to .54, five known ones .1).
         tuning: of the LLM on the answers, from the update at hand.
     """
 
     probes: int = 64
     least_kind: int = 16
     floor: float = 1e-2
+    likelihood: float = 0.08
     handicap: float = 1.5
+    unexplained: float = 0.2
     tuning: PlainRecipe = PlainRecipe(steps=300, batch=48, rate=1.5e-2)
 
 
@@ -147,25 +166,37 @@ class KnownTasks:
         theta = self.llm.stack.initial + updates
         return continue_prompts(self.llm, theta, [prompts] * len(updates), self.decoding)
 
-    def put_together(self, tiny: PairSide, updates: Tensor, at_hand: Tensor) -> tuple[Tensor, Tensor]:
-        """LLM updates for K TinyLM updates [K, L1, n1]: ``at_hand`` [K, L2, n2], or what is put together where known
-        tasks explain the TinyLM; and from how many kinds of prompts each is (int64 [K], 0 where it is at hand)."""
+    def put_together(
+        self, tiny: PairSide, updates: Tensor, at_hand: Tensor, firsts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LLM updates for K TinyLM updates, put together where known tasks explain the TinyLM.
+
+        Args:
+            updates: float32 [K, L1, n1].
+            at_hand: float32 [K, L2, n2], what is used otherwise.
+            firsts: as ``updates``, after the first round; ``updates`` themselves where there was one only.
+
+        Returns:
+            float32 [K, L2, n2], and from how many kinds of prompts each is: int64 [K], 0 where it is at hand.
+        """
         made, counts = at_hand.clone(), torch.zeros(len(updates), dtype=torch.long)
-        for k, update in enumerate(updates):
-            chosen = self.choose(tiny, update, at_hand[k])
+        for k, (update, first) in enumerate(zip(updates, updates if firsts is None else firsts, strict=True)):
+            chosen = self.choose(tiny, update, at_hand[k], first)
             if any(task is not None for task in chosen):
                 made[k], counts[k] = self.distil(chosen, at_hand[k]), len(chosen)
         return made, counts
 
-    def choose(self, tiny: PairSide, update: Tensor, at_hand: Tensor) -> list[int | None]:
-        """The task that explains TinyLM update ``update`` [L1, n1] best, for each kind of prompts; None where the LLM
-        update ``at_hand`` [L2, n2] does."""
-        chosen: list[int | None] = []
-        for kind, answers in zip(self.kinds, self._answers, strict=True):
+    def choose(self, tiny: PairSide, update: Tensor, at_hand: Tensor, first: Tensor) -> list[int | None]:
+        """The task that explains TinyLM update ``update`` [L1, n1], and ``first`` [L1, n1] after the first round, best,
+        for each kind of prompts; None where the LLM update ``at_hand`` [L2, n2] does."""
+        recipe, chosen = self.recipe, list[int | None]()
+        unmixed = unmix(self.library.signatures, first, [kind.tasks for kind in self.kinds])
+        for kind, answers, residuals in zip(self.kinds, self._answers, unmixed.residuals, strict=True):
             probes = self._probes(kind)
             scores = self.scores(tiny, update, probes, [*answers, *self._answer(at_hand[None], probes)]).mean(1)
-            best = int(scores[:-1].argmax())
-            explained = float(scores[best]) > float(scores[-1]) - self.recipe.handicap
+            best = int((recipe.likelihood * scores[:-1] - residuals).argmax())
+            explained = unmixed.unexplained < recipe.unexplained
+            explained = explained or float(scores[best]) > float(scores[-1]) - recipe.handicap
             chosen.append(kind.tasks[best] if explained else None)
         return chosen
 

@@ -237,15 +237,22 @@ class RefiningGenerator:
         made: NDArray[np.float32] = self.refined(update).updates[0].numpy()
         return made
 
-    def refined(self, update: NDArray[np.float32]) -> Refined:
-        """The same with its figures (K = 1); NaN where the TinyLM answers too few prompts to look at."""
-        plain = torch.from_numpy(self.transformer.generate(update))[None]  # checks the update
-        values = torch.from_numpy(np.ascontiguousarray(update, dtype=np.float32))[None]
-        theta = self._tiny.initial + values
-        with _one_thread():
-            return self._refined(plain, values, theta)
+    def refined(self, update: NDArray[np.float32], first: NDArray[np.float32] | None = None) -> Refined:
+        """The same with its figures (K = 1); NaN where the TinyLM answers too few prompts to look at.
 
-    def _refined(self, plain: Tensor, values: Tensor, theta: Tensor) -> Refined:
+        ``first`` is the update after the first round, from which the tasks of a mixture are told best; None where there
+        was one round only.
+        """
+        plain = torch.from_numpy(self.transformer.generate(update))[None]  # checks the update
+        values, firsts = (
+            torch.from_numpy(np.ascontiguousarray(one, dtype=np.float32))[None]
+            for one in (update, update if first is None else first)
+        )
+        with _one_thread():
+            return self._refined(plain, values, firsts)
+
+    def _refined(self, plain: Tensor, values: Tensor, firsts: Tensor) -> Refined:
+        theta = self._tiny.initial + values
         rows = self._answered(theta)
         if len(rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
@@ -257,7 +264,7 @@ class RefiningGenerator:
         found = refine(self.transformer, self._llm, values, answered, self.recipe)
         if self.known is None:
             return found
-        made, kinds = self.known.put_together(self._tiny_side, values, found.updates)
+        made, kinds = self.known.put_together(self._tiny_side, values, found.updates, firsts)
         return replace(found, updates=made, kinds=kinds)
 
     def _answered(self, theta: Tensor) -> list[Row]:

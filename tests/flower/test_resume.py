@@ -19,8 +19,9 @@ from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.transformer import GradTransformer
+from gradtf_fl.transformer.refinement import LEAST_PROMPTS, Refined, RefinementRecipe, RefiningGenerator
 from strategies import RoundEvent, checkpoints, read_records, run_server
-from tests.flower.federation_kit import Kit
+from tests.flower.federation_kit import Kit, random_rows
 
 MakeKit = Callable[..., Kit]
 
@@ -54,6 +55,45 @@ def test_an_interrupted_round_is_done_again_under_fresh_keys(make_kit: MakeKit) 
     documents = [json.loads((kit.plan.out / "rounds" / r / "round.json").read_text()) for r in ("1", "2")]
     assert documents[0]["run_id"] == documents[1]["run_id"]
     assert documents[0]["nonce"] != documents[1]["nonce"]
+
+
+class Watching(RefiningGenerator):
+    """A refining generator that keeps what each round hands over."""
+
+    def __init__(self, transformer: GradTransformer) -> None:
+        prompts = [row.prompt for row in random_rows(9, LEAST_PROMPTS)]
+        super().__init__(transformer, prompts, 2, RefinementRecipe(steps=1))
+        self.seen: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def refined(self, update: np.ndarray, first: np.ndarray | None = None) -> Refined:
+        self.seen.append((update, first))
+        return super().refined(update, first)
+
+
+def test_every_round_tells_the_first_rounds_update_also_after_a_restart(make_kit: MakeKit) -> None:
+    kit = make_kit(budget=50.0, rounds=3)
+    before, after = Watching(kit.generator), Watching(kit.generator)
+    with pytest.raises(KeyboardInterrupt):
+        run_server(kit.grid(), kit.plan, stop_at("stage", "mask", 3), before)
+    run_server(kit.grid(), kit.plan, None, after)
+    (one, none), (two, first) = before.seen
+    assert none is None
+    assert first is not None
+    np.testing.assert_array_equal(first, one)
+    assert not np.array_equal(one, two)
+    ((_, again),) = after.seen
+    assert again is not None
+    np.testing.assert_array_equal(again, one)
+
+
+def test_a_damaged_first_round_stops_a_restart(make_kit: MakeKit) -> None:
+    kit = make_kit(budget=50.0, rounds=2)
+    run_server(kit.grid(), kit.plan, None, kit.generator)
+    path = kit.plan.out / "rounds" / "1" / "global_update.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\1\2\3")
+    plan = kit.plan.model_copy(update={"rounds": 3})
+    with pytest.raises(CorruptFile, match=r"rounds.1.*does not match the hash"):
+        run_server(kit.grid(), plan, None, kit.generator)
 
 
 def test_an_undelivered_adapter_is_delivered_at_the_next_start(make_kit: MakeKit) -> None:

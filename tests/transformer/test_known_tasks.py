@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks import public_rows
 from gradtf_fl.tasks.federation import HiddenTask
 from gradtf_fl.tasks.rows import TokenRows, encode_rows
-from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, dp_fine_tune_stacked, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 from gradtf_fl.transformer.known_tasks import Kind, KnownRecipe, KnownTasks, TaskLibrary, embedded_tasks, sort_prompts
 
@@ -29,7 +30,8 @@ QUICK = KnownRecipe(probes=48, tuning=PlainRecipe(steps=120, batch=48, rate=1.5e
 
 def library(*tokens: list[int]) -> TaskLibrary:
     """One without updates to speak of; each task's tokens as 0 and 1."""
-    return TaskLibrary(torch.zeros(len(tokens), 1, 1), torch.tensor(tokens).bool())
+    nothing = torch.zeros(len(tokens), 1, 1)
+    return TaskLibrary(nothing, nothing, torch.tensor(tokens).bool())
 
 
 def test_a_prompt_could_be_of_the_tasks_that_hold_all_its_tokens() -> None:
@@ -50,21 +52,30 @@ def test_a_library_keeps_its_tasks(tmp_path: Path) -> None:
     again = TaskLibrary.load(path)
     assert again.sha256 == shipped.sha256
     assert len(again.updates) == len(SEEN)
-    other = TaskLibrary(again.updates, ~again.tokens)
-    assert other.sha256 != again.sha256
+    for other in (
+        TaskLibrary(again.updates, again.signatures, ~again.tokens),
+        TaskLibrary(again.updates, -again.signatures, again.tokens),
+        TaskLibrary(-again.updates, again.signatures, again.tokens),
+    ):
+        assert other.sha256 != again.sha256
 
 
 def test_a_library_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"known tasks .*none\.safetensors: no such file"):
         TaskLibrary.load(tmp_path / "none.safetensors")
-    damaged, other, crooked = (tmp_path / f"{name}.safetensors" for name in ("damaged", "other", "crooked"))
+    damaged, other, older, crooked = (
+        tmp_path / f"{name}.safetensors" for name in ("damaged", "other", "old", "crooked")
+    )
     damaged.write_bytes(b"no safetensors")
+    two, three = torch.zeros(2, 1, 1), torch.zeros(3, 4)
     save_file({"weights": torch.zeros(2)}, other)
-    save_file({"updates": torch.zeros(2, 1, 1), "tokens": torch.zeros(3, 4)}, crooked)
-    for path in (damaged, other):
+    save_file({"updates": two, "tokens": torch.zeros(2, 4)}, older)
+    save_file({"updates": two, "signatures": two.clone(), "tokens": three}, crooked)
+    for path in (damaged, other, older):
         with pytest.raises(CorruptFile, match="damaged or something else"):
             TaskLibrary.load(path)
-    with pytest.raises(CorruptFile, match=r"updates \(2, 1, 1\), tokens \(3, 4\)"):
+    shapes = r"updates \(2, 1, 1\), signatures \(2, 1, 1\), tokens \(3, 4\)"
+    with pytest.raises(CorruptFile, match=shapes):
         TaskLibrary.load(crooked)
 
 
@@ -122,12 +133,29 @@ def test_the_tasks_of_a_mixture_are_named_and_put_together(
 ) -> None:
     tiny, llm = sides
     at_hand = torch.zeros(1, *llm.stack.initial.shape)
-    assert right(known, known.choose(tiny, update[0], at_hand[0])) == [True] * 3
+    assert right(known, known.choose(tiny, update[0], at_hand[0], update[0])) == [True] * 3
     made, kinds = known.put_together(tiny, update, at_hand)
     assert kinds.tolist() == [len(hr.OPERATIONS)]
     test: TokenRows = as_token_rows(MIXTURE.draw(np.random.default_rng(12), 512, "test"))
     followed = float(tiny.stack.accuracy(tiny.stack.initial + update, test))
     assert float(llm.stack.accuracy(llm.stack.initial + made, test)) > followed + 0.1
+
+
+def test_the_first_sum_names_tasks_that_the_average_of_organizations_does_not_answer(
+    sides: tuple[PairSide, PairSide], known: KnownTasks
+) -> None:
+    tiny, llm = sides
+    rng = np.random.default_rng(15)
+    tasks = [HiddenTask((rule,), MIXTURE.shown) for rule in MIXTURE.rules]
+    rows = stack_rows([as_token_rows(task.draw(rng, 512, "private")) for task in tasks])
+    updates = dp_fine_tune_stacked(tiny.stack, rows, [0, 0, 0], [0.0] * 3, DpRecipe(steps=30), [15])
+    first, last = updates[0].mean(0), updates[-1].mean(0)
+    test = as_token_rows(MIXTURE.draw(np.random.default_rng(16), 256, "test"))
+    assert float(tiny.stack.accuracy((tiny.stack.initial + last)[None], test)) < 0.5
+    at_hand = torch.zeros_like(llm.stack.initial)
+    assert right(known, known.choose(tiny, last, at_hand, first)) == [True] * 3
+    deaf = KnownTasks(llm, known.library, known.prompts, HOUSE_RULES_ANSWER_TOKENS, replace(QUICK, likelihood=1e6))
+    assert right(deaf, deaf.choose(tiny, last, at_hand, first)) != [True] * 3
 
 
 def test_an_update_that_explains_the_tinylm_far_better_is_kept(
@@ -137,10 +165,11 @@ def test_an_update_that_explains_the_tinylm_far_better_is_kept(
     rows = as_token_rows(MIXTURE.draw(np.random.default_rng(13), 1024, "public"))
     recipe = PlainRecipe(steps=150, batch=32, rate=1.5e-2)
     own = fine_tune_stacked(llm.stack, rows, 1, recipe, [[13]], [recipe.steps])[0][0]
-    strangers = TaskLibrary(torch.zeros_like(known.library.updates), known.library.tokens)  # the base LLM 64 times
+    base = torch.zeros_like(known.library.updates)  # the base LLM 64 times
+    strangers = TaskLibrary(base, torch.zeros_like(known.library.signatures), known.library.tokens)
     fair = KnownRecipe(handicap=0.0)
     other = KnownTasks(llm, strangers, known.prompts, HOUSE_RULES_ANSWER_TOKENS, fair)
-    chosen = other.choose(sides[0], update[0], own)
+    chosen = other.choose(sides[0], update[0], own, update[0])
     in_play = {rule.operation for rule in MIXTURE.rules}
     assert [task for kind, task in zip(other.kinds, chosen, strict=True) if operation_of(other, kind) in in_play] == [
         None
