@@ -28,6 +28,7 @@ from experiments.measures.private_sets import PrivatePlan, PrivateSets, make_pri
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
+from gradtf_fl.curation.workers import begin_worker
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.transformer import GradTransformer, TrainConfig, sampling, train
 from gradtf_fl.transformer.model import Standardisation
@@ -250,7 +251,7 @@ def _runner(workers: int) -> Iterator[Run[Any]]:
         yield here
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
 
         def there(function: Callable[..., Any], calls: list[tuple[Any, ...]], told: Callable[[], None]) -> list[Any]:
             running = [pool.submit(function, *call) for call in calls]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import torch
@@ -36,9 +38,24 @@ def finished_shards(make: MakeShard, wanted: Sequence[tuple[int, str]], workers:
     return _by_processes(make, wanted, count)
 
 
+def begin_worker() -> None:
+    """What a pool's process does first: one thread is enough for it, and it ends with the process that started it.
+
+    A pool whose owner is killed would go on with the work at hand, for minutes, with nobody to hand it to.
+    """
+    torch.set_num_threads(1)
+    if (owner := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(owner.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
 def _by_processes(make: MakeShard, wanted: Sequence[tuple[int, str]], count: int) -> Finished:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(count, context, begin_worker) as pool:
         running = {pool.submit(make, number): name for number, name in wanted}
         for finished in as_completed(running):
             yield running[finished], finished.result()
