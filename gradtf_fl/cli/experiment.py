@@ -88,6 +88,10 @@ def report(presets: Path | None, out: Path | None, as_json: bool) -> None:
         click.echo(f"{written[0]} and {len(written) - 1} figures")
 
 
+LABEL_WIDTH, VALUE_WIDTH = 30, 17
+"""Of a results table's columns, with the space and lines between them: ``-1.737 ± 1.337``."""
+
+
 def _print_list(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -101,16 +105,22 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_results(document: dict[str, Any]) -> None:
+    """A table for each unit, and of its columns as many side by side as the terminal is wide for."""
     from rich.console import Console
     from rich.table import Table
 
     from experiments.results_table import ResultsTable
 
+    console = Console()
+    beside = max(1, (console.width - LABEL_WIDTH) // VALUE_WIDTH)
     for results in ResultsTable.of(document).by_unit():
-        table = Table(title=f"{document['title']} ({results.unit})", show_edge=False)
-        table.add_column(document["x"] or "")
-        for column in results.columns:
-            table.add_column(results.heading(column), justify="right")
-        for row in results.rows:
-            table.add_row(row, *(results.text(row, column) for column in results.columns))
-        Console().print(table)
+        for start in range(0, len(results.columns), beside):
+            columns = results.columns[start : start + beside]
+            table = Table(title=f"{document['title']} ({results.unit})", title_justify="left", show_edge=False)
+            table.add_column(document["x"] or "", overflow="fold", max_width=LABEL_WIDTH - 3)
+            for column in columns:
+                table.add_column(results.heading(column), justify="right", overflow="fold")
+            for row in results.rows:
+                table.add_row(row, *(results.text(row, column) for column in columns))
+            console.print(table)
+            console.print()

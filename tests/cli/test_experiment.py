@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.preset import PRESETS
+from gradtf_fl.cli.experiment import _print_results
 from tests.cli.conftest import gradtf
 from tests.experiments.measures_of_tests import write_preset
 
@@ -102,6 +103,25 @@ def test_report_shows_every_table_with_its_command_and_figure(timing: tuple[Path
     assert "By hand." in page
     assert "- Never run: `gradtf experiment run absent`" in page
     assert "- [dp_accuracy](dp_accuracy.json): `python -m experiments.dp_accuracy" in page
+
+
+def test_a_wide_table_is_printed_in_parts_that_fit_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows, columns = (
+        ("ours", "a rival of whom there is a good deal to say"),
+        [f"way {n} of training it" for n in range(7)],
+    )
+    runs = [
+        {"seed": seed, "cells": [[row, column, n - seed / 7] for row in rows for n, column in enumerate(columns)]}
+        for seed in range(3)
+    ]
+    _print_results({"title": "Wide", "unit": "nats", "x": None, "runs": runs})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    found = [value for line in lines if line.split("│")[0].strip() == "ours" for value in line.split("│")[1:]]
+    assert [value.strip() for value in found] == [f"{n - 1 / 7:.3f} ± 0.355" for n in range(7)]
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
