@@ -32,7 +32,7 @@ from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import encode_rows, read_rows
-from gradtf_fl.training.dp_sgd import train_dp
+from gradtf_fl.training.dp_sgd import check_trainable, train_dp
 from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
 
 OWN_UPDATE = "own_update.safetensors"
@@ -61,11 +61,16 @@ def train_update(
         training.
 
     Raises:
-        Refused: ``model_hash`` or ``data``. BudgetExhausted: the charge does not fit; no row was parsed.
+        Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``. BudgetExhausted: the
+            charge does not fit; no row was parsed.
     """
     tiny = load_global_tiny(organization, message.spec, message.initial_hash, message.update)
     if tiny.start_hash != config.model_hash or tiny.layout.size != config.dim:
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
+    try:
+        check_trainable(tiny.model)
+    except ConfigError as error:
+        raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     rows = count_rows(organization.train_path)
     if plan.batch > rows:
         raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")

@@ -87,7 +87,8 @@ class Provider:
 
         self.generator: Generator = generator if generator is not None else load_generator(plan)
         source, target = self.generator.source.spec, self.generator.target.spec
-        tiny_initial = initial_state(load_model(plan.tiny)[0], source)
+        tiny_model = load_model(plan.tiny)[0]
+        tiny_initial = initial_state(tiny_model, source)
         self.tiny = TinyStart(
             json.dumps(source.to_json(), sort_keys=True),
             state_hash(tiny_initial),
@@ -99,6 +100,7 @@ class Provider:
         self.llm_layout = BlockLayout.from_state(self.llm_initial, target.train_a)
         self.llm_hash = model_hash(plan.llm)
         self._refuse_other_pair(plan)
+        _refuse_untrainable(plan, tiny_model, source)
         self.key = signing_key(plan)
 
     def _refuse_other_pair(self, plan: FederationPlan) -> None:
@@ -164,6 +166,23 @@ class Provider:
         from gradtf_fl.adapters import save_adapter
 
         save_adapter(folder, adapter.state, self.llm_spec, self.llm_folder)
+
+
+def _refuse_untrainable(plan: FederationPlan, tiny_model: Any, spec: AdapterSpec) -> None:
+    """ConfigError where every organization would refuse the round."""
+    from gradtf_fl.adapters import attach
+    from gradtf_fl.training.dp_sgd import check_trainable
+
+    try:
+        check_trainable(attach(tiny_model, spec))
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                f"transformer {plan.transformer}: organizations can't train its TinyLM adapter ({spec.kind} on "
+                f"{', '.join(spec.targets)}) under DP-SGD: {problem}"
+                for problem in error.problems
+            ]
+        ) from error
 
 
 def update_bytes(update: NDArray[np.float32]) -> bytes:

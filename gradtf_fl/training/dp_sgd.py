@@ -33,7 +33,16 @@ from gradtf_fl.training.row_gradients import RowGradients, full_precision
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
 
-__all__ = ["DpCheckpoint", "DpOutcome", "NothingTrained", "PrivateAdam", "RowLosses", "noisy_step", "train_dp"]
+__all__ = [
+    "DpCheckpoint",
+    "DpOutcome",
+    "NothingTrained",
+    "PrivateAdam",
+    "RowLosses",
+    "check_trainable",
+    "noisy_step",
+    "train_dp",
+]
 
 PHYSICAL_BATCH = 512
 """Rows per forward pass; larger draws are split, clipped part by part and released as one step."""
@@ -61,6 +70,12 @@ class DpOutcome:
     mean_loss: float
     noise: str
     resumed_at: int = 0
+
+
+def check_trainable(model: nn.Module) -> None:
+    """ConfigError where `train_dp` could not train ``model``'s adapter, told before a round or a charge, without rows:
+    row gradients are known of plain LoRA on linear layers."""
+    RowGradients(model, adapter_parameters(model))
 
 
 def train_dp(

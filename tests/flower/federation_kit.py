@@ -35,12 +35,12 @@ TRANSFORMER = "transformer.safetensors"
 ROWS = 64
 
 
-def write_transformer(path: Path, pair: tuple[str, str]) -> GradTransformer:
+def write_transformer(path: Path, pair: tuple[str, str], tiny_spec: AdapterSpec = SPEC) -> GradTransformer:
     """A small untrained Grad-Transformer of the pair, saved and loaded again."""
     sides = []
-    for name in pair:
-        layout = BlockLayout.from_state(initial_state(load_model(name)[0], SPEC))
-        sides.append(Side(name, model_hash(name), SPEC, layout))
+    for name, spec in zip(pair, (tiny_spec, SPEC), strict=True):
+        layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec))
+        sides.append(Side(name, model_hash(name), spec, layout))
     torch.manual_seed(7)
     standards = [
         Standardisation(

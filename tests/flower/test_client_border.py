@@ -19,6 +19,7 @@ from clients.client_app import app
 from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import organization_of
 from clients.refusals import Refused
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
@@ -34,11 +35,11 @@ from gradtf_fl.round_messages import (
     TrainingPlan,
 )
 from gradtf_fl.secagg import Identity
-from strategies import InProcessGrid, Provider, SecureFederation
+from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
-from tests.flower.federation_kit import Kit
+from tests.flower.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
 MARKER = "patient-7431-has-the-flu"
@@ -99,6 +100,28 @@ def test_no_text_of_an_exception_leaves(
     assert "Traceback" in log
     assert MARKER in caplog.text  # whoever runs the simulation sees it
     assert (bench.kit.folders[0] / "client.log").stat().st_mode & 0o077 == 0
+
+
+UNTRAINABLE = {
+    "lora-xs on q_proj, v_proj": AdapterSpec(kind="lora-xs"),
+    "lora on q_proj, embed_tokens": AdapterSpec(targets=("q_proj", "embed_tokens")),
+}
+
+
+@pytest.mark.parametrize("name", UNTRAINABLE)
+def test_an_adapter_that_nobody_can_train_privately_starts_no_round_and_costs_nothing(
+    name: str, make_kit: MakeKit, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = make_kit(budget=50.0)
+    other = replace(kit, generator=write_transformer(tmp_path / "other.safetensors", pair, UNTRAINABLE[name]))
+    with pytest.raises(ConfigError, match=rf"can't train its TinyLM adapter \({name}\) under DP-SGD: "):
+        Provider(other.plan, other.generator)
+    monkeypatch.setattr(provider, "_refuse_untrainable", lambda *_: None)  # a server that asks all the same
+    bench = Bench(other)
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    log = (kit.folders[0] / "client.log").read_text()
+    assert "the round's adapter cannot be trained privately" in log
+    assert not (kit.folders[0] / "ledger.sqlite").exists()
 
 
 def test_a_private_path_does_not_leave(bench: Bench) -> None:
