@@ -70,6 +70,11 @@ class Preset:
     file: PresetFile
     function: Measure
 
+    @property
+    def words(self) -> dict[str, Any]:
+        """What is said about the results; it may change after they were measured."""
+        return self.file.model_dump(include={"title", "question", "paper", "note"})
+
     def document(self) -> dict[str, Any]:
         """What goes into the results, in front of the runs."""
         described = {"preset": self.name, **self.file.model_dump(exclude={"seeds", "minutes"})}

@@ -59,6 +59,7 @@ def write_report(out: Path, folder: Path | None = None) -> list[Path]:
         if document is None:
             missing.append(preset)
             continue
+        document |= preset.words
         figures.append(out / f"{preset.name}.png")
         draw(document, figures[-1])
         parts.append(section(document, state_of(preset, out)))
@@ -90,17 +91,22 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _provenance(document: Mapping[str, Any], state: str) -> str:
-    runs, machine = document["runs"], document["machine"]
+    runs = document["runs"]
+    machines = dict.fromkeys(_described(run.get("machine", document["machine"])) for run in runs)
     revisions = sorted({run["revision"] or "no checkout" for run in runs})
     parts = [
         f"{state} ({', '.join(str(run['seed']) for run in runs)})",
         f"{sum(run['seconds'] for run in runs):,.0f} s",
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}",
+        "; ".join(machines),
         "revision " + ", ".join(revision[:12] + revision[40:] for revision in revisions),
     ]
     if "checkpoint_sha256" in document:
         parts.append(f"checkpoint {document['checkpoint_sha256'][:12]}")
     return "; ".join(parts) + f"; [every cell of every seed]({document['preset']}.json)."
+
+
+def _described(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}"
 
 
 def _others(out: Path, missing: Sequence[Preset], found: Mapping[str, object]) -> str:

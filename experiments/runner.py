@@ -90,7 +90,8 @@ def run_preset(preset: Preset, out: Path, seeds: int | None, progress: Progress)
         began = time.monotonic()
         cells = preset.function(preset.file.parameters, seed, show)
         _refuse_bad_cells(preset.name, seed, cells)
-        run = {"seed": seed, "seconds": round(time.monotonic() - began, 1), "revision": code, "cells": cells}
+        seconds = round(time.monotonic() - began, 1)
+        run = {"seed": seed, "seconds": seconds, "revision": code, "machine": described, "cells": cells}
         others = _finished(path, besides=seed)
         _refuse_other_cells(path, cells, others)
         finished = sorted([*others, run], key=lambda run: run["seed"])

@@ -78,7 +78,8 @@ def test_report_shows_every_table_with_its_command_and_figure(timing: tuple[Path
     (results / "dp_accuracy.json").write_text("{}")
     gradtf("experiment", "run", "small", "--presets", presets_of_report, "--out", results)
     curve = json.loads((results / "small.json").read_text())
-    curve |= {"preset": "curve", "kind": "line", "x": "epsilon", "note": "By hand."}
+    curve |= {"preset": "curve", "kind": "line", "x": "epsilon", "note": "Of an older preset."}
+    curve["runs"][0]["machine"] = {"cpu": "Abacus", "cores": 1, "python": "3.13.0", "torch": "2.11.0"}
     for run in curve["runs"]:
         run["cells"] = [[row, "PGR, ours", run["seed"] + float(row)] for row in ("0.5", "8")]
     (results / "curve.json").write_text(json.dumps(curve))
@@ -101,6 +102,9 @@ def test_report_shows_every_table_with_its_command_and_figure(timing: tuple[Path
     assert page.index("## curve") < page.index("## small")
     assert "**The paper.** It doubles." in page
     assert "By hand." in page
+    assert "Of an older preset." not in page
+    here = curve["machine"]
+    assert f"; Abacus, 1 cores, Python 3.13.0, torch 2.11.0; {here['cpu']}, {here['cores']} cores, Python " in page
     assert "- Never run: `gradtf experiment run absent`" in page
     assert "- [dp_accuracy](dp_accuracy.json): `python -m experiments.dp_accuracy" in page
 

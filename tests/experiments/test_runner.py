@@ -78,6 +78,7 @@ def test_results_say_how_they_came_about(tmp_path: Path) -> None:
     assert [run["seed"] for run in document["runs"]] == [0, 1, 2]
     assert document["runs"][2]["cells"][0] == ["ours", "accuracy, seen", 4.0]
     assert {"cpu", "cores", "torch"} <= document["machine"].keys()
+    assert all(run["machine"] == document["machine"] for run in document["runs"])
     assert document["revision"] == revision()
     if (ROOT / ".git").exists():
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
