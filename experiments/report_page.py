@@ -34,6 +34,10 @@ EARLIER = {
     "empirical_audit": "python -m experiments.audit_power --out experiments/results/empirical_audit.json",
     "dp_step": "gradtf bench dp --json",
     "secagg": "gradtf bench secagg --json",
+    "bench_federation": "gradtf bench federation --json",
+    "known_tasks": "python -m experiments.tune_known_tasks --install",
+    "soak": "python -m experiments.soak --json",
+    "large_adapter": "python -m experiments.large_adapter --json",
     "ledger": "python -m experiments.bench_ledger --out experiments/results/ledger.json",
     "pretraining": "python -m experiments.pretrain_pair --install build/pair",
 }

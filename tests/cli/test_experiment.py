@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.preset import PRESETS
+from experiments.report_page import EARLIER
 from gradtf_fl.cli.experiment import _print_results
 from tests.cli.conftest import gradtf
 from tests.experiments.measures_of_tests import write_preset
@@ -126,6 +127,13 @@ def test_a_wide_table_is_printed_in_parts_that_fit_the_terminal(
     assert max(len(line) for line in lines) <= 80
     found = [value for line in lines if line.split("│")[0].strip() == "ours" for value in line.split("│")[1:]]
     assert [value.strip() for value in found] == [f"{n - 1 / 7:.3f} ± 0.355" for n in range(7)]
+
+
+def test_every_committed_figure_has_a_command_that_makes_it_again() -> None:
+    results = Path(PRESETS).parent / "results"
+    names = {path.stem for path in results.glob("*.json")}
+    assert names
+    assert names <= {path.stem for path in PRESETS.glob("*.toml")} | EARLIER.keys()
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
