@@ -11,8 +11,7 @@ the provider has tuned its LLM on tasks: it knows their updates and which tokens
 3. asks the first round's sum, too, which is nearly a weighted sum of what each task's update looks like (`unmixing`):
    where every organization has a task of its own, their average answers none of them, but the sum names all of them;
 4. lets the best task of each kind that the sum holds answer all its prompts, and tunes the LLM on these answers, from
-   the mean of these tasks' updates. Where no known task explains a kind, the update that it would have used otherwise
-   takes the task's place.
+   the update that it would have used otherwise. That update answers the kinds that no known task explains.
 
 Where all prompts are of one kind there is nothing to put together, and nothing changes. Privacy: post-processing of
 the sum and public prompts, as in `refinement`. It recognises tasks and learns none: a kind of prompts whose task the
@@ -222,22 +221,22 @@ class KnownTasks:
         return (likely.exp() + self.recipe.floor).log()[torch.tensor(index)]
 
     def distil(self, chosen: Mapping[int, int | None], at_hand: Tensor) -> Tensor:
-        """LLM update [L2, n2], tuned on what the chosen task of each kind answers to its prompts, from the mean of
-        their updates; where none is chosen, ``at_hand`` answers."""
-        rows, updates = [], []
+        """LLM update [L2, n2], tuned from ``at_hand`` on what the chosen task of each kind answers to its prompts; where
+        none is chosen, ``at_hand`` answers."""
+        rows = []
         for place, task in chosen.items():
             prompts = [self.prompts[n] for n in self.kinds[place].prompts]
-            updates.append(at_hand if task is None else self.library.updates[task])
-            answers = self._answer(updates[-1][None], prompts)[0]
+            update = at_hand if task is None else self.library.updates[task]
+            answers = self._answer(update[None], prompts)[0]
             rows += [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         tokens = encode_rows(rows, self.llm.tokenizer, self.llm.max_tokens)
-        stack, start = self.llm.stack, torch.stack(updates).mean(0)
+        stack = self.llm.stack
 
         def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
             return stack.row_losses(theta, part)
 
-        tuned = stack.initial + start
-        for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, start[None]):
+        tuned = stack.initial + at_hand
+        for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, at_hand[None]):
             tuned = theta[0]
         return tuned - stack.initial
 
