@@ -221,8 +221,8 @@ class KnownTasks:
         return (likely.exp() + self.recipe.floor).log()[torch.tensor(index)]
 
     def distil(self, chosen: Mapping[int, int | None], at_hand: Tensor) -> Tensor:
-        """LLM update [L2, n2], tuned from ``at_hand`` on what the chosen task of each kind answers to its prompts; where
-        none is chosen, ``at_hand`` answers."""
+        """LLM update [L2, n2], tuned from ``at_hand`` on what the chosen task of each kind answers to its prompts;
+        where none is chosen, ``at_hand`` answers."""
         rows = []
         for place, task in chosen.items():
             prompts = [self.prompts[n] for n in self.kinds[place].prompts]
