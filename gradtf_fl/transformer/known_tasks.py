@@ -10,8 +10,8 @@ the provider has tuned its LLM on tasks: it knows their updates and which tokens
    the one that it finds likeliest by far, where the TinyLM has learned it;
 3. asks the first round's sum, too, which is nearly a weighted sum of what each task's update looks like (`unmixing`):
    where every organization has a task of its own, their average answers none of them, but the sum names all of them;
-4. lets the best task of each kind that the sum holds answer all its prompts, and tunes the LLM on these answers, from
-   the update that it would have used otherwise. That update answers the kinds that no known task explains.
+4. lets the best task of each kind answer all its prompts, and tunes the LLM on these answers, from the update that it
+   would have used otherwise. That update answers the kinds that no known task explains.
 
 Where all prompts are of one kind there is nothing to put together, and nothing changes. Privacy: post-processing of
 the sum and public prompts, as in `refinement`. It recognises tasks and learns none: a kind of prompts whose task the
@@ -21,7 +21,7 @@ provider has never seen is left as it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +113,7 @@ class KnownRecipe:
             fitted to the TinyLM, whose mistakes it therefore shares.
         unexplained: the update at hand is no candidate where known tasks leave less of the first sum unexplained (a
             share of its squared length; a task that the provider never saw left .23 to .54, five known ones .1).
-        in_play: a kind is left out where its best task explains less of the first sum than this share of what all kinds
-            explain: nobody has it, and the LLM has the more room for the others.
-        tuning: of the LLM on the answers.
+        tuning: of the LLM on the answers, from the update at hand.
     """
 
     probes: int = 64
@@ -124,7 +122,6 @@ class KnownRecipe:
     likelihood: float = 0.08
     handicap: float = 1.5
     unexplained: float = 0.2
-    in_play: float = 0.01
     tuning: PlainRecipe = PlainRecipe(steps=300, batch=48, rate=1.5e-2)
 
 
@@ -185,26 +182,22 @@ class KnownTasks:
         made, counts = at_hand.clone(), torch.zeros(len(updates), dtype=torch.long)
         for k, (update, first) in enumerate(zip(updates, updates if firsts is None else firsts, strict=True)):
             chosen = self.choose(tiny, update, at_hand[k], first)
-            if any(task is not None for task in chosen.values()):
+            if any(task is not None for task in chosen):
                 made[k], counts[k] = self.distil(chosen, at_hand[k]), len(chosen)
         return made, counts
 
-    def choose(self, tiny: PairSide, update: Tensor, at_hand: Tensor, first: Tensor) -> dict[int, int | None]:
+    def choose(self, tiny: PairSide, update: Tensor, at_hand: Tensor, first: Tensor) -> list[int | None]:
         """The task that explains TinyLM update ``update`` [L1, n1], and ``first`` [L1, n1] after the first round, best,
-        for each kind of prompts (its place) in play; None where the LLM update ``at_hand`` [L2, n2] does."""
-        recipe, chosen = self.recipe, dict[int, int | None]()
+        for each kind of prompts; None where the LLM update ``at_hand`` [L2, n2] does."""
+        recipe, chosen = self.recipe, list[int | None]()
         unmixed = unmix(self.library.signatures, first, [kind.tasks for kind in self.kinds])
-        for place, (kind, answers, residuals) in enumerate(
-            zip(self.kinds, self._answers, unmixed.residuals, strict=True)
-        ):
-            if unmixed.gains[place] < recipe.in_play * (1 - unmixed.unexplained):
-                continue
+        for kind, answers, residuals in zip(self.kinds, self._answers, unmixed.residuals, strict=True):
             probes = self._probes(kind)
             scores = self.scores(tiny, update, probes, [*answers, *self._answer(at_hand[None], probes)]).mean(1)
             best = int((recipe.likelihood * scores[:-1] - residuals).argmax())
             explained = unmixed.unexplained < recipe.unexplained
             explained = explained or float(scores[best]) > float(scores[-1]) - recipe.handicap
-            chosen[place] = kind.tasks[best] if explained else None
+            chosen.append(kind.tasks[best] if explained else None)
         return chosen
 
     def scores(self, tiny: PairSide, update: Tensor, probes: Sequence[str], answers: Sequence[Sequence[str]]) -> Tensor:
@@ -220,13 +213,13 @@ class KnownTasks:
         likely = torch.where((labels != IGNORED).any(1), chosen.sum(1), -torch.inf)  # no answer explains nothing
         return (likely.exp() + self.recipe.floor).log()[torch.tensor(index)]
 
-    def distil(self, chosen: Mapping[int, int | None], at_hand: Tensor) -> Tensor:
-        """LLM update [L2, n2], tuned from ``at_hand`` on what the chosen task of each kind answers to its prompts;
-        where none is chosen, ``at_hand`` answers."""
+    def distil(self, chosen: Sequence[int | None], start: Tensor) -> Tensor:
+        """LLM update [L2, n2], tuned from ``start`` on what the chosen task of each kind answers to its prompts; where
+        none is chosen, ``start`` answers."""
         rows = []
-        for place, task in chosen.items():
-            prompts = [self.prompts[n] for n in self.kinds[place].prompts]
-            update = at_hand if task is None else self.library.updates[task]
+        for kind, task in zip(self.kinds, chosen, strict=True):
+            prompts = [self.prompts[n] for n in kind.prompts]
+            update = start if task is None else self.library.updates[task]
             answers = self._answer(update[None], prompts)[0]
             rows += [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         tokens = encode_rows(rows, self.llm.tokenizer, self.llm.max_tokens)
@@ -235,8 +228,8 @@ class KnownTasks:
         def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
             return stack.row_losses(theta, part)
 
-        tuned = stack.initial + at_hand
-        for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, at_hand[None]):
+        tuned = stack.initial + start
+        for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, start[None]):
             tuned = theta[0]
         return tuned - stack.initial
 

@@ -22,17 +22,15 @@ RIDGE = 1e-6
 
 @dataclass(frozen=True)
 class Unmixed:
-    """What a first sum says; shares are of its squared length.
+    """What a first sum says.
 
     Attributes:
-        residuals: for each kind [tasks of it], the log of the share that is left unexplained with that task and the
-            best ones of all other kinds.
-        gains: for each kind, how much larger that share is without any task of it.
-        unexplained: that share with the best task of each kind.
+        residuals: for each kind [tasks of it], the log of what is left of the squared length of the sum, as a share,
+            with that task and the best ones of all other kinds.
+        unexplained: that share with the best task of each kind, 0 to 1.
     """
 
     residuals: tuple[Tensor, ...]
-    gains: tuple[float, ...]
     unexplained: float
 
 
@@ -47,31 +45,21 @@ def unmix(signatures: Tensor, first: Tensor, kinds: Sequence[Sequence[int]]) -> 
     known, wanted = signatures.flatten(1).double(), first.flatten().double()
     length = float(wanted @ wanted)
     if length == 0 or not kinds:
-        return Unmixed(tuple(torch.zeros(len(tasks)) for tasks in kinds), (0.0,) * len(kinds), 1.0)
+        return Unmixed(tuple(torch.zeros(len(tasks)) for tasks in kinds), 1.0)
     gram, products = known @ known.T, known @ wanted
     ridge = max(RIDGE * float(gram.diagonal().mean()), 1e-12)
-
-    def left(sets: Tensor) -> Tensor:
-        """Share [T] that the tasks of each set [T, M] leave."""
-        matrix = gram[sets[:, :, None], sets[:, None, :]] + ridge * torch.eye(sets.shape[1])
-        right = products[sets]
-        explained: Tensor = (torch.linalg.solve(matrix, right) * right).sum(1)
-        return (1 - explained / length).clamp(min=1e-9)
-
     chosen: list[int | None] = [None] * len(kinds)
     residuals: list[Tensor] = [torch.zeros(0)] * len(kinds)
-
-    def others(k: int) -> list[int]:
-        return [task for j, task in enumerate(chosen) if j != k and task is not None]
-
     for _ in range(PASSES):
         before = list(chosen)
         for k, tasks in enumerate(kinds):
-            residuals[k] = left(torch.tensor([[*others(k), task] for task in tasks]))
-            chosen[k] = tasks[int(residuals[k].argmin())]
+            others = [task for j, task in enumerate(chosen) if j != k and task is not None]
+            sets = torch.tensor([[*others, task] for task in tasks])  # [T, M]
+            left_side = gram[sets[:, :, None], sets[:, None, :]] + ridge * torch.eye(sets.shape[1])
+            right = products[sets]
+            weights = torch.linalg.solve(left_side, right)
+            left = (1 - (weights * right).sum(1) / length).clamp(min=1e-9)
+            chosen[k], residuals[k] = tasks[int(left.argmin())], left.log().float()
         if chosen == before:
             break
-    best = float(residuals[-1].min())
-    without = [float(left(torch.tensor([rest]))) if (rest := others(k)) else 1.0 for k in range(len(kinds))]
-    logs = tuple(found.log().float() for found in residuals)
-    return Unmixed(logs, tuple(share - best for share in without), best)
+    return Unmixed(tuple(residuals), float(residuals[-1].min().exp()))
