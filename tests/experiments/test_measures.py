@@ -117,13 +117,15 @@ def test_a_sum_is_the_mean_of_its_federation_and_noise_is_of_dp_alone() -> None:
     federations = Federations.of(made, 1)
     assert (federations.count, federations.members, len(federations.private)) == (2, 2, 4 * 64)
     assert as_rows(federations.test, 4)[3] == tuple(made[1][1].test)
-    together = federations.together(NO_DP, 0)
-    assert torch.equal(together, federations.together(NO_DP, 0))  # all follows from the seed
-    groups = federations._train([0, 0, 1, 1], NO_DP, [0, 6])
-    assert torch.equal(together[1], groups[2:].mean(0))
-    alone = federations.alone(NO_DP, 0)
+    together, first = federations.together(NO_DP, 0)
+    assert torch.equal(together, federations.together(NO_DP, 0).last)  # all follows from the seed
+    last_round, first_round = federations._train([0, 0, 1, 1], NO_DP, [0, 6])
+    assert torch.equal(together[1], last_round[2:].mean(0))
+    assert torch.equal(first[1], first_round[2:].mean(0))
+    assert 0 < float(first.norm()) < float(together.norm())  # one step of three
+    alone = federations.alone(NO_DP, 0).last
     assert alone.shape == (4, *together.shape[1:])
-    assert (federations.alone(0.5, 0) - alone).norm() > 0.5 * alone.norm()
+    assert (federations.alone(0.5, 0).last - alone).norm() > 0.5 * alone.norm()
     spread = federations.per_organization(together)
     assert torch.equal(spread[1], together[0])
     assert torch.equal(spread[2], together[1])
