@@ -1,4 +1,4 @@
-"""Tune the embedded pair on every public House Rule: the provider's known tasks (13 minutes of one core).
+"""Tune the embedded pair on every public House Rule: the provider's known tasks (10 minutes of one core).
 
     python -m experiments.tune_known_tasks --out build/known-tasks
     python -m experiments.tune_known_tasks --out build/known-tasks --install   # into gradtf_fl/assets, with the figures

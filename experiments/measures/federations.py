@@ -60,7 +60,7 @@ class Federations:
 
     def alone(self, epsilon: float, seed: int) -> Trained:
         """Of organizations that train on their own, in rounds of one: [F * M, L1, n1]."""
-        return Trained(*self._train(range(self.organizations), epsilon, [seed, 7]))
+        return self._train(range(self.organizations), epsilon, [seed, 7])
 
     def together(self, epsilon: float, seed: int) -> Trained:
         """What secure aggregation delivers: mean updates [F, L1, n1]."""
@@ -68,14 +68,14 @@ class Federations:
         updates = self._train(groups, epsilon, [seed, 6])
         return Trained(*(one.reshape(self.count, self.members, *one.shape[1:]).mean(1) for one in updates))
 
-    def _train(self, groups: Sequence[int], epsilon: float, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _train(self, groups: Sequence[int], epsilon: float, seed: Sequence[int]) -> Trained:
         recipe, rows = self.recipe, len(self.private) // self.organizations
         sigma = 0.0
         if epsilon != NO_DP:
             sigma = noise_multiplier(epsilon, DELTA, recipe.batch / rows, recipe.rounds * recipe.steps)
         sigmas = [sigma] * self.organizations
         updates = dp_fine_tune_stacked(bench().tiny, self.private, groups, sigmas, recipe, seed)
-        return updates[-1], updates[0]
+        return Trained(last=updates[-1], first=updates[0])
 
     def own_ceiling(self, seed: int) -> list[float]:
         """Accuracy of the LLM tuned without DP on each organization's own rows [F * M]."""
