@@ -2,8 +2,9 @@
 
 The two models' shapes come from their published configurations, on the meta device: no weights are read. Update
 vectors are random; the Grad-Transformer, its optimizers, its training step and its generation are the product's own.
-On a CUDA device it is measured in float32 and bf16, and with room for it a step by the functional objective too,
-through a 7B model of random weights in bf16. On a CPU one step and one generation show that they fit the memory.
+On a CUDA device it is measured in float32 and bf16, each beside the plain T5 loop's step, and with room for it a step
+by the functional objective too, through a 7B model of random weights in bf16. On a CPU one step and one generation
+show that they fit the memory.
 
     python -m experiments.paper_scale --device cpu --out experiments/results/paper_scale.json
     python -m experiments.paper_scale --device cuda --out experiments/results/paper_scale_gpu.json
@@ -15,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 
 from experiments.benchmark import machine
 from experiments.clock import Clock
+from experiments.plain_loop import training_steps
 from experiments.recomputation import recomputed
 from experiments.runner import revision
 from gradtf_fl.adapters import AdapterSpec, initial_state
@@ -81,6 +83,7 @@ class Plan:
         steps, warm_up: timed training steps and generations, and those before them.
         limit_bytes: memory that one step and one generation have to fit.
         tokens: length of the functional step's rows, one for each of ``batch`` updates.
+        loop_batches: for each of these, a step is timed beside the plain T5 loop's.
     """
 
     source: Shape = QWEN_3B
@@ -91,6 +94,7 @@ class Plan:
     warm_up: int = 0
     limit_bytes: int = 22 * GIB
     tokens: int = 128
+    loop_batches: tuple[int, ...] = ()
     seed: int = 0
     spec: AdapterSpec = field(default_factory=AdapterSpec)
 
@@ -167,6 +171,10 @@ def _run(plan: Plan, source: Side, target: Side, place: Place, say: Callable[[st
     run["peak_gib"]["generation"] = clock.peak() / GIB
     run["fits"] = clock.peak() <= plan.limit_bytes
     say(f"  generation {run['generation_s']:.3g} s, decoder anew {run['decoder_anew_s']:.3g} s, fits: {run['fits']}")
+    model.train()
+    run["beside_plain_loop"] = [_beside_plain_loop(plan, batch, model, place, clock) for batch in plan.loop_batches]
+    for entry in run["beside_plain_loop"]:
+        say(f"  batch {entry['batch']}: plain T5 loop {entry['plain_s']:.3g} s, {entry['times']:.2f} times ours")
     if place.precision == "bf16" and has_room(place.device):
         run["functional"] = _functional(plan, model, optimizers, inputs, place, clock)
         say(f"  functional step {run['functional']['step_s']:.3g} s")
@@ -212,6 +220,21 @@ def _functional(
 
     seconds = clock.repeated(step, plan.steps, plan.warm_up)
     return {"step_s": seconds, "steps_per_s": 1 / seconds, "tokens": plan.tokens, "peak_gib": clock.peak() / GIB}
+
+
+def _beside_plain_loop(
+    plan: Plan, batch: int, model: GradTransformerModel, place: Place, clock: Clock
+) -> dict[str, float]:
+    """Seconds of a step by `mse` as shipped, with AdamW, and of the plain T5 loop; how many times ours the last is."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    updates, targets = (
+        (0.01 * torch.randn(batch, *scale.shape, generator=generator)).to(place.device)
+        for scale in (model.source_scale, model.target_scale)
+    )
+    ways = training_steps(model, TrainConfig(seed=plan.seed), updates, targets, place.autocast)
+    shipped, adamw, plain = (clock.repeated(way, plan.steps, plan.warm_up) for way in ways)
+    times = {"times": plain / shipped, "times_adamw": plain / adamw}
+    return {"batch": batch, "shipped_s": shipped, "adamw_s": adamw, "plain_s": plain, **times}
 
 
 def count(model: GradTransformerModel) -> dict[str, int]:
@@ -265,7 +288,7 @@ def main() -> None:
     plan = Plan(batch=options.batch, seed=options.seed)
     if places[0].device.type == "cuda":
         places.append(Place.find(options.device, "bf16"))
-        plan = Plan(batch=options.batch, seed=options.seed, steps=10, warm_up=3)
+        plan = replace(plan, steps=10, warm_up=3, loop_batches=(options.batch, 32))
     began, described = time.monotonic(), machine(PACKAGES)
     document = dry_run(plan, places, lambda line: None if options.json else print(line, flush=True))
     document |= {"revision": revision(), "machine": described, "seconds": round(time.monotonic() - began, 1)}

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.benchmark import median
 from experiments.cells import Cell, Progress, measure
 from experiments.evaluate_transformer import LLM_RECIPE, TINY_RECIPE, Bench, draw
 from experiments.measures.trial import Scores, Trial, pgr, private_sets, score
 from experiments.measures.trial_parameters import Sets, TrialParameters
+from experiments.plain_loop import training_steps
 from experiments.recomputation import recomputed
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Controls
@@ -34,7 +35,6 @@ from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import TrainConfig, train
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
-from gradtf_fl.transformer.training import new_optimizers
 
 OURS, PEER, FASTER = "ours, s", "peer, s", "times faster"
 BLOCKS = 28
@@ -162,46 +162,10 @@ def _generation(parameters: CostParameters, seed: int) -> list[Cell]:
 def _training_step(parameters: CostParameters, seed: int) -> list[Cell]:
     model, updates = _large(parameters, seed)
     targets = torch.randn(updates.shape, generator=torch.Generator().manual_seed(seed))
-    config = parameters.trial(seed).train
-    shipped = new_optimizers(model, config)
-    plain = PlainT5(model.t5, parameters.block_dim)
-    adamw, alike = (
-        [torch.optim.AdamW(module.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)]
-        for module in (plain, model)
-    )
-
-    def step(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizers: Sequence[Any]) -> None:
-        module.zero_grad()
-        torch.autograd.backward(loss(updates, targets))
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-
-    ours, same_optimizer, theirs = _alternately(
-        parameters.repeats,
-        lambda: step(model, model.mse, shipped),
-        lambda: step(model, model.mse, alike),
-        lambda: step(plain, plain, adamw),
-    )
+    steps = training_steps(model, parameters.trial(seed).train, updates, targets, nullcontext)
+    ours, same_optimizer, theirs = _alternately(parameters.repeats, *steps)
     row = f"training step, batch {parameters.batch}: against the plain T5 loop"
     return _compared(f"{row}, as shipped", ours, theirs) + _compared(f"{row}, AdamW both", same_optimizer, theirs)
-
-
-class PlainT5(nn.Module):
-    """The peer: a Hugging Face T5Model of the same shape between linear layers, teacher forcing, squared error."""
-
-    def __init__(self, t5: Any, block_dim: int) -> None:
-        super().__init__()
-        self.t5 = type(t5)(t5.config)
-        width = t5.config.d_model
-        self.source, self.target = nn.Linear(block_dim, width), nn.Linear(block_dim, width)
-        self.output = nn.Linear(width, block_dim)
-
-    def forward(self, updates: Tensor, targets: Tensor) -> Tensor:
-        """Loss of predicting each block [B, L, n] from the true ones before it."""
-        shifted = nn.functional.pad(targets, (0, 0, 1, 0))[:, :-1]
-        found = self.t5(inputs_embeds=self.source(updates), decoder_inputs_embeds=self.target(shifted))
-        return nn.functional.mse_loss(self.output(found.last_hidden_state), targets)
 
 
 def _large(parameters: CostParameters, seed: int) -> tuple[GradTransformerModel, Tensor]:
