@@ -31,6 +31,7 @@ EARLIER = {
     "bound_against_gap": "python -m experiments.bound_against_gap --out experiments/results/bound_against_gap",
     "paper_scale": "python -m experiments.paper_scale --device cpu --out experiments/results/paper_scale.json",
     "paper_scale_gpu": "python -m experiments.paper_scale --device cuda --out experiments/results/paper_scale_gpu.json",
+    "shrinkage": "python -m experiments.shrinkage --out experiments/results/shrinkage.json",
     "empirical_audit": "python -m experiments.audit_power --out experiments/results/empirical_audit.json",
     "dp_step": "gradtf bench dp --json",
     "secagg": "gradtf bench secagg --json",
