@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -47,18 +47,17 @@ def training_steps(
     plain = PlainT5(model.t5, updates.shape[2], targets.shape[2]).to(updates.device)
 
     def way(
-        module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizers: Sequence[torch.optim.Optimizer]
+        module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizers: list[torch.optim.Optimizer]
     ) -> Callable[[], None]:
         def step() -> None:
             with autocast():
                 found = loss(updates, targets)
-            take_step(module, list(optimizers), found)
+            take_step(module, optimizers, found)
 
         return step
 
     def adamw(module: nn.Module) -> list[torch.optim.Optimizer]:
-        weights = [p for name, p in module.named_parameters() if "shared" not in name and "embed_tokens" not in name]
-        return [torch.optim.AdamW(weights, lr=config.rate, weight_decay=config.weight_decay, fused=True)]
+        return [torch.optim.AdamW(module.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)]
 
     shipped = way(model, model.mse, new_optimizers(model, config))
     return shipped, way(model, model.mse, adamw(model)), way(plain, plain, adamw(plain))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from experiments.cells import Progress
 from experiments.measures.trial import run_trials, store_folder
 from experiments.measures.tuples import TupleParameters
 from experiments.preset import load_preset
-from experiments.runner import revision
+from experiments.runner import PACKAGES, revision
 from gradtf_fl.cli.whole_file import write_whole
 from gradtf_fl.curation import TupleStore
 
@@ -85,14 +86,18 @@ def shrinkage(
     }
 
 
+def _told(what: str, done: int, total: int) -> None:
+    print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    began, described = time.monotonic(), machine(("torch", "transformers", "numpy"))
+    began, described = time.monotonic(), machine(PACKAGES)
     parameters = TupleParameters(**load_preset("figure8").file.parameters)
-    document = shrinkage(parameters, options.seed, lambda what, done, total: print(f"{what}: {done} of {total}"))
+    document = shrinkage(parameters, options.seed, _told)
     document |= {"revision": revision(), "machine": described, "seconds": round(time.monotonic() - began, 1)}
     text = json.dumps(document, indent=1) + "\n"
     print(text, end="")
