@@ -15,7 +15,7 @@ demo: $(VENV)/.run
 	$(BIN)/gradtf simulate
 
 demo-deployment: $(VENV)/.run
-	BIN=$(BIN) experiments/demo_deployment.sh
+	BIN=$(BIN) experiments/demos/demo_deployment.sh
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,6 +1,6 @@
 """The organization's Flower ClientApp, as a simulation runs it: one thin handler for each message.
 
-A deployed organization runs the same `clients.handlers` without it: `clients.executor` takes messages from the
+A deployed organization runs the same `clients.handlers` without it: `clients.node.executor` takes messages from the
 SuperNode itself, so that no code which a server sends is ever loaded.
 """
 

@@ -13,8 +13,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from clients.adapter_statements import AdapterStatement, read_statement, statement_of, write_statement
-from clients.kept_adapters import ADAPTER, follow, next_delivery, set_aside
+from clients.adapters.kept import ADAPTER, follow, next_delivery, set_aside
+from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.errors import ConfigError, CorruptFile
@@ -40,8 +40,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
     """
     verify(organization, delivery)
-    from gradtf_fl.adapters import save_adapter, unpack_adapter
-    from gradtf_fl.models import load_model, model_folder
+    from gradtf_fl.adapters import load_model, model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm
     try:

@@ -20,20 +20,23 @@ from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.adapters import (
     AdapterSpec,
+    BlockLayout,
     adapter_state,
+    apply_update,
     attach,
     initial_state,
+    kept_model,
+    model_hash,
     set_adapter_state,
     state_hash,
+    update_vector,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import kept_model, model_hash
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import encode_rows, read_rows
-from gradtf_fl.training.dp_sgd import check_trainable, train_dp
-from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
+from gradtf_fl.training import check_trainable, train_dp
 
 OWN_UPDATE = "own_update.safetensors"
 

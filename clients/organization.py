@@ -8,7 +8,7 @@ ORG/client.log            refusals and tracebacks, 0600
 ORG/events.jsonl          what the node did, for machines: words of a fixed list, numbers, times; 0600
 ORG/evaluations.jsonl     accuracy of each round's models on the organization's own test rows
 ORG/rounds/ROUND/llm_adapter/   PEFT folder; beside it adapter.json, the provider's signed statement, 0600
-ORG/current_adapter       link to the adapter in use (`clients.kept_adapters`)
+ORG/current_adapter       link to the adapter in use (`clients.adapters.kept`)
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from gradtf_fl.deployment.processes import MAX_LOG_BYTES
+from gradtf_fl.deployment import MAX_LOG_BYTES
 from gradtf_fl.errors import BudgetExhausted
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedMessage, Refusal
 

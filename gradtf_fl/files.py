@@ -50,6 +50,21 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
         draft.unlink(missing_ok=True)
 
 
+def write_whole(out: Path, text: str, mode: int = 0o666) -> None:
+    """Write ``text`` (UTF-8) beside ``out`` and rename it there.
+
+    Args:
+        mode: permissions, less the umask; 0o600 for what its owner alone may read.
+
+    Raises:
+        ConfigError: it can't be written; ``out`` is then as it was.
+    """
+    try:
+        replace_file(out, text.encode(), mode)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Put names made or changed in ``folder`` on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -232,7 +232,7 @@ def global_model_hash(base_hash: str, initial_hash: bytes, update: bytes) -> byt
     """SHA-256 of the model a round starts from: base weights, shared initial adapter, global update U.
 
     Args:
-        base_hash: `gradtf_fl.models.model_hash` of the TinyLM. initial_hash: `adapters.state_hash` (32
+        base_hash: `gradtf_fl.adapters.models.model_hash` of the TinyLM. initial_hash: `adapters.state_hash` (32
         bytes). update: float32 little endian bytes of U.
     """
     parts = (base_hash.encode(), initial_hash, update)

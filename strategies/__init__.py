@@ -1,11 +1,25 @@
 """The server's side in Flower: the strategy, the ServerApp, round checkpoints, and the in-process grid."""
 
-from strategies.checkpoints import read_records, write_roster
-from strategies.federation import SecureFederation
-from strategies.in_process import InProcessGrid
-from strategies.provider import Generator, Provider
-from strategies.records import FederationResult, OnEvent, RoundEvent, RoundRecord
-from strategies.server_app import run_server
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from strategies import checkpoints
+    from strategies.checkpoints import read_records, write_roster
+    from strategies.engines.in_process import InProcessGrid
+    from strategies.engines.ray_engine import run_on_ray
+    from strategies.federation import SecureFederation
+    from strategies.groups import combined
+    from strategies.provider import Generator, Provider, load_transformer
+    from strategies.records import FederationResult, OnEvent, RoundEvent, RoundRecord
+    from strategies.server.run import ServerRun, progress
+    from strategies.server.setup import make_server
+    from strategies.server_app import run_server
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "FederationResult",
@@ -16,7 +30,14 @@ __all__ = [
     "RoundEvent",
     "RoundRecord",
     "SecureFederation",
+    "ServerRun",
+    "checkpoints",
+    "combined",
+    "load_transformer",
+    "make_server",
+    "progress",
     "read_records",
+    "run_on_ray",
     "run_server",
     "write_roster",
 ]

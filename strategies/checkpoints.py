@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.deployment.folders import held
+from gradtf_fl.deployment import held
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
 from strategies.records import RoundRecord

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtf_fl.adapters import BlockLayout
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import adapter_statement, global_model_hash
 from gradtf_fl.secagg import Identity
-from gradtf_fl.update_vectors import BlockLayout
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters import AdapterSpec
@@ -82,8 +82,7 @@ class Provider:
         Raises:
             ConfigError: a model is missing, or the transformer was trained for another pair. CorruptFile.
         """
-        from gradtf_fl.adapters import initial_state, state_hash
-        from gradtf_fl.models import load_model, model_folder, model_hash
+        from gradtf_fl.adapters import initial_state, load_model, model_folder, model_hash, state_hash
 
         self.generator: Generator = generator if generator is not None else load_generator(plan)
         source, target = self.generator.source.spec, self.generator.target.spec
@@ -121,8 +120,7 @@ class Provider:
     ) -> GeneratedAdapter:
         """U [L1, n1] -> LLM adapter, packed and signed for this round; ``first`` is U after the first one, if that was
         another."""
-        from gradtf_fl.adapters import pack_adapter
-        from gradtf_fl.update_vectors import apply_update
+        from gradtf_fl.adapters import apply_update, pack_adapter
 
         values, refinement = self._generated(update, first)
         state = apply_update(self.llm_layout, self.llm_initial, values)
@@ -132,7 +130,7 @@ class Provider:
     def _generated(
         self, update: NDArray[np.float32], first: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        from gradtf_fl.transformer.refinement import RefiningGenerator
+        from gradtf_fl.transformer import RefiningGenerator
 
         if not isinstance(self.generator, RefiningGenerator):
             return self.generator.generate(update), {}
@@ -171,7 +169,7 @@ class Provider:
 def _refuse_untrainable(plan: FederationPlan, tiny_model: Any, spec: AdapterSpec) -> None:
     """ConfigError where every organization would refuse the round."""
     from gradtf_fl.adapters import attach
-    from gradtf_fl.training.dp_sgd import check_trainable
+    from gradtf_fl.training import check_trainable
 
     try:
         check_trainable(attach(tiny_model, spec))
@@ -203,8 +201,7 @@ def load_generator(plan: FederationPlan) -> Generator:
     if plan.prompts is None:
         return transformer
     from gradtf_fl.tasks import read_prompts
-    from gradtf_fl.transformer.known_tasks import embedded_tasks
-    from gradtf_fl.transformer.refinement import RefiningGenerator
+    from gradtf_fl.transformer import RefiningGenerator, embedded_tasks
 
     known = embedded_tasks() if plan.transformer == "embedded" else None
     return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens, known=known)

@@ -13,10 +13,10 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Roster
 from strategies import checkpoints
 from strategies.federation import SecureFederation
-from strategies.observation import Observer, tell_all
 from strategies.provider import Generator, Provider
 from strategies.records import FederationResult, OnEvent, RoundEvent
-from strategies.tracking import open_tracker
+from strategies.server.observation import Observer, tell_all
+from strategies.server.tracking import open_tracker
 
 app = ServerApp()
 

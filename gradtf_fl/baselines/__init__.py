@@ -5,25 +5,25 @@ The controls are here; the rivals that need models are imported when they are as
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradtf_fl.baselines.controls import Controls
-from gradtf_fl.models import ASSETS
+from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.baselines.comparison import Settings, all_baselines
+    from gradtf_fl.baselines.controls import Controls, embedded_controls
     from gradtf_fl.baselines.cross_lora import CrossLora
-    from gradtf_fl.baselines.decoding import Decoding
+    from gradtf_fl.baselines.decoding import Decoding, continue_prompts
     from gradtf_fl.baselines.from_update import FromUpdate, update_only_baselines
-    from gradtf_fl.baselines.interface import Baseline, Case, Outcome, Pair, PairSide, run_baseline
+    from gradtf_fl.baselines.interface import Baseline, Case, Outcome, Pair, PairSide, outcome_of_updates, run_baseline
     from gradtf_fl.baselines.losses import AdaptiveLoss, ConfidenceLoss, WeakLoss
     from gradtf_fl.baselines.pca_ridge import PcaRidge
     from gradtf_fl.baselines.proxy_tuning import ProxyTuning
-    from gradtf_fl.baselines.scoring import Scores
+    from gradtf_fl.baselines.scoring import Scores, score_rows
     from gradtf_fl.baselines.synthetic_text import HOUSE_RULES_ROWS, RowShape, SyntheticText, with_prompt_loss
     from gradtf_fl.baselines.weak_to_strong import HalfSplit, PublicPrompts
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "HOUSE_RULES_ROWS",
@@ -48,34 +48,11 @@ __all__ = [
     "SyntheticText",
     "WeakLoss",
     "all_baselines",
+    "continue_prompts",
     "embedded_controls",
+    "outcome_of_updates",
     "run_baseline",
+    "score_rows",
     "update_only_baselines",
     "with_prompt_loss",
 ]
-
-_HOMES = {
-    "comparison": ("Settings", "all_baselines"),
-    "cross_lora": ("CrossLora",),
-    "decoding": ("Decoding",),
-    "from_update": ("FromUpdate", "update_only_baselines"),
-    "interface": ("Baseline", "Case", "Outcome", "Pair", "PairSide", "run_baseline"),
-    "losses": ("AdaptiveLoss", "ConfidenceLoss", "WeakLoss"),
-    "pca_ridge": ("PcaRidge",),
-    "proxy_tuning": ("ProxyTuning",),
-    "scoring": ("Scores",),
-    "synthetic_text": ("HOUSE_RULES_ROWS", "RowShape", "SyntheticText", "with_prompt_loss"),
-    "weak_to_strong": ("HalfSplit", "PublicPrompts"),
-}
-
-
-def embedded_controls() -> Path:
-    """The controls that ship with the package, fitted on the shipped Grad-Transformer's plain shadow sets."""
-    return ASSETS / "controls.safetensors"
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(name)

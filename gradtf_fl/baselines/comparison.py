@@ -12,7 +12,7 @@ from gradtf_fl.baselines.losses import AdaptiveLoss, ConfidenceLoss, WeakLoss
 from gradtf_fl.baselines.proxy_tuning import ProxyTuning
 from gradtf_fl.baselines.synthetic_text import RowShape, SyntheticText
 from gradtf_fl.baselines.weak_to_strong import HalfSplit, PublicPrompts
-from gradtf_fl.training.stacked import PlainRecipe
+from gradtf_fl.training import PlainRecipe
 
 
 @dataclass(frozen=True)

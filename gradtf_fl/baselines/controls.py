@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtf_fl.adapters import ASSETS, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.update_vectors import Vector
 
 Matrix = NDArray[np.float64]
 
@@ -121,3 +121,8 @@ class Controls:
             return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))
         except Exception as error:
             raise CorruptFile(f"controls {path}: damaged ({error})") from error
+
+
+def embedded_controls() -> Path:
+    """The controls that ship with the package, fitted on the shipped Grad-Transformer's plain shadow sets."""
+    return ASSETS / "controls.safetensors"

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.adapters import Vector
 from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training.stacked_layers import StackedLinear
-from gradtf_fl.update_vectors import Vector
+from gradtf_fl.training import StackedLinear
 
 _MODULE = re.compile(r"\.layers\.(\d+)\.(.+)$")
 _Place = tuple[int, str]  # layer, projection's name below the layer

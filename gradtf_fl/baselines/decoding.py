@@ -18,7 +18,7 @@ from torch import Tensor
 from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.baselines.scoring import equal_counts
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.decoding import end_tokens
+from gradtf_fl.tasks import end_tokens
 
 
 @dataclass(frozen=True)

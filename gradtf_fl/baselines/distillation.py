@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gradtf_fl.baselines.losses import Objective
-from gradtf_fl.tasks.rows import TokenRows
-from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, descend
+from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training import PlainRecipe, StackedAdapters, descend
 
 Teacher = Callable[[TokenRows], Tensor]
 """TokenRows of K * R rows -> the weak models' distributions [K * R, t, V] at `TokenRows.answer_labels`' places."""

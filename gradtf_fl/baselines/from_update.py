@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gradtf_fl.adapters import Vector
 from gradtf_fl.baselines.controls import Controls
 from gradtf_fl.baselines.cross_lora import CrossLora
 from gradtf_fl.baselines.interface import Case, Outcome, Pair, outcome_of_updates
 from gradtf_fl.baselines.pca_ridge import PcaRidge
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.update_vectors import Vector
 
 Generate = Callable[[Vector], Vector]
 """TinyLM update [L1, n1] -> LLM update [L2, n2]."""

@@ -13,13 +13,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.adapters import AdapterSpec, initial_state, load_model
 from gradtf_fl.baselines.scoring import AnswerLogits, Scores, equal_counts, score_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import context_length, longest_row
-from gradtf_fl.tasks.rows import Row, TokenRows
-from gradtf_fl.training.stacked import StackedAdapters
+from gradtf_fl.tasks import Row, TokenRows, context_length, longest_row
+from gradtf_fl.training import StackedAdapters
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class PairSide:
 
     @classmethod
     def load(cls, model_name: str, spec: AdapterSpec) -> PairSide:
-        """Load by name (see `gradtf_fl.models.load_model`); ConfigError when the model can't be had."""
+        """Load by name (see `gradtf_fl.adapters.models.load_model`); ConfigError when the model can't be had."""
         model, tokenizer = load_model(model_name)
         initial = initial_state(model, spec)
         return cls(StackedAdapters(model, spec), tokenizer, initial)

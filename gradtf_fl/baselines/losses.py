@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import IGNORED
+from gradtf_fl.tasks import IGNORED
 
 
 class Objective(Protocol):

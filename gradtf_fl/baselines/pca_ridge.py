@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtf_fl.adapters import Vector
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.update_vectors import Vector
 
 Matrix = NDArray[np.float64]
 

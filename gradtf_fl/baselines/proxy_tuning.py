@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtf_fl.baselines.interface import Case, Outcome, Pair
 from gradtf_fl.baselines.vocabulary import require_one_vocabulary, shared_width
-from gradtf_fl.tasks.rows import TokenRows
+from gradtf_fl.tasks import TokenRows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
+from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
 
 AnswerLogits = Callable[[TokenRows], Tensor]
 """TokenRows of K * R rows -> logits [K * R, t, V] for the positions of `TokenRows.answer_labels`."""

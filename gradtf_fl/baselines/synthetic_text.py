@@ -18,8 +18,8 @@ from gradtf_fl.baselines.interface import Case, Outcome, Pair, outcome_of_update
 from gradtf_fl.baselines.losses import WeakLoss
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows
-from gradtf_fl.training.stacked import PlainRecipe
+from gradtf_fl.tasks import IGNORED, Row, TokenRows
+from gradtf_fl.training import PlainRecipe
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from gradtf_fl.baselines.interface import Case, Outcome, Pair, outcome_of_update
 from gradtf_fl.baselines.losses import Objective
 from gradtf_fl.baselines.vocabulary import logits_width, require_one_vocabulary, shared_width, vocabulary_problems
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
-from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from gradtf_fl.tasks import Row, TokenRows, encode_rows
+from gradtf_fl.training import PlainRecipe, fine_tune_stacked
 
 Labels = Literal["auto", "hard", "soft"]
 """Hard: the weak answer as text, so tokenizers may differ. Soft: the weak model's distribution at each of its tokens;

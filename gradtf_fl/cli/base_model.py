@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradtf_fl.adapters import model_folder, model_hash
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import model_folder, model_hash
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters import AdapterSpec

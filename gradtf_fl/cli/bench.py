@@ -23,9 +23,9 @@ def secagg(quick: bool, as_json: bool) -> None:
     from gradtf_fl.cli.progress import WorkProgress
 
     with WorkProgress("bench secagg") as progress:
-        from experiments.bench_secagg import FULL, QUICK, bench_secagg  # imports flwr
+        from experiments.bench import FULL_SECAGG, QUICK_SECAGG, bench_secagg  # imports flwr
 
-        document = bench_secagg(QUICK if quick else FULL, progress.show)
+        document = bench_secagg(QUICK_SECAGG if quick else FULL_SECAGG, progress.show)
     if as_json:
         emit_json(document)
     else:
@@ -41,9 +41,9 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
     from gradtf_fl.cli.progress import WorkProgress
 
     with WorkProgress("bench dp") as progress:
-        from experiments.bench_dp import FULL, QUICK, bench_dp  # imports torch
+        from experiments.bench import FULL_DP, QUICK_DP, bench_dp  # imports torch
 
-        document = bench_dp(("embedded:tiny", *models), QUICK if quick else FULL, progress.show)
+        document = bench_dp(("embedded:tiny", *models), QUICK_DP if quick else FULL_DP, progress.show)
     if as_json:
         emit_json(document)
     else:
@@ -58,9 +58,9 @@ def federation(quick: bool, as_json: bool) -> None:
     from gradtf_fl.cli.progress import WorkProgress
 
     with WorkProgress("bench federation") as progress:
-        from experiments.bench_federation import FULL, QUICK, bench_federation  # imports flwr
+        from experiments.bench import FULL_FEDERATION, QUICK_FEDERATION, bench_federation  # imports flwr
 
-        document = bench_federation(QUICK if quick else FULL, progress.show)
+        document = bench_federation(QUICK_FEDERATION if quick else FULL_FEDERATION, progress.show)
     if as_json:
         emit_json(document)
     else:

@@ -36,7 +36,7 @@ def init(folder: Path, name: str, days: int, as_json: bool) -> None:
 
     An existing authority is never overwritten. Tell organizations the fingerprint by another way than ca.crt itself.
     """
-    from gradtf_fl.deployment.certificates import fingerprint, init_authority
+    from gradtf_fl.deployment import fingerprint, init_authority
 
     authority = init_authority(folder, name, days)
     end = authority.certificate.not_valid_after_utc
@@ -75,7 +75,7 @@ def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: b
     To renew, run it again: both files change in one step, also when it is killed on the way. Then restart the
     SuperLink.
     """
-    from gradtf_fl.deployment.certificates import issue_server
+    from gradtf_fl.deployment import issue_server
 
     made = issue_server(folder, hosts, out, days)
     if made.shortened:
@@ -122,7 +122,7 @@ def verify(ca: Path, cert: Path, key: Path, hosts: tuple[str, ...], as_json: boo
     Exits with 5 when a finding fails, 0 otherwise (warnings included), 2 when a file is missing or holds no
     certificate.
     """
-    from gradtf_fl.deployment.certificates import check
+    from gradtf_fl.deployment import check
 
     findings = check(ca, cert, key, hosts, datetime.now(UTC))
     if as_json:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gradtf_fl.deployment.findings import Finding
+from gradtf_fl.deployment import Finding
 
 OFFLINE_SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": ("0", "Flower reports its use to flower.ai"),
@@ -153,8 +153,8 @@ def _sqlite() -> Iterator[Finding]:
 
 def _assets() -> Iterator[Finding]:
     """The embedded models and their Grad-Transformer, loaded as a run would load them."""
+    from gradtf_fl.adapters import EMBEDDED, load_model
     from gradtf_fl.errors import GradtfError
-    from gradtf_fl.models import EMBEDDED, load_model
 
     remedy = "reinstall gradtf-fl: its embedded files are incomplete"
     for name in EMBEDDED:

@@ -77,7 +77,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score a model by the task's metric; with --floor and --ceiling also the performance gap recovered."""
-    from gradtf_fl.reports.simulation_report import gap_recovered
+    from gradtf_fl.reports import gap_recovered
 
     problems = _Problems()
     if (floor is None) != (ceiling is None):
@@ -139,9 +139,8 @@ class _Problems:
 
 def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
     """The adapter of model ``name``; says what can be known to be wrong with either without loading the model."""
-    from gradtf_fl.adapters import load_adapter
+    from gradtf_fl.adapters import load_adapter, model_folder
     from gradtf_fl.cli.base_model import check_base
-    from gradtf_fl.models import model_folder
 
     problems = _Problems()
     with problems:
@@ -166,8 +165,7 @@ def _text_task(task: str) -> TextTask | None:
 
 
 def _loaded(task: TextTask, data: Path | None, split: Any, max_malformed: float | None) -> LoadedTask:
-    from gradtf_fl.tasks import FolderSource, load_task
-    from gradtf_fl.tasks.text_tasks import MAX_MALFORMED
+    from gradtf_fl.tasks import MAX_MALFORMED, FolderSource, load_task
 
     source = FolderSource(data) if data else None
     share = MAX_MALFORMED if max_malformed is None else max_malformed
@@ -186,8 +184,7 @@ def _rows(task: str, limit: int | None) -> list[Row]:
 
     import numpy as np
 
-    from gradtf_fl.tasks.federation import HiddenTask, tokens_to_rows
-    from gradtf_fl.tasks.house_rules import code_pairs, rule_named
+    from gradtf_fl.tasks import HiddenTask, code_pairs, rule_named, tokens_to_rows
 
     try:
         rule = rule_named(task.removeprefix("house-rules:"))
@@ -199,8 +196,7 @@ def _rows(task: str, limit: int | None) -> list[Row]:
 
 def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer)."""
-    from gradtf_fl.adapters import attach, set_adapter_state
-    from gradtf_fl.models import load_model
+    from gradtf_fl.adapters import attach, load_model, set_adapter_state
 
     model: Any
     model, tokenizer = load_model(name)

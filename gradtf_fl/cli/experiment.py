@@ -34,8 +34,8 @@ def experiment() -> None:
 @json_option
 def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
     """What can be run, how long it takes, and whether its results are there."""
-    from experiments.preset import load_presets
-    from experiments.runner import default_out, state_of
+    from experiments.measuring import default_out
+    from experiments.paper import load_presets, state_of
 
     folder = out or default_out()
     rows = [
@@ -60,8 +60,8 @@ def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as
     from gradtf_fl.cli.progress import WorkProgress
 
     with WorkProgress(f"experiment {name}") as progress:
-        from experiments.preset import load_preset
-        from experiments.runner import default_out, run_preset
+        from experiments.measuring import default_out
+        from experiments.paper import load_preset, run_preset
 
         folder = out or default_out()
         document = run_preset(load_preset(name, presets), folder, seeds, progress.show)
@@ -78,8 +78,8 @@ def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as
 @json_option
 def report(presets: Path | None, out: Path | None, as_json: bool) -> None:
     """Write README.md and figures of all results beside them."""
-    from experiments.report_page import write_report
-    from experiments.runner import default_out
+    from experiments.measuring import default_out
+    from experiments.paper import write_report
 
     written = write_report(out or default_out(), presets)
     if as_json:
@@ -109,7 +109,7 @@ def _print_results(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.results_table import ResultsTable
+    from experiments.paper import ResultsTable
 
     console = Console()
     beside = max(1, (console.width - LABEL_WIDTH) // VALUE_WIDTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradtf_fl.deployment.findings import Finding
+from gradtf_fl.deployment import Finding
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 

@@ -82,14 +82,19 @@ def _check_paths(update: Path, transformer: str, out: Path, prompts: Path | None
 
 def _convert(update: Path, transformer: str, out: Path, prompts: Path | None, answer_tokens: int) -> dict[str, Any]:
     """U = adapter - shared initial adapter; the LLM's initial adapter + generate(U) is written to ``out``."""
-    from gradtf_fl.adapters import initial_state, load_adapter, save_adapter, state_hash
+    from gradtf_fl.adapters import (
+        apply_update,
+        initial_state,
+        load_adapter,
+        load_model,
+        model_folder,
+        save_adapter,
+        state_hash,
+        update_vector,
+    )
     from gradtf_fl.cli.base_model import check_adapter_of, check_side
-    from gradtf_fl.models import load_model, model_folder
     from gradtf_fl.tasks import read_prompts
-    from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-    from gradtf_fl.transformer.known_tasks import embedded_tasks
-    from gradtf_fl.transformer.refinement import RefiningGenerator
-    from gradtf_fl.update_vectors import apply_update, update_vector
+    from gradtf_fl.transformer import GradTransformer, RefiningGenerator, embedded_checkpoint, embedded_tasks
 
     grad = GradTransformer.load(embedded_checkpoint() if transformer == "embedded" else transformer)
     source, target = grad.source, grad.target

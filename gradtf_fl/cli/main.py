@@ -39,9 +39,11 @@ VERBS = {
     "generate": Verb("gradtf_fl.cli.generate:generate", "Turn one TinyLM adapter into an LLM adapter."),
     "evaluate": Verb("gradtf_fl.cli.evaluate:evaluate", "Score a model, with or without an adapter."),
     "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with the public ones; stays local."),
-    "org": Verb("gradtf_fl.cli.org:org", "Organization: keys, checks, the node, its adapters."),
-    "server": Verb("gradtf_fl.cli.server:server", "Provider: run the server of a federation, look at it."),
-    "audit": Verb("gradtf_fl.cli.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."),
+    "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, the node, its adapters."),
+    "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run the server of a federation, look at it."),
+    "audit": Verb(
+        "gradtf_fl.cli.audit.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."
+    ),
     "certs": Verb("gradtf_fl.cli.certs:certs", "TLS for the SuperLink: an authority, certificates, checks."),
     "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and this machine's limits."),
     "experiment": Verb("gradtf_fl.cli.experiment:experiment", "Tables and figures of the paper, from presets."),

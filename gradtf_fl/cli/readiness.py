@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
-from gradtf_fl.cli.whole_file import write_whole
+from gradtf_fl.files import write_whole
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import Row

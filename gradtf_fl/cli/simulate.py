@@ -63,11 +63,11 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
 
     from rich.console import Console
 
-    from gradtf_fl.reports.simulation import SimulationEvent, SimulationProgress, print_report
+    from gradtf_fl.reports import SimulationEvent, SimulationProgress, print_report
 
     with SimulationProgress() as progress:
         progress.show(SimulationEvent("load"))
-        from experiments.simulation import run_simulation  # imports torch: seconds
+        from gradtf_fl.simulation import run_simulation  # imports torch: seconds
 
         report = run_simulation(config, progress.show, began)
     if config.out is None:

@@ -9,9 +9,7 @@ from typing import Any, get_args
 import click
 
 from gradtf_fl.cli.options import chosen, emit_json, json_option
-from gradtf_fl.transformer.backbone import SIZES, Backbone
-from gradtf_fl.transformer.device import DEVICES, PRECISIONS
-from gradtf_fl.transformer.train_config import Objective
+from gradtf_fl.transformer import DEVICES, PRECISIONS, SIZES, Backbone, Objective
 
 
 @click.command(epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors")
@@ -62,9 +60,8 @@ def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, 
         raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
 
     from gradtf_fl.cli.progress import WorkProgress
-    from gradtf_fl.transformer import TrainConfig
+    from gradtf_fl.transformer import Processes, TrainConfig
     from gradtf_fl.transformer import train as run
-    from gradtf_fl.transformer.processes import Processes
 
     config = replace(TrainConfig(), **chosen(given))
     if backbone is not None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gradtf_fl.curation.shards import Group, Recipes, ShardRows, common_tensors
-from gradtf_fl.tasks.rows import TokenRows
-from gradtf_fl.training.stacked import StackedAdapters, batch_indices
+from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training import StackedAdapters, batch_indices
 
 
 @dataclass(frozen=True)

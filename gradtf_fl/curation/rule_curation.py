@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, load_model
 from gradtf_fl.curation.shadow import (
     EPSILONS,
     EXTRA_EPSILON,
@@ -27,9 +27,8 @@ from gradtf_fl.curation.shadow import (
     single_task,
 )
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, StackedAdapters, stack_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, stack_rows
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradtf_fl.tasks import DIRICHLET_ALPHA, IGNORED, MIXTURE_OPERATIONS, HiddenTask, TokenRows
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.tasks.federation import DIRICHLET_ALPHA, MIXTURE_OPERATIONS, HiddenTask
-from gradtf_fl.tasks.rows import IGNORED, TokenRows
 
 GROUP_SIZES = (1, 2, 3, 5)
 EPSILONS = (8.0, 4.0, 2.0, 1.0, 0.5)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gradtf_fl.curation.store import as_int32
-from gradtf_fl.tasks.rows import TokenRows
-from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, StackedAdapters, dp_fine_tune_stacked, fine_tune_stacked
+from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, dp_fine_tune_stacked, fine_tune_stacked
 
 DELTA = 1e-5
 """Of a DP shadow set's whole training."""

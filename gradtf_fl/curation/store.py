@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.tasks.rows import IGNORED
+from gradtf_fl.tasks import IGNORED
 
 FORMAT = 2
 """2: federations are described by neutral names."""

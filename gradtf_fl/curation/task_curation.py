@@ -15,16 +15,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, load_model
 from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
-from gradtf_fl.tasks.decoding import longest_row
-from gradtf_fl.tasks.rows import Row
-from gradtf_fl.tasks.text_windows import TaskRows, read_task_rows
-from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, StackedAdapters
+from gradtf_fl.tasks import Row, TaskRows, longest_row, read_task_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters
 
 T = TypeVar("T")
 Mechanism = Literal["adamw", "sgld", "dp-sgd"]

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.tasks.federation import DIRICHLET_ALPHA
-from gradtf_fl.tasks.rows import Row, TokenRows, encode_rows
-from gradtf_fl.tasks.text_windows import TaskRows
+from gradtf_fl.tasks import DIRICHLET_ALPHA, Row, TaskRows, TokenRows, encode_rows
 
 MIXED = (2, 3)
 """Tasks in a mixture."""

@@ -1,1 +1,96 @@
 """Deployment at organizations: certificates, keys, enrolment, processes, logs, health. Nothing here imports Flower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.deployment.certificate_checks import check
+    from gradtf_fl.deployment.certificates import fingerprint, init_authority, issue_server
+    from gradtf_fl.deployment.enrolment import (
+        Enrolment,
+        Invitation,
+        canonical,
+        changed_keys,
+        enrol,
+        read_enrolment,
+        read_invitation,
+        same_fingerprint,
+    )
+    from gradtf_fl.deployment.findings import Finding
+    from gradtf_fl.deployment.folders import held, new_folder
+    from gradtf_fl.deployment.health_endpoint import HealthServer
+    from gradtf_fl.deployment.json_logs import JsonLog, read_lines
+    from gradtf_fl.deployment.node_key import public_of, write_node_key
+    from gradtf_fl.deployment.processes import (
+        MAX_LOG_BYTES,
+        ChildProcess,
+        FlowerFailed,
+        FlowerSilent,
+        environment,
+        free_port,
+        last_line,
+    )
+    from gradtf_fl.deployment.run_status import EVENTS_FILE, ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
+    from gradtf_fl.deployment.server_config import (
+        CONFIG_FILE,
+        ENROLMENTS,
+        INVITATION_FILE,
+        OURS,
+        ListenSection,
+        Server,
+        load_server,
+    )
+    from gradtf_fl.deployment.server_view import NOT_KNOWN, OrganizationView, ServerView, health, view_server
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "CONFIG_FILE",
+    "ENROLMENTS",
+    "EVENTS_FILE",
+    "INVITATION_FILE",
+    "MAX_LOG_BYTES",
+    "NOT_KNOWN",
+    "OURS",
+    "ChildProcess",
+    "Enrolment",
+    "ExchangeStatus",
+    "Finding",
+    "FlowerFailed",
+    "FlowerSilent",
+    "HealthServer",
+    "Invitation",
+    "JsonLog",
+    "ListenSection",
+    "NodeStatus",
+    "OrganizationView",
+    "PlanStatus",
+    "RunState",
+    "RunStatus",
+    "Server",
+    "ServerView",
+    "canonical",
+    "changed_keys",
+    "check",
+    "enrol",
+    "environment",
+    "fingerprint",
+    "free_port",
+    "health",
+    "held",
+    "init_authority",
+    "issue_server",
+    "last_line",
+    "load_server",
+    "new_folder",
+    "public_of",
+    "read_enrolment",
+    "read_invitation",
+    "read_lines",
+    "same_fingerprint",
+    "view_server",
+    "write_node_key",
+]

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.privacy.accountants import epsilon_prv
-from gradtf_fl.privacy.events import DpEvent
+from gradtf_fl.privacy.accounting.accountants import epsilon_prv
+from gradtf_fl.privacy.accounting.events import DpEvent
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

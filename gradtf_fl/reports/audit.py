@@ -9,12 +9,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.privacy.accountants import Epsilons, SkellamRdp, epsilon_pld_replace_one, epsilon_prv, epsilons
-from gradtf_fl.privacy.books import DatasetAccount
-from gradtf_fl.privacy.events import NOISE_UNRECORDED, SAMPLER, DpEvent, merge
-from gradtf_fl.privacy.reading import LedgerReading, read_ledger
-from gradtf_fl.privacy.records import Charge
-from gradtf_fl.privacy.skellam import CLIENT_ACCOUNTANT, CLIENT_ADJACENCY, CLIENT_ASSUMPTIONS, CLIENT_NOISE, CLIENT_UNIT
+from gradtf_fl.privacy import (
+    CLIENT_ACCOUNTANT,
+    CLIENT_ADJACENCY,
+    CLIENT_ASSUMPTIONS,
+    CLIENT_NOISE,
+    CLIENT_UNIT,
+    NOISE_UNRECORDED,
+    SAMPLER,
+    Charge,
+    DatasetAccount,
+    DpEvent,
+    Epsilons,
+    LedgerReading,
+    SkellamRdp,
+    epsilon_pld_replace_one,
+    epsilon_prv,
+    epsilons,
+    merge,
+    read_ledger,
+)
 from gradtf_fl.reports.projection import projected_rounds
 
 CURVE_POINTS = 32

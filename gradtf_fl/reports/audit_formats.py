@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradtf_fl import __version__
-from gradtf_fl.privacy.skellam import CLIENT_ASSUMPTIONS
+from gradtf_fl.privacy import CLIENT_ASSUMPTIONS
 from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, RoundCost, finite, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
 from gradtf_fl.reports.audit_table import AuditTable

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gradtf_fl.privacy.records import TRAIN
-from gradtf_fl.privacy.skellam import CLIENT_ASSUMPTIONS
-from gradtf_fl.privacy.what_if import MOST_ROUNDS
+from gradtf_fl.privacy import CLIENT_ASSUMPTIONS, MOST_ROUNDS, TRAIN
 from gradtf_fl.reports.audit import LedgerReport
 
 NAMED = 6

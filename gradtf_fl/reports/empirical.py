@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from gradtf_fl.training.audit_plan import AuditPlan
-    from gradtf_fl.training.empirical_audit import AuditResult, ScoreResult
+    from gradtf_fl.training import AuditPlan, AuditResult, ScoreResult
 
 NEAR_ZERO = (
     "A lower bound near 0, or below the claim, proves nothing: another attack may do better. Only a bound above the "

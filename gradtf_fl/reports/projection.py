@@ -12,10 +12,18 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 
-from gradtf_fl.privacy.accountants import ROUNDING, epsilon_prv, epsilon_rdp, fits
-from gradtf_fl.privacy.books import DatasetAccount
-from gradtf_fl.privacy.events import DpEvent, merge
-from gradtf_fl.privacy.what_if import MOST_ROUNDS, greatest, last_round
+from gradtf_fl.privacy import (
+    MOST_ROUNDS,
+    ROUNDING,
+    DatasetAccount,
+    DpEvent,
+    epsilon_prv,
+    epsilon_rdp,
+    fits,
+    greatest,
+    last_round,
+    merge,
+)
 
 EXACT = 64
 """Up to here the answer is that of `rounds_within`."""

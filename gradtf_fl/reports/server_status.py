@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradtf_fl.config import STAGES
-from gradtf_fl.deployment.run_status import NodeStatus
-from gradtf_fl.deployment.server_view import NOT_KNOWN, OrganizationView, ServerView
+from gradtf_fl.deployment import NOT_KNOWN, NodeStatus, OrganizationView, ServerView
 
 STATE_STYLES = {
     "running": "bold green",

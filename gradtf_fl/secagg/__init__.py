@@ -4,58 +4,74 @@ SecAgg+ (Bell et al., CCS 2020; Bonawitz et al., CCS 2017) hardened against an a
 machines: bytes in, bytes out; no sockets, clocks or files. `run_secure_sum` shows the whole protocol.
 """
 
-from gradtf_fl.secagg.client import SecAggClient
-from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
-from gradtf_fl.secagg.graph import group_members
-from gradtf_fl.secagg.messages import STAGES, commitment_of
-from gradtf_fl.secagg.policy import ClientPolicy
-from gradtf_fl.secagg.primitives import Randomness, ReplayRandomness
-from gradtf_fl.secagg.quantization import Quantizer
-from gradtf_fl.secagg.roster import Identity, Roster
-from gradtf_fl.secagg.round_config import (
-    PROTOCOL_VERSION,
-    RoundConfig,
-    decode_configs,
-    default_threshold,
-    encode_configs,
-    smallest_threshold,
-)
-from gradtf_fl.secagg.run import run_secure_sum
-from gradtf_fl.secagg.server import SecAggServer, SecureSum
-from gradtf_fl.secagg.vectors import distributed_noise
-from gradtf_fl.secagg.violations import (
-    AdvertMismatch,
-    BadKey,
-    BadSignature,
-    DuplicateKey,
-    DuplicateMessage,
-    IncompleteShares,
-    InconsistentViews,
-    LateMessage,
-    MalformedMessage,
-    OwnKeyMissing,
-    PolicyViolation,
-    ProtocolViolation,
-    ReconstructionMismatch,
-    RosterMismatch,
-    StageOrder,
-    StaleRound,
-    SurvivorsNotSubset,
-    TooFewMembers,
-    TooFewNeighbours,
-    UndecryptableShare,
-    UnknownIdentity,
-    UpdateRejected,
-    WrongRound,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.secagg.client import SecAggClient
+    from gradtf_fl.secagg.crypto.masks import CHUNK_BYTES, MaskStreams
+    from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
+    from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
+    from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
+    from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
+    from gradtf_fl.secagg.graph import group_members, point
+    from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
+    from gradtf_fl.secagg.packing import packed_size
+    from gradtf_fl.secagg.policy import ClientPolicy
+    from gradtf_fl.secagg.quantization import Quantizer
+    from gradtf_fl.secagg.roster import Identity, Roster
+    from gradtf_fl.secagg.round_config import (
+        PROTOCOL_VERSION,
+        RoundConfig,
+        decode_configs,
+        default_threshold,
+        encode_configs,
+        smallest_threshold,
+    )
+    from gradtf_fl.secagg.run import run_secure_sum
+    from gradtf_fl.secagg.server import SecAggServer, SecureSum
+    from gradtf_fl.secagg.vectors import distributed_noise, encoding_of
+    from gradtf_fl.secagg.violations import (
+        AdvertMismatch,
+        BadKey,
+        BadSignature,
+        DuplicateKey,
+        DuplicateMessage,
+        IncompleteShares,
+        InconsistentViews,
+        LateMessage,
+        MalformedMessage,
+        OwnKeyMissing,
+        PolicyViolation,
+        ProtocolViolation,
+        ReconstructionMismatch,
+        RosterMismatch,
+        StageOrder,
+        StaleRound,
+        SurvivorsNotSubset,
+        TooFewMembers,
+        TooFewNeighbours,
+        UndecryptableShare,
+        UnknownIdentity,
+        UpdateRejected,
+        WrongRound,
+    )
+    from gradtf_fl.secagg.wire.messages import STAGES, commitment_of
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "CHUNK_BYTES",
     "PROTOCOL_VERSION",
     "STAGES",
     "AdvertMismatch",
     "BadKey",
     "BadSignature",
     "ClientPolicy",
+    "DistributedNoise",
     "DuplicateKey",
     "DuplicateMessage",
     "Identity",
@@ -63,6 +79,7 @@ __all__ = [
     "InconsistentViews",
     "LateMessage",
     "MalformedMessage",
+    "MaskStreams",
     "OwnKeyMissing",
     "PolicyViolation",
     "ProtocolViolation",
@@ -73,6 +90,7 @@ __all__ = [
     "Roster",
     "RosterMismatch",
     "RoundConfig",
+    "RoundSecrets",
     "SecAggClient",
     "SecAggServer",
     "SecureSum",
@@ -87,12 +105,18 @@ __all__ = [
     "UpdateRejected",
     "WrongRound",
     "certain_noisers",
+    "combine",
     "commitment_of",
     "decode_configs",
     "default_threshold",
     "distributed_noise",
+    "element_bytes",
     "encode_configs",
+    "encoding_of",
     "group_members",
+    "lagrange_weights",
+    "packed_size",
+    "point",
     "run_secure_sum",
     "smallest_threshold",
     "topology",

@@ -11,26 +11,17 @@ from contextlib import contextmanager
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.adverts import Advert, Directory
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.masks import MaskStreams
+from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
+from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES, is_element
 from gradtf_fl.secagg.graph import Graph, group_members
-from gradtf_fl.secagg.masks import MaskStreams
-from gradtf_fl.secagg.messages import (
-    Delivery,
-    Kind,
-    SealedShares,
-    Survivors,
-    Unmasking,
-    signed,
-)
 from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.quantization import Floats
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
-from gradtf_fl.secagg.round_secrets import HeldShares, RoundSecrets
-from gradtf_fl.secagg.shamir import ELEMENT_BYTES, is_element
 from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import (
     IncompleteShares,
@@ -44,7 +35,16 @@ from gradtf_fl.secagg.violations import (
     UnknownIdentity,
     UpdateRejected,
 )
-from gradtf_fl.secagg.votes import Votes, sample, view_digest
+from gradtf_fl.secagg.wire.adverts import Advert, Directory
+from gradtf_fl.secagg.wire.messages import (
+    Delivery,
+    Kind,
+    SealedShares,
+    Survivors,
+    Unmasking,
+    signed,
+)
+from gradtf_fl.secagg.wire.votes import Votes, sample, view_digest
 
 
 class SecAggClient:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from gradtf_fl.secagg.primitives import USAGE_GRAPH, USAGE_GROUPS, digest, index_bytes, keystream
+from gradtf_fl.secagg.crypto.primitives import USAGE_GRAPH, USAGE_GROUPS, digest, index_bytes, keystream
 from gradtf_fl.secagg.roster import Roster
 
 COMPLETE_BELOW = 100

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.secagg.masks import Words
+from gradtf_fl.secagg.crypto.masks import Words
 from gradtf_fl.secagg.violations import MalformedMessage
 
 BIT_WIDTHS = (16, 20, 24, 32)

@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from gradtf_fl.secagg.masks import Words
+from gradtf_fl.secagg.crypto.masks import Words
 from gradtf_fl.secagg.packing import BIT_WIDTHS, word_dtype
 from gradtf_fl.secagg.violations import UpdateRejected
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradtf_fl.errors import RoundAborted
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.adverts import Advert
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.shamir import combine, element_bytes
 from gradtf_fl.secagg.graph import point
-from gradtf_fl.secagg.messages import Unmasking
 from gradtf_fl.secagg.round_config import RoundConfig
-from gradtf_fl.secagg.shamir import combine, element_bytes
 from gradtf_fl.secagg.violations import ReconstructionMismatch
+from gradtf_fl.secagg.wire.adverts import Advert
+from gradtf_fl.secagg.wire.messages import Unmasking
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PRIVATE, place_new, read_private
-from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_ROSTER, Randomness, digest, system_randomness
+from gradtf_fl.secagg.crypto.primitives import KEY_BYTES, USAGE_ROSTER, Randomness, digest, system_randomness
 from gradtf_fl.secagg.violations import UnknownIdentity
 
 

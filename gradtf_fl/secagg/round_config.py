@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Literal
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.secagg.encoding import MAX_INDEX, MAX_U64, Reader, Writer
+from gradtf_fl.secagg.crypto.primitives import KEY_BYTES, USAGE_CONFIG, digest
 from gradtf_fl.secagg.packing import BIT_WIDTHS
-from gradtf_fl.secagg.primitives import KEY_BYTES, USAGE_CONFIG, digest
 from gradtf_fl.secagg.violations import MalformedMessage
+from gradtf_fl.secagg.wire.encoding import MAX_INDEX, MAX_U64, Reader, Writer
 
 PROTOCOL_VERSION = 1
 WeightRule = Literal["uniform", "examples"]

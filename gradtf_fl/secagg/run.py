@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gradtf_fl.secagg.client import SecAggClient
+from gradtf_fl.secagg.crypto.primitives import Randomness, system_randomness
 from gradtf_fl.secagg.degree import Topology, topology
 from gradtf_fl.secagg.policy import ClientPolicy
-from gradtf_fl.secagg.primitives import Randomness, system_randomness
 from gradtf_fl.secagg.quantization import Floats
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig, WeightRule

@@ -14,20 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
-from gradtf_fl.secagg.adverts import Advert, Directory
+from gradtf_fl.secagg.crypto.masks import Words, add_masks
+from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.graph import Graph, group_members
-from gradtf_fl.secagg.masks import Words, add_masks
-from gradtf_fl.secagg.messages import (
-    STAGES,
-    Delivery,
-    Kind,
-    SealedShares,
-    Survivors,
-    Unmasking,
-    open_signed,
-)
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
-from gradtf_fl.secagg.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.recovery import Recovery
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.round_config import RoundConfig
@@ -42,7 +32,17 @@ from gradtf_fl.secagg.violations import (
     StageOrder,
     UnknownIdentity,
 )
-from gradtf_fl.secagg.votes import Votes, view_digest
+from gradtf_fl.secagg.wire.adverts import Advert, Directory
+from gradtf_fl.secagg.wire.messages import (
+    STAGES,
+    Delivery,
+    Kind,
+    SealedShares,
+    Survivors,
+    Unmasking,
+    open_signed,
+)
+from gradtf_fl.secagg.wire.votes import Votes, view_digest
 
 _ENDED = "ended"
 

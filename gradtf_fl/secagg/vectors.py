@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.secagg.distributed_noise import DistributedNoise
-from gradtf_fl.secagg.masks import Words
-from gradtf_fl.secagg.primitives import USAGE_ROTATION, digest
+from gradtf_fl.secagg.crypto.masks import Words
+from gradtf_fl.secagg.crypto.primitives import USAGE_ROTATION, digest
+from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
+from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
 from gradtf_fl.secagg.quantization import Floats, Quantizer
 from gradtf_fl.secagg.round_config import RoundConfig
-from gradtf_fl.secagg.round_secrets import RoundSecrets
 
 
 class VectorEncoding(Protocol):

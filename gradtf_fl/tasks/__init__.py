@@ -4,35 +4,79 @@ House Rules is the embedded benchmark. Text tasks (the paper's six data sets, ow
 `load_task`, and scored by generating: `score_task`.
 """
 
-from gradtf_fl.tasks.federation import OrganizationData, house_rules_federation, public_rows
-from gradtf_fl.tasks.own_tasks import load_own_task
-from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, read_prompts, read_rows, write_rows
-from gradtf_fl.tasks.scoring import TaskScore, score_task
-from gradtf_fl.tasks.sources import FolderSource
-from gradtf_fl.tasks.splits import split_public_private
-from gradtf_fl.tasks.text_tasks import Example, LoadedTask, TextTask, load_task
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.tasks import house_rules
+    from gradtf_fl.tasks.decoding import context_length, end_tokens, generate_greedily, longest_row
+    from gradtf_fl.tasks.federation import (
+        DIRICHLET_ALPHA,
+        MIXTURE_OPERATIONS,
+        HiddenTask,
+        OrganizationData,
+        house_rules_federation,
+        public_rows,
+        tokens_to_rows,
+    )
+    from gradtf_fl.tasks.house_rules import code_pairs, rule_named
+    from gradtf_fl.tasks.own_tasks import load_own_task
+    from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
+    from gradtf_fl.tasks.rows import (
+        IGNORED,
+        Row,
+        TokenRows,
+        encode_rows,
+        exact_match,
+        read_prompts,
+        read_rows,
+        write_rows,
+    )
+    from gradtf_fl.tasks.scoring import TaskScore, score_task
+    from gradtf_fl.tasks.sources import FolderSource
+    from gradtf_fl.tasks.splits import split_public_private
+    from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
+    from gradtf_fl.tasks.text_windows import TaskRows, read_task_rows
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "DIRICHLET_ALPHA",
     "IGNORED",
+    "MAX_MALFORMED",
+    "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
     "Example",
     "FolderSource",
+    "HiddenTask",
     "LoadedTask",
     "OrganizationData",
     "Row",
+    "TaskRows",
     "TaskScore",
     "TextTask",
     "TokenRows",
+    "code_pairs",
+    "context_length",
     "encode_rows",
+    "end_tokens",
     "exact_match",
+    "generate_greedily",
+    "house_rules",
     "house_rules_federation",
     "load_own_task",
     "load_task",
+    "longest_row",
     "public_rows",
     "read_prompts",
     "read_rows",
+    "read_task_rows",
+    "rule_named",
     "score_task",
     "split_public_private",
+    "tokens_to_rows",
     "write_rows",
 ]

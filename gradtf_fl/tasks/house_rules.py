@@ -53,7 +53,7 @@ RULES_WITH_A_GAP = (
 )
 # fmt: on
 """Public rules that leave an LLM something to add: a TinyLM tuned on public rows is right on at most .90 of them, the
-untuned LLM on at most .09 (`python -m experiments.rules_with_a_gap`). On the other 27 the TinyLM alone does as well."""
+untuned LLM on at most .09 (`python -m experiments.embedded.rules_with_a_gap`). On the other 27 a TinyLM does."""
 
 _DIGIT0 = TOKEN_ID["0"]
 _MASK_ID = TOKEN_ID[MASK]

@@ -11,7 +11,7 @@ from itertools import pairwise, takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.tasks.rows import Row
+from gradtf_fl.tasks import Row
 
 Features = NDArray[np.float32]
 Bag = Mapping[str, int]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy.events import DpEvent, merge
+from gradtf_fl.privacy import DpEvent, merge
 
 GRID = 40_001
 """Points of the integral over the noise. The integrand is smooth and falls off like a Gaussian: the trapezoid rule is

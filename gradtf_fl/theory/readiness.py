@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.tasks.rows import Row
+from gradtf_fl.tasks import Row
 from gradtf_fl.theory.divergence import Divergence, Interval, area, estimate
 from gradtf_fl.theory.features import Bag, Rarity, bag, sources, unit_rows, words
 

@@ -1,1 +1,61 @@
 """Fine-tuning: plain, stacked and differentially private."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.training.audit_plan import AuditPlan
+    from gradtf_fl.training.dp_sgd import (
+        NORM_FLOOR,
+        RowLosses,
+        check_trainable,
+        noisy_step,
+        private_optimizer,
+        train_dp,
+    )
+    from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
+    from gradtf_fl.training.loss import row_mean_loss
+    from gradtf_fl.training.plain import fine_tune
+    from gradtf_fl.training.randomness import Draws
+    from gradtf_fl.training.stacked import (
+        DpRecipe,
+        PlainRecipe,
+        StackedAdapters,
+        batch_indices,
+        descend,
+        dp_fine_tune_stacked,
+        fine_tune_stacked,
+        stack_rows,
+    )
+    from gradtf_fl.training.stacked_layers import StackedLinear
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "NORM_FLOOR",
+    "AuditPlan",
+    "AuditResult",
+    "DpRecipe",
+    "Draws",
+    "PlainRecipe",
+    "Play",
+    "RowLosses",
+    "ScoreResult",
+    "StackedAdapters",
+    "StackedLinear",
+    "batch_indices",
+    "check_trainable",
+    "descend",
+    "dp_fine_tune_stacked",
+    "fine_tune",
+    "fine_tune_stacked",
+    "noisy_step",
+    "private_optimizer",
+    "row_mean_loss",
+    "run_audit",
+    "stack_rows",
+    "train_dp",
+]

@@ -11,10 +11,7 @@ from typing import Any
 
 from gradtf_fl import __version__
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy.accountants import epsilon_prv
-from gradtf_fl.privacy.calibration import noise_multiplier
-from gradtf_fl.privacy.empirical import attainable_bound
-from gradtf_fl.privacy.events import DpEvent
+from gradtf_fl.privacy import DpEvent, attainable_bound, epsilon_prv, noise_multiplier
 
 SCORES = {
     "steps": "gradient canaries: log likelihood ratio of drawn against not drawn, over every noisy gradient",

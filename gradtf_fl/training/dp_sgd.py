@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from gradtf_fl.privacy.events import DpEvent
+from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
 from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtf_fl.adapters import AdapterSpec, attach
+from gradtf_fl.adapters import AdapterSpec, attach, load_model
 from gradtf_fl.errors import VerificationFailed
-from gradtf_fl.models import load_model
-from gradtf_fl.privacy.empirical import Bools, Floats, Guesses, LowerBound, lower_bound, score_guesses
+from gradtf_fl.privacy import Bools, Floats, Guesses, LowerBound, lower_bound, score_guesses
 from gradtf_fl.tasks import Row, TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.audit_plan import GRADIENT_NORM, RANK, SCORES, AuditPlan
 from gradtf_fl.training.canaries import (

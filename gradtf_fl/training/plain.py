@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradtf_fl.tasks.rows import TokenRows
+from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training.loss import row_mean_loss
 from gradtf_fl.training.stacked import PlainRecipe, batch_indices
 

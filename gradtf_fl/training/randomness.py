@@ -18,7 +18,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from gradtf_fl.privacy.events import NOISE_CSPRNG, NOISE_SEEDED
+from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED
 
 _SAMPLING, _NOISE, _DROPOUT = b"r", b"n", b"d"
 _AHEAD, _MOST_STEPS = 2**16, 64

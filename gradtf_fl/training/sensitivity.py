@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import AdapterSpec, attach
+from gradtf_fl.adapters import AdapterSpec, attach, load_model
 from gradtf_fl.errors import VerificationFailed
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.canaries import NoisyGradients
 from gradtf_fl.training.loss import IGNORED

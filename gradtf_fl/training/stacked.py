@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapter_kinds import PREFIX, find_targets
-from gradtf_fl.adapters import AdapterSpec, initial_state
-from gradtf_fl.tasks.rows import IGNORED, TokenRows
+from gradtf_fl.adapters import PREFIX, AdapterSpec, BlockLayout, find_targets, initial_state
+from gradtf_fl.tasks import IGNORED, TokenRows
 from gradtf_fl.training.stacked_layers import by_layer, stack_layer
-from gradtf_fl.update_vectors import BlockLayout
 
 Progress = Callable[[int, int], None]
 

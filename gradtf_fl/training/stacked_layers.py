@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapter_kinds import split_name
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, split_name
 
 
 class StackedLinear(nn.Module):

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradtf_fl.models import ASSETS
-from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from gradtf_fl.transformer.train_config import TrainConfig
-    from gradtf_fl.transformer.training import train
+    from gradtf_fl.transformer import sampling
+    from gradtf_fl.transformer.backbone import SIZES, Backbone
+    from gradtf_fl.transformer.checkpoint import GradTransformer, Side, embedded_checkpoint
+    from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
+    from gradtf_fl.transformer.known_tasks import KnownTasks, TaskLibrary, embedded_tasks
+    from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
+    from gradtf_fl.transformer.partition import PLANS, PartitionPlan
+    from gradtf_fl.transformer.processes import Processes
+    from gradtf_fl.transformer.refinement import Answered, Refined, RefiningGenerator, certainty, refine
+    from gradtf_fl.transformer.train_config import Objective, TrainConfig
+    from gradtf_fl.transformer.training import new_optimizers, take_step, train
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["GradTransformer", "Side", "TrainConfig", "embedded_checkpoint", "train"]
-
-
-def embedded_checkpoint() -> Path:
-    """The Grad-Transformer that ships with the package (House Rules TinyLM -> LLM)."""
-    return ASSETS / "grad-transformer.safetensors"
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("TrainConfig", "train"):
-        from gradtf_fl.transformer import training
-
-        return getattr(training, name)
-    raise AttributeError(name)
+__all__ = [
+    "DEVICES",
+    "PLANS",
+    "PRECISIONS",
+    "SIZES",
+    "Answered",
+    "Backbone",
+    "GradTransformer",
+    "GradTransformerModel",
+    "KnownTasks",
+    "Objective",
+    "PartitionPlan",
+    "Place",
+    "Processes",
+    "Refined",
+    "RefiningGenerator",
+    "Side",
+    "Standardisation",
+    "TaskLibrary",
+    "TrainConfig",
+    "certainty",
+    "embedded_checkpoint",
+    "embedded_tasks",
+    "new_optimizers",
+    "refine",
+    "sampling",
+    "take_step",
+    "train",
+]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gradtf_fl.adapters import model_folder
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import model_folder
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import ASSETS, AdapterSpec, BlockLayout, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.update_vectors import BlockLayout, Vector
 
 if TYPE_CHECKING:
     from gradtf_fl.transformer.backbone import Backbone
@@ -180,3 +179,8 @@ def _sizes(model: GradTransformerModel) -> dict[str, Any]:
         "encoder_layers": config.num_layers,
         "decoder_layers": config.num_decoder_layers,
     }
+
+
+def embedded_checkpoint() -> Path:
+    """The Grad-Transformer that ships with the package (House Rules TinyLM -> LLM)."""
+    return ASSETS / "grad-transformer.safetensors"

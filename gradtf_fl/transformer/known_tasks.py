@@ -28,12 +28,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradtf_fl.baselines.decoding import Decoding, continue_prompts
-from gradtf_fl.baselines.interface import PairSide
+from gradtf_fl.adapters import ASSETS
+from gradtf_fl.baselines import Decoding, PairSide, continue_prompts
 from gradtf_fl.errors import ConfigError, CorruptFile
-from gradtf_fl.models import ASSETS
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
-from gradtf_fl.training.stacked import PlainRecipe, descend
+from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
+from gradtf_fl.training import PlainRecipe, descend
 from gradtf_fl.transformer.unmixing import unmix
 
 
@@ -96,7 +95,7 @@ class TaskLibrary:
 
 
 def embedded_tasks() -> TaskLibrary:
-    """Every public House Rule, for the embedded pair (``python -m experiments.tune_known_tasks`` makes it again)."""
+    """Every public House Rule, for the embedded pair; ``python -m experiments.embedded.tune_known_tasks`` makes it."""
     return TaskLibrary.load(ASSETS / "known-tasks.safetensors")
 
 

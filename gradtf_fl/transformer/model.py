@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.adapters import BlockLayout
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.transformer.backbone import Backbone, build_t5
 from gradtf_fl.transformer.partition import Part, Partition, Partitioning, PartitionPlan
-from gradtf_fl.update_vectors import BlockLayout
 
 SCALE_FLOOR = 1e-4
 """Guards the scale of matrices that never move."""

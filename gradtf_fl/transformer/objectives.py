@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradtf_fl.tasks.rows import TokenRows
-from gradtf_fl.training.stacked import StackedAdapters
+from gradtf_fl.tasks import TokenRows
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.model import GradTransformerModel
 from gradtf_fl.transformer.processes import Processes

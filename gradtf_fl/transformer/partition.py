@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtf_fl.adapter_kinds import split_name
+from gradtf_fl.adapters import BlockLayout, split_name
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.update_vectors import BlockLayout
 
 STRATEGIES = ("block", "per-projection")
 REVERSALS = ("none", "source", "target", "both")

@@ -36,11 +36,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtf_fl.baselines.interface import PairSide
+from gradtf_fl.baselines import PairSide
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.decoding import generate_greedily
-from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows
-from gradtf_fl.training.stacked import StackedAdapters, batch_indices
+from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, generate_greedily
+from gradtf_fl.training import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
 from gradtf_fl.transformer.model import GradTransformerModel

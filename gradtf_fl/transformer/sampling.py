@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtf_fl.curation.store import Shard, token_rows, token_tensors
-from gradtf_fl.tasks.rows import TokenRows
+from gradtf_fl.curation import Shard, token_rows, token_tensors
+from gradtf_fl.tasks import TokenRows
 
 AVERAGED = (1, 2, 3, 5)
 """How many updates of one task, from any of its federations, are averaged."""

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.curation.store import TupleStore
+from gradtf_fl.adapters import AdapterSpec, BlockLayout, load_model, model_hash
+from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model, model_hash
-from gradtf_fl.training.stacked import StackedAdapters
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.transformer.checkpoint import GradTransformer, Side
 from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
@@ -35,7 +34,6 @@ from gradtf_fl.transformer.sampling import ShadowSampler
 from gradtf_fl.transformer.train_config import TrainConfig
 from gradtf_fl.transformer.training_run import TrainingRun
 from gradtf_fl.transformer.validation import Validation
-from gradtf_fl.update_vectors import BlockLayout
 
 __all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
 

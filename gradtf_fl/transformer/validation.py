@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gradtf_fl.curation.store import Shard
+from gradtf_fl.curation import Shard
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.sampling import FederationRef, ShadowSampler

@@ -11,14 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from experiments.pretrain_pair import build_model, build_tokenizer
+from experiments.embedded.pretrain_pair import build_model, build_tokenizer
 from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.adapters.models import load_model, model_hash
+from gradtf_fl.adapters.update_vectors import BlockLayout
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.main import cli
-from gradtf_fl.models import load_model, model_hash
 from gradtf_fl.transformer import GradTransformer, Side
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
-from gradtf_fl.update_vectors import BlockLayout
 
 
 @dataclass(frozen=True)

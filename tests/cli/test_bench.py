@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import bench_secagg
-from experiments.bench_secagg import Sizes
-from experiments.benchmark import Row
-from experiments.flower_secagg_steps import FlowerRound
-from experiments.secagg_round import MeasuredRound
+from experiments.bench import secagg as bench_secagg
+from experiments.bench.flower_secagg_steps import FlowerRound
+from experiments.bench.secagg import Sizes
+from experiments.bench.secagg_round import MeasuredRound
+from experiments.measuring.benchmark import Row
 from tests.cli.conftest import gradtf
 
 TINY = Sizes((50, 70), (4, 20), (4, 6), 50, stream_bytes=1 << 22, runs=1)

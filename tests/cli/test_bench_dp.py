@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import bench_dp
-from experiments.bench_dp import Plan
-from experiments.dp_peers import OURS, PLAIN, WAYS, ways
+from experiments.bench import dp as bench_dp
+from experiments.bench.dp import Plan
+from experiments.bench.dp_peers import OURS, PLAIN, WAYS, ways
 from gradtf_fl.adapters import AdapterSpec, attach
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import TokenRows
 from tests.cli.conftest import gradtf
 

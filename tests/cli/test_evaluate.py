@@ -11,7 +11,7 @@ import torch
 from benchmark_data import DATA, MODELS, needs_data, needs_models
 
 from gradtf_fl.adapters import AdapterSpec, attach, initial_state, save_adapter, set_adapter_state
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.tasks.decoding import generate_greedily
 from tests.cli.conftest import Files, gradtf

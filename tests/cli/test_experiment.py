@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.preset import PRESETS
-from experiments.report_page import EARLIER
+from experiments.paper.preset import PRESETS
+from experiments.paper.report_page import EARLIER
 from gradtf_fl.cli.experiment import _print_results
 from tests.cli.conftest import gradtf
 from tests.experiments.measures_of_tests import write_preset
@@ -24,7 +24,7 @@ def timing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of presets and of results: a small run of figure6's measure, and one of curves."""
     presets, out = tmp_path_factory.mktemp("presets"), tmp_path_factory.mktemp("results")
     write_preset(
-        presets, "figure6", measure='"experiments.measures.timing:seconds"', parameters=SMALLEST, seeds="[0, 1]"
+        presets, "figure6", measure='"experiments.paper.measures.timing:seconds"', parameters=SMALLEST, seeds="[0, 1]"
     )
     done = gradtf("experiment", "run", "figure6", "--presets", presets, "--out", out, "--json")
     assert done.exit_code == 0, done.stderr
@@ -107,7 +107,7 @@ def test_report_shows_every_table_with_its_command_and_figure(timing: tuple[Path
     here = curve["machine"]
     assert f"; Abacus, 1 cores, Python 3.13.0, torch 2.11.0; {here['cpu']}, {here['cores']} cores, Python " in page
     assert "- Never run: `gradtf experiment run absent`" in page
-    assert "- [dp_accuracy](dp_accuracy.json): `python -m experiments.dp_accuracy" in page
+    assert "- [dp_accuracy](dp_accuracy.json): `python -m experiments.paper.dp_accuracy" in page
 
 
 def test_a_wide_table_is_printed_in_parts_that_fit_the_terminal(

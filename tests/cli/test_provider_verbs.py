@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec, initial_state, load_adapter, save_adapter
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import Row, write_rows
 from tests.cli.conftest import Files, gradtf
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.privacy import DpEvent, Ledger, epsilon_prv, epsilon_rdp
-from gradtf_fl.privacy.what_if import (
+from gradtf_fl.privacy.planning import (
     EXPECTED_ACCURACY,
     MOST_ROUNDS,
     RunPlan,
@@ -94,7 +94,7 @@ def test_where_the_plan_differs_from_the_measurement_is_said() -> None:
 
 
 def test_the_table_is_that_of_the_committed_measurements() -> None:
-    from experiments.expected_accuracy import PRIVATE, WITHOUT_DP, table
+    from experiments.embedded.expected_accuracy import PRIVATE, WITHOUT_DP, table
 
     without_dp, private = json.loads(WITHOUT_DP.read_text()), json.loads(PRIVATE.read_text())
     assert json.loads(EXPECTED_ACCURACY.read_text()) == table(without_dp, private)

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from gradtf_fl.adapters import AdapterSpec, initial_state, load_adapter, save_adapter
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.main import cli
 from gradtf_fl.curation import TaskCuration, TupleStore, curate
@@ -21,7 +22,6 @@ from gradtf_fl.curation.langevin import LangevinRecipe, langevin_fine_tune
 from gradtf_fl.curation.store import token_tensors
 from gradtf_fl.curation.text_shadow import draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, TrainConfig, train
 from gradtf_fl.transformer.model import Backbone

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from clients.node_setup import join_federation, make_organization
+from clients.node.setup import join_federation, make_organization
 from gradtf_fl.config import OrganizationConfig, load_toml, to_toml
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.processes import free_port
@@ -24,7 +24,7 @@ from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import write_rows
 from strategies.checkpoints import read_records
 from strategies.records import RoundRecord
-from strategies.server_setup import make_server
+from strategies.server.setup import make_server
 from tests.deployment.members import Member, until
 from tests.deployment.proxy import Proxy
 from tests.flower.federation_kit import ROWS, TRANSFORMER, random_rows

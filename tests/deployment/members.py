@@ -23,9 +23,9 @@ MARK = "GRADTF_TEST_MEMBER"
 STARTING = "with_parent.py"  # a program on its way to becoming another
 ROLES = {
     "run": "gradtf_fl.cli.main",
-    "supernode": "clients.supernode",
-    "worker": "clients.worker",
-    "superlink": "strategies.superlink_gate",
+    "supernode": "clients.node.supernode",
+    "worker": "clients.node.worker",
+    "superlink": "strategies.server.superlink_gate",
     "superexec": "flower-superexec",
     "serverapp": "flwr-serverapp",
 }

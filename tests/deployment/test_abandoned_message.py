@@ -10,8 +10,8 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from flwr.supercore.task_identity import TaskIdentity
 
-import clients.flower_tasks
-from clients.executor import Executor
+import clients.node.flower_tasks
+from clients.node.executor import Executor
 from gradtf_fl.round_messages import SECTION
 from tests.deployment.test_flower_tasks import NODE, RUN, SuperNode, executor, supernode
 
@@ -48,8 +48,8 @@ def test_a_reply_that_gets_lost_is_no_failed_task(
     def lose(*_: object) -> None:
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(clients.flower_tasks, "push_message", lose)
-    monkeypatch.setattr(clients.flower_tasks, "push_task_output", lambda *arguments: told.append(arguments))
+    monkeypatch.setattr(clients.node.flower_tasks, "push_message", lose)
+    monkeypatch.setattr(clients.node.flower_tasks, "push_task_output", lambda *arguments: told.append(arguments))
     supernode.give("train.double", {"value": 4})
     end = time.monotonic() + 20.0
     while executor.served == 0 and time.monotonic() < end:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.node_setup import join_federation, make_organization
+from clients.node.setup import join_federation, make_organization
 from clients.organization import load_organization
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.enrolment import (
@@ -23,7 +23,7 @@ from gradtf_fl.deployment.enrolment import (
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity
-from strategies.server_setup import make_server
+from strategies.server.setup import make_server
 
 PLAN = {"rounds": 2, "epsilon": 4.0}
 

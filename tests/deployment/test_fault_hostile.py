@@ -14,8 +14,8 @@ import pytest
 
 from gradtf_fl.deployment.processes import environment
 from gradtf_fl.round_messages import Refusal
-from strategies.flower_processes import flwr
-from strategies.superlink_gate import permitted
+from strategies.engines.flower_processes import flwr
+from strategies.server.superlink_gate import permitted
 from tests.deployment.deployed_kit import ROUND_S
 from tests.deployment.fault_watch import Invariants
 

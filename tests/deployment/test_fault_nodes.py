@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gradtf_fl.privacy import read_ledger
-from gradtf_fl.privacy.accountants import epsilon_prv
+from gradtf_fl.privacy.accounting.accountants import epsilon_prv
 from tests.deployment.deployed_kit import DEADLINE_S
 from tests.deployment.fault_watch import Invariants
 from tests.deployment.members import Member, until

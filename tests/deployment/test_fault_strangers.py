@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.node_key import write_node_key
 from gradtf_fl.deployment.processes import PACKAGES
-from gradtf_fl.models import load_model
 from tests.deployment.deployed_kit import Deployment
 from tests.deployment.fault_watch import Invariants
 from tests.deployment.members import Member, cli, until

@@ -22,8 +22,8 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
-from clients.executor import Executor
-from clients.flower_tasks import TaskSource
+from clients.node.executor import Executor
+from clients.node.flower_tasks import TaskSource
 from clients.refusals import Vanished
 from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields

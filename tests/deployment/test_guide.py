@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from experiments.guide_output import ANY, GUIDE, REPOSITORY, Block, Stage, blocks, masked, matches, run_all
+from experiments.demos.guide_output import ANY, GUIDE, REPOSITORY, Block, Stage, blocks, masked, matches, run_all
 from gradtf_fl.round_messages import Refusal
 
 TEXT = GUIDE.read_text(encoding="utf-8")
@@ -34,7 +34,9 @@ def run(chosen: list[Block]) -> None:
                     shown = "\n".join(masked(command.shown))
                     real = "\n".join(masked(said))
                     differences.append(f"line {block.line}: {command.text}\n-- shown\n{shown}\n-- real\n{real}")
-    assert not differences, "\n\n".join([*differences, "python -m experiments.guide_output writes the output anew"])
+    assert not differences, "\n\n".join(
+        [*differences, "python -m experiments.demos.guide_output writes the output anew"]
+    )
 
 
 def test_commands_without_flower() -> None:

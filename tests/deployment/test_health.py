@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradtf_fl.deployment.health import REQUEST_SECONDS, HealthServer
+from gradtf_fl.deployment.health_endpoint import REQUEST_SECONDS, HealthServer
 from gradtf_fl.errors import ConfigError
 
 

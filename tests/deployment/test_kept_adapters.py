@@ -22,11 +22,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from clients.adapters.kept import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.delivery import receive_adapter
-from clients.kept_adapters import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.organization import load_organization
-from gradtf_fl.adapter_proof import FIXED, SWITCHES
 from gradtf_fl.adapters import AdapterSpec, load_adapter, pack_adapter
+from gradtf_fl.adapters.proof import FIXED, SWITCHES
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
 from gradtf_fl.secagg import Identity
@@ -36,7 +36,7 @@ from tests.deployment.conftest import Kept
 KILLED_IN_EXPORT = """
 import os, signal, sys
 from pathlib import Path
-import clients.adapter_export as export
+import clients.adapters.export as export
 setattr(export, sys.argv[4], lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
 export.export_merged(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), None)
 """
@@ -226,8 +226,8 @@ def everything_but_the_signature(folder: Path) -> None:
     """A forger who makes all hashes fit again."""
     import hashlib
 
-    from gradtf_fl.adapter_proof import packed_header
     from gradtf_fl.adapters import save_adapter
+    from gradtf_fl.adapters.proof import packed_header
 
     state, spec, base = load_adapter(folder)
     state = {name: tensor + 1 for name, tensor in state.items()}
@@ -340,7 +340,7 @@ def test_every_entry_that_peft_writes_is_judged(organization: Kept) -> None:
 def test_adapters_of_other_kinds_are_verified_by_their_own_state(organization: Kept) -> None:
     """LoRA-XS: R is signed, what PEFT loads is B R."""
     from gradtf_fl.adapters import initial_state, save_adapter
-    from gradtf_fl.models import load_model
+    from gradtf_fl.adapters.models import load_model
 
     spec = AdapterSpec(kind="lora-xs")
     state = initial_state(load_model(organization.kit.plan.llm)[0], spec)
@@ -349,7 +349,7 @@ def test_adapters_of_other_kinds_are_verified_by_their_own_state(organization: K
     packed = pack_adapter(state, spec, "llm")
     message = AdapterDelivery("xs", 7, packed, b"", "", b"", b"")
     message = replace(message, signature=provider.sign(message.signed_bytes))
-    from clients.adapter_statements import statement_of, write_statement
+    from clients.adapters.statements import statement_of, write_statement
 
     place = organization.folder / "rounds" / "7"
     write_statement(place, statement_of(message, provider.public, 9))
@@ -396,9 +396,9 @@ def test_a_merged_model_answers_as_the_peft_model(
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # what the test is about
 def test_an_adapter_on_tied_embeddings_is_merged_into_the_input_alone(organization: Kept, tmp_path: Path) -> None:
-    from clients.adapter_export import export_merged
+    from clients.adapters.export import export_merged
     from gradtf_fl.adapters import initial_state, save_adapter
-    from gradtf_fl.models import load_model
+    from gradtf_fl.adapters.models import load_model
 
     spec = AdapterSpec(targets=("embed_tokens", "q_proj"))
     base, _ = load_model(organization.kit.plan.llm)
@@ -492,7 +492,7 @@ def test_a_link_that_leads_nowhere_is_told(organization: Kept) -> None:
 
 def test_listing_needs_no_torch(organization: Kept) -> None:
     code = (
-        "import sys\nfrom gradtf_fl.cli.org_adapter import adapter\n"
+        "import sys\nfrom gradtf_fl.cli.org.adapter import adapter\n"
         f"for more in ([], ['--list'], ['--verify'], ['--rollback', '1'], ['--unpin']):\n"
         f"    adapter.main([{str(organization.folder)!r}, '--json', *more], standalone_mode=False)\n"
         "print(sorted({'torch', 'flwr', 'transformers'} & set(sys.modules)))"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.large_adapter import ROUNDS, large_adapter
+from experiments.bench.large_adapter import ROUNDS, large_adapter
 
 MOST_MB = 2_500.0  # of any process; an adapter is held a few times over on its way through Flower's messages
 MOST_S = 120.0  # for the exchange that carries it to three organizations on two cores
@@ -19,7 +19,7 @@ def test_adapters_of_a_hundred_megabytes_arrive(tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from clients.kept_adapters import kept
+    from clients.adapters.kept import kept
     from clients.organization import load_organization
 
     document = large_adapter(tmp_path / "large")

@@ -11,51 +11,51 @@ from pathlib import Path
 
 import pytest
 
-import clients.node_run
+import clients.node.run
+import clients.node.supernode
+import clients.node.worker_link
 import clients.refusals
-import clients.supernode
-import clients.worker_link
-import strategies.server_run
-from clients.node_run import NodeRun, boot_id
-from clients.worker_link import SOCKET, WorkerLink
+import strategies.server.run
+from clients.node.run import NodeRun, boot_id
+from clients.node.worker_link import SOCKET, WorkerLink
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, environment
-from strategies.server_run import ServerRun
+from strategies.server.run import ServerRun
 
 
 def test_supernode_ends_with_its_main_loop(tmp_path: Path) -> None:
     """Flower's own would wait for its Runtime API's thread for ever."""
     code = (
-        "import clients.supernode, threading, time, os\n"
+        "import clients.node.supernode, threading, time, os\n"
         "def lost():\n"
         "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "clients.supernode.flower_supernode = lost\n"
-        "os._exit(clients.supernode.main())\n"
+        "clients.node.supernode.flower_supernode = lost\n"
+        "os._exit(clients.node.supernode.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), timeout=60, check=False)
-    assert done.returncode == clients.supernode.LOST
+    assert done.returncode == clients.node.supernode.LOST
 
 
 def test_supernode_ends_with_its_heartbeat(tmp_path: Path) -> None:
     """Flower's heartbeat ends at an odd answer (500, as from a server whose disk is full); its SuperNode does not."""
     code = (
-        "import clients.supernode, threading, time, os\n"
+        "import clients.node.supernode, threading, time, os\n"
         "def beat():\n"
         "    raise RuntimeError('500 Internal Server Error')\n"
         "def lively():\n"
         "    threading.Thread(target=beat).start()\n"
         "    time.sleep(600)\n"
-        "clients.supernode.flower_supernode = lively\n"
-        "os._exit(clients.supernode.main())\n"
+        "clients.node.supernode.flower_supernode = lively\n"
+        "os._exit(clients.node.supernode.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), timeout=60, check=False)
-    assert done.returncode == clients.supernode.LOST
+    assert done.returncode == clients.node.supernode.LOST
 
 
 @pytest.mark.parametrize(("code", "status"), [("sys.exit(305 % 256)", 49), ("raise ValueError", 1), ("pass", 1)])
 def test_supernode_keeps_its_exit_status(code: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients.supernode, "flower_supernode", lambda: exec(code, {"sys": sys}))
-    assert clients.supernode.main() == status
+    monkeypatch.setattr(clients.node.supernode, "flower_supernode", lambda: exec(code, {"sys": sys}))
+    assert clients.node.supernode.main() == status
 
 
 def test_orphaned_serverapp_is_ended(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_runs_of_an_earlier_server_run_are_stopped(tmp_path: Path, monkeypatch: 
         states = {"1": "finished:completed", "2": "running", "3": "pending"}
         return {"runs": [{"run-id": number, "status": state} for number, state in states.items()]}
 
-    monkeypatch.setattr(strategies.server_run, "flwr", flwr)
+    monkeypatch.setattr(strategies.server.run, "flwr", flwr)
     run = ServerRun.__new__(ServerRun)
     run._env = {}
     run._end_old_runs()
@@ -110,7 +110,7 @@ def test_a_full_disk_at_the_server_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients.worker_link, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(clients.node.worker_link, "PING_SECONDS", 0.2)
     link = WorkerLink(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / SOCKET))
@@ -165,7 +165,7 @@ def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_causes_are_named(tmp_path: Path, log: str, cause: str) -> None:
     (tmp_path / "supernode.log").write_text(log)
-    assert cause in clients.node_run.cause_of(tmp_path / "supernode.log")
+    assert cause in clients.node.run.cause_of(tmp_path / "supernode.log")
 
 
 def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
@@ -176,7 +176,7 @@ def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
         told.append(node_id)
         return answered
 
-    monkeypatch.setattr(clients.node_run, "deactivate", deactivate)
+    monkeypatch.setattr(clients.node.run, "deactivate", deactivate)
     return told
 
 

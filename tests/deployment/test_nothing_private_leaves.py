@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from clients.node_setup import join_federation, make_organization
-from experiments.bench_federation import OURS, nodes
+from clients.node.setup import join_federation, make_organization
+from experiments.bench.federation import OURS, nodes
 from gradtf_fl.config import OrganizationConfig, load_toml, to_toml
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.tasks import house_rules_federation, write_rows
 from strategies.checkpoints import read_records
-from strategies.server_run import ServerRun
-from strategies.server_setup import make_server
+from strategies.server.run import ServerRun
+from strategies.server.setup import make_server
 from tests.deployment.wiretap import Wiretap
 
 MARKER = "patient7431hastheflu"

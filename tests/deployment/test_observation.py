@@ -19,7 +19,7 @@ from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile, RoundAborted, RoundRejected
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server, server_app
-from strategies.observation import Observer, state_of, tell_all
+from strategies.server.observation import Observer, state_of, tell_all
 from tests.flower.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]

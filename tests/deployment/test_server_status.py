@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from gradtf_fl.cli.server_status import status as status_command
+from gradtf_fl.cli.server.status import status as status_command
 from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.enrolment import canonical
 from gradtf_fl.deployment.enrolment import enrol as new_enrolment
@@ -27,7 +27,7 @@ from gradtf_fl.deployment.server_view import health, view_server
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server
-from strategies.observation import Observer, tell_all
+from strategies.server.observation import Observer, tell_all
 from tests.deployment.test_server_view import rendered
 from tests.flower.federation_kit import Kit
 
@@ -136,7 +136,7 @@ def test_a_running_server(make_kit: MakeKit) -> None:
     def look(event: RoundEvent) -> None:
         if (event.kind, event.stage, event.round, event.joined) == ("reply", "share", 2, 1):
             environment = {**os.environ, "PYTHONPATH": str(ROOT), **WIDE}
-            code = "from gradtf_fl.cli.server_status import status; status()"
+            code = "from gradtf_fl.cli.server.status import status; status()"
             for options in (["--json"], ["--once"]):
                 command = [sys.executable, "-c", code, str(kit.plan.out), *options]
                 output = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -250,7 +250,7 @@ def test_watching_ends_with_ctrl_c(finished: Kit, monkeypatch: pytest.MonkeyPatc
         if len(naps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradtf_fl.cli.server_status.time.sleep", nap)
+    monkeypatch.setattr("gradtf_fl.cli.server.status.time.sleep", nap)
     lines = asked(finished.plan.out, "--json", "--watch").splitlines()
     assert naps == [0.5] * 3
     assert len(lines) == 1
@@ -261,7 +261,7 @@ def test_watching_ends_with_ctrl_c(finished: Kit, monkeypatch: pytest.MonkeyPatc
 
 def test_it_loads_neither_flower_nor_torch(finished: Kit) -> None:
     code = (
-        "import sys; from gradtf_fl.cli.server_status import status\n"
+        "import sys; from gradtf_fl.cli.server.status import status\n"
         "assert not {'flwr', 'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)\n"
         "try: status()\n"
         "finally: print({'flwr', 'torch', 'numpy', 'strategies'} & set(sys.modules), file=sys.stderr)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.soak import SETTLED, soak
+from experiments.bench.soak import SETTLED, soak
 
 ROUNDS = 30
 KEPT_OPEN = 8  # connections that come and go between two looks

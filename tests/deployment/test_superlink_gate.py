@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from strategies.superlink_gate import LoopbackGate, permitted
+from strategies.server.superlink_gate import LoopbackGate, permitted
 
 ELSEWHERE = ("203.0.113.9", 4711)
 

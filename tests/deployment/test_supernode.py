@@ -8,7 +8,7 @@ import inspect
 import pytest
 from flwr.supernode import start_client_internal
 
-from clients import supernode
+from clients.node import supernode
 
 
 def test_flowers_main_loop_uses_time_for_these_pauses_only() -> None:

@@ -17,9 +17,9 @@ from flwr.app import Context, Message, RecordDict
 from gradtf_fl.config import FederationPlan, validate
 from gradtf_fl.errors import ConfigError
 from strategies import RoundRecord, run_server, server_app
-from strategies.flower_app import write_app
-from strategies.observation import Observer
-from strategies.tracking import Background, open_tracker, scalars_of
+from strategies.engines.flower_app import write_app
+from strategies.server.observation import Observer
+from strategies.server.tracking import Background, open_tracker, scalars_of
 from tests.flower.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
@@ -159,8 +159,8 @@ def test_a_slow_tracker_delays_no_round_and_gets_everything() -> None:
 
 
 def test_a_hanging_tracker_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.tracking.CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr("strategies.tracking.WAITING_ROUNDS", 2)
+    monkeypatch.setattr("strategies.server.tracking.CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("strategies.server.tracking.WAITING_ROUNDS", 2)
     entered, release = threading.Event(), threading.Event()
 
     class Hanging(Kept):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.worker_link import SOCKET, WorkerGone, WorkerLink
+from clients.node.worker_link import SOCKET, WorkerGone, WorkerLink
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES, REFUSAL
 from tests.flower.federation_kit import Kit
 from tests.flower.test_client_border import Bench, delivery
@@ -68,7 +68,7 @@ def test_the_worker_dies_with_whoever_started_it(kit: Kit) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from clients.worker_link import WorkerLink
+from clients.node.worker_link import WorkerLink
 link = WorkerLink(Path({str(kit.folders[0])!r}))
 link.start()
 print(link.pid, flush=True)

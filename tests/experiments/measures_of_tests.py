@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from experiments.cells import ROWS_LEAVE, Cell, Progress, measure
+from experiments.measuring.cells import ROWS_LEAVE, Cell, Progress, measure
 from gradtf_fl.config import Count, Section
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.cells import Measure
-from experiments.measures import shipped
-from experiments.measures.client_tasks import (
+from experiments.measuring.cells import Measure
+from experiments.paper.measures import shipped
+from experiments.paper.measures.client_tasks import (
     HIDDEN,
     LLM_OWN,
     LLM_POOLED,
@@ -25,12 +25,12 @@ from experiments.measures.client_tasks import (
     mixtures,
     task_per_client,
 )
-from experiments.measures.client_tasks import _rules as client_rules
-from experiments.measures.federations import NO_DP, Federations
-from experiments.measures.five_clients import TOGETHER, five_clients
-from experiments.measures.private import over_epsilon
-from experiments.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours, pgr_cells
-from experiments.measures.single_client import single_client
+from experiments.paper.measures.client_tasks import _rules as client_rules
+from experiments.paper.measures.federations import NO_DP, Federations
+from experiments.paper.measures.five_clients import TOGETHER, five_clients
+from experiments.paper.measures.private import over_epsilon
+from experiments.paper.measures.shipped import CEILING, FLOOR, OURS, RefinedBaseline, as_rows, contest, ours, pgr_cells
+from experiments.paper.measures.single_client import single_client
 from gradtf_fl.baselines import Case
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
 from gradtf_fl.errors import ConfigError
@@ -175,9 +175,9 @@ def test_a_row_for_each_epsilon_and_the_floor_of_one_organization(monkeypatch: p
         names = ("tiny", "generated", "nearest")
         return {f"{name}_{size}": [0.1 * size + epsilon / 100] for name in names for size in sizes}
 
-    monkeypatch.setattr("experiments.measures.private.accuracy_under_dp", scores)
-    monkeypatch.setattr("experiments.measures.private.tune", lambda stack, *_: stack.initial[None] * 0)
-    monkeypatch.setattr("experiments.measures.private.accuracy", lambda *_: [0.9])
+    monkeypatch.setattr("experiments.paper.measures.private.accuracy_under_dp", scores)
+    monkeypatch.setattr("experiments.paper.measures.private.tune", lambda stack, *_: stack.initial[None] * 0)
+    monkeypatch.setattr("experiments.paper.measures.private.accuracy", lambda *_: [0.9])
     found = table(over_epsilon, {"kind": "unseen", "rules": 1, "organizations": [1, 5], "epsilons": [0.5, 8.0]})
     assert asked == [(0.5, (1, 5)), (8.0, (1, 5))]
     assert found[("8", "TinyLM, 5 organizations")] == pytest.approx(0.58)

@@ -13,7 +13,7 @@ from tests.transformer.random_store import CPU, SMALL
 
 
 def test_the_papers_scale_from_configurations_alone() -> None:
-    from experiments.paper_scale import QWEN_3B, QWEN_7B, Plan, Shape, count, dry_run
+    from experiments.paper.paper_scale import QWEN_3B, QWEN_7B, Plan, Shape, count, dry_run
 
     sides = [shape.side(AdapterSpec()).layout for shape in (QWEN_3B, QWEN_7B)]
     assert [(layout.blocks, layout.block_dim) for layout in sides] == [(36, 12800), (28, 22528)]
@@ -37,7 +37,7 @@ def test_the_papers_scale_from_configurations_alone() -> None:
 
 
 def test_the_steps_that_are_compared_train_what_they_say() -> None:
-    from experiments.plain_loop import training_steps
+    from experiments.paper.plain_loop import training_steps
     from gradtf_fl.transformer import TrainConfig
 
     torch.manual_seed(0)

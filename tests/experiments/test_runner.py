@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells import Cell, Progress, interval, measure, recovered
-from experiments.preset import load_preset, load_presets, preset_names
-from experiments.results_table import ResultsTable, number
-from experiments.runner import ROOT, read_results, revision, run_preset, state_of
+from experiments.measuring.cells import Cell, Progress, interval, measure, recovered
+from experiments.measuring.provenance import ROOT, revision
+from experiments.paper.preset import load_preset, load_presets, preset_names
+from experiments.paper.results_table import ResultsTable, number
+from experiments.paper.runner import read_results, run_preset, state_of
 from gradtf_fl.errors import ConfigError, CorruptFile
 from tests.experiments.measures_of_tests import Doubled, doubled, write_preset
 

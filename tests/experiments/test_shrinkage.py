@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.measures.tuples import TupleParameters
-from experiments.shrinkage import shrinkage, within_share
+from experiments.paper.measures.tuples import TupleParameters
+from experiments.paper.shrinkage import shrinkage, within_share
 from tests.experiments.test_trials import SIZES, silent
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.cells import Cell
-from experiments.measures.shipped import OURS
-from experiments.measures.text_pair import (
+from experiments.measuring.cells import Cell
+from experiments.paper.measures.shipped import OURS
+from experiments.paper.measures.text_pair import (
     AVERAGE,
     BASE,
     TUNED,
@@ -21,8 +21,8 @@ from experiments.measures.text_pair import (
     shares,
     text_pair,
 )
-from experiments.measures.text_provider import nearest_tuned_longer, provider
-from experiments.preset import load_preset
+from experiments.paper.measures.text_provider import nearest_tuned_longer, provider
+from experiments.paper.preset import load_preset
 from gradtf_fl.curation.text_shadow import encode_causal
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import fine_tune_stacked
@@ -158,7 +158,7 @@ class FixedScores:
 def test_model_scales_has_a_row_a_pair_and_one_of_house_rules(
     parameters: dict[str, Any], cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.measures.text_pair.bench", FixedScores)
+    monkeypatch.setattr("experiments.paper.measures.text_pair.bench", FixedScores)
     scales = {key: value for key, value in parameters.items() if key not in ("llm", "unseen")}
     found = model_scales(scales | {"llms": ["llm"], "rules": 2}, 0, silent)
     assert value(found, "tiny -> llm", OURS) == pytest.approx(value(cells, AVERAGE, OURS))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.measures.ablations import B_ONLY, AblationParameters, variants
-from experiments.measures.partitions import partitions
-from experiments.measures.private_sets import private_rules
-from experiments.measures.trial import Site, Trial, first_sets, run_trials, score_trial, store_folder, switched
-from experiments.measures.trial_parameters import TrialParameters
-from experiments.measures.tuples import tuples
-from experiments.recomputation import recomputed
+from experiments.paper.measures.ablations import B_ONLY, AblationParameters, variants
+from experiments.paper.measures.partitions import partitions
+from experiments.paper.measures.private_sets import private_rules
+from experiments.paper.measures.trial import Site, Trial, first_sets, run_trials, score_trial, store_folder, switched
+from experiments.paper.measures.trial_parameters import TrialParameters
+from experiments.paper.measures.tuples import tuples
+from experiments.paper.recomputation import recomputed
 from gradtf_fl.curation import TupleStore, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr

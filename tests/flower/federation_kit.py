@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from clients.client_app import app as client_app
-from experiments.pretrain_pair import build_model, build_tokenizer
+from experiments.embedded.pretrain_pair import build_model, build_tokenizer
 from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.adapters.models import load_model, model_hash
+from gradtf_fl.adapters.update_vectors import BlockLayout
 from gradtf_fl.config import (
     DataSection,
     DropPoint,
@@ -22,12 +24,10 @@ from gradtf_fl.config import (
     SecAggSection,
     to_toml,
 )
-from gradtf_fl.models import load_model, model_hash
 from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.transformer import GradTransformer, Side
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
-from gradtf_fl.update_vectors import BlockLayout
 from strategies import InProcessGrid
 
 SPEC = AdapterSpec()

@@ -15,15 +15,19 @@ from flwr.common.constant import FAB_MAX_SIZE
 
 import gradtf_fl
 from gradtf_fl.config import FederationPlan
-from strategies.flower_app import write_app
+from strategies.engines.flower_app import write_app
 
 REPOSITORY = Path(__file__).parents[2]
-CODE = {f"{folder}/{path.name}" for folder in ("strategies", "clients") for path in (REPOSITORY / folder).glob("*.py")}
+CODE = {
+    path.relative_to(REPOSITORY).as_posix()
+    for folder in ("strategies", "clients")
+    for path in (REPOSITORY / folder).rglob("*.py")
+}
 RESOLVE = """
 import sys
 sys.path.insert(0, ".")  # as Flower does with an unpacked bundle
-import clients.client_app, strategies.server_app, gradtf_fl.models
-print(strategies.__file__, gradtf_fl.models.__file__, gradtf_fl.models.model_hash("embedded:tiny"), sep="\\n")
+import clients.client_app, strategies.server_app, gradtf_fl.adapters
+print(strategies.__file__, gradtf_fl.__file__, gradtf_fl.adapters.model_hash("embedded:tiny"), sep="\\n")
 """
 
 

@@ -27,7 +27,7 @@ from strategies import (
     run_server,
     write_roster,
 )
-from strategies.ray_engine import failure_of
+from strategies.engines.ray_engine import failure_of
 from strategies.server_app import pinned_roster
 from tests.flower.federation_kit import ROWS, Kit, random_rows
 

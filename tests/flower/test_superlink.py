@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gradtf_fl.deployment.processes import ChildProcess, environment, free_port
 from gradtf_fl.privacy import read_ledger
 from strategies import read_records, run_server
-from strategies.flower_app import write_app
-from strategies.flower_processes import flwr, superlink_command, write_connection
-from strategies.ray_engine import run_on_ray, wait_for_run
+from strategies.engines.flower_app import write_app
+from strategies.engines.flower_processes import flwr, superlink_command, write_connection
+from strategies.engines.ray_engine import run_on_ray, wait_for_run
 from tests.flower.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]

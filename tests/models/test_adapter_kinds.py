@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from training.conftest import base_model
 
-from gradtf_fl import adapter_kinds, adapters
+from gradtf_fl import adapters
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import kinds as adapter_kinds
+from gradtf_fl.adapters.update_vectors import BlockLayout, apply_update
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.update_vectors import BlockLayout, apply_update
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -111,7 +112,7 @@ def test_an_embedding_follows_the_layers_in_trailing_rows() -> None:
 
 
 def test_layouts_and_specs_of_signed_rounds_keep_their_bytes() -> None:
-    from gradtf_fl.models import load_model
+    from gradtf_fl.adapters.models import load_model
 
     assert AdapterSpec().to_json() == {
         "rank": 2,

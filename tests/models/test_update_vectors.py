@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from gradtf_fl import adapters
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.models import load_model, model_folder
+from gradtf_fl.adapters.update_vectors import BlockLayout, apply_update, update_vector
 from gradtf_fl.errors import ConfigError, CorruptFile
-from gradtf_fl.models import load_model, model_folder
-from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
 
 
 def state_like(layers: int, width: int, rank: int, seed: int) -> dict[str, torch.Tensor]:

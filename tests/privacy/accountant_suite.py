@@ -11,7 +11,7 @@ import pytest
 
 from gradtf_fl.errors import GradtfError
 from gradtf_fl.privacy import ACCOUNTANTS, Accountant, DpEvent, SkellamEvent, UnsupportedEvent
-from gradtf_fl.privacy.events import Event
+from gradtf_fl.privacy.accounting.events import Event
 
 DELTA = 1e-5
 

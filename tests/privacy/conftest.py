@@ -9,7 +9,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from experiments.pretrain_pair import build_model
+from experiments.embedded.pretrain_pair import build_model
 from gradtf_fl.adapters import AdapterSpec, attach
 from gradtf_fl.privacy import DpEvent, Ledger
 from gradtf_fl.tasks import TokenRows, house_rules

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradtf_fl.cli.audit import audit
+from gradtf_fl.cli.audit.audit import audit
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy import NOISE_SEEDED, DpEvent, Ledger, epsilon_prv
 from gradtf_fl.reports.audit import read_for_report, report_all

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradtf_fl.cli.audit import audit
-from gradtf_fl.cli.audit_files import MANY
+from gradtf_fl.cli.audit.audit import audit
+from gradtf_fl.cli.audit.files import MANY
 from gradtf_fl.errors import ConfigError, VerificationFailed
-from gradtf_fl.privacy import DpEvent, Ledger, epsilon_prv, prv
-from gradtf_fl.privacy.books import DatasetAccount
-from gradtf_fl.privacy.records import Charge
-from gradtf_fl.privacy.what_if import MOST_ROUNDS, rounds_within
+from gradtf_fl.privacy import DpEvent, Ledger, epsilon_prv
+from gradtf_fl.privacy.accounting import prv
+from gradtf_fl.privacy.ledger.books import DatasetAccount
+from gradtf_fl.privacy.ledger.records import Charge
+from gradtf_fl.privacy.planning import MOST_ROUNDS, rounds_within
 from gradtf_fl.reports import audit_formats
 from gradtf_fl.reports.audit import CURVE_POINTS, FEWEST_POINTS, read_for_report, report_all
 from gradtf_fl.reports.audit_formats import to_json

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gradtf_fl.privacy import Ledger, SkellamEvent, epsilon_prv, epsilon_skellam, read_ledger
-from gradtf_fl.privacy.books import replay
+from gradtf_fl.privacy.ledger.books import replay
 from gradtf_fl.reports.audit import report_ledger
 from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
 
@@ -69,7 +69,7 @@ def test_a_ledger_without_noise_on_sums_has_one_epsilon(ledger: Ledger) -> None:
 def test_client_level_that_makes_no_sense_is_a_problem_of_its_row(ledger: Ledger, bad: object) -> None:
     ledger.reserve("run", 1, 0, EVENT, client_level=SKELLAM)
 
-    from gradtf_fl.privacy.reading import ledger_rows
+    from gradtf_fl.privacy.ledger.reading import ledger_rows
 
     entries = ledger_rows(ledger.path)
     body = json.loads(entries[-1].body)

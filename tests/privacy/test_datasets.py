@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.config import PrivacySection
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, epsilon_prv, read_ledger
-from gradtf_fl.privacy.reading import ledger_rows
+from gradtf_fl.privacy.ledger.reading import ledger_rows
 from gradtf_fl.reports.audit import report_ledger
 from gradtf_fl.reports.audit_formats import to_csv, to_json
 

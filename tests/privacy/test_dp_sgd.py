@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 
-from experiments.pretrain_pair import build_model
+from experiments.embedded.pretrain_pair import build_model
 from gradtf_fl.adapters import AdapterSpec, adapter_state, save_adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED, DpEvent

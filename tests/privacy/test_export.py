@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradtf_fl.cli.audit import audit
+from gradtf_fl.cli.audit.audit import audit
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy import DpEvent, Ledger, read_ledger
-from gradtf_fl.privacy.advertised import read_heads
-from gradtf_fl.privacy.export import import_ledger
-from gradtf_fl.privacy.reading import ledger_rows
+from gradtf_fl.privacy.ledger.advertised import read_heads
+from gradtf_fl.privacy.ledger.export import import_ledger
+from gradtf_fl.privacy.ledger.reading import ledger_rows
 from gradtf_fl.reports.audit import report_ledger
 
 from .conftest import EVENT

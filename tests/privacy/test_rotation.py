@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradtf_fl.cli.audit import audit
+from gradtf_fl.cli.audit.audit import audit
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.privacy import Ledger, read_ledger
-from gradtf_fl.privacy.chain import seal
-from gradtf_fl.privacy.reading import ledger_rows
-from gradtf_fl.privacy.records import canonical
-from gradtf_fl.privacy.rotation import ROTATE, rotation_document
-from gradtf_fl.privacy.store import LedgerFile, append
+from gradtf_fl.privacy.ledger.chain import seal
+from gradtf_fl.privacy.ledger.reading import ledger_rows
+from gradtf_fl.privacy.ledger.records import canonical
+from gradtf_fl.privacy.ledger.rotation import ROTATE, rotation_document
+from gradtf_fl.privacy.ledger.store import LedgerFile, append
 from gradtf_fl.reports.audit import report_ledger
 from gradtf_fl.secagg import Identity
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from gradtf_fl.privacy.skellam import ORDERS, SkellamEvent, epsilon_gaussian, epsilon_skellam
-from gradtf_fl.secagg.distributed_noise import DistributedNoise
+from gradtf_fl.privacy.accounting.skellam import ORDERS, SkellamEvent, epsilon_gaussian, epsilon_skellam
+from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
 
 
 def priced(noise: DistributedNoise, releases: int, delta: float = 1e-5) -> float:

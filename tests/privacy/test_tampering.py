@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
 from gradtf_fl.privacy import DpEvent, Ledger, read_ledger
-from gradtf_fl.privacy.advertised import AdvertisedHeads
-from gradtf_fl.privacy.chain import seal
-from gradtf_fl.privacy.reading import ledger_rows
-from gradtf_fl.privacy.store import SCHEMA, LedgerFile, append, read_entries
+from gradtf_fl.privacy.ledger.advertised import AdvertisedHeads
+from gradtf_fl.privacy.ledger.chain import seal
+from gradtf_fl.privacy.ledger.reading import ledger_rows
+from gradtf_fl.privacy.ledger.store import SCHEMA, LedgerFile, append, read_entries
 
 from .conftest import EVENT
 

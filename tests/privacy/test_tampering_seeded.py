@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.cli.main import cli
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent
-from gradtf_fl.privacy.export import export_text
-from gradtf_fl.privacy.reading import ledger_rows
-from gradtf_fl.privacy.store import SCHEMA
+from gradtf_fl.privacy.ledger.export import export_text
+from gradtf_fl.privacy.ledger.reading import ledger_rows
+from gradtf_fl.privacy.ledger.store import SCHEMA
 
 from .conftest import EVENT
 

@@ -25,7 +25,7 @@ from gradtf_fl.secagg import (
     group_members,
     topology,
 )
-from gradtf_fl.secagg.round_secrets import RoundSecrets
+from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
 from gradtf_fl.secagg.vectors import encoding_of
 
 DIM = 5

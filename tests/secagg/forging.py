@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from gradtf_fl.secagg.adverts import Advert, Directory
 from gradtf_fl.secagg.graph import Graph
-from gradtf_fl.secagg.messages import Delivery, Kind, SealedShares, Survivors, open_signed, signed
-from gradtf_fl.secagg.votes import Votes
+from gradtf_fl.secagg.wire.adverts import Advert, Directory
+from gradtf_fl.secagg.wire.messages import Delivery, Kind, SealedShares, Survivors, open_signed, signed
+from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
 

@@ -19,9 +19,9 @@ from gradtf_fl.secagg import (
     decode_configs,
     encode_configs,
 )
-from gradtf_fl.secagg.adverts import Advert, Directory
-from gradtf_fl.secagg.messages import Delivery, Kind, SealedShares, Survivors, Unmasking
-from gradtf_fl.secagg.votes import Votes
+from gradtf_fl.secagg.wire.adverts import Advert, Directory
+from gradtf_fl.secagg.wire.messages import Delivery, Kind, SealedShares, Survivors, Unmasking
+from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
 from .forging import BODY, lie

@@ -23,11 +23,11 @@ from gradtf_fl.secagg import (
     UnknownIdentity,
     WrongRound,
 )
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.adverts import Directory
+from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.graph import Graph
-from gradtf_fl.secagg.messages import Kind, SealedShares, signed
-from gradtf_fl.secagg.votes import Votes
+from gradtf_fl.secagg.wire.adverts import Directory
+from gradtf_fl.secagg.wire.messages import Kind, SealedShares, signed
+from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import AnyGraphPolicy, Federation
 from .forging import BODY, adverts_of, delivery, directory, hashes_of, lie, opened, survivors, votes

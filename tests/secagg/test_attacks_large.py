@@ -16,8 +16,8 @@ from gradtf_fl.secagg import (
     TooFewMembers,
     topology,
 )
-from gradtf_fl.secagg.messages import Unmasking
-from gradtf_fl.secagg.votes import Votes, sample
+from gradtf_fl.secagg.wire.messages import Unmasking
+from gradtf_fl.secagg.wire.votes import Votes, sample
 
 from .federation import Federation
 from .forging import BODY, survivors, votes

@@ -25,7 +25,7 @@ from gradtf_fl.secagg import (
     group_members,
     topology,
 )
-from gradtf_fl.secagg.messages import Kind
+from gradtf_fl.secagg.wire.messages import Kind
 
 from .federation import Federation
 from .forging import BODY, adverts_of, directory, lie

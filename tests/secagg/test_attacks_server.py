@@ -23,9 +23,9 @@ from gradtf_fl.secagg import (
     UnknownIdentity,
     WrongRound,
 )
-from gradtf_fl.secagg.encoding import Writer
-from gradtf_fl.secagg.messages import Kind, SealedShares, Unmasking, header, open_signed
 from gradtf_fl.secagg.packing import packed_size
+from gradtf_fl.secagg.wire.encoding import Writer
+from gradtf_fl.secagg.wire.messages import Kind, SealedShares, Unmasking, header, open_signed
 
 from .federation import Federation
 from .forging import BODY, lie, survivors

@@ -16,10 +16,10 @@ from gradtf_fl.secagg import (
     UndecryptableShare,
     UpdateRejected,
 )
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.adverts import Advert
-from gradtf_fl.secagg.messages import Delivery
-from gradtf_fl.secagg.shamir import PRIME
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.shamir import PRIME
+from gradtf_fl.secagg.wire.adverts import Advert
+from gradtf_fl.secagg.wire.messages import Delivery
 
 from .federation import AnyGraphPolicy, Federation
 from .forging import BODY, adverts_of, delivery

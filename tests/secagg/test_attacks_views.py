@@ -19,9 +19,9 @@ from gradtf_fl.secagg import (
     TooFewNeighbours,
     UnknownIdentity,
 )
-from gradtf_fl.secagg.encoding import Writer
-from gradtf_fl.secagg.messages import Kind, Unmasking, header
-from gradtf_fl.secagg.votes import Votes, view_digest
+from gradtf_fl.secagg.wire.encoding import Writer
+from gradtf_fl.secagg.wire.messages import Kind, Unmasking, header
+from gradtf_fl.secagg.wire.votes import Votes, view_digest
 
 from .federation import AnyGraphPolicy, Federation
 from .forging import BODY, adverts_of, directory, survivors, votes

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gradtf_fl.secagg import UpdateRejected
-from gradtf_fl.secagg.distributed_noise import DistributedNoise
+from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
+from gradtf_fl.secagg.noise.rotation import Rotation
+from gradtf_fl.secagg.noise.skellam import MIN_VARIANCE, SkellamNoise
 from gradtf_fl.secagg.packing import BIT_WIDTHS, word_dtype
 from gradtf_fl.secagg.quantization import CHUNK
-from gradtf_fl.secagg.rotation import Rotation
-from gradtf_fl.secagg.skellam import MIN_VARIANCE, SkellamNoise
 
 SEED = bytes(range(32))
 Vector = NDArray[np.float64]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gradtf_fl.secagg import STAGES, MalformedMessage, RoundConfig
-from gradtf_fl.secagg.adverts import Directory
-from gradtf_fl.secagg.messages import Delivery, Survivors
-from gradtf_fl.secagg.votes import Votes
+from gradtf_fl.secagg.wire.adverts import Directory
+from gradtf_fl.secagg.wire.messages import Delivery, Survivors
+from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import AnyGraphPolicy, Federation
 from .fuzz_targets import Moment, Target, decoders, ends, moments, targets_at

@@ -13,7 +13,8 @@ from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from numpy.typing import NDArray
 
-from experiments.break_flower_masks import (
+from experiments.bench.flower_secagg import FlowerClient, play_round
+from experiments.demos.break_flower_masks import (
     SeedSpace,
     Window,
     byte_laws,
@@ -23,13 +24,12 @@ from experiments.break_flower_masks import (
     matching_seeds,
     recover,
 )
-from experiments.flower_secagg import FlowerClient, play_round
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.adverts import Advert
-from gradtf_fl.secagg.masks import add_masks
-from gradtf_fl.secagg.messages import Kind, open_signed
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.masks import add_masks
 from gradtf_fl.secagg.packing import unpack_chunks
 from gradtf_fl.secagg.vectors import encoding_of
+from gradtf_fl.secagg.wire.adverts import Advert
+from gradtf_fl.secagg.wire.messages import Kind, open_signed
 
 from .federation import Federation
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtf_fl.secagg import MalformedMessage, Quantizer, ReplayRandomness, UpdateRejected
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.masks import CHUNK_BYTES, add_masks
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.masks import CHUNK_BYTES, add_masks
+from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
 from gradtf_fl.secagg.packing import BIT_WIDTHS, pack, packed_size, unpack_chunks, word_dtype
 from gradtf_fl.secagg.quantization import CHUNK, clip_factor
-from gradtf_fl.secagg.round_secrets import RoundSecrets
 
 
 def unpacked(packed: bytes, bits: int, size: int) -> list[int]:

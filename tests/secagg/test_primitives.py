@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from gradtf_fl.secagg import BadKey, BadSignature, Identity, UndecryptableShare, masks
-from gradtf_fl.secagg import primitives as crypto
-from gradtf_fl.secagg.masks import add_masks
+from gradtf_fl.secagg import BadKey, BadSignature, Identity, UndecryptableShare
+from gradtf_fl.secagg.crypto import masks
+from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.masks import add_masks
 
 PUBLISHED = json.loads((Path(__file__).parent.parent / "vectors" / "primitives.json").read_text())
 C = hashlib.sha256(b"a round").digest()

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity, MalformedMessage, Roster, UnknownIdentity
-from gradtf_fl.secagg.encoding import Reader, Writer
-from gradtf_fl.secagg.primitives import verify
+from gradtf_fl.secagg.crypto.primitives import verify
+from gradtf_fl.secagg.wire.encoding import Reader, Writer
 
 
 def test_identity_round_trip(tmp_path: Path) -> None:

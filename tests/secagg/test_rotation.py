@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradtf_fl.secagg.primitives import keystream
+from gradtf_fl.secagg.crypto.primitives import keystream
+from gradtf_fl.secagg.noise.rotation import MAX_BLOCK, Rotation, block_size, padded_size
 from gradtf_fl.secagg.quantization import CHUNK
-from gradtf_fl.secagg.rotation import MAX_BLOCK, Rotation, block_size, padded_size
 
 SEED = bytes(range(32))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradtf_fl.secagg.shamir import (
+from gradtf_fl.secagg.crypto.shamir import (
     ELEMENT_BYTES,
     PRIME,
     combine,

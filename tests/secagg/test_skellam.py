@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from gradtf_fl.secagg.quantization import CHUNK
-from gradtf_fl.secagg.skellam import (
+from gradtf_fl.secagg.noise.skellam import (
     MAX_VARIANCE,
     MIN_VARIANCE,
     SkellamNoise,
@@ -17,6 +16,7 @@ from gradtf_fl.secagg.skellam import (
     partition,
     tail_bound,
 )
+from gradtf_fl.secagg.quantization import CHUNK
 
 KEY = bytes(range(32))
 VARIANCES = [MIN_VARIANCE, 333.3, 4096.0, 7.5e6, 1.1e11, MAX_VARIANCE]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import Row, encode_rows, exact_match, house_rules_federation, read_rows, write_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.federation import draw_task
@@ -56,7 +56,7 @@ def test_the_pool_of_same_is_public() -> None:
 
 @pytest.mark.slow
 def test_the_pool_of_same_is_what_its_script_finds() -> None:
-    from experiments.rules_with_a_gap import rules_with_a_gap
+    from experiments.embedded.rules_with_a_gap import rules_with_a_gap
 
     found = {rule.name for rule in rules_with_a_gap()}
     assert len(found ^ set(hr.RULES_WITH_A_GAP)) <= 2  # float rounding may move a rule that sits on the threshold

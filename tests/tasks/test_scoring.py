@@ -11,8 +11,8 @@ import torch
 from benchmark_data import DATA, MODELS, needs_data, needs_models
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import PAPER_TASKS, Example, FolderSource, Row, TextTask, load_task, score_task
 from gradtf_fl.tasks.answers import first_line, has_first_line, states_final_answer
 from gradtf_fl.tasks.decoding import Generated, generate_greedily

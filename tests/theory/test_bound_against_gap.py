@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.bound_against_gap import CAP, by_rule, difference, line, rule_divergence
-from experiments.bound_figure import caption, figure
+from experiments.paper.bound_against_gap import CAP, by_rule, difference, line, rule_divergence
+from experiments.paper.bound_figure import caption, figure
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.theory import InformationBound
 

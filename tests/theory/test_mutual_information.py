@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy.events import DpEvent
+from gradtf_fl.privacy.accounting.events import DpEvent
 from gradtf_fl.theory import mutual_information as mi
 
 Masses = list[tuple[float, list[tuple[float, float]]]]

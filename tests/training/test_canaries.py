@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec, attach
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.canaries import (
     DIGITS,

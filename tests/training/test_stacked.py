@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec, adapter_state, attach, set_adapter_state
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.curation.shadow import as_token_rows, single_task
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.rows import TokenRows
 from gradtf_fl.training.plain import fine_tune

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.objectives import Objectives

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.models import model_hash
 from gradtf_fl.curation import TupleStore
-from gradtf_fl.models import model_hash
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer import TrainConfig
 from gradtf_fl.transformer.backbone import Backbone

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.update_vectors import BlockLayout, Slot
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
 from gradtf_fl.transformer import GradTransformer, Side, TrainConfig, train
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
-from gradtf_fl.update_vectors import BlockLayout, Slot
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
 TRIAL = CurationConfig(

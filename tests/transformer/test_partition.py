@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.update_vectors import BlockLayout, Slot
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.transformer import GradTransformer, Side, embedded_checkpoint
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS, Partition, PartitionPlan
-from gradtf_fl.update_vectors import BlockLayout, Slot
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
 

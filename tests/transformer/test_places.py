@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer import GradTransformer, train
 from gradtf_fl.transformer.device import Place

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradtf_fl.adapters.models import load_model
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS, FederationPlan
 from gradtf_fl.curation.shadow import as_token_rows, single_task
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.models import load_model
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks import public_rows, read_prompts, write_rows
 from gradtf_fl.tasks.rows import IGNORED, TokenRows, encode_rows
@@ -200,8 +200,8 @@ def test_the_provider_of_a_plan_with_prompts_refines(tmp_path: Path, updates: Te
 
 def test_the_command_tells_whether_it_was_taken(tmp_path: Path, updates: Tensor) -> None:
     from gradtf_fl.adapters import AdapterSpec, initial_state, save_adapter
-    from gradtf_fl.models import model_folder
-    from gradtf_fl.update_vectors import BlockLayout, apply_update
+    from gradtf_fl.adapters.models import model_folder
+    from gradtf_fl.adapters.update_vectors import BlockLayout, apply_update
     from tests.cli.conftest import gradtf
 
     initial = initial_state(load_model("embedded:tiny")[0], AdapterSpec())

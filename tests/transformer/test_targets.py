@@ -11,13 +11,13 @@ import torch
 from benchmark_data import MODELS, needs_models
 
 from gradtf_fl.adapters import AdapterSpec, initial_state, save_adapter
-from gradtf_fl.models import load_model
+from gradtf_fl.adapters.models import load_model
+from gradtf_fl.adapters.update_vectors import apply_update
 from gradtf_fl.tasks.rows import TokenRows
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer import GradTransformer, Side
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS, PartitionPlan
-from gradtf_fl.update_vectors import apply_update
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
 QV = ("q_proj", "v_proj")

@@ -1,0 +1,123 @@
+"""Setting up an organization's folder: keys and policy (``org init``), and who takes part (``org join``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clients.node.run import NODE_KEY
+from clients.organization import CONFIG_FILE
+from gradtf_fl.config import OrganizationConfig, read_toml, to_toml, validate
+from gradtf_fl.deployment import (
+    Enrolment,
+    Invitation,
+    canonical,
+    changed_keys,
+    enrol,
+    new_folder,
+    public_of,
+    read_invitation,
+    write_node_key,
+)
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
+from gradtf_fl.secagg import Identity
+
+ENROLMENT_FILE, INVITATION_FILE, CA_FILE = "enrolment.json", "invitation.json", "ca.crt"
+NOBODY = "0" * 64
+
+
+def make_organization(
+    folder: Path,
+    name: str,
+    data: Path,
+    test: Path | None,
+    budget: float,
+    delta: float,
+    tiny: str,
+    llm: str,
+) -> Enrolment:
+    """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
+
+    The policy's defaults are the strictest that work: at least three organizations, nothing about metrics, no rows of
+    fewer than the plan's noise. What is not known before the invitation (roster, provider, server) is left out, so the
+    folder cannot be served yet.
+
+    Raises:
+        ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
+    """
+    problems = [
+        f"--{what}: {path}: no such file"
+        for what, path in (("data", data), ("test", test))
+        if path is not None and not path.is_file()
+    ]
+    values = {
+        "name": name,
+        "models": {"tiny": tiny, "llm": llm},
+        "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}),
+        "privacy": {"budget": budget, "delta": delta},
+        "secagg": {"roster": [NOBODY[:-1] + digit for digit in "123"], "provider_key": NOBODY},
+    }
+    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
+    try:
+        config = validate(OrganizationConfig, values, lambda key: options.get(key, key))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    new_folder(folder, "an organization")
+    identity = Identity.generate()
+    identity.save(folder / "identity.key")
+    private, _ = write_node_key(folder, NODE_KEY)
+    enrolment = enrol(name, identity.private, public_of(private))
+    replace_file(folder / ENROLMENT_FILE, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
+    text = to_toml(
+        config.model_copy(update={"secagg": config.secagg.model_copy(update={"roster": (), "provider_key": None})})
+    )
+    replace_file(folder / CONFIG_FILE, text.encode(), PRIVATE)
+    return enrolment
+
+
+def join_federation(folder: Path, invitation: Invitation) -> list[str]:
+    """Pin the invitation's roster, provider, server and authority in ``organization.toml``.
+
+    Returns: what differs from the invitation joined before, in words; empty the first time.
+
+    Raises:
+        ConfigError: this organization is not in the roster; the folder's own configuration is wrong.
+    """
+    path = folder / CONFIG_FILE
+    identity = Identity.load(folder / "identity.key")
+    if identity.public.hex() not in invitation.roster:
+        raise ConfigError(
+            f"the invitation's roster is without this organization ({identity.public.hex()[:16]}...): "
+            f"send {folder / ENROLMENT_FILE} to the server's operator"
+        )
+    values = read_toml(path)
+    values["secagg"] = {
+        **values.get("secagg", {}),
+        "roster": list(invitation.roster),
+        "provider_key": invitation.provider_key,
+    }
+    values["server"] = {**values.get("server", {}), "address": invitation.server, "ca": CA_FILE}
+    config = validate(OrganizationConfig, values, lambda key: f"{path}: {key}")
+    old = folder / INVITATION_FILE
+    changed = differences(read_invitation(old), invitation) if old.exists() else []
+    replace_file(folder / CA_FILE, invitation.ca.encode(), PUBLIC)
+    replace_file(old, canonical(invitation).encode(), PUBLIC)
+    replace_file(path, to_toml(config).encode(), PRIVATE)
+    return changed
+
+
+def differences(old: Invitation, new: Invitation) -> list[str]:
+    """What an operator should ask about before relying on the new invitation."""
+    found = [f"{key.name} has other keys than before" for key in changed_keys(old, new)]
+    before, after = ({one.name for one in invitation.organizations} for invitation in (old, new))
+    found += [f"{name} is new" for name in sorted(after - before)]
+    found += [f"{name} has left" for name in sorted(before - after)]
+    parts = (
+        ("the key that signs adapters", "provider_key"),
+        ("the server's address", "server"),
+        ("its authority", "ca"),
+    )
+    return found + [f"{what} is another one" for what, name in parts if getattr(old, name) != getattr(new, name)]

@@ -1,0 +1,110 @@
+"""``python -m clients.node.worker FOLDER``: an organization's resident worker, which holds the models in memory.
+
+It answers one request at a time over the folder's socket (`clients.node.worker_link`), with the same handlers and the
+same refusals as a simulation. The organization's files are read anew for every request, so that a changed policy
+counts at once; the TinyLM is kept. The LLM is read once a round, to check and score its new adapter, and let go
+again. When its memory has passed the limit of ``[worker] memory_mb`` it ends after the answer and is started afresh
+with the next request: that bounds what leaks anywhere below could take.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clients.handlers import handle
+from clients.node.worker_link import PING, read_frame, socket_address, write_frame
+from clients.organization import load_organization
+from clients.refusals import Vanished, answered
+from gradtf_fl.errors import GradtfError
+
+PAGE = resource.getpagesize()
+
+
+def serve(folder: Path) -> None:
+    """Listen until SIGTERM, or until the memory limit is passed."""
+    signal.signal(signal.SIGTERM, _leave)
+    warm(folder)
+    with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
+        Path(address).unlink(missing_ok=True)
+        old = os.umask(0o177)
+        try:
+            listener.bind(address)
+        finally:
+            os.umask(old)
+        listener.listen()
+        worked = False
+        while not (worked and resident_mb() > memory_limit_mb(folder)):
+            connection, _ = listener.accept()
+            with connection:
+                worked = _serve_one(folder, connection)
+
+
+def _serve_one(folder: Path, connection: socket.socket) -> bool:
+    """Whether it was work (a ping is none): one piece of it gets done, however little memory is allowed."""
+    try:
+        request = read_frame(connection)
+        write_frame(connection, answer(folder, str(request.get("type")), request.get("fields", {})))
+    except OSError:  # whoever asked went away: what was done stays done
+        return True
+    return request.get("type") != PING
+
+
+def answer(folder: Path, message_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The frame that answers one request."""
+    if message_type == PING:
+        return {"pong": os.getpid()}
+    try:
+        work = lambda: handle(load_organization(folder), message_type, fields)  # noqa: E731
+        return {"fields": answered(work, message_type, lambda: folder)}
+    except Vanished:
+        return {"vanished": True}
+
+
+def warm(folder: Path) -> None:
+    """Import what training needs and read the TinyLM, so that the first round does not wait for it.
+
+    Nothing is wrong with a folder that cannot be read yet: the first request will say so.
+    """
+    try:
+        models = load_organization(folder).config.models
+        import clients.delivery
+        import clients.local_training  # noqa: F401
+        from gradtf_fl.adapters import kept_model, model_hash
+
+        kept_model(models.tiny)
+        model_hash(models.tiny)
+    except (GradtfError, OSError) as error:
+        print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now, in MB (0 where the system does not tell)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def memory_limit_mb(folder: Path) -> float:
+    """``[worker] memory_mb`` of the folder; no limit while it cannot be read."""
+    try:
+        return float(load_organization(folder).config.worker.memory_mb)
+    except (GradtfError, OSError):
+        return float("inf")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)  # at once, as a power cut would: a stage in hand is either on disk or was never done
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
+    os._exit(0)  # not through the seconds that torch takes to say goodbye

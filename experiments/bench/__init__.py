@@ -1,0 +1,34 @@
+"""Benchmarks: what ``gradtf bench`` measures, and the measurements that are started by module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from experiments.bench.dp import FULL_DP, QUICK_DP, bench_dp
+    from experiments.bench.federation import FULL_FEDERATION, QUICK_FEDERATION, bench_federation
+    from experiments.bench.flower_secagg import FlowerClient, Residues, ServerView, pair_mask_sign, play_round
+    from experiments.bench.secagg import FULL_SECAGG, QUICK_SECAGG, bench_secagg
+    from experiments.bench.secagg_round import MeasuredRound
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "FULL_DP",
+    "FULL_FEDERATION",
+    "FULL_SECAGG",
+    "QUICK_DP",
+    "QUICK_FEDERATION",
+    "QUICK_SECAGG",
+    "FlowerClient",
+    "MeasuredRound",
+    "Residues",
+    "ServerView",
+    "bench_dp",
+    "bench_federation",
+    "bench_secagg",
+    "pair_mask_sign",
+    "play_round",
+]

@@ -1,0 +1,353 @@
+"""``python -m experiments.demos.guide_output``: run the commands of docs/operator-guide.md, write their output into it.
+
+What the guide shows is never typed. A block that starts with ```console holds commands after ``$ `` and, below each,
+what it printed; all of them are run, in order, in one new folder, where three organizations and the server stand side
+by side on loopback. Words after ``console`` say how: ``deployment`` (starts or needs real Flower processes), ``exit=2``
+(of the block's last command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before
+the next one). A shown line ``...`` stands for any lines. Blocks of any other kind are not run.
+
+`tests/deployment/test_guide.py` runs the same commands and compares, with `masked`, what they print now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gradtf_fl.deployment import environment, free_port
+from gradtf_fl.files import PUBLIC, replace_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GUIDE = REPOSITORY / "docs" / "operator-guide.md"
+SHOWN_FOLDER, SHOWN_PACKAGE = "/srv/gradtf", "/opt/gradtf"
+ADDRESS, LISTEN, HEALTH = "fl.example:9092", "0.0.0.0:9092", ("9093", "9094")
+COLUMNS, SECONDS, ENDING_SECONDS = "118", 600.0, 150.0
+ANY = "..."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command (continued lines joined as they stand) and the lines shown below it."""
+
+    text: str
+    shown: tuple[str, ...]
+
+    @property
+    def background(self) -> bool:
+        """Whether it goes on running."""
+        return self.text.rstrip().endswith("&")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block. ``line``: number of the line after its fence; ``lines``: its text."""
+
+    kind: str
+    options: tuple[str, ...]
+    line: int
+    lines: tuple[str, ...]
+
+    @property
+    def deployment(self) -> bool:
+        """Whether it needs real Flower processes."""
+        return "deployment" in self.options
+
+    def option(self, name: str, default: str = "") -> str:
+        """The value of ``name=value`` after the block's kind."""
+        return next((o.partition("=")[2] for o in self.options if o.startswith(name + "=")), default)
+
+    @property
+    def commands(self) -> list[Command]:
+        """Those of a console block."""
+        found: list[tuple[list[str], list[str]]] = []
+        for line in self.lines:
+            if line.startswith("$ "):
+                found.append(([line[2:]], []))
+            elif found and not found[-1][1] and found[-1][0][-1].endswith("\\"):
+                found[-1][0].append(line)
+            elif found:
+                found[-1][1].append(line)
+            else:
+                raise ValueError(f"line {self.line}: a console block begins with a command")
+        return [Command("\n".join(text), tuple(shown)) for text, shown in found]
+
+
+def blocks(guide: str) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    found, lines = [], guide.splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        kind, *options = lines[start][3:].split() or [""]
+        found.append(Block(kind, tuple(options), start + 1, tuple(lines[start + 1 : number])))
+        start = None
+    return found
+
+
+class Stage:
+    """A folder in which the guide's commands run. Names of the guide stand for this machine's, and back.
+
+    The folder's path is as long as the one in the guide, so that tables break their lines at the same places.
+    """
+
+    def __init__(self) -> None:
+        self.root = _folder_as_long_as(SHOWN_FOLDER)
+        self._fingerprint = ""
+        self._port = str(free_port())
+        self._health = tuple(str(free_port()) for _ in HEALTH)
+        self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._environment = environment(self.root / "home") | {
+            "COLUMNS": COLUMNS,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "NO_COLOR": "1",
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process, _ in self._running:
+            process.send_signal(signal.SIGTERM)
+        for process, _ in self._running:
+            try:
+                process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def run(self, command: Command, until: str = "") -> tuple[int | None, list[str]]:
+        """Exit code (None while it goes on running) and printed lines, in the guide's names."""
+        text = self._real(command.text)
+        if command.background:
+            code, said = self._start(text.rstrip().removesuffix("&"), until.replace("_", " "))
+        else:
+            ended = self._ended()
+            done = subprocess.run(
+                ["bash", "-c", text],
+                cwd=self.root,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=SECONDS,
+            )
+            code, said = done.returncode, done.stdout.decode(errors="replace")
+            if text.startswith("kill "):
+                self._wait_for_an_end(ended)
+        if found := re.search(r"invitation \S+: fingerprint ([0-9a-f ]+)$", said, re.MULTILINE):
+            self._fingerprint = found[1].strip()
+        return code, [line.rstrip() for line in self._shown(said).splitlines()]
+
+    def typed(self, command: Command) -> str:
+        """The command as the guide should show it: with the fingerprint of this run."""
+        if not self._fingerprint:
+            return command.text
+        return re.sub(r"--fingerprint '[^']*'", f"--fingerprint '{self._fingerprint}'", command.text)
+
+    def _start(self, text: str, until: str) -> tuple[int | None, str]:
+        log = self.root / f"background-{len(self._running)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {text}"],
+                cwd=self.root,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running.append((process, log))
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            code, said = process.poll(), log.read_text(errors="replace")
+            for number, line in enumerate(lines := said.splitlines(keepends=True), 1):
+                if until in line and line.endswith("\n"):
+                    return None, "".join(lines[:number])
+            if code is not None:
+                return code, said
+            time.sleep(0.2)
+        raise TimeoutError(f"{text}: did not print {until!r} in {SECONDS:g} s, but: {log.read_text()}")
+
+    def _ended(self) -> int:
+        return sum(process.poll() is not None for process, _ in self._running)
+
+    def _wait_for_an_end(self, before: int) -> None:
+        """After a ``kill``: until one more of the background commands is gone."""
+        end = time.monotonic() + ENDING_SECONDS
+        while self._ended() <= before and time.monotonic() < end:
+            time.sleep(0.2)
+
+    def _real(self, text: str) -> str:
+        if self._fingerprint:
+            text = re.sub(r"--fingerprint '[^']*'", f"--fingerprint '{self._fingerprint}'", text)
+        for shown, real in ((ADDRESS, f"127.0.0.1:{self._port}"), (LISTEN, f"127.0.0.1:{self._port}")):
+            text = text.replace(shown, real)
+        for shown, real in zip(HEALTH, self._health, strict=True):
+            text = text.replace(shown, real)
+        return text
+
+    def _shown(self, said: str) -> str:
+        said = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said)
+        said = said.replace(f"listening on 127.0.0.1:{self._port}", f"listening on {LISTEN}")
+        said = said.replace(f"127.0.0.1:{self._port}", ADDRESS)
+        for shown, real in zip(HEALTH, self._health, strict=True):
+            said = said.replace(f"127.0.0.1:{real}", f"127.0.0.1:{shown}")
+        return said.replace(str(self.root), SHOWN_FOLDER).replace(str(REPOSITORY), SHOWN_PACKAGE)
+
+
+def _folder_as_long_as(shown: str) -> Path:
+    """A new folder (0700) whose path has as many letters as ``shown``, where the system's folder is short enough."""
+    parent = tempfile.gettempdir()
+    letters = max(6, len(shown) - len(parent) - 1)
+    while True:
+        folder = Path(parent) / ("g" + secrets.token_hex(letters))[:letters]
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return folder
+
+
+# what changes from run to run -> what stands for it in a comparison
+MASKS = (
+    (r"[0-9a-f]{4}( [0-9a-f]{4}){9}", "<fingerprint>"),
+    (r"\b[0-9A-F]{2}(:[0-9A-F]{2}){31}\b", "<sha256>"),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d| UTC)?", "<time>"),
+    (r"\d{4}-\d\d-\d\d", "<date>"),
+    (r"\b[0-9a-f]{8,}\b", "<hex>"),
+    (r"\b\d+(\.\d+)? (s|min|h|d)( \d+ (s|min|h))?(?![a-z])", "<seconds>"),
+    (r"\b\d+ days\b", "<days>"),
+    (r"\b\d+(\.\d+)? [GMk]?B\b", "<size>"),
+    (r'"stage": "(train\.[a-z]+|evaluate\.adapter)?"', '"stage": <stage>'),
+    (r'"cause": "[^"]*"', '"cause": <cause>'),
+    (r'("[a-z_]*(?:pid|_s|seconds|served|attempts|restarts)[a-z_]*": )[0-9.]+', r"\1<number>"),
+    (r"\bround (\d+)\.\d+ ", r"round \1.<attempt> "),
+    (r"\b\d{1,3}(,\d{3})+\b", "<number>"),
+    (r"\b\d+\.\d+(e-?\d+)?\b", "<number>"),
+)
+
+
+def masked(lines: Sequence[str]) -> list[str]:
+    """Lines without what changes from run to run, blanks and a table's rules."""
+    found = []
+    for line in lines:
+        for pattern, name in MASKS:
+            line = re.sub(pattern, name, line)
+        line = " ".join(re.sub(r"[\u2500-\u257f]+", " ", line).split())
+        if line:
+            found.append(line)
+    return found
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """New lines of the block at ``line``, which had ``length``."""
+
+    line: int
+    length: int
+    lines: list[str]
+
+
+def rewritten(guide: str, changes: Iterable[Rewritten]) -> str:
+    """The guide with new text in its blocks."""
+    lines = guide.splitlines()
+    for change in sorted(changes, key=lambda change: change.line, reverse=True):
+        lines[change.line : change.line + change.length] = change.lines
+    return "\n".join(lines) + "\n"
+
+
+def run_all(guide: str, stage: Stage, deployment: bool = True) -> Iterator[Rewritten]:
+    """Run the console blocks, one after the other; their new text.
+
+    Args:
+        deployment: also run what needs real Flower processes.
+
+    Raises:
+        ValueError: a command ended with another exit code than the guide says.
+    """
+    for block in blocks(guide):
+        if block.kind != "console" or (block.deployment and not deployment):
+            continue
+        lines: list[str] = []
+        for number, command in enumerate(commands := block.commands, 1):
+            print(f"$ {command.text}", file=sys.stderr, flush=True)
+            code, said = stage.run(command, block.option("until"))
+            wanted = int(block.option("exit", "0")) if number == len(commands) else 0
+            if code not in (None, wanted):
+                raise ValueError(
+                    f"line {block.line}: {command.text}: exit code {code}, not {wanted}:\n" + "\n".join(said)
+                )
+            lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
+        yield Rewritten(block.line, len(block.lines), lines)
+
+
+def _abridged(shown: Sequence[str], said: list[str]) -> list[str]:
+    """``said``, with ``...`` for what the guide leaves out: of a shown ``...``, the lines around it are kept."""
+    while said and not said[-1]:
+        said.pop()
+    if ANY not in shown:
+        return said
+    first = shown.index(ANY)
+    after = len(shown) - first - 1
+    return [*said[:first], ANY, *(said[len(said) - after :] if after else [])]
+
+
+def matches(shown: Sequence[str], said: Sequence[str], background: bool = False) -> bool:
+    """Whether ``said`` is what the guide shows, but for what `masked` hides and for ``...``.
+
+    Args:
+        background: the command goes on running: every shown line must have come by now, others may have too.
+    """
+    wanted, real = masked(shown), masked(said)
+    if background:
+        rest = iter(real)
+        return all(any(line == other for other in rest) for line in wanted if line != ANY)
+    if ANY not in wanted:
+        return wanted == real
+    first = wanted.index(ANY)
+    after = wanted[first + 1 :]
+    return (
+        len(real) >= len(wanted) - 1
+        and wanted[:first] == real[:first]
+        and after == (real[len(real) - len(after) :] if after else [])
+    )
+
+
+def main() -> None:
+    """Rewrite the guide in place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guide", type=Path, default=GUIDE)
+    parser.add_argument("--no-deployment", action="store_true", help="Leave blocks alone that need Flower processes.")
+    given = parser.parse_args()
+    guide, done = given.guide.read_text(encoding="utf-8"), list[Rewritten]()
+    try:
+        with Stage() as stage:
+            for change in run_all(guide, stage, not given.no_deployment):
+                done.append(change)
+    finally:  # a command that fails does not undo the others' output
+        replace_file(given.guide, rewritten(guide, done).encode(), PUBLIC)
+        print(f"{given.guide}: {len(done)} blocks written", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Adapters: what is trained on a base model, its state, its update vector, and its folder and wire form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.adapters.folder import load_adapter, save_adapter
+    from gradtf_fl.adapters.kinds import PREFIX, find_targets, split_name
+    from gradtf_fl.adapters.models import ASSETS, EMBEDDED, kept_model, load_model, model_folder, model_hash
+    from gradtf_fl.adapters.packed import pack_adapter, unpack_adapter
+    from gradtf_fl.adapters.proof import CONFIG, WEIGHTS, folder_problems, packed_header
+    from gradtf_fl.adapters.spec import AdapterSpec
+    from gradtf_fl.adapters.state import adapter_state, attach, initial_state, set_adapter_state, state_hash
+    from gradtf_fl.adapters.update_vectors import BlockLayout, Vector, apply_update, update_vector
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "ASSETS",
+    "CONFIG",
+    "EMBEDDED",
+    "PREFIX",
+    "WEIGHTS",
+    "AdapterSpec",
+    "BlockLayout",
+    "Vector",
+    "adapter_state",
+    "apply_update",
+    "attach",
+    "find_targets",
+    "folder_problems",
+    "initial_state",
+    "kept_model",
+    "load_adapter",
+    "load_model",
+    "model_folder",
+    "model_hash",
+    "pack_adapter",
+    "packed_header",
+    "save_adapter",
+    "set_adapter_state",
+    "split_name",
+    "state_hash",
+    "unpack_adapter",
+    "update_vector",
+]

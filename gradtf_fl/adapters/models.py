@@ -1,0 +1,95 @@
+"""A model's name -> folder -> loaded model: the embedded pair, a local folder, or a hub id (where a hub is)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ASSETS = Path(__file__).parents[1] / "assets"
+Signature = tuple[tuple[str, int, int, int], ...]
+EMBEDDED = {"embedded:tiny": ASSETS / "house-rules-tiny", "embedded:llm": ASSETS / "house-rules-llm"}
+
+
+def model_folder(name: str, what: str = "model") -> str:
+    """What `from_pretrained` is given for ``name``: a folder's absolute path, or a hub id as it stands.
+
+    A name with a path separator prefix (``/``, ``./``, ``~``) or an existing folder is local. ConfigError when
+    a local folder is missing or holds no config.json.
+    """
+    if name.startswith("embedded:"):
+        if name not in EMBEDDED:
+            raise ConfigError(f"model {name!r}: the embedded models are {', '.join(sorted(EMBEDDED))}")
+        return str(EMBEDDED[name])
+    folder = Path(name).expanduser()
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
+    if not looks_local:
+        return name
+    if not folder.is_dir():
+        raise ConfigError(f"{what} {name!r}: there is no such folder")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{what} {name!r}: the folder holds no config.json")
+    return str(folder.resolve())
+
+
+def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model in eval mode and float32, tokenizer). ConfigError, with the cause in one line, when it can't be had."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = model_folder(name)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library raises many kinds: all mean that this model can't be loaded
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"model {name!r} can't be loaded: {cause}") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_model`, from a copy that this process keeps in memory while the folder's files stay as they are."""
+    model, tokenizer = _kept(name, _signature(name))
+    return copy.deepcopy(model), tokenizer
+
+
+@lru_cache(maxsize=1)
+def _kept(name: str, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(name)
+
+
+def model_hash(name: str) -> str:
+    """SHA-256 (hex) over the config and weight files of a local model folder, in name order."""
+    return _hash_of(name, _signature(name))
+
+
+@lru_cache(maxsize=16)
+def _hash_of(name: str, signature: Signature) -> str:
+    digest = hashlib.sha256()
+    for path in _model_files(name):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _model_files(name: str) -> list[Path]:
+    folder = Path(model_folder(name))
+    return sorted(p for p in folder.glob("*") if p.name == "config.json" or p.suffix == ".safetensors")
+
+
+def _signature(name: str) -> Signature:
+    """What tells that files were replaced: name, size, inode and time of last change of each."""
+    stats = [(path.name, path.stat()) for path in _model_files(name)]
+    return tuple((name, stat.st_size, stat.st_ino, stat.st_mtime_ns) for name, stat in stats)

@@ -1,0 +1,62 @@
+"""Which adapter is trained on which modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("lora", "lora-xs", "full")
+State = Mapping[str, "torch.Tensor"]
+"""An adapter's parameters by PEFT name."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Which adapter is trained on which modules.
+
+    Attributes:
+        targets: last names of linear layers (q_proj, up_proj, ...) and of the input embedding (embed_tokens).
+        train_a: false freezes A (FFA-LoRA: averages of B are then exact); without meaning for other kinds.
+        kind: "lora", "lora-xs" or "full"; ``alpha`` and ``rank`` are without meaning for "full".
+    """
+
+    rank: int = 2
+    alpha: float = 4.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    train_a: bool = True
+    seed: int = 0
+    kind: str = "lora"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"adapter kind {self.kind!r} is unknown: the kinds are {', '.join(KINDS)}")
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank; 1 for "full"."""
+        return 1.0 if self.kind == "full" else self.alpha / self.rank
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form; without ``kind`` where that is "lora", so that signed rounds keep their bytes."""
+        document = {**asdict(self), "targets": list(self.targets)}
+        if self.kind == "lora":
+            del document["kind"]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> AdapterSpec:
+        """Spec from `to_json`'s form; KeyError, TypeError or ValueError on another form."""
+        return cls(
+            int(document["rank"]),
+            float(document["alpha"]),
+            tuple(str(t) for t in document["targets"]),
+            bool(document["train_a"]),
+            int(document["seed"]),
+            str(document.get("kind", "lora")),
+        )

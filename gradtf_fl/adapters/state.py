@@ -1,0 +1,82 @@
+"""One shared, seeded initial adapter, and its state in a model.
+
+W x + (alpha / rank) B A x with A [rank, in], B [out, rank] (Hu et al. 2022), or another kind (`kinds`). The
+initial A is drawn by numpy from the spec's seed, so that every organization and the provider start from the same
+bytes; B starts at zero. Whatever the kind, a written folder is plain LoRA to PEFT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradtf_fl.adapters.kinds import initial_values, peft_config, to_plain_lora
+from gradtf_fl.adapters.spec import AdapterSpec, State
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+
+def attach(model: Any, spec: AdapterSpec) -> PeftModel:
+    """``model`` wrapped in PEFT with the shared initial adapter, A frozen unless the spec trains it.
+
+    Kinds that PEFT does not know come as the plain LoRA with the same effect, with nothing to train: they are trained
+    by `training.stacked.StackedAdapters`. Where input and output embeddings are tied, LoRA on ``embed_tokens`` acts
+    on the input alone.
+    """
+    from peft import get_peft_model
+
+    plain = to_plain_lora(initial_state(model, spec))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # said above
+        peft_model: Any = get_peft_model(model, peft_config(spec, plain, None))  # PEFT takes the model's own name
+    set_adapter_state(peft_model, plain)
+    trained = (".lora_B.", ".lora_embedding_B.") + ((".lora_A.", ".lora_embedding_A.") if spec.train_a else ())
+    for name, parameter in peft_model.named_parameters():
+        parameter.requires_grad_(spec.kind == "lora" and any(role in name for role in trained))
+    wrapped: PeftModel = peft_model
+    return wrapped
+
+
+def initial_state(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
+    """The shared initial adapter for ``model`` (a plain model; it is left as it was).
+
+    ConfigError when the model lacks a target or the kind does not go on one.
+    """
+    return initial_values(model, spec)
+
+
+def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's parameters by their PEFT names (detached CPU float32 copies)."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # base weights are no adapter
+    return {name: tensor.detach().to("cpu").float().clone() for name, tensor in state.items()}
+
+
+def set_adapter_state(peft_model: Any, state: State) -> None:
+    """Load ``state``, of any kind, into the attached adapter; ConfigError when names differ."""
+    from peft import set_peft_model_state_dict
+
+    state = to_plain_lora(state)
+    expected = set(adapter_state(peft_model))
+    if expected != set(state):
+        stray = sorted(expected ^ set(state))[:3]
+        raise ConfigError(
+            f"the adapter does not fit this model: {len(expected ^ set(state))} names differ, e.g. {stray}"
+        )
+    set_peft_model_state_dict(peft_model, dict(state))
+
+
+def state_hash(state: State) -> bytes:
+    """SHA-256 over names, shapes and little-endian float32 values, in name order (32 bytes)."""
+    digest = hashlib.sha256(b"gradtf/adapter/v1")
+    for name in sorted(state):
+        values = np.ascontiguousarray(state[name].detach().to("cpu").float().numpy(), dtype="<f4")
+        digest.update(f"{name}\0{values.shape}\0".encode() + values.tobytes())
+    return digest.digest()

@@ -1,0 +1,174 @@
+"""``gradtf audit``: privacy budgets from ledgers, and whether those ledgers can be believed."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradtf_fl.cli.audit.empirical import empirical
+from gradtf_fl.cli.audit.files import ledger_files, ledger_options, read_each
+from gradtf_fl.cli.audit.transfer import export, import_, rotate
+from gradtf_fl.cli.audit.what_if import what_if
+from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.files import write_whole
+
+if TYPE_CHECKING:
+    from gradtf_fl.privacy import AdvertisedHeads, LedgerReading
+
+
+@click.group()
+def audit() -> None:
+    """Report and verify privacy ledgers.
+
+    \b
+    Example:
+        gradtf audit report --ledger out/organizations/*/ledger.sqlite --format html --out audit.html
+        gradtf audit verify --ledger org-1/ledger.sqlite
+    """
+
+
+@audit.command()
+@ledger_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "html", "csv"]),
+    default="table",
+    show_default=True,
+    help="html is one self-contained page with charts.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
+def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_json: bool, out: Path | None) -> None:
+    """Epsilon spent, by three accountants, with everything it needs to mean something.
+
+    Checks what the figures hang on: every row's hash, the head, the last row's and each key rotation's signature;
+    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken.
+
+    \b
+    Example:
+        gradtf audit report --ledger out/organizations/*/ledger.sqlite
+    """
+    files = ledger_files(ledgers, paths)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
+    from gradtf_fl.privacy import load_libraries
+    from gradtf_fl.reports import read_for_report, report_all, to_csv, to_html, to_json, to_table
+
+    reports = report_all(read_each("audit report", files, read_for_report, meanwhile=load_libraries))
+    chosen = "json" if as_json else form
+    if chosen == "table":
+        _print_table(to_table(reports), out)
+    else:
+        text = {"json": to_json, "html": to_html, "csv": to_csv}[chosen](reports)
+        write_whole(out, text) if out is not None else click.echo(text, nl=False)
+    if out is not None:
+        click.echo(f"wrote {out}", err=True)
+    _fail_on_breaks([r.reading for r in reports])
+
+
+@audit.command()
+@ledger_options
+@click.option("--public-key", "keys", multiple=True, metavar="HEX", help="Key the ledger must be signed with.")
+@click.option("--head", metavar="HEX", help="A head once announced in a signed advert; it must be on the chain.")
+@click.option(
+    "--heads",
+    "heads_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Many of them: lines of ORGANIZATION HEX, or what --json printed earlier.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def verify(
+    ledgers: tuple[Path, ...],
+    paths: tuple[Path, ...],
+    keys: tuple[str, ...],
+    head: str | None,
+    heads_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Check every row's hash and signature, the order, the file's structure and the head kept beside it.
+
+    A ledger that was rolled back together with its head file is as sound as it once was: only a head that was
+    announced later, and kept elsewhere, tells (--head, --heads). Exits with 5 on any break and names the row.
+
+    \b
+    Example:
+        gradtf audit verify --ledger org-1/ledger.sqlite --public-key 9f3c...
+        gradtf audit verify --ledger org-*/ledger.sqlite --heads last-month.json
+    """
+    from gradtf_fl.privacy import AdvertisedHeads, Announcement, read_heads, read_ledger
+
+    files = ledger_files(ledgers, paths)
+    public_keys = [_bytes32("--public-key", key) for key in keys]
+    known = [Announcement("", _bytes32("--head", head))] if head is not None else []
+    known += read_heads(heads_file).announcements if heads_file is not None else ()
+    advertised = AdvertisedHeads(tuple(known))
+    if advertised.names_nobody and len(files) > 1:
+        raise ConfigError("a head without an organization belongs to one ledger; verify them one at a time")
+    read = partial(read_ledger, public_keys=public_keys, advertised=advertised)
+    readings = read_each("audit verify", files, read)
+    if as_json:
+        click.echo(json.dumps({"ledgers": [_verdict(reading, advertised) for reading in readings]}, indent=1))
+    else:
+        for reading in readings:
+            if not reading.problems:
+                click.echo(_line(reading, advertised if known else None))
+    _fail_on_breaks(readings)
+
+
+def _line(reading: LedgerReading, advertised: AdvertisedHeads | None) -> str:
+    organization, key = reading.content.genesis.organization, reading.keys[-1].hex()
+    seen = "" if advertised is None else f", {len(advertised.of(organization))} announced heads on the chain"
+    return f"{reading.path}: sound; {organization}, {reading.rows} rows{seen}, head {reading.head.hex()}, key {key}"
+
+
+def _verdict(reading: LedgerReading, advertised: AdvertisedHeads) -> dict[str, Any]:
+    organization = reading.content.genesis.organization
+    return {
+        "ledger": str(reading.path),
+        "organization": organization,
+        "ok": not reading.problems,
+        "rows": reading.rows,
+        "head": reading.head.hex(),
+        "public_key": reading.keys[-1].hex(),
+        "earlier_keys": [key.hex() for key in reading.keys[:-1]],
+        "announced_heads": len(advertised.of(organization)),
+        "problems": [{"row": problem.row, "what": problem.what} for problem in reading.problems],
+    }
+
+
+for command in (export, import_, rotate, empirical, what_if):
+    audit.add_command(command)
+
+
+def _fail_on_breaks(readings: list[LedgerReading]) -> None:
+    breaks = [f"{reading.path}: {problem}" for reading in readings for problem in reading.problems]
+    if breaks:
+        raise VerificationFailed("\n".join(breaks))
+
+
+def _bytes32(option: str, text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigError(f"{option} {text}: 64 hexadecimal digits are wanted")
+    return value
+
+
+def _print_table(table: Any, out: Path | None) -> None:
+    from rich.console import Console
+
+    if out is None:
+        Console().print(table)
+        return
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(table)
+    write_whole(out, console.export_text())

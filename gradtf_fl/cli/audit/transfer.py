@@ -1,0 +1,93 @@
+"""``gradtf audit export``, ``import`` and ``rotate``: a ledger on its way to an auditor, back, and to another key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradtf_fl.cli.audit.files import ledger_file
+from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.files import write_whole
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
+@click.option("--out", type=FILE, metavar="FILE", help="Write here instead of to stdout; an existing file is replaced.")
+def export(ledger: Path, out: Path | None) -> None:
+    """One portable text file with every signed row, for `verify`, `report` and `import` on any machine.
+
+    It holds what the ledger holds: no data, but when was trained, and at what noise. A broken ledger is not
+    exported (exit 5); one whose file another tool rewrote, though every row holds, is.
+
+    \b
+    Example:
+        gradtf audit export --ledger org-1/ledger.sqlite --out org-1.jsonl
+        gradtf audit verify --ledger org-1.jsonl
+    """
+    from gradtf_fl.privacy import export_text, ledger_rows
+
+    path = ledger_file(ledger)
+    _sound(path)
+    text = export_text(ledger_rows(path))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    write_whole(out, text)
+    click.echo(f"wrote {out}", err=True)
+
+
+@click.command("import")
+@click.argument("source", type=FILE, metavar="EXPORT")
+@click.option(
+    "--ledger", required=True, type=FILE, metavar="PATH", help="The ledger.sqlite to make; never overwritten."
+)
+def import_(source: Path, ledger: Path) -> None:
+    """Make a ledger of an export: the same rows bit for bit, with its head beside it.
+
+    The organization goes on charging to it; two ledgers that both go on from one export are a fork, which shows
+    to whoever knows a head of each.
+
+    \b
+    Example:
+        gradtf audit import org-1.jsonl --ledger restored/ledger.sqlite
+    """
+    from gradtf_fl.privacy import import_ledger, ledger_rows
+
+    _sound(source)
+    import_ledger(ledger_rows(source), ledger)
+    click.echo(f"wrote {ledger}", err=True)
+
+
+@click.command("rotate")
+@click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
+@click.option("--identity-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that signs it now.")
+@click.option("--new-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that takes over.")
+def rotate(ledger: Path, identity_key: Path, new_key: Path) -> None:
+    """Hand a ledger over to another identity key. Both keys sign; from then on only the new one can charge.
+
+    \b
+    Example:
+        gradtf audit rotate --ledger org-1 --identity-key org-1/identity.key --new-key org-1/identity.next.key
+    """
+    from gradtf_fl.privacy import Ledger
+    from gradtf_fl.secagg import Identity
+
+    old, new = Identity.load(identity_key), Identity.load(new_key)
+    path = ledger_file(ledger)
+    if not path.is_file():
+        raise ConfigError(f"ledger {path}: there is no such file")
+    with Ledger(path, old.private) as opened:
+        opened.rotate(new.private)
+        click.echo(f"{path}: key {new.public.hex()} signs from here on, head {opened.head.hex()}")
+
+
+def _sound(path: Path) -> None:
+    """Raises `VerificationFailed` unless every row holds."""
+    from gradtf_fl.privacy import BYTES_CHANGED, read_ledger
+
+    problems = [problem for problem in read_ledger(path).problems if problem != BYTES_CHANGED]
+    if problems:
+        raise VerificationFailed("\n".join(f"{path}: {problem}" for problem in problems))

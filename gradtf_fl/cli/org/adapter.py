@@ -1,0 +1,252 @@
+"""``gradtf org adapter``: which LLM adapter an organization uses, whether it is the signed one, and a merged model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clients import KeptAdapter
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@click.command(
+    epilog="Example: gradtf org adapter /srv/gradtf/org-1 --rollback 2, then "
+    "gradtf org adapter /srv/gradtf/org-1 --export merged --dtype bfloat16"
+)
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--latest", is_flag=True, help="The newest one, also while another is pinned.  [default: the one in use]")
+@click.option("--round", "round_number", type=click.IntRange(min=1), metavar="N", help="The one of round N.")
+@click.option("--list", "listed", is_flag=True, help="All that are kept.")
+@click.option("--rollback", type=click.IntRange(min=1), metavar="N", help="Use round N's, and stay there: a pin.")
+@click.option("--unpin", is_flag=True, help="Use the newest again, and each that comes.")
+@click.option("--verify", is_flag=True, help="Check signature and files; exits with 5 when something was changed.")
+@click.option(
+    "--export", "out", type=click.Path(path_type=Path), metavar="OUT", help="Verify, and write the merged LLM there."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of --export.  [default: the base model's]")
+@click.option(
+    "--provider-key", metavar="HEX", help="Key that signed, if another than organization.toml pins (an earlier one)."
+)
+@json_option
+def adapter(
+    folder: Path,
+    latest: bool,
+    round_number: int | None,
+    listed: bool,
+    rollback: int | None,
+    unpin: bool,
+    verify: bool,
+    out: Path | None,
+    dtype: str | None,
+    provider_key: str | None,
+    as_json: bool,
+) -> None:
+    """Show, verify, choose and export the LLM adapters in an organization's folder DIR.
+
+    DIR/current_adapter is a link to the one in use: programs that load it follow every delivery, until --rollback
+    pins one.
+    """
+    chosen = {"--latest": latest, "--round": round_number, "--list": listed, "--rollback": rollback, "--unpin": unpin}
+    _check(folder, chosen, {"--verify": verify, "--export": out, "--dtype": dtype}, provider_key)
+    if listed:
+        _print_list(folder, provider_key, as_json)
+        return
+    from clients import current, newest, of_round, pin
+    from clients import unpin as follow_again
+
+    if rollback is not None:
+        found = pin(folder, rollback)
+    elif unpin:
+        found = follow_again(folder)
+    elif round_number is not None:
+        found = of_round(folder, round_number)
+    else:
+        found = newest(folder) if latest else current(folder)
+    verdict = _verified(folder, found, provider_key, as_json) if verify or out is not None else {}
+    document = _document(folder, found) | verdict
+    if out is not None:
+        document["export"] = _export(found, document["base_model"], out, dtype)
+    if as_json:
+        emit_json(document)
+    else:
+        click.echo("\n".join(_lines(folder, document)))
+
+
+def _check(folder: Path, chosen: Mapping[str, Any], work: Mapping[str, Any], provider_key: str | None) -> None:
+    """Every problem of the command line at once."""
+    problems = []
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder")
+    given = [name for name, value in chosen.items() if value]
+    if len(given) > 1:
+        problems.append(f"{', '.join(given)}: only one of them at a time")
+    needless = [name for name, value in work.items() if value]
+    if needless and set(given) & {"--list", "--rollback", "--unpin"}:
+        problems.append(f"{', '.join(needless)}: not together with {given[0]}")
+    if work["--dtype"] and not work["--export"]:
+        problems.append("--dtype: only with --export")
+    if provider_key is not None:
+        if len(provider_key) != 64 or set(provider_key) - set("0123456789abcdef"):
+            problems.append("--provider-key: 64 lower-case hex digits are wanted")
+        if not (work["--verify"] or work["--export"] or chosen["--list"]):
+            problems.append("--provider-key: only with --verify, --export or --list")
+    if work["--export"]:
+        from clients import refuse_occupied
+
+        try:
+            refuse_occupied(work["--export"])
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def _document(folder: Path, found: KeptAdapter) -> dict[str, Any]:
+    from clients import CURRENT, is_pinned, newest
+
+    path = found.path.absolute()
+    pinned = is_pinned(folder)
+    statement = found.statement
+    in_use = (folder / CURRENT).resolve() == path.resolve()
+    base = _base_model(found)
+    return {
+        "path": str(path),
+        "round": found.round,
+        "run_id": statement.run_id if statement else None,
+        "received": statement.received if statement else None,
+        "sha256": found.sha256(),
+        "base_model": base,
+        "in_use": in_use,
+        "pinned": in_use and pinned,
+        "newest_round": newest(folder).round,
+        "load": _snippet(base, str(path)),
+    }
+
+
+def _base_model(found: KeptAdapter) -> str:
+    path = found.path / "adapter_config.json"
+    try:
+        return str(json.loads(path.read_text())["base_model_name_or_path"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged; have the adapter delivered again, or take another round") from error
+
+
+def _snippet(base: str, path: str) -> str:
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
+        f"model = PeftModel.from_pretrained(base, {path!r})"
+    )
+
+
+def _key(folder: Path, provider_key: str | None) -> str:
+    """The key that counts: the pinned one, which no delivery can change."""
+    if provider_key is not None:
+        return provider_key
+    from gradtf_fl.config import OrganizationConfig, load_toml
+
+    return load_toml(OrganizationConfig, folder / "organization.toml").secagg.provider_key
+
+
+def _verified(folder: Path, found: KeptAdapter, provider_key: str | None, as_json: bool) -> dict[str, Any]:
+    key = _key(folder, provider_key)
+    if as_json and (problems := found.problems(key)):
+        emit_json({"path": str(found.path), "round": found.round, "verified": False, "problems": problems})
+    found.verify(key)
+    return {"verified": True, "provider_key": key}
+
+
+def _export(found: KeptAdapter, base_model: str, out: Path, dtype: str | None) -> dict[str, Any]:
+    from clients import export_merged
+
+    made = export_merged(found.path, base_model, out, dtype, lambda step: click.echo(f"export: {step}", err=True))
+    return {
+        "out": str(made.out.absolute()),
+        "dtype": made.dtype,
+        "max_logit_error": made.max_error,
+        "adapter_effect": made.adapter_effect,
+        "largest_logit": made.largest_logit,
+    }
+
+
+def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
+    from clients import CURRENT
+
+    state = ["pinned" if document["pinned"] else "in use"] if document["in_use"] else ["not in use"]
+    if document["round"] != document["newest_round"]:
+        state.append(f"the newest is round {document['newest_round']}")
+    if document["received"]:
+        state.append(f"received {document['received']}")
+    lines = [document["path"], f"round {document['round']}, {', '.join(state)}", f"SHA-256 {document['sha256']}"]
+    if document.get("verified"):
+        lines.append(f"verified: as signed by {document['provider_key']}")
+    if (made := document.get("export")) is not None:
+        lines.append(
+            f"{made['out']}: merged, in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
+            f"PEFT model's (the adapter moves them by up to {made['adapter_effect']:.1e})"
+        )
+        lines += ["", "from transformers import AutoModelForCausalLM", ""]
+        return [*lines, f"model = AutoModelForCausalLM.from_pretrained({made['out']!r})"]
+    if document["in_use"]:
+        lines.append(f"{folder / CURRENT} leads there")
+    return [*lines, "", document["load"]]
+
+
+def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
+    from clients import CURRENT, is_pinned, kept
+    from gradtf_fl.adapters import WEIGHTS
+
+    key = _key(folder, provider_key)
+    used, pinned = (folder / CURRENT).resolve(), is_pinned(folder)
+    rows = []
+    for found in kept(folder):
+        problems = found.problems(key)
+        rows.append(
+            {
+                "round": found.round,
+                "path": str(found.path.absolute()),
+                "run_id": found.statement.run_id if found.statement else None,
+                "received": found.statement.received if found.statement else None,
+                "sha256": None if problems and not (found.path / WEIGHTS).is_file() else found.sha256(),
+                "in_use": found.path.resolve() == used,
+                "verified": not problems,
+                "problems": problems,
+            }
+        )
+    if as_json:
+        emit_json({"adapters": rows, "pinned": pinned})
+        return
+    _print_table(rows, pinned)
+
+
+def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False)
+    for heading in ("round", "run", "received", "SHA-256", "as signed", ""):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row["round"]),
+            Text(str(row["run_id"] or "?")),
+            Text(row["received"] or "?"),
+            (row["sha256"] or "?")[:16],
+            Text("yes", style="green") if row["verified"] else Text("NO", style="red"),
+            ("pinned" if pinned else "in use") if row["in_use"] else "",
+        )
+    console = Console()
+    console.print(table)
+    for problem in (problem for row in rows for problem in row["problems"]):
+        console.print(Text(problem))

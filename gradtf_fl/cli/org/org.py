@@ -1,0 +1,163 @@
+"""``gradtf org``: an organization's node, from its keys to its adapters. Only the worker imports torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.org.adapter import adapter
+from gradtf_fl.errors import ConfigError
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+
+
+@click.group()
+def org() -> None:
+    """Run an organization's node.
+
+    \b
+    Example:
+        gradtf org init org-1 --data rows.jsonl --budget 8
+        gradtf org join org-1 invitation.json
+        gradtf org check org-1
+        gradtf org run org-1
+    """
+
+
+@org.command(epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8")
+@FOLDER
+@click.option("--name", help="What the others call you (default: the folder's name).")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help='JSONL of {"prompt", "answer"} rows.')
+@click.option("--test", type=click.Path(path_type=Path), help="JSONL of rows to score each round's models on, at home.")
+@click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
+@click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--tiny", default="embedded:tiny", show_default=True, help="TinyLM: folder or name.")
+@click.option("--llm", default="embedded:llm", show_default=True, help="LLM: folder or name.")
+@json_option
+def init(
+    folder: Path,
+    name: str | None,
+    data: Path,
+    test: Path | None,
+    budget: float,
+    delta: float,
+    tiny: str,
+    llm: str,
+    as_json: bool,
+) -> None:
+    """Make keys and a local policy with safe defaults in DIR; print the fingerprint to exchange out of band."""
+    from clients import make_organization
+
+    enrolment = make_organization(folder, name or folder.absolute().name, data, test, budget, delta, tiny, llm)
+    if as_json:
+        return emit_json(
+            {
+                "folder": str(folder),
+                "name": enrolment.name,
+                "fingerprint": enrolment.fingerprint,
+                "enrolment": str(folder / "enrolment.json"),
+            }
+        )
+    click.echo(f"organization {enrolment.name} in {folder}: keys (0600), organization.toml, enrolment.json")
+    click.echo(f"fingerprint {enrolment.fingerprint}")
+    click.echo(f"Next: send {folder / 'enrolment.json'} to the server's operator (nothing in it is secret); read the")
+    click.echo(
+        f"fingerprint to them by telephone. They answer with an invitation: gradtf org join {folder} invitation.json"
+    )
+
+
+@org.command(epilog="Example: gradtf org join org-1 invitation.json --fingerprint '3f2a ...'")
+@FOLDER
+@click.argument("invitation", type=click.Path(path_type=Path))
+@click.option(
+    "--fingerprint", help="Of the invitation, as the other organizations read it to you; asked for otherwise."
+)
+@json_option
+def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool) -> None:
+    """Pin who takes part, as the invitation says, once its fingerprint was compared with everybody else.
+
+    The server could put a key of its own into the invitation it gives you. It can't give all of you the same
+    fingerprint then.
+    """
+    from clients import join_federation
+    from gradtf_fl.deployment import read_invitation, same_fingerprint
+
+    document = read_invitation(invitation)
+    if not as_json:
+        for organization in document.organizations:
+            click.echo(f"  {organization.name:<24} {organization.fingerprint}")
+        click.echo(f"  provider's key           {document.provider_key[:16]}...")
+        click.echo(f"invitation to {document.server}: fingerprint {document.fingerprint}")
+    if fingerprint is None:
+        if as_json or not sys.stdin.isatty():
+            raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
+        click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
+    elif not same_fingerprint(fingerprint, document.fingerprint):
+        raise ConfigError("--fingerprint: the invitation has another one: do not join, ask who changed it")
+    changed: list[str] = join_federation(folder, document)
+    if as_json:
+        return emit_json(
+            {
+                "folder": str(folder),
+                "server": document.server,
+                "fingerprint": document.fingerprint,
+                "changed": changed,
+            }
+        )
+    for difference in changed:
+        click.echo(f"note: {difference}; make sure that this is wanted")
+    if changed:
+        click.echo("a node that runs takes up address and authority when it is started again")
+    click.echo(f"joined; next: gradtf org check {folder}")
+
+
+@org.command(epilog="Example: gradtf org check org-1")
+@FOLDER
+@click.option("--offline", is_flag=True, help="Leave out what asks the server.")
+@json_option
+def check(folder: Path, offline: bool, as_json: bool) -> int:
+    """Test keys, policy, data, budget, disk, and the server's TLS, clock and registration; say what to do.
+
+    Exit code 2 when a finding stops the node from working, 0 otherwise.
+    """
+    from clients import check_node
+    from gradtf_fl.cli.finding_table import failures, findings_document, print_findings
+
+    findings = check_node(folder, offline)
+    if as_json:
+        emit_json(findings_document(findings))
+    else:
+        print_findings(findings)
+    return 2 if failures(findings) else 0
+
+
+@org.command(epilog="Example: gradtf org run org-1")
+@FOLDER
+@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
+@click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="For the stage in hand at SIGTERM.")
+def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
+    """Serve the federation until SIGTERM; starts again whatever dies.
+
+    No code of the server's is run: its app bundle is not even unpacked.
+    """
+    from contextlib import ExitStack
+
+    from clients import NodeRun, describe, load_organization
+    from gradtf_fl.deployment import HealthServer
+
+    organization = load_organization(folder.absolute())
+    node = NodeRun(
+        organization, lambda line: click.echo(f"{organization.config.name}: {line}", err=True), stage_seconds
+    )
+    with ExitStack() as stack:
+        if health_port is not None:
+            health = stack.enter_context(HealthServer(health_port, lambda: describe(node.state())))
+            click.echo(f"{organization.config.name}: health at http://127.0.0.1:{health.port}/health", err=True)
+        click.echo(f"{organization.config.name}: serving; SIGTERM ends it", err=True)
+        node.run()
+
+
+org.add_command(adapter)

@@ -1,0 +1,161 @@
+"""``gradtf server``: the provider's side of a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.server.status import status
+from gradtf_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from strategies import RoundEvent
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+PEM = click.Path(path_type=Path)
+
+
+@click.group()
+def server() -> None:
+    """Run the server of a federation.
+
+    \b
+    Example:
+        gradtf server init server --enrolment org-*/enrolment.json --address fl.example.org:9092 \\
+            --ca ca/ca.crt --certificate tls/server.crt --key tls/server.key --epsilon 8 --rounds 3
+        gradtf server run server
+        gradtf server status server
+    """
+
+
+@server.command(epilog="Example: see gradtf server --help")
+@FOLDER
+@click.option("--enrolment", "enrolments", multiple=True, required=True, type=PEM, help="From org init. Repeatable.")
+@click.argument("more", nargs=-1, type=PEM, metavar="[ENROLMENT]...")
+@click.option("--address", required=True, help="HOST:PORT by which the organizations reach this server.")
+@click.option("--listen", help="HOST:PORT to bind (default: all interfaces, the port of --address).")
+@click.option("--ca", required=True, type=PEM, help="PEM of the authority of the certificate.")
+@click.option("--certificate", required=True, type=PEM, help="PEM of the server's certificate.")
+@click.option("--key", required=True, type=PEM, help="PEM of its key.")
+@click.option("--config", "config_file", type=PEM, help="TOML with keys of the plan (rounds, epsilon, steps, ...).")
+@click.option("--rounds", type=int, help="Rounds of the run.")
+@click.option("--epsilon", type=float, help="What all rounds together spend at each organization.")
+@click.option("--delta", type=float)
+@click.option("--deadline-s", type=float, help="Seconds that a stage waits for organizations.")
+@click.option("--join-s", type=float, help="Seconds that a round waits for the organizations to be connected.")
+@json_option
+def init(
+    folder: Path,
+    enrolments: tuple[Path, ...],
+    more: tuple[Path, ...],
+    address: str,
+    listen: str | None,
+    ca: Path,
+    certificate: Path,
+    key: Path,
+    config_file: Path | None,
+    as_json: bool,
+    **plan: Any,
+) -> None:
+    """Make DIR: the plan, the key that signs LLM adapters, and the invitation for every organization."""
+    from gradtf_fl.cli.options import chosen
+    from gradtf_fl.config import read_toml
+    from strategies import make_server
+
+    values = (read_toml(config_file) if config_file else {}) | chosen(plan)
+    files = {"ca": ca, "certificate": certificate, "key": key}
+    invitation = make_server(folder, [*enrolments, *more], address, listen, files, values)
+    if as_json:
+        return emit_json(
+            {
+                "folder": str(folder),
+                "invitation": str(folder / "invitation.json"),
+                "fingerprint": invitation.fingerprint,
+                "organizations": {o.name: o.fingerprint for o in invitation.organizations},
+            }
+        )
+    for organization in invitation.organizations:
+        click.echo(f"  {organization.name:<24} {organization.fingerprint}")
+    click.echo(
+        f"server for {len(invitation.organizations)} organizations in {folder}: server.toml, provider.key (0600)"
+    )
+    click.echo(f"invitation {folder / 'invitation.json'}: fingerprint {invitation.fingerprint}")
+    click.echo(
+        "Next: compare each fingerprint above with its organization, send the invitation to all of them (nothing in"
+    )
+    click.echo(f"it is secret), and run: gradtf server run {folder}")
+
+
+@server.command(epilog="Example: gradtf server run server --resume")
+@FOLDER
+@click.option("--resume", is_flag=True, help="Go on with the run that was started in DIR.")
+@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
+@json_option
+def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> None:
+    """Start SuperLink and ServerApp and keep them going until all rounds are done.
+
+    Killed at any moment, --resume goes on after the last finished round; no round is released twice, and no attempt's
+    number is used twice.
+    """
+    import signal
+    import sys
+    import time
+    from contextlib import ExitStack
+
+    from gradtf_fl.deployment import CONFIG_FILE, HealthServer, load_server
+    from strategies import ServerRun, progress
+
+    loaded = load_server(folder.absolute())
+    done = progress(loaded.plan.out)
+    if done is not None and not resume:
+        raise ConfigError(f"{folder}: holds a run with {done[0]} finished rounds; --resume goes on with it")
+    if done is not None and done[0] >= loaded.plan.rounds and done[2] >= loaded.plan.rounds:
+        click.echo(
+            f"server: all {loaded.plan.rounds} rounds are done; more: set rounds in {folder / CONFIG_FILE}", err=True
+        )
+        return emit_json(_document(loaded.plan.out, 0.0)) if as_json else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.time()
+    run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {line}", err=True))
+    with ExitStack() as stack:
+        if health_port is not None:
+            health = stack.enter_context(HealthServer(health_port, lambda: _health(loaded.folder, run.state())))
+            click.echo(f"server: health at http://127.0.0.1:{health.port}/health", err=True)
+        click.echo(f"server: listening on {loaded.listen.listen}, {loaded.plan.rounds} rounds", err=True)
+        run.run()
+    if as_json:
+        return emit_json(_document(loaded.plan.out, time.time() - started))
+    click.echo(f"{loaded.plan.rounds} rounds done; adapters in {folder / 'rounds'}")
+
+
+def _document(out: Path, seconds: float) -> dict[str, Any]:
+    from strategies import read_records
+
+    return {"wall_s": round(seconds, 3), "rounds": [one.to_json() for one in read_records(out)], "out": str(out)}
+
+
+def _health(folder: Path, processes: dict[str, Any]) -> dict[str, Any]:
+    """How the run stands, and whether its processes are there: the worse of the two."""
+    from gradtf_fl.deployment import health, view_server
+
+    run, order = health(view_server(folder)), ("ok", "degraded", "failed")
+    return {**processes, **run, "status": max(processes["status"], run["status"], key=order.index)}
+
+
+def _print_round(event: RoundEvent) -> None:
+    record = event.record
+    if record is None:
+        return
+    seconds = sum(record.seconds.values())
+    lost = f", lost {dict(record.dropped)}" if record.dropped else ""
+    click.echo(
+        f"server: round {record.round}.{record.attempt} {record.state}: {record.joined} joined, {record.masked} in the "
+        f"sum{lost}, {seconds:.1f} s",
+        err=True,
+    )
+
+
+server.add_command(status)

@@ -1,0 +1,68 @@
+"""Configuration: one pydantic schema for every verb's TOML and command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.config.base import (
+        STAGES,
+        Address,
+        Count,
+        Epsilon,
+        Location,
+        OrganizationName,
+        PublicKey,
+        Rate,
+        Section,
+        Seed,
+        Stage,
+        validate,
+    )
+    from gradtf_fl.config.organization import (
+        DataSection,
+        DropPoint,
+        ModelsSection,
+        OrganizationConfig,
+        OrganizationSimulation,
+        PrivacySection,
+        SecAggSection,
+    )
+    from gradtf_fl.config.plan import Combine, FederationPlan
+    from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
+    from gradtf_fl.config.toml import load_toml, read_toml, to_toml, toml_of
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "HOUSE_RULES_ANSWER_TOKENS",
+    "STAGES",
+    "Address",
+    "Combine",
+    "Count",
+    "DataSection",
+    "DropPoint",
+    "Epsilon",
+    "FederationPlan",
+    "Location",
+    "ModelsSection",
+    "OrganizationConfig",
+    "OrganizationName",
+    "OrganizationSimulation",
+    "PrivacySection",
+    "PublicKey",
+    "Rate",
+    "Rules",
+    "SecAggSection",
+    "Section",
+    "Seed",
+    "SimulationConfig",
+    "Stage",
+    "load_toml",
+    "read_toml",
+    "to_toml",
+    "toml_of",
+    "validate",
+]

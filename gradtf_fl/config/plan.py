@@ -1,0 +1,159 @@
+"""What the server decides for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gradtf_fl.config.base import (
+    Bits,
+    Count,
+    Delta,
+    Epsilon,
+    Location,
+    ModelName,
+    NoiseMultiplier,
+    Norm,
+    Organizations,
+    Rate,
+    Rounds,
+    Seconds,
+    Section,
+    Seed,
+    Share,
+    validate,
+)
+from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
+
+WeightRule = Literal["uniform", "examples"]
+
+
+Combine = Literal["mean", "median", "trimmed-mean"]
+
+
+Groups = Annotated[int, Field(ge=1, le=200)]
+
+
+TrackingPlace = Annotated[str, AfterValidator(lambda text: _sound_tracking(text))]
+
+
+class RoundSettings(Section):
+    """What a simulation and a deployment settle alike.
+
+    Attributes:
+        steps: DP-SGD steps per round.
+        batch: expected Poisson batch, in rows.
+        clip: L2 norm bound of one row's gradient.
+        rate: Adam's learning rate.
+        epsilon: what all ``rounds * steps`` steps together may spend per organization.
+        delta: delta of that epsilon.
+        update_clip: L2 norm bound of an organization's update vector before encoding.
+        bits: bits per encoded value.
+        groups: the roster is summed in this many groups, whose means are combined; 1 is one sum over all.
+        combine: how the means of groups are combined.
+        noise_multiplier: distributed DP: standard deviation of the Skellam noise on a sum, in units of update_clip.
+        max_norm: L2 norm of a mean above which the whole round is rejected (default: update_clip).
+        deadline_s: how long a stage waits for organizations, in seconds.
+    """
+
+    tiny: ModelName = "embedded:tiny"
+    llm: ModelName = "embedded:llm"
+    transformer: ModelName = "embedded"
+    organizations: Organizations = 5
+    allow_two: bool = False
+    rounds: Rounds = 3
+    steps: Count = 50
+    batch: Count = 64
+    clip: Norm = 0.5
+    rate: Rate = 1e-2
+    epsilon: Epsilon = 8.0
+    delta: Delta = 1e-5
+    update_clip: Norm = 8.0
+    bits: Bits = 24
+    groups: Groups = 1
+    combine: Combine = "trimmed-mean"
+    noise_multiplier: NoiseMultiplier = 0.0
+    max_norm: Norm | None = None
+    deadline_s: Seconds = 600.0
+    seed: Seed = 0
+
+
+class FederationPlan(RoundSettings):
+    """What the server decides for a run. Travels as Flower's run config: kebab-case keys, plain values.
+
+    Attributes:
+        weight_rule: whether organizations count alike or by their rows.
+        threshold: organizations that must stay to the end (default: by the roster's size).
+        colluders: share of the organizations that the graph of 100 and more must withstand as colluders.
+        dropouts: the share that it must withstand as dropouts.
+        join_s: how long the run waits for the organizations' nodes, in seconds.
+        prompts: JSONL file with public prompts of the organizations' task; the LLM update is then refined on what the
+            tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`).
+        answer_tokens: length of such an answer, in tokens.
+        out: folder of records, checkpoints and adapters.
+        provider_key: PEM file of the Ed25519 key that signs LLM adapters.
+        organizations_dir: simulation only: the organizations' folders.
+        tracking: where each round's figures go alongside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
+    """
+
+    weight_rule: WeightRule = "uniform"
+    threshold: int | None = Field(default=None, ge=2, le=1000)
+    colluders: Share = 0.1
+    dropouts: Share = 0.1
+    join_s: Seconds = 600.0
+    prompts: Location | None = None
+    answer_tokens: Count = 32
+    out: Location = Path("out")
+    provider_key: Location | None = None
+    organizations_dir: Location | None = None
+    tracking: TrackingPlace = ""
+
+    @model_validator(mode="after")
+    def _enough_organizations(self) -> Self:
+        refuse_two(self.organizations, self.allow_two)
+        if self.threshold is not None and not self.organizations / 2 < self.threshold <= self.organizations:
+            raise ValueError(f"threshold must lie above half of and up to {self.organizations} organizations")
+        refuse_small_groups(self.organizations, self.groups, self.threshold)
+        if self.noise_multiplier > 0 and self.weight_rule != "uniform":
+            raise ValueError("noise_multiplier needs weight_rule 'uniform'")
+        return self
+
+    def to_run_config(self) -> dict[str, bool | int | float | str]:
+        """Flower run config: one kebab-case key per field, ``""`` and ``0`` standing for "not set"."""
+        values: dict[str, bool | int | float | str] = {}
+        for name, value in self:
+            if isinstance(value, bool | int | float | str):
+                values[_kebab(name)] = value
+            else:
+                values[_kebab(name)] = (
+                    str(value) if value is not None else (0 if name in ("threshold", "max_norm") else "")
+                )
+        return values
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> FederationPlan:
+        """The plan in a Flower run config; keys of other apps are left alone.
+
+        Raises:
+            ConfigError: with every bad key.
+        """
+        unset = {"threshold": 0, "max_norm": 0, "prompts": "", "provider_key": "", "organizations_dir": ""}
+        known = {name: run_config[_kebab(name)] for name in cls.model_fields if _kebab(name) in run_config}
+        given = {name: value for name, value in known.items() if name not in unset or value != unset[name]}
+        return validate(cls, given, lambda key: f"run config: {_kebab(key)}")
+
+
+def _sound_tracking(text: str) -> str:
+    kind, _, place = text.partition(":")
+    if text and (kind not in ("tensorboard", "mlflow") or not place):
+        raise ValueError("wants tensorboard:DIR or mlflow:URI_OR_DIR")
+    if "://" in place and "@" in place.partition("://")[2].partition("/")[0]:
+        raise ValueError("a password does not belong here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    return text
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,19 @@
+"""How many organizations a sum needs to hide one of them."""
+
+from __future__ import annotations
+
+
+def refuse_two(organizations: int, allow_two: bool) -> None:
+    if organizations < 3 and not allow_two:
+        raise ValueError("with 2 organizations each learns the other's update; at least 3, or set allow_two = true")
+
+
+def refuse_small_groups(organizations: int, groups: int, threshold: int | None = None) -> None:
+    if groups > 1 and organizations < 5 * groups:
+        raise ValueError(
+            f"{groups} groups of {organizations} organizations are smaller than 5, where a sum hides little"
+        )
+    if groups == 2:
+        raise ValueError("groups must be 1 or at least 3: of two group means neither can be told to be the bad one")
+    if groups > 1 and threshold is not None:
+        raise ValueError("threshold cannot be set together with groups, each of which has its own")

@@ -1,0 +1,89 @@
+"""Curation: public rows -> shadow sets -> update-vector tuples in a store (paper, section 4.1).
+
+What is curated is a `Curation`: House Rules (`rule_curation`) or text tasks for any two models (`task_curation`). It
+plans shards from its seed alone and makes each of them by itself, so shards are made in any order, in any process, on
+any machine, and a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradtf_fl.adapters import AdapterSpec, BlockLayout, initial_state, load_model, model_hash
+from gradtf_fl.curation.shards import Group
+from gradtf_fl.curation.store import TupleStore
+from gradtf_fl.curation.workers import Workers, finished_shards
+
+Progress = Callable[[str, int, int], None]
+
+
+class Curation(Protocol):
+    """What is curated, a value that can be sent to other processes."""
+
+    @property
+    def tiny(self) -> str:
+        """The TinyLM's name."""
+
+    @property
+    def llm(self) -> str:
+        """The LLM's name."""
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Of both models' adapters."""
+
+    def header(self) -> dict[str, Any]:
+        """Everything that a shard depends on, as JSON; ConfigError when the settings can't be curated."""
+
+    def plan(self) -> Sequence[tuple[str, Sequence[Group]]]:
+        """All shards by name and the shadow federations in each, in order, from the seed alone."""
+
+    def make_shard(self, number: int, device: str) -> dict[str, Tensor]:
+        """Tensors of shard ``number`` of the plan, made on ``device``; see `store`."""
+
+
+def curate(
+    curation: Curation,
+    out: str | Path,
+    progress: Progress | None = None,
+    workers: Workers | None = 1,
+    device: str = "cpu",
+) -> TupleStore:
+    """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
+
+    Args:
+        workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out
+            the same in any of them.
+        device: where models are fine-tuned, as torch has it.
+
+    Raises ConfigError when ``out`` holds a store with other settings, a model or rows can't be had, or Ray is missing.
+    """
+    store = TupleStore.create(out, _header(curation))
+    groups = dict(curation.plan())
+    for name in store.names:
+        store.read(name)  # verifies it
+    missing = [(number, name) for number, name in enumerate(groups) if name not in store.names]
+    done = len(groups) - len(missing)
+    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers):
+        if progress is not None:
+            progress(name, done, len(groups))
+        store.add(name, tensors, {"groups": [group.about() for group in groups[name]]})
+        done += 1
+    store.order(list(groups))
+    if progress is not None:
+        progress("done", len(groups), len(groups))
+    return store
+
+
+def _header(curation: Curation) -> dict[str, Any]:
+    spec = curation.spec
+    header = curation.header() | {"spec": spec.to_json()}
+    for role, name in (("tiny", curation.tiny), ("llm", curation.llm)):
+        layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec), spec.train_a)
+        header[role] = {"name": name, "sha256": model_hash(name), "layout": layout.to_json()}
+    return header

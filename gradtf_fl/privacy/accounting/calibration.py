@@ -1,0 +1,111 @@
+"""The least noise that keeps a history within its budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from gradtf_fl.errors import BudgetExhausted, ConfigError
+from gradtf_fl.privacy.accounting.accountants import epsilon_prv
+from gradtf_fl.privacy.accounting.events import DpEvent, merge
+
+MAX_SIGMA = 1e4
+MIN_EPSILON = 0.01
+"""PRV's own error, about 0.002 there, leaves nothing to calibrate below."""
+CLOSENESS = 2e-3
+"""The search stops once at most this share of what was left of the target is given away ..."""
+SIGMA_CLOSENESS = 2e-3
+"""... or once less noise, by this share, is known to be too little."""
+SIGMA_DIGITS = 4
+"""Sigma is rounded UP to this many decimals, so that equal plans give equal, mergeable events."""
+_NOTHING = 1e-9
+
+
+def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, spent: Iterable[DpEvent] = ()) -> float:
+    """Least noise for which ``spent`` and ``steps`` more steps stay within ``target_epsilon``.
+
+    Opacus' own calibration forgets what was already spent; here both are composed jointly by PRV. The result
+    never exceeds the target: ``epsilon_prv([*spent, DpEvent(sigma, q, steps)], delta) <= target_epsilon``.
+
+    Args:
+        target_epsilon: the budget.
+        q, steps: the planned sampling probability and number of steps.
+        spent: the ledger's history, charges that are not settled yet included.
+
+    Raises:
+        ConfigError: an argument outside its range, or a target that no sigma up to 10,000 reaches from nothing.
+        BudgetExhausted: ``spent`` alone reaches the target, or leaves too little of it for any sigma up to 10,000.
+    """
+    problems = []
+    if not (math.isfinite(target_epsilon) and target_epsilon >= MIN_EPSILON):
+        problems.append(f"epsilon must be a finite number of at least {MIN_EPSILON}, not {target_epsilon}")
+    if not 0 < delta < 1:
+        problems.append(f"delta must lie between 0 and 1, not {delta}")
+    if not 0 < q <= 1:
+        problems.append(f"the sampling probability must lie in (0, 1], not {q}")
+    if steps < 1:
+        problems.append(f"steps must be at least 1, not {steps}")
+    if problems:
+        raise ConfigError(problems)
+    history = merge(spent)
+    used = epsilon_prv(history, delta)
+    if used >= target_epsilon:
+        raise BudgetExhausted(f"epsilon {used:.3f} is spent already; the target is {target_epsilon:g}")
+    sigma = _search(target_epsilon, delta, q, steps, history, used)
+    if sigma is None:
+        what = f"no noise keeps {steps} steps at q={q:g} within epsilon {target_epsilon:g}"
+        if history:
+            raise BudgetExhausted(f"{what}, of which {used:.3f} is spent")
+        raise ConfigError(f"{what}: raise it")
+    return sigma
+
+
+def _search(
+    target: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...], used: float
+) -> float | None:
+    """Secant steps, kept inside the bracket once there is one. None when 10,000 is not enough.
+
+    Over log sigma, the log of what the new steps ADD to epsilon is nearly a line.
+    """
+    tried: list[tuple[float, float]] = []  # (log sigma, log of added epsilon / what is left), in order of trial
+
+    def enough(sigma: float) -> bool:
+        added = epsilon_prv((*history, DpEvent(sigma, q, steps)), delta) - used
+        tried.append((math.log(sigma), math.log(max(added, _NOTHING) / (target - used))))
+        return added <= target - used
+
+    best = None
+    sigma = 1.0
+    for _ in range(60):
+        sigma = min(MAX_SIGMA, math.ceil(sigma * 10**SIGMA_DIGITS - 1e-6) / 10**SIGMA_DIGITS)
+        if any(math.isclose(math.log(sigma), x, abs_tol=1e-12) for x, _ in tried):
+            break  # the bracket is as narrow as sigma's digits
+        if enough(sigma):
+            best = sigma if best is None else min(best, sigma)
+        elif best is None and sigma > 100:
+            if not enough(MAX_SIGMA):
+                return None
+            best = MAX_SIGMA
+        if best is not None and _close(tried, best):
+            break
+        sigma = math.exp(_next_guess(tried))
+    return best
+
+
+def _close(tried: list[tuple[float, float]], best: float) -> bool:
+    """Whether nearly all that was left is used, or a sigma just below the best is too little."""
+    gap = next(gap for x, gap in tried if x == math.log(best))
+    below = max((x for x, gap in tried if gap > 0), default=-math.inf)
+    return math.log(1 - CLOSENESS) <= gap or math.log(best) - below <= SIGMA_CLOSENESS
+
+
+def _next_guess(tried: list[tuple[float, float]]) -> float:
+    """Log sigma at which the line through the two best trials lies half the allowed closeness below the target."""
+    x1, gap1 = min(tried, key=lambda trial: abs(trial[1]))
+    x0, gap0 = min((t for t in tried if t[0] != x1), key=lambda t: abs(t[1]), default=(x1 - 1, gap1 + 1.7))
+    slope = min((gap1 - gap0) / (x1 - x0), -0.1)
+    guess = x1 - (gap1 + CLOSENESS / 2) / slope
+    low = max((x for x, gap in tried if gap > 0), default=x1 - 2)
+    high = min((x for x, gap in tried if gap <= 0), default=x1 + 2)
+    margin = 0.02 * (high - low)
+    return min(high - margin, max(low + margin, guess))

@@ -1,0 +1,14 @@
+"""``gradtf simulate``: a whole federation on this machine, with the same ServerApp and ClientApp as a deployment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gradtf_fl.simulation.run import run_simulation
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = ["run_simulation"]

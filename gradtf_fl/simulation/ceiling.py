@@ -1,0 +1,92 @@
+"""The LLM ceiling of a simulation, tuned in a second process while the federation runs.
+
+It is half of a simulation's arithmetic and needs nothing from the federation but the number of finished rounds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from gradtf_fl.config import SimulationConfig
+
+WORTH_A_PROCESS = 20_000
+"""Examples from which on a second process (5 s of imports) pays."""
+
+
+def ceiling_scores(config: SimulationConfig, rounds: int) -> list[float]:
+    """LLM tuned without DP on all organizations' rows together, scored on each one's test rows.
+
+    It sees as many examples as the federation in ``rounds`` rounds. Everything follows from the configuration.
+    """
+    from gradtf_fl.simulation.figures import TunedBench, ceiling
+    from gradtf_fl.tasks import house_rules_federation
+    from strategies import load_transformer
+
+    data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
+    bench = TunedBench.load(config.llm, load_transformer(config.transformer).target.spec, data)
+    return ceiling(config, bench, data, rounds)
+
+
+@dataclass
+class CeilingWorker:
+    """`ceiling_scores` for all planned rounds, in the background where that pays; a context manager."""
+
+    config: SimulationConfig
+    _process: BaseProcess | None = None
+    _answer: Connection | None = None
+
+    def __enter__(self) -> CeilingWorker:
+        config, cores = self.config, len(os.sched_getaffinity(0))
+        examples = config.rounds * config.steps * config.batch * config.organizations
+        cut_short = config.lifetime_budget < config.epsilon  # the number of rounds is not known beforehand
+        if cores < 2 or examples < WORTH_A_PROCESS or cut_short:
+            return self
+        import torch
+
+        threads = min(cores // 2, torch.get_num_threads())
+        torch.set_num_threads(max(1, min(cores - threads, torch.get_num_threads())))
+        context = multiprocessing.get_context("spawn")
+        self._answer, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work, args=(theirs, config, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def scores(self, rounds: int) -> list[float]:
+        """The scores after ``rounds`` finished rounds; computed here when the background has no answer to that."""
+        if self._answer is not None and rounds == self.config.rounds:
+            try:
+                found: list[float] | None = self._answer.recv()
+            except EOFError:
+                found = None
+            if found is not None:
+                return found
+        self.__exit__()
+        return ceiling_scores(self.config, rounds)
+
+
+def _work(answer: Connection, config: SimulationConfig, threads: int) -> None:
+    """In the second process; None stands for any failure, the parent repeats the work and shows the error."""
+    import warnings
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends this process
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        scores: list[float] | None = ceiling_scores(config, config.rounds)
+    except Exception:
+        scores = None
+    answer.send(scores)

@@ -1,0 +1,222 @@
+"""``gradtf simulate``: set up a federation's folders, run its ServerApp and ClientApps, measure, report.
+
+The federation is what deployment runs: `strategies` on one side, `clients` on the other, folders with keys
+and ledgers on disk. Only the grid between them is in-process (or Flower's Ray simulation).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradtf_fl.adapters import load_adapter
+from gradtf_fl.config import SimulationConfig
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
+from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport
+from gradtf_fl.secagg import Identity
+from gradtf_fl.simulation.ceiling import CeilingWorker
+from gradtf_fl.simulation.engines import Outcome, run_in_process
+from gradtf_fl.simulation.figures import Figures, llm_figures, sum_error, tiny_figures
+from gradtf_fl.simulation.setup import (
+    FederationFolders,
+    build_folders,
+    check_inputs,
+    claim_out,
+    discard_unused,
+)
+from gradtf_fl.tasks import OrganizationData, house_rules_federation
+
+if TYPE_CHECKING:
+    from strategies import RoundEvent
+
+OnEvent = Callable[[SimulationEvent], None]
+
+STAGES_BESIDE_ROUNDS = 6  # load, set up, and the four groups of figures
+REPORT_FILE = "report.json"
+
+
+@dataclass
+class RunClock:
+    """Wall seconds of each stage of a run, told to ``on_event`` as they begin."""
+
+    on_event: OnEvent
+    total: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+    replies: int = 0
+    _stage: str = ""
+    _since: float = 0.0
+
+    def enter(self, stage: str) -> None:
+        """End the running stage, begin ``stage``."""
+        self.leave()
+        self._stage, self._since = stage, time.monotonic()
+        self.on_event(SimulationEvent(stage, self.done, self.total))
+
+    def leave(self) -> None:
+        """End the running stage."""
+        if self._stage:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + time.monotonic() - self._since
+            self.done += 1
+        self._stage = ""
+
+
+def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | None = None) -> SimulationReport:
+    """Run a whole federation and write ``report.json``.
+
+    Args:
+        began: `time.monotonic` when the user's wait began (default: now); ``wall_s`` counts from there.
+
+    Returns:
+        the report, also after a budget refusal or an aborted round (see its ``state``).
+
+    Raises:
+        ConfigError, CorruptFile: nothing was trained.
+    """
+    check_inputs(config)
+    began = time.monotonic() if began is None else began
+    out = Path(tempfile.mkdtemp(prefix="gradtf-")) if config.out is None else config.out.absolute()
+    if config.out is not None:
+        claim_out(out)
+    clock = RunClock(on_event, STAGES_BESIDE_ROUNDS + config.rounds)
+    clock.enter("set up organizations")
+    data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
+    folders = build_folders(config, data, out)
+    clock.enter("federation")
+    with CeilingWorker(config) as ceiling:
+        try:
+            outcome = _run_federation(config, folders, clock)
+        except ConfigError:
+            discard_unused(folders)
+            raise
+        figures = _measure(config, data, outcome, folders, ceiling, clock)
+    clock.leave()
+    report = SimulationReport(
+        config=config.model_dump(mode="json") | {"budget": config.lifetime_budget, "out": str(out)},
+        state=outcome.state,
+        reason=outcome.reason,
+        wall_s=time.monotonic() - began,
+        organizations=tuple(_organizations(config, data, folders, figures)),
+        rounds=tuple(_rounds(outcome, folders, config)),
+        seconds=clock.seconds,
+        out=str(out),
+    )
+    report.write(out / REPORT_FILE)
+    return report
+
+
+def _run_federation(config: SimulationConfig, folders: FederationFolders, clock: RunClock) -> Outcome:
+    def show(event: RoundEvent) -> None:
+        if event.kind == "closed":  # told with the stage's last reply
+            return
+        clock.done += event.kind == "end"
+        clock.replies = clock.replies + 1 if event.kind == "reply" else 0
+        clock.on_event(_shown(event, clock, folders, config))
+
+    if config.engine == "ray":
+        from gradtf_fl.simulation.ray_engine import run_simulation_on_ray
+
+        return run_simulation_on_ray(config, folders, show)
+    return run_in_process(config, folders, show)
+
+
+def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig) -> SimulationEvent:
+    """A round's event for people: a stage is told when its last organization answered or was lost."""
+    record, stage_over = event.record, clock.replies == event.expected
+    if record is not None:
+        joined, dropped = record.joined, sum(record.dropped.values())
+    else:
+        joined, dropped = event.joined, event.dropped + (event.expected - event.joined if stage_over else 0)
+    stage = "train" if event.stage == "advertise" else event.stage or event.kind
+    return SimulationEvent(
+        stage=record.state if record is not None else stage,
+        done=clock.done,
+        total=clock.total,
+        round=event.round,
+        rounds=event.rounds,
+        joined=joined if record is not None or event.expected else None,
+        expected=event.expected or None,
+        dropped=dropped if record is not None or event.stage else None,
+        epsilon=_largest_epsilon(folders, config) if record is not None else None,
+        seconds=event.seconds or None,
+        passing=event.kind in ("round", "stage") or (event.kind == "reply" and not stage_over),
+    )
+
+
+def _measure(
+    config: SimulationConfig,
+    data: Sequence[OrganizationData],
+    outcome: Outcome,
+    folders: FederationFolders,
+    ceiling: CeilingWorker,
+    clock: RunClock,
+) -> Mapping[str, Figures]:
+    """Figures by name, one value per organization; none when no round was finished (nothing to compare)."""
+    finished = sum(record.state == "completed" for record in outcome.records)
+    if not finished or outcome.global_update is None:
+        return {}
+    generated, spec, _ = load_adapter(folders.out / "rounds" / str(finished) / "llm_adapter")
+    figures = tiny_figures(config, data, outcome.global_update, finished, clock.enter)
+    figures |= llm_figures(config, spec, data, outcome.global_update, generated, clock.enter)
+    clock.enter("tune LLM (ceiling)")
+    return figures | {"llm_ceiling": ceiling.scores(finished)}
+
+
+def _organizations(
+    config: SimulationConfig,
+    data: Sequence[OrganizationData],
+    folders: FederationFolders,
+    figures: Mapping[str, Figures],
+) -> list[OrganizationResult]:
+    return [
+        OrganizationResult(
+            name=organization.name,
+            rule=organization.rule,
+            epsilon=spent_epsilon(folder, config),
+            client_epsilon=client_epsilon(folder, config),
+            delta=config.delta,
+            budget=config.lifetime_budget,
+            accuracy={name: values[number] for name, values in figures.items()},
+        )
+        for number, (organization, folder) in enumerate(zip(data, folders.organizations, strict=True))
+    ]
+
+
+def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
+    """Epsilon in an organization's ledger, all charges composed jointly (PRV); 0 before the first one."""
+    if not (folder / "ledger.sqlite").exists():
+        return 0.0
+    ledger = Ledger.open(
+        folder / "ledger.sqlite",
+        identity_key=Identity.load(folder / "identity.key").private,
+        organization=folder.name,
+        delta=config.delta,
+        budget=config.lifetime_budget,
+    )
+    return epsilon_prv(ledger.events(), config.delta)
+
+
+def client_epsilon(folder: Path, config: SimulationConfig) -> float | None:
+    """Client-level epsilon in an organization's ledger, all sums composed jointly; None without Skellam noise."""
+    if not (folder / "ledger.sqlite").exists():
+        return None
+    events = read_ledger(folder / "ledger.sqlite").content.client_level
+    return epsilon_skellam(events, config.delta) if events else None
+
+
+def _largest_epsilon(folders: FederationFolders, config: SimulationConfig) -> float:
+    return max(spent_epsilon(folder, config) for folder in folders.organizations)
+
+
+def _rounds(outcome: Outcome, folders: FederationFolders, config: SimulationConfig) -> list[Mapping[str, Any]]:
+    """Records of all attempts, with what only a simulation can know: the error of the decoded mean."""
+    return [
+        record.to_json()
+        | {"max_abs_error": sum_error(folders, record, config.combine) if record.state == "completed" else None}
+        for record in outcome.records
+    ]

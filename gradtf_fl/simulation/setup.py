@@ -1,0 +1,142 @@
+"""Folders of a simulated federation: the same configuration, keys and data files as in deployment."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradtf_fl.adapters import model_folder
+from gradtf_fl.config import (
+    DataSection,
+    DropPoint,
+    ModelsSection,
+    OrganizationConfig,
+    OrganizationSimulation,
+    PrivacySection,
+    SecAggSection,
+    SimulationConfig,
+    Stage,
+    to_toml,
+)
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
+
+PUBLIC_PROMPTS = 1536
+RUN_MARKERS = ("report.json", "organizations", "rounds")
+
+
+@dataclass(frozen=True)
+class FederationFolders:
+    """Where a simulation lives.
+
+    Attributes:
+        out: ``--out``. organizations: one folder per organization, in the order of node numbers.
+        provider_key: PEM of the Ed25519 key that signs LLM adapters.
+        prompts: public prompts that the provider refines on; None where it does not.
+    """
+
+    out: Path
+    organizations: tuple[Path, ...]
+    provider_key: Path
+    prompts: Path | None
+
+    @property
+    def organizations_dir(self) -> Path:
+        """Parent of the organizations' folders."""
+        return self.out / "organizations"
+
+
+def check_inputs(config: SimulationConfig) -> None:
+    """Whether every model and file that ``config`` names is there; ConfigError lists all that are not."""
+    problems: list[str] = []
+    for name in (config.tiny, config.llm):
+        try:
+            model_folder(name)
+        except ConfigError as error:
+            problems += error.problems
+    for what, name in (("transformer", config.transformer), ("controls", config.controls)):
+        if name != "embedded" and not Path(name).exists():
+            problems.append(f"{what} {name}: no such file")
+    if problems:
+        raise ConfigError(problems)
+
+
+def discard_unused(folders: FederationFolders) -> None:
+    """Remove the folders of a federation that never trained, so that its ``--out`` can be used again."""
+    if any((folder / "ledger.sqlite").exists() for folder in folders.organizations):
+        return
+    shutil.rmtree(folders.organizations_dir)
+    folders.provider_key.unlink()
+    if folders.prompts is not None:
+        folders.prompts.unlink()
+    (folders.out / ".lock").unlink(missing_ok=True)
+
+
+def claim_out(out: Path) -> None:
+    """Make ``out``; ConfigError when it cannot be written or holds anything already."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        occupied = sorted(path.name for path in out.iterdir())
+        probe = out / ".gradtf-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+    if occupied:
+        what = "holds another run" if set(occupied) & set(RUN_MARKERS) else "is not empty"
+        raise ConfigError(f"--out {out}: {what} ({', '.join(occupied[:3])}); name a new folder or remove it")
+
+
+def build_folders(config: SimulationConfig, data: list[OrganizationData], out: Path) -> FederationFolders:
+    """Write every organization's folder: identity, roster, rows, policy; and the provider's key.
+
+    Identities come from the seed, so that a run can be repeated: such keys are for simulations only.
+    """
+    provider_key = out / "provider.key"
+    entropy = np.random.default_rng([config.seed, 0x4B455953])
+    provider = Identity.generate(entropy.bytes)
+    provider.save(provider_key)
+    identities = [Identity.generate(entropy.bytes) for _ in data]
+    roster = tuple(identity.public.hex() for identity in identities)
+    seeds = np.random.SeedSequence([config.seed, 0x4F5247]).generate_state(len(data), np.uint32)
+    folders = []
+    for number, (organization, identity) in enumerate(zip(data, identities, strict=True)):
+        folder = out / "organizations" / organization.name
+        folder.mkdir(parents=True, mode=0o700)
+        identity.save(folder / "identity.key")
+        write_rows(folder / "train.jsonl", organization.train)
+        write_rows(folder / "test.jsonl", organization.test)
+        values = OrganizationConfig(
+            name=organization.name,
+            models=ModelsSection(tiny=config.tiny, llm=config.llm),
+            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
+            privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
+            secagg=SecAggSection(
+                roster=roster,
+                provider_key=provider.public.hex(),
+                n_min=min(3, len(data)),
+                max_bits=config.bits,
+                max_clip=config.update_clip,
+                allow_two=config.allow_two,
+            ),
+            simulation=OrganizationSimulation(
+                seed=int(seeds[number]), keep_updates=True, drop=drop_points(config, number)
+            ),
+        )
+        (folder / "organization.toml").write_text(to_toml(values), encoding="utf-8")
+        folders.append(folder)
+    prompts = out / "public_prompts.jsonl" if config.refine else None
+    if prompts is not None:
+        write_rows(prompts, public_rows(config.rules, PUBLIC_PROMPTS, config.seed))
+    return FederationFolders(out, tuple(folders), provider_key, prompts)
+
+
+def drop_points(config: SimulationConfig, number: int) -> tuple[DropPoint, ...]:
+    """Where organization ``number`` (0-based) vanishes: ``--drop`` takes the last ones first."""
+    stages: list[Stage] = [rule.stage for rule in config.drop for _ in range(rule.count)]
+    place = config.organizations - 1 - number
+    return (DropPoint(stage=stages[place]),) if place < len(stages) else ()

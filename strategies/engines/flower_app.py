@@ -1,0 +1,75 @@
+"""A Flower app folder for one run: server side, client side, and the plan as its run config.
+
+A Flower app bundle carries no weights and shadows what is installed, so gradtf_fl is left out of it and comes from
+the package installed at each node.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from gradtf_fl import __version__
+from gradtf_fl.adapters import model_folder
+from gradtf_fl.config import FederationPlan
+
+PACKAGES = ("strategies", "clients")
+SOURCE = Path(__file__).resolve().parents[2]
+
+
+def write_app(folder: Path, plan: FederationPlan) -> Path:
+    """Write the app; ``flwr run FOLDER`` then runs ``plan``. Returns ``folder``.
+
+    Paths in the plan become absolute, as Flower's processes work elsewhere.
+
+    Raises:
+        ConfigError: a local model folder of the plan is missing.
+    """
+    for package in PACKAGES:
+        for file in (SOURCE / package).rglob("*.py"):
+            copy = folder / file.relative_to(SOURCE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
+    (folder / "pyproject.toml").write_text(_project(absolute(plan)), encoding="utf-8")
+    return folder
+
+
+def absolute(plan: FederationPlan) -> FederationPlan:
+    """The plan with absolute paths; names of embedded or hub models stay names."""
+    update: dict[str, object] = {"out": plan.out.absolute()}
+    for name in ("prompts", "provider_key", "organizations_dir"):
+        path = getattr(plan, name)
+        update[name] = None if path is None else path.absolute()
+    for name in ("tiny", "llm"):
+        value = getattr(plan, name)
+        update[name] = value if value.startswith("embedded:") else model_folder(value)
+    if plan.transformer != "embedded":
+        update["transformer"] = str(Path(plan.transformer).absolute())
+    kind, _, place = plan.tracking.partition(":")
+    if place and "://" not in place:
+        update["tracking"] = f"{kind}:{Path(place).absolute()}"
+    return plan.model_copy(update=update)
+
+
+def _project(plan: FederationPlan) -> str:
+    config = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plan.to_run_config().items())
+    return f"""[project]
+name = "gradtf-run"
+version = "{__version__}"
+description = "One federated run of gradtf-fl"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41,<1.42"]
+
+[tool.flwr.app]
+publisher = "gradtf"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "strategies.server_app:app"
+clientapp = "clients.client_app:app"
+
+[tool.flwr.app.config]
+{config}"""

@@ -1,0 +1,106 @@
+"""Setting up a server's folder (``server init``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.config import FederationPlan, toml_of, validate
+from gradtf_fl.deployment import (
+    CONFIG_FILE,
+    ENROLMENTS,
+    INVITATION_FILE,
+    OURS,
+    Enrolment,
+    Invitation,
+    ListenSection,
+    canonical,
+    check,
+    new_folder,
+    read_enrolment,
+)
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
+from gradtf_fl.secagg import Identity
+from strategies.checkpoints import write_roster
+
+
+def make_server(
+    folder: Path,
+    enrolments: Sequence[Path],
+    address: str,
+    listen: str | None,
+    files: Mapping[str, Path],
+    plan: Mapping[str, Any],
+) -> Invitation:
+    """Write ``server.toml``, ``provider.key``, ``roster.txt``, the enrolments and ``invitation.json``.
+
+    Args:
+        files: ``ca``, ``certificate`` and ``key``. plan: keys of `FederationPlan`, without what the folder decides.
+
+    Raises:
+        ConfigError: every problem of all of these at once; then nothing is written.
+    """
+    problems: list[str] = [f"plan.{key}: is decided by the folder; take it out" for key in OURS if key in plan]
+    found: list[Enrolment] = []
+    for path in enrolments:
+        try:
+            found.append(read_enrolment(path))
+        except ConfigError as error:
+            problems += error.problems
+    missing = [f"--{name}: {path}: no such file" for name, path in files.items() if not path.is_file()]
+    problems += missing
+    listening = {"address": address, "listen": listen or f"0.0.0.0:{address.rpartition(':')[2]}"}
+    listening |= {name: str(path.absolute()) for name, path in files.items()}
+    options = {"address": "--address", "listen": "--listen"}
+    try:
+        section = validate(ListenSection, listening, lambda key: options.get(key, key))
+    except ConfigError as error:
+        problems += error.problems
+    else:
+        problems += [] if missing else certificate_problems(files, address.rpartition(":")[0].strip("[]"))
+    given = {key: value for key, value in plan.items() if key not in OURS}
+    try:
+        checked = validate(FederationPlan, given | {"organizations": max(3, len(found))}, lambda key: f"plan.{key}")
+    except ConfigError as error:
+        problems += error.problems
+    if len(found) < 3 and not given.get("allow_two") and not problems:
+        problems.append(f"--enrolment: {len(found)} organizations; with 2 each learns the other's update: at least 3")
+    if problems:
+        raise ConfigError(problems)
+    provider = Identity.generate()
+    values = {
+        "server": address,
+        "provider_key": provider.public.hex(),
+        "ca": files["ca"].read_text(encoding="ascii"),
+        "organizations": sorted(found, key=lambda organization: organization.name),
+    }
+    invitation = validate(Invitation, values, lambda key: f"invitation: {key}" if key else "--enrolment")
+    new_folder(folder, "a server")
+    provider.save(folder / "provider.key")
+    (folder / ENROLMENTS).mkdir(mode=0o700)
+    for organization in invitation.organizations:
+        text = json.dumps(organization.model_dump(), indent=1) + "\n"
+        replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
+    write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
+    replace_file(folder / INVITATION_FILE, canonical(invitation).encode(), PUBLIC)
+    plan_section = checked.model_dump(mode="json", exclude_none=True, exclude=set(OURS))
+    replace_file(
+        folder / CONFIG_FILE,
+        toml_of({"server": section.model_dump(mode="json"), "plan": plan_section}).encode(),
+        PRIVATE,
+    )
+    return invitation
+
+
+def certificate_problems(files: Mapping[str, Path], host: str) -> list[str]:
+    """Why nodes that connect to ``host`` would refuse the server: what `gradtf certs verify` counts as a failure."""
+    try:
+        findings = check(files["ca"], files["certificate"], files["key"], [host], datetime.now(UTC))
+    except ConfigError as error:
+        return [problem.replace("--cert ", "--certificate ", 1) for problem in error.problems]
+    failed = [finding for finding in findings if finding.level == "fail"]
+    return [f"--certificate: {finding.what}: {finding.found}; {finding.remedy}" for finding in failed]
