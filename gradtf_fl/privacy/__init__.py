@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.privacy.accounting.calibration import noise_multiplier
     from gradtf_fl.privacy.accounting.events import (
+        ADJACENCY,
         NOISE_CSPRNG,
         NOISE_SEEDED,
         NOISE_UNRECORDED,
         SAMPLER,
+        UNIT,
         DpEvent,
         merge,
         separate,
@@ -75,6 +77,7 @@ else:
 
 __all__ = [
     "ACCOUNTANTS",
+    "ADJACENCY",
     "BYTES_CHANGED",
     "CLIENT_ACCOUNTANT",
     "CLIENT_ADJACENCY",
@@ -90,6 +93,7 @@ __all__ = [
     "ROUNDING",
     "SAMPLER",
     "TRAIN",
+    "UNIT",
     "Accountant",
     "AdvertisedHeads",
     "Announcement",
