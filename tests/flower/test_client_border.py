@@ -227,7 +227,7 @@ def delivery(bench: Bench) -> AdapterDelivery:
     adapter = federation.provider.generate("run", 1, update)
     tiny = federation.provider.tiny
     return AdapterDelivery(
-        "run", 1, adapter.packed, adapter.signature, tiny.spec_json, tiny.initial_hash, update_bytes(update)
+        "run", 1, adapter.packed, adapter.signature, tiny.spec.canonical(), tiny.initial_hash, update_bytes(update)
     )
 
 
