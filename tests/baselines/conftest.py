@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.pair_recipes import TINY_RECIPE
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Case, Pair
 from gradtf_fl.curation.shadow import single_task
@@ -17,6 +16,7 @@ from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import fine_tune_stacked
+from tests.baselines.pair_recipes import TINY_RECIPE
 
 RULES = ("afj", "cej")
 

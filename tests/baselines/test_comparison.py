@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-from baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 from gradtf_fl.baselines import (
     HOUSE_RULES_ROWS,
     Case,
@@ -23,6 +22,7 @@ from gradtf_fl.baselines import (
 )
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row
+from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 
 PRIVATE = {"w2s", "conf", "vissup"}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Case, Pair, ProxyTuning, run_baseline
@@ -17,6 +16,7 @@ from gradtf_fl.baselines.vocabulary import vocabulary_problems
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
+from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
 

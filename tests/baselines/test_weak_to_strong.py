@@ -7,9 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
-from baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import (
     AdaptiveLoss,
@@ -30,6 +28,8 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
+from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
 ANSWERS = Decoding(max_new_tokens=2)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace, initial_state, save_adapter
 from gradtf_fl.adapters.models import load_model
@@ -18,6 +17,7 @@ from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS, PartitionPlan
+from tests.benchmark_data import MODELS, needs_models
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
 QV = ("q_proj", "v_proj")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.conftest import base_model
 
 from gradtf_fl import adapters
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec
@@ -18,6 +17,7 @@ from gradtf_fl.adapters import kinds as adapter_kinds
 from gradtf_fl.adapters.update_vectors import BlockLayout, apply_update
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import StackedAdapters
+from tests.training.conftest import base_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

@@ -39,7 +39,7 @@ from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
-from tests.flower.federation_kit import Kit, write_transformer
+from tests.strategies.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
 MARKER = "patient-7431-has-the-flu"
