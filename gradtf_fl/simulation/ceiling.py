@@ -24,13 +24,13 @@ def ceiling_scores(config: SimulationConfig, rounds: int) -> list[float]:
     It sees as many examples as the federation in ``rounds`` rounds. Everything follows from the configuration.
     """
     from gradtf_fl.adapters import AdaptedModel
-    from gradtf_fl.simulation.figures import Tests, ceiling
+    from gradtf_fl.simulation.figures import OrganizationTests, ceiling
     from gradtf_fl.tasks import house_rules_federation
     from strategies import load_transformer
 
     data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
     llm = AdaptedModel.load(config.llm, load_transformer(config.transformer).target.spec)
-    return ceiling(config, Tests(llm, data), data, rounds)
+    return ceiling(config, OrganizationTests(llm, data), data, rounds)
 
 
 @dataclass

@@ -39,7 +39,7 @@ CEILING_RATE = 1.5e-2
 """Adam's rate of the plain LLM fine-tuning, decaying linearly; the rate of the shadow sets' recipe."""
 
 
-class Tests:
+class OrganizationTests:
     """Every organization's test rows, and one model with its adapter that is scored on them.
 
     Attributes:
@@ -62,7 +62,9 @@ class Tests:
         return exact_match(self.model, self._rows[number])
 
 
-def tuned_alone(config: SimulationConfig, tests: Tests, data: Sequence[OrganizationData], rounds: int) -> Figures:
+def tuned_alone(
+    config: SimulationConfig, tests: OrganizationTests, data: Sequence[OrganizationData], rounds: int
+) -> Figures:
     """TinyLM tuned on each organization's own rows alone: the federation's DP-SGD without the others.
 
     The organizations are trained side by side over one frozen base (each is a federation of one).
@@ -82,7 +84,9 @@ def tuned_alone(config: SimulationConfig, tests: Tests, data: Sequence[Organizat
     return [tests.score(state, number) for number, state in enumerate(states)]
 
 
-def ceiling(config: SimulationConfig, tests: Tests, data: Sequence[OrganizationData], rounds: int) -> Figures:
+def ceiling(
+    config: SimulationConfig, tests: OrganizationTests, data: Sequence[OrganizationData], rounds: int
+) -> Figures:
     """LLM tuned without DP on all organizations' rows together, seeing as many examples as the federation."""
     from gradtf_fl.training import fine_tune
 
@@ -104,7 +108,7 @@ def tiny_figures(
     from strategies import load_transformer
 
     enter("evaluate TinyLM")
-    tests = Tests(AdaptedModel.load(config.tiny, load_transformer(config.transformer).source.spec), data)
+    tests = OrganizationTests(AdaptedModel.load(config.tiny, load_transformer(config.transformer).source.spec), data)
     figures = {
         "tiny_base": tests.scores(tests.adapted.initial),
         "tiny_global": tests.scores(tests.adapted.state_at(global_update)),
@@ -126,7 +130,7 @@ def llm_figures(
     from gradtf_fl.baselines import Controls, embedded_controls
 
     enter("evaluate LLM")
-    tests = Tests(AdaptedModel.load(config.llm, spec), data)
+    tests = OrganizationTests(AdaptedModel.load(config.llm, spec), data)
     figures = {"llm_base": tests.scores(tests.adapted.initial), "llm_generated": tests.scores(generated)}
     enter("evaluate controls")
     rivals = Controls.load(embedded_controls() if config.controls == "embedded" else Path(config.controls))
