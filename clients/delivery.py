@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -19,6 +19,9 @@ from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
+
+if TYPE_CHECKING:
+    from gradtf_fl.adapters import AdaptedModel
 
 LAST_ROUND = 1_000_000
 STORED: Fields = {"status": "stored"}
@@ -40,7 +43,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
     """
     verify(organization, delivery)
-    from gradtf_fl.adapters import load_model, model_folder, save_adapter, unpack_adapter
+    from gradtf_fl.adapters import AdaptedModel, model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm
     try:
@@ -49,8 +52,8 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
             follow(organization.folder, delivery.round)
             return dict(STORED)
         state, spec, _ = unpack_adapter(delivery.adapter)
-        model, tokenizer = load_model(base_name)
-        adapted = _fitted(model, state, spec)
+        llm = AdaptedModel.load(base_name, spec)
+        adapted = _fitted(llm, state)
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)
         write_statement(folder, statement)  # first: an adapter that is there has its statement
@@ -58,7 +61,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         follow(organization.folder, delivery.round)
     except ConfigError as error:
         raise Refused(Refusal.ADAPTER, str(error)) from error
-    evaluation = _evaluate(organization, delivery, adapted, tokenizer)
+    evaluation = _evaluate(organization, delivery, adapted, llm.tokenizer)
     if evaluation is None:
         return dict(STORED)
     _note(organization, delivery, evaluation)
@@ -93,11 +96,11 @@ def verify(organization: Organization, delivery: AdapterDelivery) -> None:
         raise Refused(Refusal.ADAPTER, "the adapter is not signed by the pinned provider") from error
 
 
-def _fitted(model: Any, state: Mapping[str, Any], spec: Any) -> Any:
+def _fitted(llm: AdaptedModel, state: Mapping[str, Any]) -> Any:
     """The LLM with the adapter; ConfigError when a name or a shape differs."""
-    from gradtf_fl.adapters import adapter_state, attach, set_adapter_state
+    from gradtf_fl.adapters import adapter_state, set_adapter_state
 
-    adapted = attach(model, spec)
+    adapted = llm.attach()
     for name, tensor in adapter_state(adapted).items():
         if name not in state or state[name].shape != tensor.shape:
             raise ConfigError(f"the adapter does not fit our LLM at {name}")
@@ -108,16 +111,17 @@ def _fitted(model: Any, state: Mapping[str, Any], spec: Any) -> Any:
 def _evaluate(organization: Organization, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any) -> Evaluation | None:
     if organization.test_path is None:
         return None
-    from clients.local_training import load_global_tiny
+    from clients.local_training import load_tiny, start_of
     from gradtf_fl.tasks import encode_rows, exact_match, read_rows
 
     try:
         rows = read_rows(organization.test_path)
     except ConfigError as error:
         raise Refused(Refusal.DATA, str(error)) from error
-    tiny = load_global_tiny(organization, delivery.spec, delivery.initial_hash, delivery.update)
+    tiny = load_tiny(organization, delivery.spec, delivery.initial_hash)
+    tiny_model = tiny.attach(start_of(tiny, delivery.update)[0])
     return Evaluation(
-        tiny_global=exact_match(tiny.model, encode_rows(rows, tiny.tokenizer)),
+        tiny_global=exact_match(tiny_model, encode_rows(rows, tiny.tokenizer)),
         llm_generated=exact_match(llm, encode_rows(rows, llm_tokenizer)),
         rows=len(rows),
     )

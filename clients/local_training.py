@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,9 @@ from clients.node_store import RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.adapters import (
+    AdaptedModel,
     AdapterSpec,
-    BlockLayout,
     adapter_state,
-    apply_update,
-    attach,
-    initial_state,
-    kept_model,
-    model_hash,
-    set_adapter_state,
-    state_hash,
     update_vector,
 )
 from gradtf_fl.errors import ConfigError
@@ -37,6 +30,9 @@ from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_m
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import encode_rows, read_rows
 from gradtf_fl.training import check_trainable, train_dp
+
+if TYPE_CHECKING:
+    import torch
 
 OWN_UPDATE = "own_update.safetensors"
 
@@ -67,11 +63,13 @@ def train_update(
         Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``. BudgetExhausted: the
             charge does not fit; no row was parsed.
     """
-    tiny = load_global_tiny(organization, message.spec, message.initial_hash, message.update)
-    if tiny.start_hash != config.model_hash or tiny.layout.size != config.dim:
+    tiny = load_tiny(organization, message.spec, message.initial_hash)
+    start, start_hash = start_of(tiny, message.update)
+    if start_hash != config.model_hash or tiny.space.layout.size != config.dim:
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
+    model = tiny.attach(start)
     try:
-        check_trainable(tiny.model)
+        check_trainable(model)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     rows = count_rows(organization.train_path)
@@ -108,7 +106,7 @@ def train_update(
             raise Refused(Refusal.DATA, str(error)) from error
         raise
     outcome = train_dp(
-        tiny.model,
+        model,
         data,
         sigma=event.sigma,
         clip=plan.clip,
@@ -118,7 +116,7 @@ def train_update(
         seed=organization.training_seed(key),
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
-    moved = update_vector(tiny.layout, adapter_state(tiny.model), tiny.start)
+    moved = update_vector(tiny.space.layout, adapter_state(model), start)
     vector = clip_update(moved.reshape(-1), config.clip)
     if organization.config.simulation is not None and organization.config.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
@@ -134,41 +132,33 @@ def client_level(organization: Organization, config: RoundConfig) -> SkellamEven
     return SkellamEvent(noise.honest_variance, noise.l2, noise.l1, releases=1, noisers=noise.noisers)
 
 
-@dataclass(frozen=True)
-class GlobalTiny:
-    """The TinyLM at the global update: PEFT model, tokenizer, layout, starting state and hash (32 bytes)."""
-
-    model: Any
-    tokenizer: Any
-    layout: BlockLayout
-    start: dict[str, Any]
-    start_hash: bytes
-
-
-def load_global_tiny(organization: Organization, spec_json: str, initial_hash: bytes, update: bytes) -> GlobalTiny:
-    """Our own TinyLM with the shared initial adapter plus the global update.
+def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -> AdaptedModel:
+    """Our own TinyLM with the shared initial adapter.
 
     Raises:
-        Refused: ``model_hash`` when the initial adapter or the update's size is not ours.
+        Refused: ``protocol`` for a spec that is none, ``model_hash`` when the initial adapter is not ours.
     """
-    name = organization.config.models.tiny
     try:
         spec = AdapterSpec.from_json(json.loads(spec_json))
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(Refusal.PROTOCOL, f"adapter spec: {error!r}") from error
-    model, tokenizer = kept_model(name)
-    initial = initial_state(model, spec)
-    if state_hash(initial) != initial_hash:
+    tiny = AdaptedModel.load(organization.config.models.tiny, spec, kept=True)
+    if tiny.space.initial_hash != initial_hash:
         raise Refused(Refusal.MODEL_HASH, "the shared initial adapter differs from ours")
-    layout = BlockLayout.from_state(initial, spec.train_a)
-    values = np.frombuffer(update, dtype="<f4")
-    if values.size != layout.size or not np.isfinite(values).all():
-        raise Refused(Refusal.MODEL_HASH, f"the global update has {values.size} values, wanted {layout.size}")
-    start = apply_update(layout, initial, values.reshape(layout.blocks, layout.block_dim))
-    peft_model = attach(model, spec)
-    set_adapter_state(peft_model, start)
-    start_hash = global_model_hash(model_hash(name), initial_hash, update)
-    return GlobalTiny(peft_model, tokenizer, layout, dict(start), start_hash)
+    return tiny
+
+
+def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor], bytes]:
+    """The adapter's state at the global update (float32 little endian bytes), and the start's hash (32 bytes).
+
+    Raises:
+        Refused: ``model_hash`` when the update's size is not ours.
+    """
+    values, space = np.frombuffer(update, dtype="<f4"), tiny.space
+    if values.size != space.layout.size or not np.isfinite(values).all():
+        raise Refused(Refusal.MODEL_HASH, f"the global update has {values.size} values, wanted {space.layout.size}")
+    start = tiny.state_at(values.reshape(space.shape))
+    return start, global_model_hash(space.model_sha256, space.initial_hash, update)
 
 
 def count_rows(path: Path) -> int:

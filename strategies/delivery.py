@@ -10,9 +10,10 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from gradtf_fl.adapters import UpdateSpace
 from gradtf_fl.round_messages import DELIVER_TYPE, AdapterDelivery
 from strategies.exchange import TTL_MARGIN, Answer, exchange, messages_for, patience
-from strategies.provider import GeneratedAdapter, TinyStart
+from strategies.provider import GeneratedAdapter
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Owed:
     adapter: GeneratedAdapter
     update: bytes
 
-    def message(self, run_id: str, tiny: TinyStart) -> AdapterDelivery:
+    def message(self, run_id: str, tiny: UpdateSpace) -> AdapterDelivery:
         """As a message of its own."""
         return AdapterDelivery(
             run_id=run_id,
             round=self.round,
             adapter=self.adapter.packed,
             signature=self.adapter.signature,
-            spec=tiny.spec_json,
+            spec=tiny.spec.canonical(),
             initial_hash=tiny.initial_hash,
             update=self.update,
         )

@@ -37,7 +37,7 @@ from strategies.checkpoints import RunState
 from strategies.delivery import Owed, deliver, riding
 from strategies.exchange import CONNECT, TTL_MARGIN, messages_for, patience, wait_for_nodes
 from strategies.groups import combined, gate, groups_needed
-from strategies.provider import Provider, update_bytes
+from strategies.provider import Provider, start_hash, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
 
@@ -121,8 +121,8 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         """Take up the state in ``out``; the number of finished rounds."""
         out = self.plan.out
         origin = {
-            "tiny": self.provider.tiny.base_hash,
-            "llm": self.provider.llm_hash,
+            "tiny": self.provider.tiny.model_sha256,
+            "llm": self.provider.llm.model_sha256,
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
@@ -198,7 +198,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         checkpoints.save_run(self.plan.out, self._state)
         plan = self.plan
         training = TrainingPlan(**{field.name: getattr(plan, field.name) for field in fields(TrainingPlan)})
-        nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), self.provider.tiny.model_hash(self._update)
+        nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), start_hash(self.provider.tiny, self._update)
         sizes = (len(group_members(self.roster, plan.groups, group)) for group in range(plan.groups))
         noisers = [certain_noisers(*sized, plan.colluders) for sized in zip(sizes, self.shapes, strict=True)]
         return [
@@ -238,7 +238,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         config = configs[0]
         begin = BeginRound(
             configs=encode_configs(configs),
-            spec=tiny.spec_json,
+            spec=tiny.spec.canonical(),
             initial_hash=tiny.initial_hash,
             update=update_bytes(self._update),
             **riding(config.run_id, self._owed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,35 +10,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.adapters import BlockLayout
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import adapter_statement, global_model_hash
 from gradtf_fl.secagg import Identity
 
 if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdapterSpec
+    from gradtf_fl.adapters import AdaptedModel, UpdateSpace
     from gradtf_fl.transformer import GradTransformer
-
-
-class PairSide(Protocol):
-    """One side of a trained pair: which base model, which adapter, and how its blocks lie in an update vector."""
-
-    @property
-    def model_sha256(self) -> str: ...
-    @property
-    def spec(self) -> AdapterSpec: ...
-    @property
-    def layout(self) -> BlockLayout: ...
 
 
 class Generator(Protocol):
     """What `gradtf_fl.transformer.GradTransformer` offers to a round."""
 
     @property
-    def source(self) -> PairSide: ...
+    def source(self) -> UpdateSpace: ...
     @property
-    def target(self) -> PairSide: ...
+    def target(self) -> UpdateSpace: ...
     @property
     def sha256(self) -> str: ...
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -59,22 +46,14 @@ class GeneratedAdapter:
     refinement: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TinyStart:
-    """The shared TinyLM start: spec as JSON, SHA-256 of the initial adapter, layout, hash of base weights."""
-
-    spec_json: str
-    initial_hash: bytes
-    layout: BlockLayout
-    base_hash: str
-
-    def model_hash(self, update: NDArray[np.float32]) -> bytes:
-        """Hash of the model at global update U (32 bytes)."""
-        return global_model_hash(self.base_hash, self.initial_hash, update_bytes(update))
-
-
 class Provider:
-    """Holds the Grad-Transformer, both initial adapters and the signing key."""
+    """Holds the Grad-Transformer, both sides' spaces, the LLM's initial adapter and the signing key.
+
+    Attributes:
+        tiny: the space of the organizations' update vectors.
+        llm: the space of the LLM updates.
+        llm_initial: the LLM's initial adapter.
+    """
 
     def __init__(self, plan: FederationPlan, generator: Generator | None = None) -> None:
         """Load what the plan names.
@@ -82,35 +61,22 @@ class Provider:
         Raises:
             ConfigError: a model is missing, or the transformer was trained for another pair. CorruptFile.
         """
-        from gradtf_fl.adapters import initial_state, load_model, model_folder, model_hash, state_hash
+        from gradtf_fl.adapters import AdaptedModel
 
         self.generator: Generator = generator if generator is not None else load_generator(plan)
-        source, target = self.generator.source.spec, self.generator.target.spec
-        tiny_model = load_model(plan.tiny)[0]
-        tiny_initial = initial_state(tiny_model, source)
-        self.tiny = TinyStart(
-            json.dumps(source.to_json(), sort_keys=True),
-            state_hash(tiny_initial),
-            BlockLayout.from_state(tiny_initial, source.train_a),
-            model_hash(plan.tiny),
-        )
-        self.llm_spec, self.llm_name, self.llm_folder = target, plan.llm, model_folder(plan.llm)
-        self.llm_initial = initial_state(load_model(plan.llm)[0], target)
-        self.llm_layout = BlockLayout.from_state(self.llm_initial, target.train_a)
-        self.llm_hash = model_hash(plan.llm)
+        tiny = AdaptedModel.load(plan.tiny, self.generator.source.spec)
+        llm = AdaptedModel.load(plan.llm, self.generator.target.spec)
+        self.tiny, self.llm, self.llm_initial = tiny.space, llm.space, llm.initial
         self._refuse_other_pair(plan)
-        _refuse_untrainable(plan, tiny_model, source)
+        _refuse_untrainable(plan, tiny)
         self.key = signing_key(plan)
 
     def _refuse_other_pair(self, plan: FederationPlan) -> None:
-        sides = (
-            ("TinyLM", plan.tiny, self.tiny.layout, self.tiny.base_hash, self.generator.source),
-            ("LLM", plan.llm, self.llm_layout, self.llm_hash, self.generator.target),
-        )
+        sides = (("TinyLM", self.tiny, self.generator.source), ("LLM", self.llm, self.generator.target))
         problems = [
-            f"transformer {plan.transformer}: made for another {what} than {name!r}"
-            for what, name, layout, base_hash, wanted in sides
-            if layout.digest != wanted.layout.digest or base_hash != wanted.model_sha256
+            f"transformer {plan.transformer}: made for another {what} than {space.model!r}"
+            for what, space, wanted in sides
+            if not space.same_coordinates(wanted)
         ]
         if problems:
             raise ConfigError(problems)
@@ -123,8 +89,8 @@ class Provider:
         from gradtf_fl.adapters import apply_update, pack_adapter
 
         values, refinement = self._generated(update, first)
-        state = apply_update(self.llm_layout, self.llm_initial, values)
-        packed = pack_adapter(state, self.llm_spec, self.llm_name)
+        state = apply_update(self.llm.layout, self.llm_initial, values)
+        packed = pack_adapter(state, self.llm.spec, self.llm.model)
         return self._signed(run_id, round_number, update, dict(state), packed, refinement)
 
     def _generated(
@@ -143,7 +109,7 @@ class Provider:
         from gradtf_fl.adapters import load_adapter, pack_adapter
 
         state, spec, _ = load_adapter(folder)
-        packed = pack_adapter(state, spec, self.llm_name)
+        packed = pack_adapter(state, spec, self.llm.model)
         return self._signed(run_id, round_number, update, dict(state), packed, {})
 
     def _signed(
@@ -161,18 +127,18 @@ class Provider:
 
     def save(self, folder: Path, adapter: GeneratedAdapter) -> None:
         """Write the PEFT folder."""
-        from gradtf_fl.adapters import save_adapter
+        from gradtf_fl.adapters import model_folder, save_adapter
 
-        save_adapter(folder, adapter.state, self.llm_spec, self.llm_folder)
+        save_adapter(folder, adapter.state, self.llm.spec, model_folder(self.llm.model))
 
 
-def _refuse_untrainable(plan: FederationPlan, tiny_model: Any, spec: AdapterSpec) -> None:
+def _refuse_untrainable(plan: FederationPlan, tiny: AdaptedModel) -> None:
     """ConfigError where every organization would refuse the round."""
-    from gradtf_fl.adapters import attach
     from gradtf_fl.training import check_trainable
 
+    spec = tiny.space.spec
     try:
-        check_trainable(attach(tiny_model, spec))
+        check_trainable(tiny.attach())
     except ConfigError as error:
         raise ConfigError(
             [
@@ -181,6 +147,11 @@ def _refuse_untrainable(plan: FederationPlan, tiny_model: Any, spec: AdapterSpec
                 for problem in error.problems
             ]
         ) from error
+
+
+def start_hash(tiny: UpdateSpace, update: NDArray[np.float32]) -> bytes:
+    """Hash of the TinyLM that a round starts from, at global update U (32 bytes)."""
+    return global_model_hash(tiny.model_sha256, tiny.initial_hash, update_bytes(update))
 
 
 def update_bytes(update: NDArray[np.float32]) -> bytes:

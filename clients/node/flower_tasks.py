@@ -4,7 +4,7 @@ Flower starts a new ``flwr-clientapp`` for each message, which unpacks the app b
 code in it. An organization that trusts its server with nothing must not do that. A SuperNode with ``--isolation
 process`` hands its messages to whoever asks its Runtime API with the shared secret; here that is us, and the bundle is
 never unpacked. Leans on Flower's private API, as `clients.node.flower_fleet`, `clients.node.supernode`,
-`strategies.server.superlink_gate` and `strategies.engines.in_process` do; `tests/deployment/test_flower_tasks.py` fails
+`strategies.server.superlink_gate` and `strategies.engines.in_process` do; `tests/clients/test_flower_tasks.py` fails
 loudly when a new Flower changes it.
 """
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from experiments.bench.dp_peers import OURS, PLAIN, ways
 from experiments.measuring import Progress, Row, machine, median
-from gradtf_fl.adapters import AdapterSpec, attach, load_model
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.tasks import TokenRows, house_rules
 
 PACKAGES = ("torch", "transformers", "peft", "opacus")
@@ -67,7 +67,7 @@ def bench_dp(models: Sequence[str], plan: Plan, progress: Progress) -> dict[str,
     """
     found = machine(PACKAGES)
     rows: list[Row] = []
-    adapted: dict[str, Any] = {name: attach(load_model(name)[0], AdapterSpec()) for name in models}
+    adapted: dict[str, Any] = {name: AdaptedModel.load(name, AdapterSpec()).attach() for name in models}
     cases = list(product(models, plan.batches, plan.threads))
     for done, (name, batch, threads) in enumerate(cases):
         progress(f"batch {batch}, threads {threads}", done, len(cases))

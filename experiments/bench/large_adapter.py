@@ -21,9 +21,12 @@ from experiments.bench.federation import OURS, Plan, deployment, nodes
 from experiments.bench.soak import look, size
 from experiments.embedded import build_model, build_tokenizer
 from experiments.measuring import machine, revision
-from gradtf_fl.adapters import AdapterSpec, BlockLayout, initial_state, load_model, model_hash
+from gradtf_fl.adapters import (
+    AdaptedModel,
+    AdapterSpec,
+)
 from gradtf_fl.deployment import EVENTS_FILE, load_server, read_lines
-from gradtf_fl.transformer import Backbone, GradTransformer, GradTransformerModel, PartitionPlan, Side, Standardisation
+from gradtf_fl.transformer import Backbone, GradTransformer, GradTransformerModel, PartitionPlan, Standardisation
 from strategies import RoundEvent, ServerRun
 
 ROUNDS, RANK, CHUNK = 2, 544, 16_384
@@ -44,15 +47,12 @@ def write_pair(folder: Path, rank: int = RANK) -> tuple[tuple[str, str], Path]:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     specs = AdapterSpec(), AdapterSpec(rank=rank, alpha=float(rank), targets=PROJECTIONS)
-    sides = []
-    for name, spec in zip(("tiny", "llm"), specs, strict=True):
-        path = str(folder / name)
-        layout = BlockLayout.from_state(initial_state(load_model(path)[0], spec))
-        sides.append(Side(path, model_hash(path), spec, layout))
+    sides = [
+        AdaptedModel.load(str(folder / name), spec).space for name, spec in zip(("tiny", "llm"), specs, strict=True)
+    ]
     standards = []
     for side in sides:
-        shape = side.layout.blocks, side.layout.block_dim
-        standards.append(Standardisation(torch.zeros(shape), torch.full(shape, 0.001)))
+        standards.append(Standardisation(torch.zeros(side.shape), torch.full(side.shape, 0.001)))
     backbone = Backbone(width=32, feed_forward=32, heads=2, head_dim=16, encoder_layers=1, decoder_layers=1)
     partitioning = PartitionPlan(target_chunk=CHUNK).between(sides[0].layout, sides[1].layout)
     GradTransformer(GradTransformerModel(backbone, *standards, partitioning), backbone, *sides).save(folder / "gt")

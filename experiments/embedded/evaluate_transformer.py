@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.baselines import Controls, Pair, PairSide, embedded_controls
+from gradtf_fl.baselines import Controls, Pair, embedded_controls
 from gradtf_fl.curation import CurationConfig, as_token_rows, single_task
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.tasks import TokenRows
@@ -55,8 +55,10 @@ class Bench:
 
     def __init__(self, transformer: GradTransformer, controls: Controls) -> None:
         self.transformer, self.controls = transformer, controls
-        self.pair = Pair(*(PairSide.load(side.model, side.spec) for side in (transformer.source, transformer.target)))
-        self.tiny, self.llm = self.pair.tiny.stack, self.pair.llm.stack
+        self.pair = Pair(
+            *(StackedAdapters.load(side.model, side.spec) for side in (transformer.source, transformer.target))
+        )
+        self.tiny, self.llm = self.pair.tiny, self.pair.llm
 
     @classmethod
     def shipped(cls) -> Bench:

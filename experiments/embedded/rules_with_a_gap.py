@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradtf_fl.adapters import AdapterSpec, load_model
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.curation import CurationConfig, as_token_rows, single_task
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training import StackedAdapters, fine_tune_stacked, stack_rows
@@ -24,7 +24,7 @@ def rules_with_a_gap(seed: int = 7) -> list[hr.Rule]:
     """The pool, in `ALL_RULES` order."""
     rules = list(hr.split_rules()[0])
     recipe, spec = CurationConfig().plain, AdapterSpec()
-    tiny, llm = (StackedAdapters(load_model(f"embedded:{name}")[0], spec) for name in ("tiny", "llm"))
+    tiny, llm = (StackedAdapters.load(f"embedded:{name}", spec) for name in ("tiny", "llm"))
     rng = np.random.default_rng([seed, 1])
     train, test = (
         stack_rows([as_token_rows(single_task(rule).draw(rng, ROWS, "public")) for rule in rules]) for _ in range(2)

@@ -22,12 +22,18 @@ from safetensors.torch import load_file, save_file
 
 from experiments.measuring import PACKAGES, machine, revision
 from gradtf_fl.adapters import ASSETS
-from gradtf_fl.baselines import PairSide
 from gradtf_fl.curation import as_token_rows
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import HiddenTask, TokenRows
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.training import DpRecipe, PlainRecipe, dp_fine_tune_stacked, fine_tune_stacked, stack_rows
+from gradtf_fl.training import (
+    DpRecipe,
+    PlainRecipe,
+    StackedAdapters,
+    dp_fine_tune_stacked,
+    fine_tune_stacked,
+    stack_rows,
+)
 from gradtf_fl.transformer import GradTransformer, TaskLibrary, embedded_checkpoint
 
 AT_ONCE, ROWS, TEST_ROWS, SETS = 8, 1024, 256, 8
@@ -45,20 +51,20 @@ def rows_of(rule: hr.Rule, rows: int, pool: hr.Pool, seed: int) -> TokenRows:
     return as_token_rows(hr.encode(np.full(rows, rule.index), pairs[:, 0], pairs[:, 1], shown))
 
 
-def tune(llm: PairSide, rules: list[hr.Rule], seed: int) -> torch.Tensor:
+def tune(llm: StackedAdapters, rules: list[hr.Rule], seed: int) -> torch.Tensor:
     """LLM updates float32 [rules, L2, n2]."""
     rows = stack_rows([rows_of(rule, ROWS, "public", seed) for rule in rules])
     seeds = [[seed, rule.index] for rule in rules]
-    return fine_tune_stacked(llm.stack, rows, len(rules), RECIPE, seeds, [RECIPE.steps])[0]
+    return fine_tune_stacked(llm, rows, len(rules), RECIPE, seeds, [RECIPE.steps])[0]
 
 
-def signatures(tiny: PairSide, rules: list[hr.Rule], seed: int) -> torch.Tensor:
+def signatures(tiny: StackedAdapters, rules: list[hr.Rule], seed: int) -> torch.Tensor:
     """Mean TinyLM updates float32 [rules, L1, n1] of ``SETS`` organizations each, after a first round without noise."""
     rng = np.random.default_rng([seed, 0x5349474E, rules[0].index])
     tasks = [HiddenTask((rule,), SHOWN) for rule in rules for _ in range(SETS)]
     rows = stack_rows([as_token_rows(task.draw(rng, ROWS, "public")) for task in tasks])
     groups, recipe = range(len(tasks)), DpRecipe(rounds=1)
-    updates = dp_fine_tune_stacked(tiny.stack, rows, groups, [0.0] * len(tasks), recipe, [seed, 1, rules[0].index])[0]
+    updates = dp_fine_tune_stacked(tiny, rows, groups, [0.0] * len(tasks), recipe, [seed, 1, rules[0].index])[0]
     return updates.reshape(len(rules), SETS, *updates.shape[1:]).mean(1)
 
 
@@ -78,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(1)  # small products: a second thread mostly waits
     options.out.mkdir(parents=True, exist_ok=True)
     pair = GradTransformer.load(embedded_checkpoint())
-    tiny, llm = (PairSide.load(side.model, side.spec) for side in (pair.source, pair.target))
+    tiny, llm = (StackedAdapters.load(side.model, side.spec) for side in (pair.source, pair.target))
     rules = list(hr.split_rules()[0])
     parts, marks, accuracy, seconds = [], [], [], 0.0
     for start in range(0, len(rules), AT_ONCE):
@@ -95,7 +101,7 @@ def main() -> None:
         marks.append(kept["signatures"].half().float())
         seconds += float(kept["cpu_seconds"])
         test = stack_rows([rows_of(rule, TEST_ROWS, "test", options.seed) for rule in some])
-        accuracy += llm.stack.accuracy(llm.stack.initial + parts[-1], test).tolist()
+        accuracy += llm.accuracy(llm.initial + parts[-1], test).tolist()
         print(json.dumps({r.name: round(a, 3) for r, a in zip(some, accuracy[start:], strict=True)}), flush=True)
     tokens = torch.stack([tokens_of(rule, options.seed) for rule in rules])
     library = TaskLibrary(torch.cat(parts), torch.cat(marks), tokens)

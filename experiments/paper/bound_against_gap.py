@@ -26,7 +26,6 @@ from safetensors.torch import load_file
 from experiments.embedded import DELTA, ROWS, TEST_ROWS, draw
 from experiments.measuring import machine, revision
 from experiments.paper.bound_figure import caption, figure
-from gradtf_fl.adapters import load_model
 from gradtf_fl.curation import CurationConfig, as_token_rows
 from gradtf_fl.privacy import DpEvent, noise_multiplier
 from gradtf_fl.tasks import HiddenTask, TokenRows
@@ -71,8 +70,8 @@ class Measured:
 
     def __init__(self, transformer: GradTransformer, seed: int) -> None:
         self.transformer, self.seed = transformer, seed
-        self.tiny = StackedAdapters(load_model(transformer.source.model)[0], transformer.source.spec)
-        self.llm = StackedAdapters(load_model(transformer.target.model)[0], transformer.target.spec)
+        self.tiny = StackedAdapters.load(transformer.source.model, transformer.source.spec)
+        self.llm = StackedAdapters.load(transformer.target.model, transformer.target.spec)
         self.recipe = DpRecipe()
         q, self.steps = self.recipe.batch / ROWS, self.recipe.rounds * self.recipe.steps
         self.sigma = {epsilon: noise_multiplier(epsilon, DELTA, q, self.steps) for epsilon in EPSILONS}

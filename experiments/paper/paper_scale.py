@@ -25,7 +25,7 @@ import torch
 from experiments.measuring import Clock, machine, revision
 from experiments.paper.plain_loop import training_steps
 from experiments.paper.recomputation import recomputed
-from gradtf_fl.adapters import AdapterSpec, BlockLayout, initial_state
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import StackedAdapters
@@ -36,7 +36,6 @@ from gradtf_fl.transformer import (
     GradTransformer,
     GradTransformerModel,
     Place,
-    Side,
     Standardisation,
     TrainConfig,
     new_optimizers,
@@ -69,10 +68,9 @@ class Shape:
         with device:
             return AutoModelForCausalLM.from_config(Qwen2Config(**fields), dtype=dtype)
 
-    def side(self, spec: AdapterSpec) -> Side:
-        """The layout of this model's update vectors."""
-        state = initial_state(self.build(torch.device("meta"), torch.float32), spec)
-        return Side(self.name, "", spec, BlockLayout.from_state(state, spec.train_a))
+    def side(self, spec: AdapterSpec) -> UpdateSpace:
+        """The space of this model's update vectors."""
+        return AdaptedModel.of(self.build(torch.device("meta"), torch.float32), None, spec, self.name).space
 
 
 QWEN_3B = Shape("Qwen2.5-3B", 2048, 11008, 36, 16, 2, 151936)
@@ -124,11 +122,13 @@ def dry_run(plan: Plan, places: Iterable[Place], say: Callable[[str], None]) -> 
     return document
 
 
-def _described(side: Side) -> dict[str, Any]:
+def _described(side: UpdateSpace) -> dict[str, Any]:
     return {"model": side.model, "update": [side.layout.blocks, side.layout.block_dim]}
 
 
-def _run(plan: Plan, source: Side, target: Side, place: Place, say: Callable[[str], None]) -> dict[str, Any]:
+def _run(
+    plan: Plan, source: UpdateSpace, target: UpdateSpace, place: Place, say: Callable[[str], None]
+) -> dict[str, Any]:
     clock = Clock(place.device)
     generator = torch.Generator().manual_seed(plan.seed)
     updates, targets = (
@@ -214,7 +214,7 @@ def _functional(
     plan: Plan, model: GradTransformerModel, optimizers: list[Any], inputs: torch.Tensor, place: Place, clock: Clock
 ) -> dict[str, float]:
     """A step through a frozen LLM of random weights: `train`'s own forward, on ``batch`` rows."""
-    llm = StackedAdapters(plan.target.build(place.device, torch.bfloat16), plan.spec)
+    llm = StackedAdapters(AdaptedModel.of(plan.target.build(place.device, torch.bfloat16), None, plan.spec))
     ids = torch.randint(plan.target.vocab_size, (plan.batch, plan.tokens), device=place.device)
     rows = TokenRows(ids, torch.ones_like(ids), ids)
 

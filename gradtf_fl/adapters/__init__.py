@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradtf_fl.adapters.proof import CONFIG, WEIGHTS, folder_problems, packed_header
     from gradtf_fl.adapters.spec import AdapterSpec
     from gradtf_fl.adapters.state import adapter_state, attach, initial_state, set_adapter_state, state_hash
+    from gradtf_fl.adapters.update_space import AdaptedModel, UpdateSpace
     from gradtf_fl.adapters.update_vectors import BlockLayout, Vector, apply_update, update_vector
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -24,8 +25,10 @@ __all__ = [
     "EMBEDDED",
     "PREFIX",
     "WEIGHTS",
+    "AdaptedModel",
     "AdapterSpec",
     "BlockLayout",
+    "UpdateSpace",
     "Vector",
     "adapter_state",
     "apply_update",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,10 @@ class AdapterSpec:
         if self.kind == "lora":
             del document["kind"]
         return document
+
+    def canonical(self) -> str:
+        """The one text of this spec, which rounds carry and hash: JSON with sorted keys."""
+        return json.dumps(self.to_json(), sort_keys=True)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> AdapterSpec:

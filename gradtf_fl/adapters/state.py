@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def attach(model: Any, spec: AdapterSpec) -> PeftModel:
+def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftModel:
     """``model`` wrapped in PEFT with the shared initial adapter, A frozen unless the spec trains it.
 
     Kinds that PEFT does not know come as the plain LoRA with the same effect, with nothing to train: they are trained
     by `training.stacked.StackedAdapters`. Where input and output embeddings are tied, LoRA on ``embed_tokens`` acts
-    on the input alone.
+    on the input alone. ``initial`` is `initial_state`, where that is at hand.
     """
     from peft import get_peft_model
 
-    plain = to_plain_lora(initial_state(model, spec))
+    plain = to_plain_lora(initial_state(model, spec) if initial is None else initial)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # said above
         peft_model: Any = get_peft_model(model, peft_config(spec, plain, None))  # PEFT takes the model's own name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradtf_fl.baselines.cross_lora import CrossLora
     from gradtf_fl.baselines.decoding import Decoding, continue_prompts
     from gradtf_fl.baselines.from_update import FromUpdate, update_only_baselines
-    from gradtf_fl.baselines.interface import Baseline, Case, Outcome, Pair, PairSide, outcome_of_updates, run_baseline
+    from gradtf_fl.baselines.interface import Baseline, Case, Outcome, Pair, outcome_of_updates, run_baseline
     from gradtf_fl.baselines.losses import AdaptiveLoss, ConfidenceLoss, WeakLoss
     from gradtf_fl.baselines.pca_ridge import PcaRidge
     from gradtf_fl.baselines.proxy_tuning import ProxyTuning
@@ -38,7 +38,6 @@ __all__ = [
     "HalfSplit",
     "Outcome",
     "Pair",
-    "PairSide",
     "PcaRidge",
     "ProxyTuning",
     "PublicPrompts",

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from gradtf_fl.adapters import Vector
-from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training import StackedLinear
+from gradtf_fl.training import StackedAdapters, StackedLinear
 
 _MODULE = re.compile(r"\.layers\.(\d+)\.(.+)$")
 _Place = tuple[int, str]  # layer, projection's name below the layer
@@ -51,7 +50,7 @@ class _Factors:
 class CrossLora:
     """Carries updates from ``source`` to ``target``; both need the same projections by name."""
 
-    def __init__(self, source: PairSide, target: PairSide, rank: int | None = None) -> None:
+    def __init__(self, source: StackedAdapters, target: StackedAdapters, rank: int | None = None) -> None:
         """Decompose the base weights once.
 
         Args:
@@ -59,12 +58,12 @@ class CrossLora:
 
         Raises ConfigError when an adapter is no LoRA, or a target projection has no source projection of its name.
         """
-        kinds = [side.stack.spec.kind for side in (source, target)]
+        kinds = [side.spec.kind for side in (source, target)]
         if kinds != ["lora", "lora"]:
             raise ConfigError(f"Cross-LoRA carries LoRA adapters; these are of kind {' and '.join(kinds)}")
         self.source, self.target = source, target
         source_weights, target_weights = _base_weights(source), _base_weights(target)
-        source_layers, target_layers = source.stack.layout.layers, target.stack.layout.layers
+        source_layers, target_layers = source.layout.layers, target.layout.layers
         self._depths = [int((j + 0.5) * source_layers / target_layers) for j in range(target_layers)]
         missing = sorted({name for _, name in target_weights} - {name for _, name in source_weights})
         if missing:
@@ -85,7 +84,7 @@ class CrossLora:
 
     def _carry(self, update: Vector) -> tuple[Vector, TruncationError]:
         deltas = _weight_deltas(self.source, update)
-        state = dict(self.target.initial)
+        state = dict(self.target.adapted.initial)
         lost_subspace = lost_rank = whole = carried_whole = 0.0
         for (layer, name), (source, target) in self._pairs.items():
             delta = deltas[(self._depths[layer], name)]
@@ -93,19 +92,19 @@ class CrossLora:
             carried = target.left @ core @ target.right.T
             key_a, key_b = _keys(self.target, layer, name)
             state[key_a], state[key_b] = self._factor(carried, state[key_a].double())
-            held = self.target.stack.spec.scale * state[key_b] @ state[key_a]
+            held = self.target.spec.scale * state[key_b] @ state[key_a]
             whole += float(delta.square().sum())
             carried_whole += float(carried.square().sum())
             lost_subspace += float((delta - source.left @ core @ source.right.T).square().sum())
             lost_rank += float((carried - held).square().sum())
-        layout = self.target.stack.layout
+        layout = self.target.layout
         vector = layout.to_vector({key: tensor.float() for key, tensor in state.items()})
         error = TruncationError(_share(lost_subspace, whole), _share(lost_rank, carried_whole))
-        return vector - self.target.stack.initial.numpy(), error
+        return vector - self.target.initial.numpy(), error
 
     def _factor(self, delta: Tensor, initial_a: Tensor) -> tuple[Tensor, Tensor]:
         """(A, B) of the target's rank with scale * B A nearest to ``delta``; A stays as it is where it is frozen."""
-        spec = self.target.stack.spec
+        spec = self.target.spec
         if not spec.train_a:
             return initial_a, delta @ torch.linalg.pinv(initial_a) / spec.scale
         u, s, vh = torch.linalg.svd(delta / spec.scale, full_matrices=False)
@@ -120,10 +119,10 @@ def _share(lost: float, whole: float) -> float:
     return (lost / whole) ** 0.5 if whole > 0 else 0.0
 
 
-def _base_weights(side: PairSide) -> dict[_Place, Tensor]:
+def _base_weights(side: StackedAdapters) -> dict[_Place, Tensor]:
     """Base weight [out, in] in float64 of every adapted projection."""
     weights = {}
-    for name, module in side.stack.model.named_modules():
+    for name, module in side.model.named_modules():
         found = _MODULE.search(f".{name}")
         if found is not None and isinstance(module, StackedLinear):
             base: nn.Linear = module.base
@@ -139,18 +138,18 @@ def _singular(weight: Tensor, rank: int) -> _Factors:
     return _Factors((u * signs)[:, :rank], (vh.T * signs)[:, :rank])
 
 
-def _keys(side: PairSide, layer: int, name: str) -> tuple[str, str]:
+def _keys(side: StackedAdapters, layer: int, name: str) -> tuple[str, str]:
     """State-dict names of A and B of one projection."""
-    stem = f"{side.stack.layout.prefix}{layer}.{name}"
+    stem = f"{side.layout.prefix}{layer}.{name}"
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
 
-def _weight_deltas(side: PairSide, update: Vector) -> dict[_Place, Tensor]:
+def _weight_deltas(side: StackedAdapters, update: Vector) -> dict[_Place, Tensor]:
     """scale * B A [out, in] of every projection, with the adapter at initial + update."""
-    moved = side.stack.layout.to_state(side.stack.initial.numpy() + update)
-    state: Mapping[str, Tensor] = {**side.initial, **moved}
+    moved = side.layout.to_state(side.initial.numpy() + update)
+    state: Mapping[str, Tensor] = {**side.adapted.initial, **moved}
     deltas = {}
     for place in _base_weights(side):
         key_a, key_b = _keys(side, *place)
-        deltas[place] = side.stack.spec.scale * state[key_b].double() @ state[key_a].double()
+        deltas[place] = side.spec.scale * state[key_b].double() @ state[key_a].double()
     return deltas

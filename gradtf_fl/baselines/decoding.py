@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.baselines.scoring import equal_counts
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import end_tokens
+from gradtf_fl.training import StackedAdapters
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Decoding:
 
 
 def continue_prompts(
-    side: PairSide,
+    side: StackedAdapters,
     theta: Tensor,
     prompts: Sequence[Sequence[str]],
     decoding: Decoding,
@@ -54,7 +54,7 @@ def continue_prompts(
     generators = [
         torch.Generator().manual_seed(int(np.random.default_rng([*seed, k]).integers(2**62))) for k in range(adapters)
     ]
-    side.stack.set(theta)
+    side.set(theta)
     written: list[list[str]] = [[] for _ in range(adapters)]
     size = max(1, batch // adapters)
     for start in range(0, per_set, size):
@@ -67,7 +67,7 @@ def continue_prompts(
     return written
 
 
-def _prompt_ids(side: PairSide, prompt: str, room: int) -> list[int]:
+def _prompt_ids(side: StackedAdapters, prompt: str, room: int) -> list[int]:
     """Token ids of a prompt; its START is lost when the model's context has no room for prompt and answer."""
     ids: list[int] = side.tokenizer(prompt)["input_ids"]
     if not ids and side.tokenizer.bos_token_id is not None:
@@ -79,11 +79,11 @@ def _prompt_ids(side: PairSide, prompt: str, room: int) -> list[int]:
 
 @torch.no_grad()
 def _decode(
-    side: PairSide, prompts: Sequence[list[int]], decoding: Decoding, generators: Sequence[torch.Generator]
+    side: StackedAdapters, prompts: Sequence[list[int]], decoding: Decoding, generators: Sequence[torch.Generator]
 ) -> list[list[int]]:
     """New token ids for each prompt, left-padded to one width, with a key-value cache."""
     width = max(map(len, prompts))
-    ends = torch.tensor(sorted(end_tokens(side.stack.model, side.tokenizer)), dtype=torch.long)
+    ends = torch.tensor(sorted(end_tokens(side.model, side.tokenizer)), dtype=torch.long)
     ids = torch.full((len(prompts), width), int(side.tokenizer.pad_token_id))
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
@@ -94,7 +94,7 @@ def _decode(
     cache: Any = None
     new: list[list[int]] = [[] for _ in prompts]
     for _ in range(decoding.max_new_tokens):
-        output = side.stack.model(
+        output = side.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,

@@ -37,7 +37,7 @@ class FromUpdate:
         """One call of ``generate`` an organization; ConfigError when it makes updates for another LLM."""
         updates = [update.numpy() for update in case.updates]
         made = torch.from_numpy(np.stack([self.generate(update) for update in updates]))
-        expected = tuple(pair.llm.stack.initial.shape)
+        expected = tuple(pair.llm.initial.shape)
         if tuple(made.shape[1:]) != expected:
             raise ConfigError(f"{self.name} makes LLM updates {tuple(made.shape[1:])}, this pair's are {expected}")
         found = [self.measure(update) for update in updates] if self.measure else []

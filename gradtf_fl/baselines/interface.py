@@ -13,45 +13,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdapterSpec, initial_state, load_model
 from gradtf_fl.baselines.scoring import AnswerLogits, Scores, equal_counts, score_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TokenRows, context_length, longest_row
+from gradtf_fl.tasks import Row, TokenRows
 from gradtf_fl.training import StackedAdapters
-
-
-@dataclass(frozen=True)
-class PairSide:
-    """One frozen base model that carries K adapters, its tokenizer, and the shared initial adapter's state dict."""
-
-    stack: StackedAdapters
-    tokenizer: Any
-    initial: Mapping[str, Tensor]
-
-    @property
-    def context(self) -> int | None:
-        """Positions that the model was made for; None where its config does not say."""
-        return context_length(self.stack.model)
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a row at most, prompt and answer (see `tasks.rows.encode_rows`)."""
-        return longest_row(self.stack.model)
-
-    @classmethod
-    def load(cls, model_name: str, spec: AdapterSpec) -> PairSide:
-        """Load by name (see `gradtf_fl.adapters.models.load_model`); ConfigError when the model can't be had."""
-        model, tokenizer = load_model(model_name)
-        initial = initial_state(model, spec)
-        return cls(StackedAdapters(model, spec), tokenizer, initial)
 
 
 @dataclass(frozen=True)
 class Pair:
     """The TinyLM that organizations tune and the LLM that the provider owns."""
 
-    tiny: PairSide
-    llm: PairSide
+    tiny: StackedAdapters
+    llm: StackedAdapters
 
 
 @dataclass(frozen=True)
@@ -115,10 +88,10 @@ class Outcome:
 
 def outcome_of_updates(pair: Pair, updates: Tensor, notes: Mapping[str, float] | None = None) -> Outcome:
     """The LLM with ``updates`` [K, L2, n2] added to the shared initial adapter."""
-    theta = pair.llm.stack.initial + updates
+    theta = pair.llm.initial + updates
 
     def logits(rows: TokenRows) -> Tensor:
-        return pair.llm.stack.answer_logits(theta, rows)
+        return pair.llm.answer_logits(theta, rows)
 
     return Outcome(updates, logits, pair.llm.tokenizer, pair.llm.max_tokens, dict(notes or {}))
 
@@ -144,7 +117,7 @@ class Baseline(Protocol):
 
 def run_baseline(baseline: Baseline, pair: Pair, case: Case) -> Outcome:
     """Run with private rows taken out of the case, unless the baseline states that they leave."""
-    expected = tuple(pair.tiny.stack.initial.shape)
+    expected = tuple(pair.tiny.initial.shape)
     if tuple(case.updates.shape[1:]) != expected:
         raise ConfigError(f"TinyLM updates are {tuple(case.updates.shape[1:])}, this pair's are {expected}")
     return baseline.run(pair, case if baseline.private_rows_leave else replace(case, private=None))

@@ -27,13 +27,13 @@ class ProxyTuning:
         """Logits from three models; ConfigError when the pair has two vocabularies."""
         require_one_vocabulary(pair, "proxy tuning")
         adapters, width = case.organizations, shared_width(pair)
-        llm_base = pair.llm.stack.initial.expand(adapters, -1, -1)
-        tiny_base = pair.tiny.stack.initial.expand(adapters, -1, -1)
-        tiny_tuned = pair.tiny.stack.initial + case.updates
+        llm_base = pair.llm.initial.expand(adapters, -1, -1)
+        tiny_base = pair.tiny.initial.expand(adapters, -1, -1)
+        tiny_tuned = pair.tiny.initial + case.updates
 
         def logits(rows: TokenRows) -> Tensor:
-            tuned = pair.tiny.stack.answer_logits(tiny_tuned, rows)[..., :width]
-            shift = tuned - pair.tiny.stack.answer_logits(tiny_base, rows)[..., :width]
-            return pair.llm.stack.answer_logits(llm_base, rows)[..., :width] + shift
+            tuned = pair.tiny.answer_logits(tiny_tuned, rows)[..., :width]
+            shift = tuned - pair.tiny.answer_logits(tiny_base, rows)[..., :width]
+            return pair.llm.answer_logits(llm_base, rows)[..., :width] + shift
 
         return Outcome(None, logits, pair.llm.tokenizer, min(pair.tiny.max_tokens, pair.llm.max_tokens))

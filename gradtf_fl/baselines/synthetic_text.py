@@ -87,7 +87,7 @@ class SyntheticText:
         if updates is None:
             raise ConfigError(f"{self.name}: the case has no TinyLM updates tuned on whole rows")
         prompts = [[self.shape.start] * self.rows] * case.organizations
-        theta = pair.tiny.stack.initial + updates
+        theta = pair.tiny.initial + updates
         texts = continue_prompts(pair.tiny, theta, prompts, self.decoding, [case.seed, 0x53594E54])
         parsed = [[self.shape.parse(self.shape.start + text) for text in own] for own in texts]
         written = [[row for row in own if row is not None] for own in parsed]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from gradtf_fl.baselines.interface import Pair, PairSide
+from gradtf_fl.baselines.interface import Pair
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.training import StackedAdapters
 
 
-def logits_width(side: PairSide) -> int:
+def logits_width(side: StackedAdapters) -> int:
     """Columns of the model's logits. Some models pad them past the last token id (Qwen2.5: 3B and 7B differ)."""
-    return int(side.stack.model.get_output_embeddings().weight.shape[0])
+    return int(side.model.get_output_embeddings().weight.shape[0])
 
 
 def shared_width(pair: Pair) -> int:

@@ -64,7 +64,7 @@ class HalfSplit:
         tokens = encode_rows(list(chain.from_iterable(first)), pair.tiny.tokenizer, pair.tiny.max_tokens)
         count, recipe = case.organizations, self.tiny_recipe
         seeds = [[case.seed, 0x5745414B, k] for k in range(count)]
-        weak = fine_tune_stacked(pair.tiny.stack, tokens, count, recipe, seeds, [recipe.steps])[0]
+        weak = fine_tune_stacked(pair.tiny, tokens, count, recipe, seeds, [recipe.steps])[0]
         return distil(pair, weak, second, self.objective, self.llm_recipe, self.decoding, self.labels, case.seed)
 
 
@@ -102,7 +102,7 @@ def distil(
 ) -> Outcome:
     """Tune K LLM adapters on what K TinyLM updates ``weak`` [K, L1, n1] answer to ``prompts`` [K][R]."""
     soft = _soft_labels(pair, labels)
-    theta = pair.tiny.stack.initial + weak
+    theta = pair.tiny.initial + weak
     answers = continue_prompts(pair.tiny, theta, prompts, decoding, [seed, 0x4C41424C])
     labelled, shares = [], []
     for asked, answered in zip(prompts, answers, strict=True):
@@ -129,7 +129,7 @@ def tune_on_written_rows(
     keeps the LLM as it is (update 0): that is what its provider would have to do.
     """
     most = max(map(len, written))
-    updates = torch.zeros(len(written), *pair.llm.stack.initial.shape)
+    updates = torch.zeros(len(written), *pair.llm.initial.shape)
     if most == 0:
         return updates
     # an organization without rows is trained on another's and then put back to 0, so that soft targets stay aligned
@@ -138,7 +138,7 @@ def tune_on_written_rows(
     seeds = [[seed, 0x5354524F, k] for k in range(len(written))]
     room = pair.llm.max_tokens if teacher is None else min(pair.tiny.max_tokens, pair.llm.max_tokens)
     tokens = encode_rows(rows, pair.llm.tokenizer, room)
-    trained = distil_stacked(pair.llm.stack, tokens, len(written), objective, recipe, seeds, teacher)
+    trained = distil_stacked(pair.llm, tokens, len(written), objective, recipe, seeds, teacher)
     for k, own in enumerate(written):
         if own:
             updates[k] = trained[k]
@@ -162,7 +162,7 @@ def _teacher(pair: Pair, theta: Tensor) -> Teacher:
     columns = logits_width(pair.llm)
 
     def teacher(rows: TokenRows) -> Tensor:
-        logits = pair.tiny.stack.answer_logits(theta, rows)[..., :width].float()
+        logits = pair.tiny.answer_logits(theta, rows)[..., :width].float()
         shares = torch.softmax(logits, dim=-1)
         return torch.nn.functional.pad(shares, (0, columns - width))
 

@@ -9,8 +9,7 @@ from gradtf_fl.adapters import model_folder, model_hash
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdapterSpec
-    from gradtf_fl.transformer import Side
+    from gradtf_fl.adapters import AdapterSpec, UpdateSpace
 
 
 def check_base(where: str, claimed: str, wanted: str) -> None:
@@ -28,7 +27,7 @@ def check_base(where: str, claimed: str, wanted: str) -> None:
         raise ConfigError(f"{where}: made for another base model ({claimed}), not for {wanted}")
 
 
-def check_adapter_of(where: str, claimed: str, spec: AdapterSpec, side: Side) -> None:
+def check_adapter_of(where: str, claimed: str, spec: AdapterSpec, side: UpdateSpace) -> None:
     """Whether an adapter is one that a Grad-Transformer's ``side`` takes; ConfigError lists every difference."""
     check_base(where, claimed, side.model)
     wanted = side.spec
@@ -40,7 +39,7 @@ def check_adapter_of(where: str, claimed: str, spec: AdapterSpec, side: Side) ->
         )
 
 
-def check_side(where: str, side: Side) -> None:
+def check_side(where: str, side: UpdateSpace) -> None:
     """Whether the model that a Grad-Transformer was trained for is the one that is here under its name."""
     if Path(model_folder(side.model)).is_dir() and model_hash(side.model) != side.model_sha256:
         raise ConfigError(f"{where}: trained for another {side.model} (its files differ from the ones here)")

@@ -196,15 +196,13 @@ def _rows(task: str, limit: int | None) -> list[Row]:
 
 def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer)."""
-    from gradtf_fl.adapters import attach, load_model, set_adapter_state
+    from gradtf_fl.adapters import AdaptedModel, load_model
 
-    model: Any
-    model, tokenizer = load_model(name)
-    if adapter is not None:
-        state, spec = adapter
-        model = attach(model, spec)
-        set_adapter_state(model, state)
-    return model, tokenizer
+    if adapter is None:
+        return load_model(name)
+    state, spec = adapter
+    adapted = AdaptedModel.load(name, spec)
+    return adapted.attach(state), adapted.tokenizer
 
 
 def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec, load_model
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.curation.shadow import (
     EPSILONS,
     EXTRA_EPSILON,
@@ -105,11 +105,11 @@ class CurationConfig:
         """Tensors of shard ``number`` of the plan, from the seed alone."""
         name, groups = self.plan()[number]
         seed = [self.seed, 7, number]
-        tiny = StackedAdapters(load_model(self.tiny)[0].to(device), self.spec)
+        tiny = StackedAdapters.load(self.tiny, self.spec, device)
         rng = np.random.default_rng(seed)
         tokens = stack_rows([group_rows(rng, group, self.rows) for group in groups])
         rows = ShardRows(tokens, tokens)
         if name.startswith("dp"):
             return dp_shard(self, tiny, rows, groups, seed)
-        llm = StackedAdapters(load_model(self.llm)[0].to(device), self.spec) if name.startswith("pairs") else None
+        llm = StackedAdapters.load(self.llm, self.spec, device) if name.startswith("pairs") else None
         return plain_shard(self, tiny, llm, rows, groups, seed)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdapterSpec, BlockLayout, initial_state, load_model, model_hash
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
@@ -84,6 +84,6 @@ def _header(curation: Curation) -> dict[str, Any]:
     spec = curation.spec
     header = curation.header() | {"spec": spec.to_json()}
     for role, name in (("tiny", curation.tiny), ("llm", curation.llm)):
-        layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec), spec.train_a)
-        header[role] = {"name": name, "sha256": model_hash(name), "layout": layout.to_json()}
+        space = AdaptedModel.load(name, spec).space
+        header[role] = {"name": name, "sha256": space.model_sha256, "layout": space.layout.to_json()}
     return header

@@ -114,18 +114,13 @@ class TaskCuration:
         rng = np.random.default_rng(seed)
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
-        (tiny_model, tiny_tokenizer), (llm_model, llm_tokenizer) = load_model(self.tiny), load_model(self.llm)
-        rows = ShardRows(
-            encode_causal(texts, tiny_tokenizer, longest_row(tiny_model)),
-            encode_causal(texts, llm_tokenizer, longest_row(llm_model)),
-        )
-        tiny = StackedAdapters(tiny_model.to(device), self.spec)
+        tiny, llm = (StackedAdapters.load(name, self.spec, device) for name in (self.tiny, self.llm))
+        rows = ShardRows(*(encode_causal(texts, side.tokenizer, side.max_tokens) for side in (tiny, llm)))
         if kind == "dp":
             return dp_shard(self, tiny, rows, groups, seed)
         if kind == "sgld":
             return langevin_shard(self, tiny, rows, groups, seed)
-        llm = StackedAdapters(llm_model.to(device), self.spec) if kind == "pairs" else None
-        return plain_shard(self, tiny, llm, rows, groups, seed)
+        return plain_shard(self, tiny, llm if kind == "pairs" else None, rows, groups, seed)
 
     def _not_fitting(self, model_name: str, loaded: tuple[Any, Any], found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows lose a part of their answer in the context of a model (with its tokenizer)."""

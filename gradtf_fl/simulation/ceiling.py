@@ -23,13 +23,14 @@ def ceiling_scores(config: SimulationConfig, rounds: int) -> list[float]:
 
     It sees as many examples as the federation in ``rounds`` rounds. Everything follows from the configuration.
     """
-    from gradtf_fl.simulation.figures import TunedBench, ceiling
+    from gradtf_fl.adapters import AdaptedModel
+    from gradtf_fl.simulation.figures import OrganizationTests, ceiling
     from gradtf_fl.tasks import house_rules_federation
     from strategies import load_transformer
 
     data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
-    bench = TunedBench.load(config.llm, load_transformer(config.transformer).target.spec, data)
-    return ceiling(config, bench, data, rounds)
+    llm = AdaptedModel.load(config.llm, load_transformer(config.transformer).target.spec)
+    return ceiling(config, OrganizationTests(llm, data), data, rounds)
 
 
 @dataclass

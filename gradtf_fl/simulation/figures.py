@@ -7,27 +7,22 @@ baseline is trained once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradtf_fl.adapters import (
+    AdaptedModel,
     AdapterSpec,
-    BlockLayout,
     Vector,
     adapter_state,
-    apply_update,
-    attach,
-    initial_state,
-    load_model,
     set_adapter_state,
 )
 from gradtf_fl.config import Combine, SimulationConfig
 from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
-from gradtf_fl.tasks import OrganizationData, TokenRows, encode_rows, exact_match
+from gradtf_fl.tasks import OrganizationData, encode_rows, exact_match
 from strategies import combined
 
 if TYPE_CHECKING:
@@ -44,38 +39,32 @@ CEILING_RATE = 1.5e-2
 """Adam's rate of the plain LLM fine-tuning, decaying linearly; the rate of the shadow sets' recipe."""
 
 
-@dataclass(frozen=True)
-class TunedBench:
-    """One base model with its adapter attached, and every organization's test rows as its tokens."""
+class OrganizationTests:
+    """Every organization's test rows, and one model with its adapter that is scored on them.
 
-    model: Any
-    tokenizer: Any
-    spec: AdapterSpec
-    initial: State
-    layout: BlockLayout
-    tests: tuple[TokenRows, ...]
+    Attributes:
+        adapted: the base model and its space.
+        model: it with a PEFT adapter, whose values are exchanged for each figure.
+    """
 
-    @classmethod
-    def load(cls, name: str, spec: AdapterSpec, data: Sequence[OrganizationData]) -> TunedBench:
-        """Load model ``name`` and encode the test rows."""
-        model, tokenizer = load_model(name)
-        initial = initial_state(model, spec)
-        peft_model = attach(model, spec)
-        peft_model.eval()
-        tests = tuple(encode_rows(organization.test, tokenizer) for organization in data)
-        return cls(peft_model, tokenizer, spec, initial, BlockLayout.from_state(initial, spec.train_a), tests)
+    def __init__(self, adapted: AdaptedModel, data: Sequence[OrganizationData]) -> None:
+        self.adapted, self.model = adapted, adapted.attach()
+        self.model.eval()
+        self._rows = [encode_rows(organization.test, adapted.tokenizer) for organization in data]
 
     def scores(self, state: State) -> Figures:
         """Exact match of adapter ``state`` on each organization's test rows."""
+        return [self.score(state, number) for number in range(len(self._rows))]
+
+    def score(self, state: State, number: int) -> float:
+        """Exact match of adapter ``state`` on the test rows of organization ``number``."""
         set_adapter_state(self.model, state)
-        return [exact_match(self.model, rows) for rows in self.tests]
-
-    def updated(self, update: Vector) -> dict[str, torch.Tensor]:
-        """Adapter state of an update vector [blocks, block_dim]."""
-        return apply_update(self.layout, self.initial, update)
+        return exact_match(self.model, self._rows[number])
 
 
-def tuned_alone(config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int) -> Figures:
+def tuned_alone(
+    config: SimulationConfig, tests: OrganizationTests, data: Sequence[OrganizationData], rounds: int
+) -> Figures:
     """TinyLM tuned on each organization's own rows alone: the federation's DP-SGD without the others.
 
     The organizations are trained side by side over one frozen base (each is a federation of one).
@@ -83,31 +72,29 @@ def tuned_alone(config: SimulationConfig, bench: TunedBench, data: Sequence[Orga
     from gradtf_fl.privacy import noise_multiplier
     from gradtf_fl.training import DpRecipe, StackedAdapters, dp_fine_tune_stacked, stack_rows
 
-    model, _ = load_model(config.tiny)
-    stack = StackedAdapters(model, bench.spec)
-    rows = stack_rows([encode_rows(organization.train, bench.tokenizer) for organization in data])
+    adapted = tests.adapted
+    stack = StackedAdapters.load(config.tiny, adapted.space.spec)
+    rows = stack_rows([encode_rows(organization.train, adapted.tokenizer) for organization in data])
     q = config.batch / config.rows
     sigma = noise_multiplier(config.epsilon, config.delta, q, config.rounds * config.steps)
     recipe = DpRecipe(rounds, config.steps, config.batch, config.clip, config.rate)
     alone = list(range(len(data)))
     updates = dp_fine_tune_stacked(stack, rows, alone, [sigma] * len(data), recipe, [config.seed, 0x414C4F4E])
-    states = [bench.updated(np.asarray(update.numpy(), dtype=np.float32)) for update in updates[-1]]
-    scores = []
-    for state, tests in zip(states, bench.tests, strict=True):
-        set_adapter_state(bench.model, state)
-        scores.append(exact_match(bench.model, tests))
-    return scores
+    states = [adapted.state_at(np.asarray(update.numpy(), dtype=np.float32)) for update in updates[-1]]
+    return [tests.score(state, number) for number, state in enumerate(states)]
 
 
-def ceiling(config: SimulationConfig, bench: TunedBench, data: Sequence[OrganizationData], rounds: int) -> Figures:
+def ceiling(
+    config: SimulationConfig, tests: OrganizationTests, data: Sequence[OrganizationData], rounds: int
+) -> Figures:
     """LLM tuned without DP on all organizations' rows together, seeing as many examples as the federation."""
     from gradtf_fl.training import fine_tune
 
-    rows = encode_rows([row for organization in data for row in organization.train], bench.tokenizer)
-    set_adapter_state(bench.model, bench.initial)
+    rows = encode_rows([row for organization in data for row in organization.train], tests.adapted.tokenizer)
+    set_adapter_state(tests.model, tests.adapted.initial)
     steps, batch = rounds * config.steps, config.batch * len(data)
-    fine_tune(bench.model, rows, steps=steps, batch=batch, rate=CEILING_RATE, seed=config.seed)
-    return bench.scores(adapter_state(bench.model))
+    fine_tune(tests.model, rows, steps=steps, batch=batch, rate=CEILING_RATE, seed=config.seed)
+    return tests.scores(adapter_state(tests.model))
 
 
 def tiny_figures(
@@ -121,13 +108,13 @@ def tiny_figures(
     from strategies import load_transformer
 
     enter("evaluate TinyLM")
-    bench = TunedBench.load(config.tiny, load_transformer(config.transformer).source.spec, data)
+    tests = OrganizationTests(AdaptedModel.load(config.tiny, load_transformer(config.transformer).source.spec), data)
     figures = {
-        "tiny_base": bench.scores(bench.initial),
-        "tiny_global": bench.scores(bench.updated(global_update)),
+        "tiny_base": tests.scores(tests.adapted.initial),
+        "tiny_global": tests.scores(tests.adapted.state_at(global_update)),
     }
     enter("tune TinyLM alone")
-    figures["tiny_tuned"] = tuned_alone(config, bench, data, rounds)
+    figures["tiny_tuned"] = tuned_alone(config, tests, data, rounds)
     return figures
 
 
@@ -143,8 +130,8 @@ def llm_figures(
     from gradtf_fl.baselines import Controls, embedded_controls
 
     enter("evaluate LLM")
-    bench = TunedBench.load(config.llm, spec, data)
-    figures = {"llm_base": bench.scores(bench.initial), "llm_generated": bench.scores(generated)}
+    tests = OrganizationTests(AdaptedModel.load(config.llm, spec), data)
+    figures = {"llm_base": tests.scores(tests.adapted.initial), "llm_generated": tests.scores(generated)}
     enter("evaluate controls")
     rivals = Controls.load(embedded_controls() if config.controls == "embedded" else Path(config.controls))
     updates = {
@@ -152,7 +139,7 @@ def llm_figures(
         "nearest_update": rivals.nearest(global_update),
         "ridge": rivals.ridge(global_update),
     }
-    figures |= {name: bench.scores(bench.updated(update)) for name, update in updates.items()}
+    figures |= {name: tests.scores(tests.adapted.state_at(update)) for name, update in updates.items()}
     return figures
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtf_fl.adapters import AdapterSpec, attach, load_model
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.errors import VerificationFailed
 from gradtf_fl.privacy import Bools, Floats, Guesses, LowerBound, lower_bound, score_guesses
 from gradtf_fl.tasks import Row, TokenRows, encode_rows, house_rules_federation
@@ -155,9 +155,9 @@ def run_audit(plan: AuditPlan, progress: Progress, train: Trainer = train_dp) ->
 def play(plan: AuditPlan, sigma: float, seed: int, train: Trainer, on_step: Callable[[int], None]) -> Play:
     """Toss the coins, train once with noise ``sigma``, score every canary and count the guesses."""
     rng = np.random.default_rng([seed, 0x41554449])
-    loaded, tokenizer = load_model("embedded:tiny")
-    model = attach(loaded, AdapterSpec(rank=RANK, alpha=2.0 * RANK, train_a=False))
-    rows, wrong = _task_rows(plan, tokenizer, rng)
+    tiny = AdaptedModel.load("embedded:tiny", AdapterSpec(rank=RANK, alpha=2.0 * RANK, train_a=False))
+    model = tiny.attach()
+    rows, wrong = _task_rows(plan, tiny.tokenizer, rng)
     directions = Directions.draw(coordinate_energy(model, join([rows, wrong])), plan.gradient_canaries, rng)
     gradient_coins = rng.integers(0, 2, plan.gradient_canaries).astype(bool)
     row_coins = rng.integers(0, 2, plan.row_canaries).astype(bool)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import AdapterSpec, attach, load_model
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.errors import VerificationFailed
 from gradtf_fl.tasks import TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.canaries import NoisyGradients
@@ -62,13 +62,13 @@ def measure_sensitivity(train: Trainer) -> Sensitivity:
     Raises:
         VerificationFailed: the trainer's gradients are not seen.
     """
-    loaded, tokenizer = load_model("embedded:tiny")
-    model = attach(loaded, AdapterSpec())
+    tiny = AdaptedModel.load("embedded:tiny", AdapterSpec())
+    model = tiny.attach()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # B away from zero, or the gradient of A vanishes
         for p in _trainable(model):
             p.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
-    rows = _ragged(encode_rows(house_rules_federation("same", 1, ROWS, 1, 0)[0].train, tokenizer))
+    rows = _ragged(encode_rows(house_rules_federation("same", 1, ROWS, 1, 0)[0].train, tiny.tokenizer))
     everyone = range(len(rows))
     single = [_sum(train, model, rows, [i], NO_CLIPPING) for i in everyone]
     together = _sum(train, model, rows, everyone, NO_CLIPPING)

@@ -18,28 +18,53 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import PREFIX, AdapterSpec, BlockLayout, find_targets, initial_state
-from gradtf_fl.tasks import IGNORED, TokenRows
+from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, find_targets
+from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
 from gradtf_fl.training.stacked_layers import by_layer, stack_layer
 
 Progress = Callable[[int, int], None]
 
 
 class StackedAdapters:
-    """A plain causal LM whose target modules carry K adapters of the spec's kind. The model given is changed in place,
-    and frozen. Raises ConfigError when the model lacks a target or the kind does not go on one."""
+    """A model whose target modules carry K adapters of one space. The base model is changed in place, and frozen.
 
-    def __init__(self, model: Any, spec: AdapterSpec) -> None:
-        self.spec = spec
-        targets, state = find_targets(model, spec), initial_state(model, spec)
-        self.layout = BlockLayout.from_state(state, spec.train_a)
+    Attributes:
+        adapted: the model, its tokenizer and its initial adapter's state.
+        initial: the initial adapter as a vector [blocks, block_dim].
+        mask: bool [blocks, block_dim]; false where a row is only filled up.
+    """
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        self.adapted, self.spec, self.layout = adapted, adapted.space.spec, adapted.space.layout
+        model, state = adapted.model, adapted.initial
+        targets = find_targets(model, self.spec)
         device = targets[0][1].weight.device
         self.initial = torch.from_numpy(self.layout.to_vector(state)).to(device)  # [blocks, block_dim]
-        self.mask = torch.from_numpy(self.layout.parameter_mask()).to(device)  # false where a row is only filled up
+        self.mask = torch.from_numpy(self.layout.parameter_mask()).to(device)
         trained = {name for name, _, _ in self.layout.pieces(self.initial)}
         self._frozen = {name: tensor.to(device) for name, tensor in state.items() if name not in trained}
         self.model = model.eval().requires_grad_(False)
-        self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, spec) for name, module in targets}
+        self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, self.spec) for name, module in targets}
+
+    @classmethod
+    def load(cls, name: str, spec: AdapterSpec, device: str | torch.device = "cpu") -> StackedAdapters:
+        """Load the base model by name (see `AdaptedModel.load`)."""
+        return cls(AdaptedModel.load(name, spec, device=device))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return self.adapted.tokenizer
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model was made for; None where its config does not say."""
+        return context_length(self.model)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a row at most, prompt and answer (see `tasks.rows.encode_rows`)."""
+        return longest_row(self.model)
 
     def to(self, device: torch.device, frozen_type: torch.dtype) -> StackedAdapters:
         """Everything on ``device``, the model's own weights in this type; adapters stay float32, and so do buffers

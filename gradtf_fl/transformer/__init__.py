@@ -9,7 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.transformer import sampling
     from gradtf_fl.transformer.backbone import SIZES, Backbone
-    from gradtf_fl.transformer.checkpoint import GradTransformer, Side, embedded_checkpoint
+    from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
     from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
     from gradtf_fl.transformer.known_tasks import KnownTasks, TaskLibrary, embedded_tasks
     from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
@@ -37,7 +37,6 @@ __all__ = [
     "Processes",
     "Refined",
     "RefiningGenerator",
-    "Side",
     "Standardisation",
     "TaskLibrary",
     "TrainConfig",

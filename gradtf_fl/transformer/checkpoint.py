@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradtf_fl.adapters import ASSETS, AdapterSpec, BlockLayout, Vector
+from gradtf_fl.adapters import ASSETS, UpdateSpace, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
 
@@ -26,36 +25,16 @@ if TYPE_CHECKING:
 FORMATS = (1, 2)
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the translation: the model's name, its files' SHA-256 (hex), and how its adapter is laid out."""
-
-    model: str
-    model_sha256: str
-    spec: AdapterSpec
-    layout: BlockLayout
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return {
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "spec": self.spec.to_json(),
-            "layout": self.layout.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Side:
-        """Side from `to_json`'s form."""
-        spec, layout = AdapterSpec.from_json(document["spec"]), BlockLayout.from_json(document["layout"])
-        return cls(str(document["model"]), str(document["model_sha256"]), spec, layout)
-
-
 class GradTransformer:
     """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``."""
 
     def __init__(
-        self, model: GradTransformerModel, backbone: Backbone, source: Side, target: Side, sha256: str = ""
+        self,
+        model: GradTransformerModel,
+        backbone: Backbone,
+        source: UpdateSpace,
+        target: UpdateSpace,
+        sha256: str = "",
     ) -> None:
         self.model = model
         self.backbone = backbone
@@ -125,7 +104,7 @@ class GradTransformer:
                 raise ValueError("content does not match its SHA-256")
             state = {name: tensor.float() for name, tensor in tensors.items()}
             backbone = Backbone(**about["backbone"])
-            source, target = Side.from_json(about["source"]), Side.from_json(about["target"])
+            source, target = UpdateSpace.from_json(about["source"]), UpdateSpace.from_json(about["target"])
             partitioning = None
             if about["format"] > 1:
                 partitioning = _plan(about["partition"]).between(source.layout, target.layout)

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from gradtf_fl.adapters import ASSETS
-from gradtf_fl.baselines import Decoding, PairSide, continue_prompts
+from gradtf_fl.baselines import Decoding, continue_prompts
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
-from gradtf_fl.training import PlainRecipe, descend
+from gradtf_fl.training import PlainRecipe, StackedAdapters, descend
 from gradtf_fl.transformer.unmixing import unmix
 
 
@@ -145,7 +145,7 @@ class KnownTasks:
 
     def __init__(
         self,
-        llm: PairSide,
+        llm: StackedAdapters,
         library: TaskLibrary,
         prompts: Sequence[str],
         max_new_tokens: int,
@@ -162,11 +162,11 @@ class KnownTasks:
         return [self.prompts[n] for n in kind.prompts[: self.recipe.probes]]
 
     def _answer(self, updates: Tensor, prompts: Sequence[str]) -> list[list[str]]:
-        theta = self.llm.stack.initial + updates
+        theta = self.llm.initial + updates
         return continue_prompts(self.llm, theta, [prompts] * len(updates), self.decoding)
 
     def put_together(
-        self, tiny: PairSide, updates: Tensor, at_hand: Tensor, firsts: Tensor | None = None
+        self, tiny: StackedAdapters, updates: Tensor, at_hand: Tensor, firsts: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """LLM updates for K TinyLM updates, put together where known tasks explain the TinyLM.
 
@@ -185,7 +185,7 @@ class KnownTasks:
                 made[k], counts[k] = self.distil(chosen, at_hand[k]), len(chosen)
         return made, counts
 
-    def choose(self, tiny: PairSide, update: Tensor, at_hand: Tensor, first: Tensor) -> list[int | None]:
+    def choose(self, tiny: StackedAdapters, update: Tensor, at_hand: Tensor, first: Tensor) -> list[int | None]:
         """The task that explains TinyLM update ``update`` [L1, n1], and ``first`` [L1, n1] after the first round, best,
         for each kind of prompts; None where the LLM update ``at_hand`` [L2, n2] does."""
         recipe, chosen = self.recipe, list[int | None]()
@@ -199,14 +199,16 @@ class KnownTasks:
             chosen.append(kind.tasks[best] if explained else None)
         return chosen
 
-    def scores(self, tiny: PairSide, update: Tensor, probes: Sequence[str], answers: Sequence[Sequence[str]]) -> Tensor:
+    def scores(
+        self, tiny: StackedAdapters, update: Tensor, probes: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> Tensor:
         """log(p + floor) [E, R] of the probability that the tuned TinyLM gives to answers [E][R] to ``probes`` [R]."""
         places: dict[tuple[int, str], int] = {}
         index = [[places.setdefault((n, one), len(places)) for n, one in enumerate(own)] for own in answers]
         rows = [Row(probes[n], answer) for n, answer in places]
         tokens = encode_rows(rows, tiny.tokenizer, tiny.max_tokens)
         with torch.no_grad():
-            shares = tiny.stack.answer_logits(tiny.stack.initial + update[None], tokens).float().log_softmax(-1)
+            shares = tiny.answer_logits(tiny.initial + update[None], tokens).float().log_softmax(-1)
         labels = tokens.answer_labels()
         chosen = shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
         likely = torch.where((labels != IGNORED).any(1), chosen.sum(1), -torch.inf)  # no answer explains nothing
@@ -222,7 +224,7 @@ class KnownTasks:
             answers = self._answer(update[None], prompts)[0]
             rows += [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         tokens = encode_rows(rows, self.llm.tokenizer, self.llm.max_tokens)
-        stack = self.llm.stack
+        stack = self.llm
 
         def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
             return stack.row_losses(theta, part)
@@ -233,7 +235,7 @@ class KnownTasks:
         return tuned - stack.initial
 
 
-def _tokens_held(side: PairSide, prompts: Sequence[str]) -> Tensor:
+def _tokens_held(side: StackedAdapters, prompts: Sequence[str]) -> Tensor:
     """Which tokens of the vocabulary prompts hold: bool [N, V]."""
     held = torch.zeros(len(prompts), len(side.tokenizer), dtype=torch.bool)
     for row, ids in zip(held, side.tokenizer(list(prompts))["input_ids"], strict=True):

@@ -36,11 +36,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtf_fl.baselines import PairSide
+from gradtf_fl.adapters import UpdateSpace
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, generate_greedily
 from gradtf_fl.training import StackedAdapters, batch_indices
-from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+from gradtf_fl.transformer.checkpoint import GradTransformer
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
 from gradtf_fl.transformer.model import GradTransformerModel
 
@@ -213,15 +213,14 @@ class RefiningGenerator:
             raise ConfigError(f"{len(prompts)} public prompts: refinement needs at least {LEAST_PROMPTS}")
         self.transformer, self.prompts, self.recipe = transformer, tuple(prompts), recipe
         self.max_new_tokens = max_new_tokens
-        self.source: Side = transformer.source
-        self.target: Side = transformer.target
+        self.source: UpdateSpace = transformer.source
+        self.target: UpdateSpace = transformer.target
         tasks = None if known is None else [known.sha256, repr(KnownRecipe())]
         about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe), tasks])
         self.sha256 = hashlib.sha256(about.encode()).hexdigest()
         sides = self.source, self.target
-        self._tiny_side, self._llm_side = (PairSide.load(side.model, side.spec) for side in sides)
-        self._tiny, self._llm = self._tiny_side.stack, self._llm_side.stack
-        self._room = min(self._tiny_side.max_tokens, self._llm_side.max_tokens)
+        self._tiny, self._llm = (StackedAdapters.load(side.model, side.spec) for side in sides)
+        self._room = min(self._tiny.max_tokens, self._llm.max_tokens)
         self._known = known
 
     @cached_property
@@ -229,7 +228,7 @@ class RefiningGenerator:
         """The known tasks with their answers, which take some seconds."""
         if self._known is None:
             return None
-        return KnownTasks(self._llm_side, self._known, self.prompts, self.max_new_tokens)
+        return KnownTasks(self._llm, self._known, self.prompts, self.max_new_tokens)
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
@@ -258,18 +257,18 @@ class RefiningGenerator:
             return Refined(
                 plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
             )
-        read, written = (encode_rows(rows, side.tokenizer, self._room) for side in (self._tiny_side, self._llm_side))
+        read, written = (encode_rows(rows, side.tokenizer, self._room) for side in (self._tiny, self._llm))
         answered = Answered(written, certainty(self._tiny, theta, read))
         found = refine(self.transformer, self._llm, values, answered, self.recipe)
         if self.known is None:
             return found
-        made, kinds = self.known.put_together(self._tiny_side, values, found.updates, firsts)
+        made, kinds = self.known.put_together(self._tiny, values, found.updates, firsts)
         return replace(found, updates=made, kinds=kinds)
 
     def _answered(self, theta: Tensor) -> list[Row]:
         """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""
         self._tiny.set(theta)
         written = generate_greedily(
-            self._tiny.model, self._tiny_side.tokenizer, self.prompts, self.max_new_tokens, batch=256
+            self._tiny.model, self._tiny.tokenizer, self.prompts, self.max_new_tokens, batch=256
         )
         return [Row(p, one.text) for p, one in zip(self.prompts, written, strict=True) if one.text]

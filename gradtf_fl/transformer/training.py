@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import AdapterSpec, BlockLayout, load_model, model_hash
+from gradtf_fl.adapters import AdapterSpec, BlockLayout, UpdateSpace
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training import StackedAdapters
-from gradtf_fl.transformer.checkpoint import GradTransformer, Side
+from gradtf_fl.transformer.checkpoint import GradTransformer
 from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.objectives import Objectives
@@ -54,9 +54,9 @@ def train(
     config.check(processes.world)
     place = Place.find(config.device, config.precision, processes.local_rank)
     store = TupleStore.open(tuples)
-    source, target = (_side(store.header, role) for role in ("tiny", "llm"))
+    source, target = (_space(store.header, role) for role in ("tiny", "llm"))
     for side in (source, target):
-        if model_hash(side.model) != side.model_sha256:
+        if not side.model_is_at_hand():
             raise ConfigError(f"tuple store {tuples}: curated with another {side.model!r} than the one at hand")
     shards = store.read_all()
     validation = Validation.of(shards, config) if config.validate_every else None
@@ -65,7 +65,7 @@ def train(
     if not sampler.pairs:
         raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
     model = _new_model(config, sampler, source, target).to(place.device)
-    llm = StackedAdapters(load_model(target.model)[0], target.spec).to(place.device, place.frozen_type)
+    llm = StackedAdapters.load(target.model, target.spec).to(place.device, place.frozen_type)
     run = TrainingRun(config, sampler, model, new_optimizers(model, config))
     began = time.monotonic()
     with processes.joined(place.device):
@@ -135,13 +135,15 @@ def _tail(log: list[float]) -> float:
     return round(sum(log[-100:]) / max(1, len(log[-100:])), 4)
 
 
-def _side(header: dict[str, Any], role: str) -> Side:
+def _space(header: dict[str, Any], role: str) -> UpdateSpace:
     entry = header[role]
     spec, layout = AdapterSpec.from_json(header["spec"]), BlockLayout.from_json(entry["layout"])
-    return Side(entry["name"], entry["sha256"], spec, layout)
+    return UpdateSpace(entry["name"], entry["sha256"], spec, layout)
 
 
-def _new_model(config: TrainConfig, sampler: ShadowSampler, source: Side, target: Side) -> GradTransformerModel:
+def _new_model(
+    config: TrainConfig, sampler: ShadowSampler, source: UpdateSpace, target: UpdateSpace
+) -> GradTransformerModel:
     inputs = sampler.batch(np.random.default_rng([config.seed, 3]), 2048, 1).updates
     outputs = sampler.outputs()
     torch.manual_seed(config.seed)

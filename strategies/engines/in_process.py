@@ -1,7 +1,7 @@
 """A Flower grid inside this process: the same ServerApp and ClientApp, the same messages, no network, no Ray.
 
 Leans on Flower's private API (`TaskIdentity`, the message's id field, and the
-serialisation that the wire uses); `tests/flower/test_in_process.py` fails loudly when a new Flower changes
+serialisation that the wire uses); `tests/strategies/test_in_process.py` fails loudly when a new Flower changes
 it.
 """
 

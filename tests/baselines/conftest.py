@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.pair_recipes import TINY_RECIPE
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.baselines import Case, Pair, PairSide
+from gradtf_fl.baselines import Case, Pair
 from gradtf_fl.curation.shadow import single_task
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.tasks.rows import Row, encode_rows
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import fine_tune_stacked
+from tests.baselines.pair_recipes import TINY_RECIPE
 
 RULES = ("afj", "cej")
 
@@ -23,7 +24,9 @@ RULES = ("afj", "cej")
 @pytest.fixture(scope="session")
 def pair() -> Pair:
     torch.set_num_threads(1)
-    return Pair(PairSide.load("embedded:tiny", AdapterSpec()), PairSide.load("embedded:llm", AdapterSpec()))
+    return Pair(
+        StackedAdapters.load("embedded:tiny", AdapterSpec()), StackedAdapters.load("embedded:llm", AdapterSpec())
+    )
 
 
 def rows_of(pool: hr.Pool, count: int, seed: int) -> tuple[tuple[Row, ...], ...]:
@@ -36,7 +39,7 @@ def case(pair: Pair) -> Case:
     """Two organizations, a rule each."""
     private = rows_of("private", 128, 1)
     tokens = encode_rows(list(chain.from_iterable(private)), pair.tiny.tokenizer)
-    tiny = fine_tune_stacked(pair.tiny.stack, tokens, 2, TINY_RECIPE, [[1], [2]], [TINY_RECIPE.steps])[0]
+    tiny = fine_tune_stacked(pair.tiny, tokens, 2, TINY_RECIPE, [[1], [2]], [TINY_RECIPE.steps])[0]
     public = tuple(row.prompt for row in rows_of("public", 64, 2)[0])
     return Case(tiny, 0, private, public)
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-from baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 from gradtf_fl.baselines import (
     HOUSE_RULES_ROWS,
     Case,
@@ -23,6 +22,7 @@ from gradtf_fl.baselines import (
 )
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row
+from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 
 PRIVATE = {"w2s", "conf", "vissup"}
 
@@ -43,7 +43,7 @@ def test_every_rival_runs_and_says_whether_rows_leave(
         assert len(outcome.score(test_rows).exact_match) == 2
         if rival.name != "proxy-tuning":
             assert outcome.updates is not None
-            assert outcome.updates.shape == (2, *pair.llm.stack.initial.shape)
+            assert outcome.updates.shape == (2, *pair.llm.initial.shape)
             assert outcome.updates.dtype == torch.float32
     assert len(all_baselines(controls, pair, Settings(TINY_RECIPE, LLM_RECIPE, Decoding(2)))) == len(rivals) - 1
     assert all_baselines(controls, pair, settings, whole_rows=True)[-1].name == "dp-synthetic-text-whole"

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.baselines import CrossLora, Pair, PairSide
+from gradtf_fl.baselines import CrossLora, Pair
 from gradtf_fl.baselines.cross_lora import _weight_deltas
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.training import StackedAdapters
 
 
-def random_update(side: PairSide, seed: int = 0) -> np.ndarray:
+def random_update(side: StackedAdapters, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (0.1 * rng.normal(size=tuple(side.stack.initial.shape))).astype(np.float32)
+    return (0.1 * rng.normal(size=tuple(side.initial.shape))).astype(np.float32)
 
 
 def test_exact_between_a_model_and_itself(pair: Pair) -> None:
@@ -33,8 +34,8 @@ def test_the_tuned_model_answers_the_same_after_a_round_trip(pair: Pair) -> None
     ids = torch.arange(2, 14)[None]
     logits = []
     for vector in (update, CrossLora(pair.tiny, pair.tiny).generate(update)):
-        pair.tiny.stack.set((pair.tiny.stack.initial + torch.from_numpy(vector))[None])
-        logits.append(pair.tiny.stack.model(input_ids=ids).logits)
+        pair.tiny.set((pair.tiny.initial + torch.from_numpy(vector))[None])
+        logits.append(pair.tiny.model(input_ids=ids).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-3, rtol=1e-3)
 
 
@@ -42,7 +43,7 @@ def test_coordinates_in_singular_vectors_are_kept_across_widths(pair: Pair) -> N
     """U_s^T delta W_s V_s = U_t^T delta W_t V_t, with the target layer at the same relative depth."""
     cross, update = CrossLora(pair.tiny, pair.llm), random_update(pair.tiny)
     made = cross.generate(update)
-    assert made.shape == tuple(pair.llm.stack.initial.shape)
+    assert made.shape == tuple(pair.llm.initial.shape)
     before, after = _weight_deltas(pair.tiny, update), _weight_deltas(pair.llm, made)
     for layer, source_layer in enumerate((0, 0, 1, 1)):
         for name in ("self_attn.q_proj", "self_attn.v_proj"):
@@ -54,7 +55,7 @@ def test_coordinates_in_singular_vectors_are_kept_across_widths(pair: Pair) -> N
 
 def test_singular_pairs_flip_sign_together_and_always_the_same_way(pair: Pair) -> None:
     for (layer, name), (_, target) in CrossLora(pair.tiny, pair.llm)._pairs.items():
-        weight = pair.llm.stack.model.get_submodule(f"model.layers.{layer}.{name}").base.weight.double()
+        weight = pair.llm.model.get_submodule(f"model.layers.{layer}.{name}").base.weight.double()
         core = target.left.T @ weight @ target.right
         torch.testing.assert_close(core, torch.diag(torch.linalg.svdvals(weight)[:32]), atol=1e-6, rtol=1e-6)
         assert bool((target.left.gather(0, target.left.abs().argmax(0)[None]) > 0).all())
@@ -69,9 +70,7 @@ def test_truncation_error_is_what_lies_outside_the_kept_singular_pairs(pair: Pai
     cross = CrossLora(pair.tiny, pair.tiny, 8)
     lost = whole = 0.0
     for place, delta in _weight_deltas(pair.tiny, update).items():
-        u, _, vh = torch.linalg.svd(
-            pair.tiny.stack.model.get_submodule(f"model.layers.{place[0]}.{place[1]}").base.weight
-        )
+        u, _, vh = torch.linalg.svd(pair.tiny.model.get_submodule(f"model.layers.{place[0]}.{place[1]}").base.weight)
         u, vh = u.double()[:, :8], vh.double()[:8]
         lost += float((delta - u @ u.T @ delta @ vh.T @ vh).square().sum())
         whole += float(delta.square().sum())
@@ -79,7 +78,7 @@ def test_truncation_error_is_what_lies_outside_the_kept_singular_pairs(pair: Pai
 
 
 def test_a_smaller_target_rank_keeps_the_largest_part_and_says_what_is_lost(pair: Pair) -> None:
-    narrow = PairSide.load("embedded:tiny", AdapterSpec(rank=1, alpha=2.0))
+    narrow = StackedAdapters.load("embedded:tiny", AdapterSpec(rank=1, alpha=2.0))
     cross, update = CrossLora(pair.tiny, narrow), random_update(pair.tiny)
     made = _weight_deltas(narrow, cross.generate(update))
     lost = whole = 0.0
@@ -92,7 +91,7 @@ def test_a_smaller_target_rank_keeps_the_largest_part_and_says_what_is_lost(pair
 
 
 def test_a_frozen_a_gives_the_nearest_b(pair: Pair) -> None:
-    frozen = PairSide.load("embedded:tiny", AdapterSpec(train_a=False))
+    frozen = StackedAdapters.load("embedded:tiny", AdapterSpec(train_a=False))
     update = random_update(frozen)
     cross = CrossLora(frozen, frozen)
     np.testing.assert_allclose(cross.generate(update), update, atol=1e-5)  # delta W lies in A's rows: nothing is lost
@@ -100,9 +99,9 @@ def test_a_frozen_a_gives_the_nearest_b(pair: Pair) -> None:
 
 
 def test_what_can_not_be_carried_is_refused(pair: Pair) -> None:
-    keys = PairSide.load("embedded:tiny", AdapterSpec(targets=("q_proj", "k_proj")))
+    keys = StackedAdapters.load("embedded:tiny", AdapterSpec(targets=("q_proj", "k_proj")))
     with pytest.raises(ConfigError, match=r"no adapted projection self_attn\.k_proj"):
         CrossLora(pair.tiny, keys)
-    full = PairSide.load("embedded:tiny", AdapterSpec(kind="full"))
+    full = StackedAdapters.load("embedded:tiny", AdapterSpec(kind="full"))
     with pytest.raises(ConfigError, match="kind lora and full"):
         CrossLora(pair.tiny, full)

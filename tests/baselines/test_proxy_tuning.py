@@ -8,21 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.baselines import Case, Pair, PairSide, ProxyTuning, run_baseline
+from gradtf_fl.baselines import Case, Pair, ProxyTuning, run_baseline
 from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.vocabulary import vocabulary_problems
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
+from gradtf_fl.training import StackedAdapters
+from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
 
 
 def test_an_untuned_tinylm_leaves_the_llm_as_it_is(pair: Pair, case: Case, test_rows: Rows) -> None:
     untuned = replace(case, updates=torch.zeros_like(case.updates))
-    base = outcome_of_updates(pair, torch.zeros(2, *pair.llm.stack.initial.shape))
+    base = outcome_of_updates(pair, torch.zeros(2, *pair.llm.initial.shape))
     assert run_baseline(ProxyTuning(), pair, untuned).score(test_rows) == base.score(test_rows)
 
 
@@ -31,20 +32,20 @@ def test_logits_are_llm_plus_the_tinylms_shift(pair: Pair, case: Case, test_rows
     outcome = run_baseline(ProxyTuning(), pair, case)
     parts = []
     for side, theta in (
-        (pair.llm, pair.llm.stack.initial.expand(2, -1, -1)),
-        (pair.tiny, pair.tiny.stack.initial + case.updates),
-        (pair.tiny, pair.tiny.stack.initial.expand(2, -1, -1)),
+        (pair.llm, pair.llm.initial.expand(2, -1, -1)),
+        (pair.tiny, pair.tiny.initial + case.updates),
+        (pair.tiny, pair.tiny.initial.expand(2, -1, -1)),
     ):
-        side.stack.set(theta)
+        side.set(theta)
         width = tokens.answer_labels().shape[1]
-        parts.append(side.stack.model(input_ids=tokens.input_ids[:, :-1]).logits[:, -width:])
+        parts.append(side.model(input_ids=tokens.input_ids[:, :-1]).logits[:, -width:])
     torch.testing.assert_close(outcome.logits(tokens), parts[0] + parts[1] - parts[2], atol=1e-4, rtol=1e-4)
     assert outcome.updates is None
 
 
 def test_it_takes_the_tinylms_skill_to_the_llm(pair: Pair, case: Case, test_rows: Rows) -> None:
     made = run_baseline(ProxyTuning(), pair, case).score(test_rows)
-    base = outcome_of_updates(pair, torch.zeros(2, *pair.llm.stack.initial.shape)).score(test_rows)
+    base = outcome_of_updates(pair, torch.zeros(2, *pair.llm.initial.shape)).score(test_rows)
     assert sum(made.loss_per_token) < 0.7 * sum(base.loss_per_token)
 
 
@@ -91,8 +92,8 @@ def test_padding_columns_past_the_last_token_may_differ(pair: Pair, case: Case, 
             return torch.cat([self.inner(x), x.new_full((*x.shape[:-1], 4), 1e4)], dim=-1)
 
     wanted = run_baseline(ProxyTuning(), pair, case).score(test_rows)
-    padded = Pair(pair.tiny, PairSide.load("embedded:llm", AdapterSpec()))
-    model: Any = padded.llm.stack.model
+    padded = Pair(pair.tiny, StackedAdapters.load("embedded:llm", AdapterSpec()))
+    model: Any = padded.llm.model
     model.lm_head = Padded(model.lm_head)
     model.get_output_embeddings = lambda: torch.nn.Linear(96, 32)
     assert vocabulary_problems(padded) == []
@@ -103,18 +104,19 @@ def test_padding_columns_past_the_last_token_may_differ(pair: Pair, case: Case, 
 def test_real_tokenizers_that_differ_are_refused() -> None:
     spec = AdapterSpec()
     real = Pair(
-        PairSide.load(str(MODELS / "stories260K"), spec), PairSide.load(str(MODELS / "babyllama-tok361-1.0M"), spec)
+        StackedAdapters.load(str(MODELS / "stories260K"), spec),
+        StackedAdapters.load(str(MODELS / "babyllama-tok361-1.0M"), spec),
     )
     with pytest.raises(ConfigError, match="the TinyLM has 512 tokens, the LLM 361"):
-        run_baseline(ProxyTuning(), real, Case(torch.zeros(1, *real.tiny.stack.initial.shape), 0))
+        run_baseline(ProxyTuning(), real, Case(torch.zeros(1, *real.tiny.initial.shape), 0))
 
 
 def test_scores_by_hand(pair: Pair, test_rows: Rows) -> None:
-    outcome = outcome_of_updates(pair, torch.zeros(2, *pair.llm.stack.initial.shape))
+    outcome = outcome_of_updates(pair, torch.zeros(2, *pair.llm.initial.shape))
     scores = outcome.score(test_rows)
     for k, own in enumerate(test_rows):
         tokens = encode_rows(list(own), pair.llm.tokenizer)
-        logits = pair.llm.stack.answer_logits(pair.llm.stack.initial[None], tokens)
+        logits = pair.llm.answer_logits(pair.llm.initial[None], tokens)
         nats = -torch.log_softmax(logits, -1).gather(2, tokens.answer_labels()[..., None]).sum()
         right = (logits.argmax(-1) == tokens.answer_labels()).all(1).float().mean()
         assert scores.loss_per_token[k] == pytest.approx(float(nats) / (2 * len(own)), rel=1e-4)

@@ -7,16 +7,13 @@ from itertools import chain
 
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
-from baselines.pair_recipes import LLM_RECIPE
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import (
     HOUSE_RULES_ROWS,
     Case,
     Decoding,
     Pair,
-    PairSide,
     RowShape,
     SyntheticText,
     run_baseline,
@@ -25,7 +22,10 @@ from gradtf_fl.baselines import (
 from gradtf_fl.baselines.decoding import continue_prompts
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import IGNORED, Row, encode_rows
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from tests.baselines.pair_recipes import LLM_RECIPE
+from tests.benchmark_data import MODELS, needs_models
 
 SAMPLED = Decoding(max_new_tokens=8, temperature=1.0)
 
@@ -33,25 +33,25 @@ SAMPLED = Decoding(max_new_tokens=8, temperature=1.0)
 def test_greedy_text_equals_the_models_own_generation(pair: Pair, case: Case) -> None:
     assert case.private is not None
     prompts = [row.prompt for row in case.private[0][:10]]
-    theta = pair.tiny.stack.initial + case.updates
+    theta = pair.tiny.initial + case.updates
     stacked = continue_prompts(pair.tiny, theta, [prompts, prompts], Decoding(2), batch=6)
-    pair.tiny.stack.set(theta[:1])
+    pair.tiny.set(theta[:1])
     for prompt, text in zip(prompts, stacked[0], strict=True):
         ids = pair.tiny.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        new = pair.tiny.stack.model.generate(ids, max_new_tokens=2, do_sample=False)[0, ids.shape[1] :]
+        new = pair.tiny.model.generate(ids, max_new_tokens=2, do_sample=False)[0, ids.shape[1] :]
         assert pair.tiny.tokenizer.decode(new) == text
     assert stacked[0] != stacked[1]  # two rules
 
 
 @needs_models
 def test_prompts_of_many_lengths_and_texts_with_spaces() -> None:
-    side = PairSide.load(str(MODELS / "stories260K"), AdapterSpec())
-    theta = side.stack.initial[None]
+    side = StackedAdapters.load(str(MODELS / "stories260K"), AdapterSpec())
+    theta = side.initial[None]
     prompts = ["Once upon a time,", "Lily", "One day, a big dog ran to the park and saw"]
     together = continue_prompts(side, theta, [prompts], Decoding(10))[0]
     for prompt, text in zip(prompts, together, strict=True):
         ids = side.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        whole = side.stack.model.generate(ids, max_new_tokens=10, do_sample=False)[0]
+        whole = side.model.generate(ids, max_new_tokens=10, do_sample=False)[0]
         assert side.tokenizer.decode(whole, skip_special_tokens=True) == prompt + text
     # the text ends at a token with a newline where the task says that it is finished
     story = ["Once upon a time, there was a girl.\n"]
@@ -64,7 +64,7 @@ def test_prompts_of_many_lengths_and_texts_with_spaces() -> None:
 
 
 def test_samples_belong_to_the_organizations_own_seed(pair: Pair, case: Case) -> None:
-    theta, start = pair.tiny.stack.initial + case.updates, [["[_][_][_]"] * 20] * 2
+    theta, start = pair.tiny.initial + case.updates, [["[_][_][_]"] * 20] * 2
     two = continue_prompts(pair.tiny, theta, start, SAMPLED, [5])
     assert two == continue_prompts(pair.tiny, theta, start, SAMPLED, [5])
     assert two != continue_prompts(pair.tiny, theta, start, SAMPLED, [6])
@@ -74,7 +74,7 @@ def test_samples_belong_to_the_organizations_own_seed(pair: Pair, case: Case) ->
 
 
 def test_temperature_sharpens(pair: Pair, case: Case) -> None:
-    theta, start = pair.tiny.stack.initial + case.updates[:1], [["[_][_][_]"] * 60]
+    theta, start = pair.tiny.initial + case.updates[:1], [["[_][_][_]"] * 60]
     kinds = [
         len(set(continue_prompts(pair.tiny, theta[:1], start, replace(SAMPLED, temperature=t), [1])[0]))
         for t in (0.0, 0.2, 1.0)
@@ -85,7 +85,7 @@ def test_temperature_sharpens(pair: Pair, case: Case) -> None:
 
 def test_an_empty_prompt_needs_a_token_to_begin_with(pair: Pair) -> None:
     with pytest.raises(ConfigError, match="no begin-of-text token"):
-        continue_prompts(pair.tiny, pair.tiny.stack.initial[None], [[""]], SAMPLED)
+        continue_prompts(pair.tiny, pair.tiny.initial[None], [[""]], SAMPLED)
 
 
 def test_rows_are_parsed_from_text_and_other_text_is_dropped() -> None:
@@ -111,7 +111,7 @@ def test_synthetic_rows_tune_the_llm(pair: Pair, case: Case) -> None:
     few = [rows[:4] for rows in case.private]  # four rows by heart: a TinyLM that writes rows, whatever they say
     tokens = with_prompt_loss(encode_rows(list(chain.from_iterable(few)), pair.tiny.tokenizer))
     recipe = PlainRecipe(steps=250, batch=4, rate=5e-2)
-    writers = fine_tune_stacked(pair.tiny.stack, tokens, 2, recipe, [[1], [2]], [recipe.steps])[0]
+    writers = fine_tune_stacked(pair.tiny, tokens, 2, recipe, [[1], [2]], [recipe.steps])[0]
     whole = replace(case, text_updates=writers)
     method = SyntheticText(HOUSE_RULES_ROWS, LLM_RECIPE, rows=60, decoding=SAMPLED, whole_rows=True)
     outcome, again = run_baseline(method, pair, whole), run_baseline(method, pair, whole)

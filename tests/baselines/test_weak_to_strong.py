@@ -7,9 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
-from baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import (
     AdaptiveLoss,
@@ -18,7 +16,6 @@ from gradtf_fl.baselines import (
     Decoding,
     HalfSplit,
     Pair,
-    PairSide,
     PublicPrompts,
     WeakLoss,
     run_baseline,
@@ -29,7 +26,10 @@ from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
+from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
+from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
 ANSWERS = Decoding(max_new_tokens=2)
@@ -41,8 +41,8 @@ def test_hard_labels_train_exactly_as_plain_fine_tuning_does(pair: Pair, case: C
     assert case.private is not None
     tokens = encode_rows(list(chain.from_iterable(case.private)), pair.llm.tokenizer)
     seeds = [[1], [2]]
-    plain = fine_tune_stacked(pair.llm.stack, tokens, 2, LLM_RECIPE, seeds, [LLM_RECIPE.steps])[0]
-    ours = distil_stacked(pair.llm.stack, tokens, 2, WeakLoss(), LLM_RECIPE, seeds)
+    plain = fine_tune_stacked(pair.llm, tokens, 2, LLM_RECIPE, seeds, [LLM_RECIPE.steps])[0]
+    ours = distil_stacked(pair.llm, tokens, 2, WeakLoss(), LLM_RECIPE, seeds)
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
@@ -139,14 +139,15 @@ def test_hard_labels_cross_tokenizers() -> None:
     """stories260K (512 pieces) labels as text, babyllama (361 characters) learns from it."""
     spec = AdapterSpec()
     real = Pair(
-        PairSide.load(str(MODELS / "stories260K"), spec), PairSide.load(str(MODELS / "babyllama-tok361-1.0M"), spec)
+        StackedAdapters.load(str(MODELS / "stories260K"), spec),
+        StackedAdapters.load(str(MODELS / "babyllama-tok361-1.0M"), spec),
     )
     prompts = tuple(f"Once upon a time, there was a {what} named" for what in ("girl", "boy", "cat", "dog"))
     recipe = PlainRecipe(steps=6, batch=4, rate=5e-3)
-    case = Case(torch.zeros(1, *real.tiny.stack.initial.shape), 0, public_prompts=prompts)
+    case = Case(torch.zeros(1, *real.tiny.initial.shape), 0, public_prompts=prompts)
     outcome = run_baseline(PublicPrompts(WeakLoss(), recipe, Decoding(8)), real, case)
     assert dict(outcome.notes) == {"soft_labels": 0.0, "answered_share": 1.0}
-    texts = continue_prompts(real.tiny, real.tiny.stack.initial[None], [prompts], Decoding(8))[0]
+    texts = continue_prompts(real.tiny, real.tiny.initial[None], [prompts], Decoding(8))[0]
     rows = [tuple(Row(p, a) for p, a in zip(prompts, texts, strict=True))]
     assert outcome.updates is not None
     base = outcome_of_updates(real, torch.zeros_like(outcome.updates))

@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from experiments.embedded.pretrain_pair import build_model, build_tokenizer
-from gradtf_fl.adapters import AdapterSpec, initial_state
+from gradtf_fl.adapters import AdapterSpec, UpdateSpace, initial_state
 from gradtf_fl.adapters.models import load_model, model_hash
 from gradtf_fl.adapters.update_vectors import BlockLayout
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.main import cli
-from gradtf_fl.transformer import GradTransformer, Side
+from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 
 
@@ -32,10 +32,10 @@ class Files:
     config: Path
 
 
-def side(name: str) -> Side:
+def side(name: str) -> UpdateSpace:
     spec = AdapterSpec()
     layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec))
-    return Side(name, model_hash(name), spec, layout)
+    return UpdateSpace(name, model_hash(name), spec, layout)
 
 
 def standardisation(layout: BlockLayout, scale: float) -> Standardisation:

@@ -60,7 +60,7 @@ def test_no_plan_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         seen.append(json.loads(plan_file.read_text())["plan_sha256"] == plan.sha256)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(empirical_audit, "run_audit", stop)
+    monkeypatch.setattr("gradtf_fl.training.run_audit", stop)
     gradtf(*CLAIM, "--plan", plan_file)
     assert seen == [True]
     assert gradtf(*CLAIM, "--plan", tmp_path / "none" / "plan.json").exit_code == 2
@@ -68,7 +68,7 @@ def test_no_plan_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_leaking_trainer_is_exit_5_and_the_report_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(empirical_audit, "run_audit", partial(empirical_audit.run_audit, train=noiseless))
+    monkeypatch.setattr("gradtf_fl.training.run_audit", partial(empirical_audit.run_audit, train=noiseless))
     result = gradtf(*CLAIM)
     assert result.exit_code == 5
     assert "the steps score proves epsilon above" in result.stderr

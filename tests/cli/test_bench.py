@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.bench import secagg as bench_secagg
 from experiments.bench.flower_secagg_steps import FlowerRound
 from experiments.bench.secagg import Sizes
 from experiments.bench.secagg_round import MeasuredRound
@@ -26,8 +25,8 @@ FIELDS = {"what", "size", "unit", "ours", "peer", "theirs", "ratio", "limit", "r
 def document() -> dict[str, Any]:
     """From a process of its own, which must not import torch."""
     code = (
-        "import sys; from experiments import bench_secagg; from gradtf_fl.cli.main import cli\n"
-        f"bench_secagg.QUICK = bench_secagg.{TINY!r}\n"
+        "import sys; from experiments import bench; from experiments.bench.secagg import Sizes\n"
+        f"from gradtf_fl.cli.main import cli; bench.QUICK_SECAGG = {TINY!r}\n"
         "try: cli.main(['bench', 'secagg', '--quick', '--json'])\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
@@ -71,7 +70,7 @@ def test_extrapolations_and_exactness_are_said(document: dict[str, Any]) -> None
 
 
 def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_secagg, "QUICK", replace(TINY, dims=(50,), members=(4,)))
+    monkeypatch.setattr("experiments.bench.QUICK_SECAGG", replace(TINY, dims=(50,), members=(4,)))
     result = gradtf("bench", "secagg", "--quick")
     assert result.exit_code == 0, result.output
     assert "theirs: flwr 1.41" in result.stdout

@@ -66,7 +66,7 @@ def test_every_private_way_adds_noise(model: Any, rows: TokenRows, name: str) ->
 
 
 def test_the_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_dp, "QUICK", TINY)
+    monkeypatch.setattr("experiments.bench.QUICK_DP", TINY)
     from transformers import AutoTokenizer
 
     network, _ = load_model("embedded:tiny")

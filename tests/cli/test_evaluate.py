@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_data import DATA, MODELS, needs_data, needs_models
 
 from gradtf_fl.adapters import AdapterSpec, attach, initial_state, save_adapter, set_adapter_state
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.tasks.decoding import generate_greedily
+from tests.benchmark_data import DATA, MODELS, needs_data, needs_models
 from tests.cli.conftest import Files, gradtf
 
 # In the embedded pair's vocabulary; the untrained pair never gets 40 new tokens right

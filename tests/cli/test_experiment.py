@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.measuring.provenance import ROOT
 from experiments.paper.preset import PRESETS
 from experiments.paper.report_page import EARLIER
 from gradtf_fl.cli.experiment import _print_results
@@ -130,7 +131,7 @@ def test_a_wide_table_is_printed_in_parts_that_fit_the_terminal(
 
 
 def test_every_committed_figure_has_a_command_that_makes_it_again() -> None:
-    results = Path(PRESETS).parent / "results"
+    results = ROOT / "experiments" / "results"
     names = {path.stem for path in results.glob("*.json")}
     assert names
     assert names <= {path.stem for path in PRESETS.glob("*.toml")} | EARLIER.keys()

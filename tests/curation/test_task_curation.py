@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from gradtf_fl.adapters import AdapterSpec, initial_state, load_adapter, save_adapter
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec, initial_state, load_adapter, save_adapter
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.main import cli
@@ -55,7 +55,7 @@ def test_a_store_holds_each_mechanism_and_the_llms_tokens(files: TextFiles, whol
     pairs = shards["pairs-0000"]
     spec = AdapterSpec()
     for name, model in (("tiny", files.tiny), ("llm", files.llm)):
-        shape = StackedAdapters(load_model(str(model))[0], spec).initial.shape
+        shape = StackedAdapters.load(str(model), spec).initial.shape
         assert pairs.tensors[name].shape[-2:] == shape
         assert whole.header[name]["layout"]["blocks"] == shape[0]
     assert shards["plain-0000"].tensors["tiny"].shape[0] == 2
@@ -154,7 +154,7 @@ def test_the_mask_that_is_left_out_changes_no_loss(files: TextFiles) -> None:
     from gradtf_fl.tasks.rows import Row, encode_rows
 
     rows.append(Row("", "cat"))
-    stack = StackedAdapters(model, AdapterSpec())
+    stack = StackedAdapters(AdaptedModel.of(model, None, AdapterSpec()))
     encoded = [encode(rows, tokenizer, CONTEXT) for encode in (encode_causal, encode_rows)]
     assert not encoded[1].attention_mask.all()
     losses = [stack.row_losses(stack.initial[None], tokens) for tokens in encoded]
@@ -170,7 +170,7 @@ def test_tokens_of_several_shards_are_one_batch() -> None:
 
 
 def test_langevin_is_plain_descent_plus_noise_of_its_scale(files: TextFiles) -> None:
-    stack = StackedAdapters(load_model(str(files.tiny))[0], AdapterSpec())
+    stack = StackedAdapters.load(str(files.tiny), AdapterSpec())
     rows = encode_causal(files.curation().task_rows("animals").public[:8], load_model(str(files.tiny))[1], CONTEXT)
     recipes = files.curation(plain=PlainRecipe(steps=1, batch=8), snapshots=(1,))
     seeds = [[1]]

@@ -1,7 +1,7 @@
 """A whole deployment on loopback: authority, server, organizations, with real processes (`tests.deployment.members`).
 
-Models and Grad-Transformer are the small untrained ones of `tests.flower.federation_kit`. The run has far more rounds
-than the tests need: faults are injected into a federation that keeps going.
+Models and Grad-Transformer are the small untrained ones of `tests.strategies.federation_kit`. The run has far more
+rounds than the tests need: faults are injected into a federation that keeps going.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from strategies.records import RoundRecord
 from strategies.server.setup import make_server
 from tests.deployment.members import Member, until
 from tests.deployment.proxy import Proxy
-from tests.flower.federation_kit import ROWS, TRANSFORMER, random_rows
+from tests.strategies.federation_kit import ROWS, TRANSFORMER, random_rows
 
 DEADLINE_S, JOIN_S, RETRIES = 30.0, 30.0, 20
 ROUND_S = 240.0  # a round on a busy machine, with a deadline or two missed

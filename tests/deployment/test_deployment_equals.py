@@ -15,7 +15,7 @@ from gradtf_fl.transformer import GradTransformer
 from strategies import read_records, run_server
 from tests.deployment.deployed_kit import Deployment
 from tests.deployment.members import until
-from tests.flower.federation_kit import TRANSFORMER, build
+from tests.strategies.federation_kit import TRANSFORMER, build
 
 ROUNDING = 1e-5  # of a mean of three; one step of the encoding is 2.9e-6
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
 def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path) -> None:
     """Training is replayed from the same seeds. Rounding is not: it hangs on the round's nonce, which a deployed server
-    draws afresh (`tests/flower/test_superlink.py` replays that too, and compares byte for byte)."""
+    draws afresh (`tests/strategies/test_superlink.py` replays that too, and compares byte for byte)."""
     same: dict[str, Any] = {"rounds": 2, "steps": 2, "batch": 16, "epsilon": 8.0}
     generator = GradTransformer.load(Path(untrained[0]).parent / TRANSFORMER)
     kit = build(tmp_path / "in-process", untrained, generator, **same)

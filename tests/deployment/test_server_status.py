@@ -29,7 +29,7 @@ from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server
 from strategies.server.observation import Observer, tell_all
 from tests.deployment.test_server_view import rendered
-from tests.flower.federation_kit import Kit
+from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def enrol(kit: Kit) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], generator: Any) -> Kit:
     """Three rounds: number 1 is gone at round 2's mask; number 2 has budget for two rounds."""
-    from tests.flower.federation_kit import build
+    from tests.strategies.federation_kit import build
 
     folder = tmp_path_factory.mktemp("status") / "server"
     drop = {1: (DropPoint(stage="mask", round=2),)}

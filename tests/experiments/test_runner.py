@@ -46,7 +46,7 @@ def test_every_committed_preset_names_a_measure_that_takes_its_parameters() -> N
 
 def test_all_problems_of_all_presets_are_told_at_once(tmp_path: Path) -> None:
     write_preset(tmp_path, "a", colour='"red"', title=None, kind='"pie"')
-    write_preset(tmp_path, "b", measure='"experiments.measures.absent:measure"', x='"epsilon"')
+    write_preset(tmp_path, "b", measure='"experiments.paper.measures.absent:measure"', x='"epsilon"')
     write_preset(tmp_path, "c", measure=f'"{MODULE}:write_preset"', seeds="[0, 0]")
     write_preset(tmp_path, "d", parameters='{ factor = 0, colour = "red" }')
     (tmp_path / "e.toml").write_text("title = ")
@@ -57,7 +57,7 @@ def test_all_problems_of_all_presets_are_told_at_once(tmp_path: Path) -> None:
         "a.toml: colour: is not a known key",
         "a.toml: title: Field required",
         "a.toml: kind: ",
-        "b.toml: measure: experiments.measures.absent:measure can't be imported (ModuleNotFoundError",
+        "b.toml: measure: experiments.paper.measures.absent:measure can't be imported (ModuleNotFoundError",
         'b.toml: x names the axis of kind "line"',
         f"c.toml: measure: {MODULE}:write_preset is no measure",
         "c.toml: seeds: a seed is there twice",
@@ -102,7 +102,7 @@ def test_a_killed_run_keeps_its_seeds_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "presets"
     write_preset(folder, measure=f'"{MODULE}:dies_at_the_second_seed"')
     code = (
-        "from pathlib import Path\nfrom experiments import preset, runner\n"
+        "from pathlib import Path\nfrom experiments.paper import preset, runner\n"
         f"small = preset.load_preset('small', Path({str(folder)!r}))\n"
         f"runner.run_preset(small, Path({str(tmp_path)!r}), None, lambda *_: None)"
     )

@@ -110,7 +110,7 @@ def test_the_rival_tuned_longer_goes_by_the_nearest_sets_task(parameters: dict[s
     side = made.pair.llm
     recipe = replace(made.curation.llm_recipe, steps=steps)
     tokens = encode_causal(rows, side.tokenizer, side.max_tokens)
-    tuned = fine_tune_stacked(side.stack, tokens, 2, recipe, [[0, 9, 0], [0, 9, 1]], [steps])[0]
+    tuned = fine_tune_stacked(side, tokens, 2, recipe, [[0, 9, 0], [0, 9, 1]], [steps])[0]
     assert any(np.array_equal(tuned[0].numpy(), update) for update in chosen)
 
 

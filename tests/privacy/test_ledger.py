@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError, VerificationFailed
 from gradtf_fl.privacy import NOISE_SEEDED, DpEvent, Ledger, epsilon_prv, noise_multiplier, read_ledger
-from gradtf_fl.privacy.ledger.head import Head, HeldHead, find_head
 from gradtf_fl.privacy.ledger import head as head_module
+from gradtf_fl.privacy.ledger.head import Head, HeldHead, find_head
 
 from .conftest import EVENT
 

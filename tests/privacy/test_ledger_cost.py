@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import VerificationFailed
 from gradtf_fl.privacy import DpEvent, Ledger, read_ledger
+from gradtf_fl.privacy.ledger import session
 from gradtf_fl.privacy.ledger.chain import Chain
 from gradtf_fl.privacy.ledger.head import Head, find_head
-from gradtf_fl.privacy.ledger import session
 from gradtf_fl.privacy.ledger.reading import ledger_rows
 from gradtf_fl.privacy.ledger.store import SCHEMA, LedgerFile
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from benchmark_data import DATA, needs_data
 
 from gradtf_fl.tasks import PAPER_TASKS, FolderSource, load_task, split_public_private
 from gradtf_fl.tasks.scoring import score_text
 from gradtf_fl.tasks.sources import HubSource
 from gradtf_fl.tasks.text_tasks import Example, MalformedRow
+from tests.benchmark_data import DATA, needs_data
 
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "aqua_rat": {

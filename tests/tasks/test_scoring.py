@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_data import DATA, MODELS, needs_data, needs_models
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradtf_fl.adapters.models import load_model
@@ -16,6 +15,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import PAPER_TASKS, Example, FolderSource, Row, TextTask, load_task, score_task
 from gradtf_fl.tasks.answers import first_line, has_first_line, states_final_answer
 from gradtf_fl.tasks.decoding import Generated, generate_greedily
+from tests.benchmark_data import DATA, MODELS, needs_data, needs_models
 
 ALPHABET = "<>abcdefg\nhijklmn"  # "<" begins, ">" ends; id = place
 CONTEXT = 12

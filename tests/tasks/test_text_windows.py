@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_data import DATA, needs_data
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.text_windows import TEXT_OF, cut_windows, read_task_rows, split_documents
+from tests.benchmark_data import DATA, needs_data
 
 MATHS = ("aqua_rat", "gsm8k")
 

@@ -45,7 +45,7 @@ def test_stacked_equals_sequential_peft(model: str, double: bool, tolerance: flo
     spec = AdapterSpec(train_a=train_a)
     sets = [shadow_rows(name, 48, 3) for name in NAMES]
     recipe = PlainRecipe(steps=8, batch=6, rate=1e-2)
-    stack = StackedAdapters(load_model(model)[0], spec)
+    stack = StackedAdapters.load(model, spec)
     if double:
         stack.model.double()
         stack.initial = stack.initial.double()
@@ -67,7 +67,7 @@ def test_gradients_on_all_modules_are_those_of_peft(model: str, train_a: bool) -
     """Gradients, because Adam would blow up rounding where an embedding's are nearly zero."""
     targets = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens")
     spec, rows = AdapterSpec(targets=targets, train_a=train_a), shadow_rows("dhm", 8, 4)
-    stack = StackedAdapters(load_model(model)[0], spec)
+    stack = StackedAdapters.load(model, spec)
     noise = torch.randn(stack.initial.shape, generator=torch.Generator().manual_seed(0))
     theta = (stack.initial + 0.1 * noise * stack.mask)[None].requires_grad_(True)
     stack.row_losses(theta, rows).sum().backward()
@@ -85,7 +85,7 @@ def test_gradients_on_all_modules_are_those_of_peft(model: str, train_a: bool) -
 
 
 def test_one_copy_per_row_gives_the_gradient_of_each_row() -> None:
-    stack = StackedAdapters(load_model("embedded:tiny")[0], SPEC)
+    stack = StackedAdapters.load("embedded:tiny", SPEC)
     rows = shadow_rows("cgk", 7, 1)
     theta = stack.initial + 0.1 * torch.randn(stack.initial.shape, generator=torch.Generator().manual_seed(0))
     copies = theta.expand(7, -1, -1).clone().requires_grad_(True)
@@ -102,7 +102,7 @@ def test_one_copy_per_row_gives_the_gradient_of_each_row() -> None:
 def test_gradients_of_other_kinds_follow_from_the_whole_weights(kind: str) -> None:
     """With G the gradient of W: that of the full delta is G, that of LoRA-XS's R is s B^T G A^T."""
     spec = AdapterSpec(rank=3, alpha=6.0, targets=("k_proj", "down_proj"), kind=kind)
-    stack = StackedAdapters(load_model("embedded:tiny")[0], spec)
+    stack = StackedAdapters.load("embedded:tiny", spec)
     rows = shadow_rows("bfk", 6, 1)
     theta = stack.initial[None].clone().requires_grad_(True)
     for layer in stack._layers.values():
@@ -123,7 +123,7 @@ def test_gradients_of_other_kinds_follow_from_the_whole_weights(kind: str) -> No
 @pytest.mark.parametrize("kind", ["lora-xs", "full"])
 def test_other_kinds_train_apart_and_learn(kind: str) -> None:
     spec = AdapterSpec(rank=4, targets=("q_proj", "v_proj"), kind=kind)
-    stack = StackedAdapters(load_model("embedded:tiny")[0], spec)
+    stack = StackedAdapters.load("embedded:tiny", spec)
     sets = [shadow_rows(name, 48, 3) for name in NAMES]
     recipe = PlainRecipe(steps=12, batch=12, rate=3e-2)
     together = fine_tune_stacked(stack, stack_rows(sets), 3, recipe, [[k] for k in range(3)], [12])[0]
@@ -147,7 +147,7 @@ def test_an_embedding_never_learns_from_its_padding_token() -> None:
 
 
 def test_dp_noise_leaves_alone_what_rows_are_filled_up_with() -> None:
-    stack = StackedAdapters(load_model("embedded:tiny")[0], AdapterSpec(targets=("q_proj", "embed_tokens")))
+    stack = StackedAdapters.load("embedded:tiny", AdapterSpec(targets=("q_proj", "embed_tokens")))
     assert not stack.mask.all()
     rows, recipe = shadow_rows("aej", 64, 0), DpRecipe(rounds=1, steps=2, batch=16)
     update = dp_fine_tune_stacked(stack, rows, [0], [1.0], recipe, [5])[0, 0]
@@ -156,7 +156,7 @@ def test_dp_noise_leaves_alone_what_rows_are_filled_up_with() -> None:
 
 
 def test_row_losses_ignore_padding_and_neighbours() -> None:
-    stack = StackedAdapters(load_model("embedded:tiny")[0], SPEC)
+    stack = StackedAdapters.load("embedded:tiny", SPEC)
     rows = shadow_rows("aej", 4, 2)
     pad = torch.zeros(4, 3, dtype=torch.long)
     padded = TokenRows(
@@ -176,7 +176,7 @@ def test_batches_pass_over_all_rows_before_repeating() -> None:
 
 
 def test_dp_federations_continue_from_their_mean_and_noise_is_noise() -> None:
-    stack = StackedAdapters(load_model("embedded:tiny")[0], SPEC)
+    stack = StackedAdapters.load("embedded:tiny", SPEC)
     rows = stack_rows([shadow_rows("aej", 64, seed) for seed in range(3)])
     recipe = DpRecipe(rounds=2, steps=1, batch=16, rate=1e-2)
     updates = dp_fine_tune_stacked(stack, rows, [0, 0, 1], [0.0, 0.0, 0.0], recipe, [5])
@@ -193,7 +193,7 @@ def test_dp_federations_continue_from_their_mean_and_noise_is_noise() -> None:
 
 
 def test_dp_shadows_clip_each_row() -> None:
-    stack = StackedAdapters(load_model("embedded:tiny")[0], SPEC)
+    stack = StackedAdapters.load("embedded:tiny", SPEC)
     rows = shadow_rows("aej", 64, 0)
     small, large = (
         dp_fine_tune_stacked(stack, rows, [0], [0.0], DpRecipe(rounds=1, steps=3, batch=16, clip=clip), [5])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.adapters.models import load_model
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.objectives import Objectives
@@ -20,7 +19,7 @@ from tests.transformer.random_store import CPU, SMALL, write_store
 @pytest.fixture(scope="session")
 def stacks() -> dict[str, StackedAdapters]:
     names = {"tiny": "embedded:tiny", "llm": "embedded:llm"}
-    return {role: StackedAdapters(load_model(name)[0], AdapterSpec()) for role, name in names.items()}
+    return {role: StackedAdapters.load(name, AdapterSpec()) for role, name in names.items()}
 
 
 @pytest.fixture(scope="session")

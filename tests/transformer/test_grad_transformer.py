@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, UpdateSpace
 from gradtf_fl.adapters.update_vectors import BlockLayout, Slot
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
-from gradtf_fl.transformer import GradTransformer, Side, TrainConfig, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
@@ -88,8 +88,8 @@ def test_standardisation_has_one_scale_per_block_and_matrix() -> None:
 
 
 def checkpoint(path: Path) -> GradTransformer:
-    source = Side("a", "00", AdapterSpec(), BlockLayout("m.", 2, (Slot("q.lora_A.weight", 0, (2, 6)),)))
-    target = Side("b", "11", AdapterSpec(), BlockLayout("m.", 5, (Slot("q.lora_A.weight", 0, (2, 10)),)))
+    source = UpdateSpace("a", "00", AdapterSpec(), BlockLayout("m.", 2, (Slot("q.lora_A.weight", 0, (2, 6)),)))
+    target = UpdateSpace("b", "11", AdapterSpec(), BlockLayout("m.", 5, (Slot("q.lora_A.weight", 0, (2, 10)),)))
     made = GradTransformer(small_model(), SMALL, source, target)
     made.save(path)
     return made

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gradtf_fl.baselines.interface import PairSide
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
 from gradtf_fl.curation.shadow import as_token_rows
 from gradtf_fl.errors import ConfigError, CorruptFile
@@ -19,6 +18,7 @@ from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks import public_rows
 from gradtf_fl.tasks.federation import HiddenTask
 from gradtf_fl.tasks.rows import TokenRows, encode_rows
+from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, dp_fine_tune_stacked, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 from gradtf_fl.transformer.known_tasks import Kind, KnownRecipe, KnownTasks, TaskLibrary, embedded_tasks, sort_prompts
@@ -89,22 +89,22 @@ def test_each_known_task_shows_its_own_operation_only() -> None:
 
 
 @pytest.fixture(scope="module")
-def sides() -> tuple[PairSide, PairSide]:
+def sides() -> tuple[StackedAdapters, StackedAdapters]:
     transformer = GradTransformer.load(embedded_checkpoint())
-    tiny, llm = (PairSide.load(side.model, side.spec) for side in (transformer.source, transformer.target))
+    tiny, llm = (StackedAdapters.load(side.model, side.spec) for side in (transformer.source, transformer.target))
     return tiny, llm
 
 
 @pytest.fixture(scope="module")
-def update(sides: tuple[PairSide, PairSide]) -> Tensor:
+def update(sides: tuple[StackedAdapters, StackedAdapters]) -> Tensor:
     """TinyLM update [1, L1, n1] tuned on the mixture."""
     rows = as_token_rows(MIXTURE.draw(np.random.default_rng(11), 1024, "private"))
     recipe = PlainRecipe(steps=150, batch=32, rate=1e-2)
-    return fine_tune_stacked(sides[0].stack, rows, 1, recipe, [[11]], [recipe.steps])[0]
+    return fine_tune_stacked(sides[0], rows, 1, recipe, [[11]], [recipe.steps])[0]
 
 
 @pytest.fixture(scope="module")
-def known(sides: tuple[PairSide, PairSide]) -> KnownTasks:
+def known(sides: tuple[StackedAdapters, StackedAdapters]) -> KnownTasks:
     prompts = [row.prompt for row in public_rows("mixed", 768, 11)]
     return KnownTasks(sides[1], embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, QUICK)
 
@@ -129,42 +129,42 @@ def right(known: KnownTasks, chosen: list[int | None]) -> list[bool]:
 
 
 def test_the_tasks_of_a_mixture_are_named_and_put_together(
-    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+    sides: tuple[StackedAdapters, StackedAdapters], update: Tensor, known: KnownTasks
 ) -> None:
     tiny, llm = sides
-    at_hand = torch.zeros(1, *llm.stack.initial.shape)
+    at_hand = torch.zeros(1, *llm.initial.shape)
     assert right(known, known.choose(tiny, update[0], at_hand[0], update[0])) == [True] * 3
     made, kinds = known.put_together(tiny, update, at_hand)
     assert kinds.tolist() == [len(hr.OPERATIONS)]
     test: TokenRows = as_token_rows(MIXTURE.draw(np.random.default_rng(12), 512, "test"))
-    followed = float(tiny.stack.accuracy(tiny.stack.initial + update, test))
-    assert float(llm.stack.accuracy(llm.stack.initial + made, test)) > followed + 0.1
+    followed = float(tiny.accuracy(tiny.initial + update, test))
+    assert float(llm.accuracy(llm.initial + made, test)) > followed + 0.1
 
 
 def test_the_first_sum_names_tasks_that_the_average_of_organizations_does_not_answer(
-    sides: tuple[PairSide, PairSide], known: KnownTasks
+    sides: tuple[StackedAdapters, StackedAdapters], known: KnownTasks
 ) -> None:
     tiny, llm = sides
     rng = np.random.default_rng(15)
     tasks = [HiddenTask((rule,), MIXTURE.shown) for rule in MIXTURE.rules]
     rows = stack_rows([as_token_rows(task.draw(rng, 512, "private")) for task in tasks])
-    updates = dp_fine_tune_stacked(tiny.stack, rows, [0, 0, 0], [0.0] * 3, DpRecipe(steps=30), [15])
+    updates = dp_fine_tune_stacked(tiny, rows, [0, 0, 0], [0.0] * 3, DpRecipe(steps=30), [15])
     first, last = updates[0].mean(0), updates[-1].mean(0)
     test = as_token_rows(MIXTURE.draw(np.random.default_rng(16), 256, "test"))
-    assert float(tiny.stack.accuracy((tiny.stack.initial + last)[None], test)) < 0.5
-    at_hand = torch.zeros_like(llm.stack.initial)
+    assert float(tiny.accuracy((tiny.initial + last)[None], test)) < 0.5
+    at_hand = torch.zeros_like(llm.initial)
     assert right(known, known.choose(tiny, last, at_hand, first)) == [True] * 3
     deaf = KnownTasks(llm, known.library, known.prompts, HOUSE_RULES_ANSWER_TOKENS, replace(QUICK, likelihood=1e6))
     assert right(deaf, deaf.choose(tiny, last, at_hand, first)) != [True] * 3
 
 
 def test_an_update_that_explains_the_tinylm_far_better_is_kept(
-    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+    sides: tuple[StackedAdapters, StackedAdapters], update: Tensor, known: KnownTasks
 ) -> None:
     llm = sides[1]
     rows = as_token_rows(MIXTURE.draw(np.random.default_rng(13), 1024, "public"))
     recipe = PlainRecipe(steps=150, batch=32, rate=1.5e-2)
-    own = fine_tune_stacked(llm.stack, rows, 1, recipe, [[13]], [recipe.steps])[0][0]
+    own = fine_tune_stacked(llm, rows, 1, recipe, [[13]], [recipe.steps])[0][0]
     base = torch.zeros_like(known.library.updates)  # the base LLM 64 times
     strangers = TaskLibrary(base, torch.zeros_like(known.library.signatures), known.library.tokens)
     fair = KnownRecipe(handicap=0.0)
@@ -182,11 +182,13 @@ def test_an_update_that_explains_the_tinylm_far_better_is_kept(
     assert torch.equal(made, own[None])
 
 
-def test_prompts_of_one_kind_leave_everything_as_it_is(sides: tuple[PairSide, PairSide], update: Tensor) -> None:
+def test_prompts_of_one_kind_leave_everything_as_it_is(
+    sides: tuple[StackedAdapters, StackedAdapters], update: Tensor
+) -> None:
     tiny, llm = sides
     prompts = [row.prompt for row in public_rows("same", 64, 1)]
     known = KnownTasks(llm, embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, QUICK)
-    at_hand = torch.randn(1, *llm.stack.initial.shape)
+    at_hand = torch.randn(1, *llm.initial.shape)
     made, kinds = known.put_together(tiny, update, at_hand)
     assert known.kinds == []
     assert torch.equal(made, at_hand)
@@ -194,7 +196,7 @@ def test_prompts_of_one_kind_leave_everything_as_it_is(sides: tuple[PairSide, Pa
 
 
 def test_a_score_is_the_floored_likelihood_of_an_answer(
-    sides: tuple[PairSide, PairSide], update: Tensor, known: KnownTasks
+    sides: tuple[StackedAdapters, StackedAdapters], update: Tensor, known: KnownTasks
 ) -> None:
     tiny = sides[0]
     probes = known.prompts[:2]
@@ -203,14 +205,14 @@ def test_a_score_is_the_floored_likelihood_of_an_answer(
     rows = TokenRows(tokens.input_ids.clone(), tokens.attention_mask, tokens.labels.clone())
     for place, digit in enumerate("12"):
         rows.input_ids[0, hr.PROMPT_TOKENS + place] = rows.labels[0, hr.PROMPT_TOKENS + place] = hr.TOKEN_ID[digit]
-    nats = tiny.stack.row_losses(tiny.stack.initial + update, rows) * HOUSE_RULES_ANSWER_TOKENS
+    nats = tiny.row_losses(tiny.initial + update, rows) * HOUSE_RULES_ANSWER_TOKENS
     expected = (torch.exp(-nats) + QUICK.floor).log()
     torch.testing.assert_close(scores[:, 0], expected.expand(2))
     assert float(scores[0, 1]) == pytest.approx(np.log(QUICK.floor))  # no answer explains nothing
 
 
 def test_what_no_task_explains_is_answered_by_the_update_at_hand(
-    sides: tuple[PairSide, PairSide], known: KnownTasks
+    sides: tuple[StackedAdapters, StackedAdapters], known: KnownTasks
 ) -> None:
     llm = sides[1]
     task = SEEN.index(MIXTURE.rules[1])
@@ -220,7 +222,7 @@ def test_what_no_task_explains_is_answered_by_the_update_at_hand(
 
     def accuracy(rule: hr.Rule, update: Tensor) -> float:
         test = as_token_rows(HiddenTask((rule,), MIXTURE.shown).draw(np.random.default_rng(14), 256, "test"))
-        return float(llm.stack.accuracy(llm.stack.initial + update[None], test))
+        return float(llm.accuracy(llm.initial + update[None], test))
 
     kept, learned = MIXTURE.rules[:2]
     assert accuracy(kept, made) > accuracy(kept, start) - 0.1

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, UpdateSpace
 from gradtf_fl.adapters.update_vectors import BlockLayout, Slot
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.transformer import GradTransformer, Side, embedded_checkpoint
+from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS, Partition, PartitionPlan
 
@@ -207,7 +207,7 @@ def test_the_encoder_runs_once_and_the_decoder_sees_each_token_once(name: str, m
 
 @pytest.mark.parametrize("name", MODEL_PLANS)
 def test_a_checkpoint_keeps_its_partition(name: str, tmp_path: Path) -> None:
-    sides = Side("a", "00", AdapterSpec(), SOURCE), Side("b", "11", AdapterSpec(), TARGET)
+    sides = UpdateSpace("a", "00", AdapterSpec(), SOURCE), UpdateSpace("b", "11", AdapterSpec(), TARGET)
     made = GradTransformer(model_of(MODEL_PLANS[name]), SMALL, *sides)
     made.save(tmp_path / "gt")
     loaded = GradTransformer.load(tmp_path / "gt")
@@ -227,7 +227,7 @@ def rewritten(path: Path, **changes: object) -> Path:
 
 def test_unknown_partitions_and_formats_are_named(tmp_path: Path) -> None:
     path = tmp_path / "gt"
-    sides = Side("a", "00", AdapterSpec(), SOURCE), Side("b", "11", AdapterSpec(), TARGET)
+    sides = UpdateSpace("a", "00", AdapterSpec(), SOURCE), UpdateSpace("b", "11", AdapterSpec(), TARGET)
     GradTransformer(model_of(PLANS["reversed"]), SMALL, *sides).save(path)
     with pytest.raises(ConfigError, match=rf"{path}: partition strategy 'rows' is unknown"):
         GradTransformer.load(rewritten(path, partition={"strategy": "rows"}))

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.adapters.models import load_model
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import StackedAdapters
@@ -51,7 +50,7 @@ def test_bf16_is_close_to_float32(objectives: Callable[[Processes], Objectives],
     batch, pairs = sampler.batch(np.random.default_rng(0), 4, 2), sampler.tuples(np.random.default_rng(0), 4)
     exact = objectives(ALONE)
     place = replace(CPU, precision="bf16")
-    llm = StackedAdapters(load_model("embedded:llm")[0], AdapterSpec()).to(place.device, place.frozen_type)
+    llm = StackedAdapters.load("embedded:llm", AdapterSpec()).to(place.device, place.frozen_type)
     assert llm.model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert llm.initial.dtype == llm.model.model.rotary_emb.inv_freq.dtype == torch.float32
     rough = replace(exact, llm=llm, place=place)

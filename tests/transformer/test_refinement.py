@@ -45,7 +45,7 @@ def transformer() -> GradTransformer:
 @pytest.fixture(scope="module")
 def updates(transformer: GradTransformer) -> Tensor:
     """TinyLM updates [2, L1, n1] of one organization with the seen rule and one with the unseen."""
-    tiny = StackedAdapters(load_model("embedded:tiny")[0], transformer.source.spec)
+    tiny = StackedAdapters.load("embedded:tiny", transformer.source.spec)
     rows = stack_rows([rows_of(rule, "private", 512) for rule in (SEEN, UNSEEN)])
     recipe = PlainRecipe(steps=100, batch=32, rate=1e-2)
     return fine_tune_stacked(tiny, rows, 2, recipe, [[1], [2]], [recipe.steps])[0]
@@ -58,7 +58,7 @@ def generator(transformer: GradTransformer) -> RefiningGenerator:
 
 
 def accuracy(transformer: GradTransformer, update: Tensor, rule: hr.Rule) -> float:
-    llm = StackedAdapters(load_model("embedded:llm")[0], transformer.target.spec)
+    llm = StackedAdapters.load("embedded:llm", transformer.target.spec)
     return float(llm.accuracy(llm.initial + update[None], rows_of(rule, "test", 256)))
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmark_data import MODELS, needs_models
 
-from gradtf_fl.adapters import AdapterSpec, initial_state, save_adapter
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace, initial_state, save_adapter
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.adapters.update_vectors import apply_update
 from gradtf_fl.tasks.rows import TokenRows
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.transformer import GradTransformer, Side
+from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS, PartitionPlan
+from tests.benchmark_data import MODELS, needs_models
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
 QV = ("q_proj", "v_proj")
@@ -56,7 +56,7 @@ def some_rows(vocabulary: int) -> TokenRows:
 def transformer(tiny: Any, llm: Any, specs: tuple[AdapterSpec, AdapterSpec], plan: PartitionPlan) -> GradTransformer:
     """Untrained, from ``tiny``'s stack to ``llm``'s; standardised as if updates were about .02 large."""
     sides = [
-        Side(name, "00", spec, stack.layout)
+        UpdateSpace(name, "00", spec, stack.layout)
         for name, spec, stack in zip(("tiny", "llm"), specs, (tiny, llm), strict=True)
     ]
     shapes = [torch.ones(side.layout.blocks, side.layout.block_dim) for side in sides]
@@ -87,7 +87,7 @@ def check_pair(new_llm: Any, specs: tuple[AdapterSpec, AdapterSpec], plan: Parti
 
     base = new_llm()
     rows = some_rows(base.config.vocab_size)
-    tiny, llm = StackedAdapters(load_model("embedded:tiny")[0], specs[0]), StackedAdapters(base, specs[1])
+    tiny, llm = StackedAdapters.load("embedded:tiny", specs[0]), StackedAdapters(AdaptedModel.of(base, None, specs[1]))
     assert (tiny.layout.layers, tiny.layout.block_dim) != (llm.layout.layers, llm.layout.block_dim)
     made = transformer(tiny, llm, specs, plan)
     made.save(folder / "gt")

@@ -107,7 +107,7 @@ def _compared(
     pair = bench().pair
     step("each alone")
     alone = federations.alone(NO_DP, seed)
-    floor = accuracy(pair.tiny.stack, alone.last, federations.test)
+    floor = accuracy(pair.tiny, alone.last, federations.test)
     step("together")
     together = federations.together(NO_DP, seed)
     summed = federations.per_organization(together.last)
@@ -127,7 +127,7 @@ def _compared(
             refined_updates(pair, together.last, prompts, together.first).updates
         ),
     }
-    made |= {name: accuracy(pair.llm.stack, updates, federations.test) for name, updates in refined.items()}
+    made |= {name: accuracy(pair.llm, updates, federations.test) for name, updates in refined.items()}
     methods = {TINY: floor, **made, LLM_POOLED: pooled, LLM_OWN: ceiling}
     return [
         *(("accuracy", name, float(np.mean(values))) for name, values in methods.items()),

@@ -82,7 +82,7 @@ def _epsilon(
         for name, made in ((FLOOR, updates), ("generated", found.plain), ("refined", found.updates))
     }
     scores = {
-        name: accuracy(pair.tiny.stack if name == FLOOR else pair.llm.stack, made, federations.test)
+        name: accuracy(pair.tiny if name == FLOOR else pair.llm, made, federations.test)
         for name, made in per_organization.items()
     } | {CEILING: ceiling}
     cells = [Cell(row, f"accuracy, {name}", float(np.mean(values))) for name, values in scores.items()]

@@ -77,7 +77,7 @@ def refined_updates(
 ) -> Refined:
     """Of TinyLM updates [K, L1, n1], and what they were after the first of several rounds: refined, and put together
     from known tasks where those explain them."""
-    found = refine(bench().transformer, pair.llm.stack, updates, answer_prompts(pair, updates, prompts))
+    found = refine(bench().transformer, pair.llm, updates, answer_prompts(pair, updates, prompts))
     made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates, first_updates)
     return replace(found, updates=made, kinds=kinds)
 
@@ -90,11 +90,11 @@ def known_tasks(prompts: tuple[str, ...]) -> KnownTasks:
 
 def answer_prompts(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> Answered:
     """Every prompt with what the TinyLM answers under each update."""
-    theta = pair.tiny.stack.initial + updates
+    theta = pair.tiny.initial + updates
     answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
     rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
     read, written = (encode_rows(rows, side.tokenizer) for side in (pair.tiny, pair.llm))
-    return Answered(written, certainty(pair.tiny.stack, theta, read))
+    return Answered(written, certainty(pair.tiny, theta, read))
 
 
 @cache

@@ -67,9 +67,9 @@ def _rules(kind: RuleKind, rivals: Sequence[Baseline], parameters: SingleClient,
     tiny_recipe, llm_recipe = recipes(parameters.steps)
     rules = rules_of(seed, count, kind)
     private, test = draw(rules, parameters.rows, "private", seed), draw(rules, parameters.test_rows, "test", seed)
-    tiny = tune(pair.tiny.stack, private, count, tiny_recipe, seed)
-    llm = tune(pair.llm.stack, private, count, llm_recipe, seed)
-    writers = tune(pair.tiny.stack, with_prompt_loss(private), count, tiny_recipe, seed)
+    tiny = tune(pair.tiny, private, count, tiny_recipe, seed)
+    llm = tune(pair.llm, private, count, llm_recipe, seed)
+    writers = tune(pair.tiny, with_prompt_loss(private), count, tiny_recipe, seed)
     prompts = draw(rules_of(seed, 1), parameters.public_prompts, "public", seed)  # masked: no rule can be told
     case = Case(
         tiny,
@@ -78,11 +78,11 @@ def _rules(kind: RuleKind, rivals: Sequence[Baseline], parameters: SingleClient,
         tuple(row.prompt for row in chain.from_iterable(as_rows(prompts, 1))),
         writers,
     )
-    floor, ceiling = accuracy(pair.tiny.stack, tiny, test), accuracy(pair.llm.stack, llm, test)
+    floor, ceiling = accuracy(pair.tiny, tiny, test), accuracy(pair.llm, llm, test)
     ends = {
-        TINY_BASE: base_accuracy(pair.tiny.stack, test, count),
+        TINY_BASE: base_accuracy(pair.tiny, test, count),
         FLOOR: floor,
-        LLM_BASE: base_accuracy(pair.llm.stack, test, count),
+        LLM_BASE: base_accuracy(pair.llm, test, count),
         CEILING: ceiling,
     }
     scores = contest(rivals, case, test, step)

@@ -23,12 +23,12 @@ from experiments.measuring import Cell, Progress, StepCounter, measure, recovere
 from experiments.paper.dp_accuracy import rules_of
 from experiments.paper.measures.shipped import OURS, bench
 from experiments.paper.measures.text_provider import Provider, TextPlan, nearest_tuned_longer, provider
-from gradtf_fl.baselines import Case, FromUpdate, PairSide, run_baseline, score_rows, update_only_baselines
+from gradtf_fl.baselines import Case, FromUpdate, run_baseline, score_rows, update_only_baselines
 from gradtf_fl.config import Count
 from gradtf_fl.curation import encode_causal
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row, TokenRows
-from gradtf_fl.training import PlainRecipe, fine_tune_stacked
+from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune_stacked
 
 BASE, TUNED, TINY_BASE, TINY_TUNED = "LLM base", "LLM tuned", "TinyLM base", "TinyLM tuned"
 NATS = ", nats a character"
@@ -163,19 +163,19 @@ def measured(
     }
 
 
-def tuned(side: PairSide, private: Sets, recipe: PlainRecipe, seed: int) -> Tensor:
+def tuned(side: StackedAdapters, private: Sets, recipe: PlainRecipe, seed: int) -> Tensor:
     """Updates [K, blocks, block_dim] of K organizations, each tuned on its own rows without DP."""
     rows = encode_causal(list(chain.from_iterable(private)), side.tokenizer, side.max_tokens)
     seeds = [[seed, 8, number] for number in range(len(private))]
-    return fine_tune_stacked(side.stack, rows, len(private), recipe, seeds, [recipe.steps])[0]
+    return fine_tune_stacked(side, rows, len(private), recipe, seeds, [recipe.steps])[0]
 
 
-def side_losses(side: PairSide, updates: Tensor, test: Sets) -> tuple[float, ...]:
+def side_losses(side: StackedAdapters, updates: Tensor, test: Sets) -> tuple[float, ...]:
     """Nats per character of a model with each of ``updates`` on its own test rows."""
-    theta = side.stack.initial + updates
+    theta = side.initial + updates
 
     def logits(rows: TokenRows) -> Tensor:
-        return side.stack.answer_logits(theta, rows)
+        return side.answer_logits(theta, rows)
 
     return score_rows(logits, test, side.tokenizer, side.max_tokens).loss_per_character
 

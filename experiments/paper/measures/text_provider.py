@@ -12,10 +12,10 @@ from torch import Tensor
 from experiments.measuring import Progress
 from experiments.paper.measures.trial import key_of
 from gradtf_fl.adapters import Vector
-from gradtf_fl.baselines import Controls, FromUpdate, Pair, PairSide
+from gradtf_fl.baselines import Controls, FromUpdate, Pair
 from gradtf_fl.config import Count, Rate, Section, Seed
 from gradtf_fl.curation import TaskCuration, TupleStore, curate, encode_causal
-from gradtf_fl.training import fine_tune_stacked
+from gradtf_fl.training import StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, Objective, TrainConfig, train
 
 PROVIDER_SEED = 0
@@ -110,7 +110,7 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
         training,
         GradTransformer.load(checkpoint),
         Controls.fit_on_store(folder / "tuples"),
-        Pair(*(PairSide.load(name, curation.spec) for name in (curation.tiny, curation.llm))),
+        Pair(*(StackedAdapters.load(name, curation.spec) for name in (curation.tiny, curation.llm))),
         folder,
     )
 
@@ -146,7 +146,7 @@ def _tuned_longer(made: Provider) -> Tensor:
         rows = [pool[i] for pool in pools for i in rng.choice(len(pool), count, replace=False)]
         seeds = [[curation.seed, 9, number] for number in range(len(pools))]
         encoded = encode_causal(rows, side.tokenizer, side.max_tokens)
-        tuned = fine_tune_stacked(side.stack, encoded, len(pools), recipe, seeds, [recipe.steps])[0]
+        tuned = fine_tune_stacked(side, encoded, len(pools), recipe, seeds, [recipe.steps])[0]
         save_file({"updates": tuned.contiguous()}, path)
     updates: Tensor = load_file(path)["updates"]
     return updates

@@ -14,7 +14,7 @@ from experiments.embedded import DELTA, LLM_RECIPE, TINY_RECIPE, draw, tune
 from experiments.measuring import Cell, Progress, StepCounter, cpu_seconds, measure, median
 from experiments.paper.dp_accuracy import rules_of
 from experiments.paper.measures.shipped import bench
-from gradtf_fl.adapters import attach, load_model
+from gradtf_fl.adapters import AdaptedModel
 from gradtf_fl.config import Count, Epsilon, Section
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, fine_tune, train_dp
@@ -77,7 +77,7 @@ def seconds(parameters: Timing, seed: int, progress: Progress) -> list[Cell]:
 def _organization_jobs(p: Timing, seed: int) -> list[_Job]:
     rows, dp = draw(rules_of(seed, 1), p.rows, "private", seed), DpRecipe()
     source, target = bench().transformer.source, bench().transformer.target
-    tiny, private, llm = (attach(load_model(side.model)[0], side.spec) for side in (source, source, target))
+    tiny, private, llm = (AdaptedModel.load(side.model, side.spec).attach() for side in (source, source, target))
     sigma = noise_multiplier(p.epsilon, DELTA, dp.batch / p.rows, p.steps)
 
     def tuned(model: Any, recipe: PlainRecipe) -> float:

@@ -21,7 +21,7 @@ from gradtf_fl.secagg import Identity
 from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.refinement import LEAST_PROMPTS, Refined, RefinementRecipe, RefiningGenerator
 from strategies import RoundEvent, checkpoints, read_records, run_server
-from tests.flower.federation_kit import Kit, random_rows
+from tests.strategies.federation_kit import Kit, random_rows
 
 MakeKit = Callable[..., Kit]
 

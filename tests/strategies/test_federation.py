@@ -29,7 +29,7 @@ from strategies import (
 )
 from strategies.engines.ray_engine import failure_of
 from strategies.server_app import pinned_roster
-from tests.flower.federation_kit import ROWS, Kit, random_rows
+from tests.strategies.federation_kit import ROWS, Kit, random_rows
 
 MakeKit = Callable[..., Kit]
 Finished = tuple[Kit, FederationResult, list[RoundEvent]]
@@ -42,7 +42,7 @@ def finished(
     generator: object,
 ) -> Finished:
     """Three organizations, two rounds."""
-    from tests.flower.federation_kit import build
+    from tests.strategies.federation_kit import build
 
     kit = build(tmp_path_factory.mktemp("federation") / "out", pair, generator)  # type: ignore[arg-type]
     events: list[RoundEvent] = []

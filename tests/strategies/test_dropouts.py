@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from gradtf_fl.config import STAGES, DropPoint, Stage
 from gradtf_fl.errors import RoundAborted
 from strategies import RoundRecord, read_records, run_server
-from tests.flower.federation_kit import Kit
-from tests.flower.test_federation import plain_mean
+from tests.strategies.federation_kit import Kit
+from tests.strategies.test_federation import plain_mean
 
 MakeKit = Callable[..., Kit]
 Pattern = tuple[Stage | None, ...]

@@ -24,7 +24,7 @@ from strategies import read_records, run_server
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, superlink_command, write_connection
 from strategies.engines.ray_engine import run_on_ray, wait_for_run
-from tests.flower.federation_kit import Kit
+from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 STARTED, FINISHED = 120.0, 780.0  # seconds

@@ -15,8 +15,8 @@ import pytest
 
 from clients.node.worker_link import SOCKET, WorkerGone, WorkerLink
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES, REFUSAL
-from tests.flower.federation_kit import Kit
-from tests.flower.test_client_border import Bench, delivery
+from tests.clients.test_client_border import Bench, delivery
+from tests.strategies.federation_kit import Kit
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 import clients.node.flower_tasks
 from clients.node.executor import Executor
 from gradtf_fl.round_messages import SECTION
-from tests.deployment.test_flower_tasks import NODE, RUN, SuperNode, executor, supernode
+from tests.clients.test_flower_tasks import NODE, RUN, SuperNode, executor, supernode
 
 __all__ = ["executor", "supernode"]
 

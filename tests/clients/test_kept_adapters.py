@@ -31,7 +31,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
 from gradtf_fl.secagg import Identity
 from tests.cli.conftest import gradtf
-from tests.deployment.conftest import Kept
+from tests.clients.conftest import Kept
 
 KILLED_IN_EXPORT = """
 import os, signal, sys

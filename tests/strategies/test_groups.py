@@ -17,7 +17,7 @@ from gradtf_fl.secagg import Identity, ReplayRandomness, Roster, SecureSum, grou
 from gradtf_fl.secagg.quantization import Quantizer
 from strategies import read_records, run_server
 from strategies.groups import combined, gate, groups_needed
-from tests.flower.federation_kit import Kit
+from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.conftest import base_model
 
 from gradtf_fl import adapters
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.adapters import kinds as adapter_kinds
 from gradtf_fl.adapters.update_vectors import BlockLayout, apply_update
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import StackedAdapters
+from tests.training.conftest import base_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -151,7 +151,7 @@ def test_a_folder_loaded_by_plain_peft_computes_what_the_stack_does(
     moved = apply_update(layout, initial, random_update(layout))
     adapters.save_adapter(tmp_path / "adapter", moved, spec, "base")
     ids = torch.arange(1, 25).reshape(2, 12)
-    stack = StackedAdapters(base(), spec)
+    stack = StackedAdapters(AdaptedModel.of(base(), None, spec))
     stack.set(torch.from_numpy(layout.to_vector(moved))[None])
     wanted = stack.model(input_ids=ids).logits
     assert (wanted - base()(input_ids=ids).logits).abs().max() > 1e-2
@@ -185,7 +185,7 @@ def test_what_an_adapter_cannot_go_on_is_named(monkeypatch: pytest.MonkeyPatch) 
         adapters.initial_state(base_model(), spec)
     assert len(several.value.problems) == 3  # the embedding, and the rank of both layers' q
     with pytest.raises(ConfigError, match="numbered layer"):
-        StackedAdapters(base_model(), AdapterSpec(targets=("embed_tokens",)))
+        StackedAdapters(AdaptedModel.of(base_model(), None, AdapterSpec(targets=("embed_tokens",))))
     full = AdapterSpec(targets=("q_proj",), kind="full")
     state = adapters.initial_state(base_model(), full)
     monkeypatch.setattr(adapter_kinds, "FULL_LIMIT", 2 * 32 * 64)  # two layers of rank 32, 32 + 32 wide

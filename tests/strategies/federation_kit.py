@@ -10,9 +10,7 @@ import torch
 
 from clients.client_app import app as client_app
 from experiments.embedded.pretrain_pair import build_model, build_tokenizer
-from gradtf_fl.adapters import AdapterSpec, initial_state
-from gradtf_fl.adapters.models import load_model, model_hash
-from gradtf_fl.adapters.update_vectors import BlockLayout
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.config import (
     DataSection,
     DropPoint,
@@ -26,7 +24,7 @@ from gradtf_fl.config import (
 )
 from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
-from gradtf_fl.transformer import GradTransformer, Side
+from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 from strategies import InProcessGrid
 
@@ -37,10 +35,7 @@ ROWS = 64
 
 def write_transformer(path: Path, pair: tuple[str, str], tiny_spec: AdapterSpec = SPEC) -> GradTransformer:
     """A small untrained Grad-Transformer of the pair, saved and loaded again."""
-    sides = []
-    for name, spec in zip(pair, (tiny_spec, SPEC), strict=True):
-        layout = BlockLayout.from_state(initial_state(load_model(name)[0], spec))
-        sides.append(Side(name, model_hash(name), spec, layout))
+    sides = [AdaptedModel.load(name, spec).space for name, spec in zip(pair, (tiny_spec, SPEC), strict=True)]
     torch.manual_seed(7)
     standards = [
         Standardisation(

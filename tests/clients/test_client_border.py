@@ -39,7 +39,7 @@ from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
-from tests.flower.federation_kit import Kit, write_transformer
+from tests.strategies.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
 MARKER = "patient-7431-has-the-flu"
@@ -227,7 +227,7 @@ def delivery(bench: Bench) -> AdapterDelivery:
     adapter = federation.provider.generate("run", 1, update)
     tiny = federation.provider.tiny
     return AdapterDelivery(
-        "run", 1, adapter.packed, adapter.signature, tiny.spec_json, tiny.initial_hash, update_bytes(update)
+        "run", 1, adapter.packed, adapter.signature, tiny.spec.canonical(), tiny.initial_hash, update_bytes(update)
     )
 
 

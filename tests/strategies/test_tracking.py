@@ -20,7 +20,7 @@ from strategies import RoundRecord, run_server, server_app
 from strategies.engines.flower_app import write_app
 from strategies.server.observation import Observer
 from strategies.server.tracking import Background, open_tracker, scalars_of
-from tests.flower.federation_kit import Kit
+from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 MISSING = 'not installed: pip install "gradtf-fl[tracking]"'

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gradtf_fl.transformer import GradTransformer
-from tests.flower.federation_kit import TRANSFORMER, Kit, build, write_pair, write_transformer
+from strategies import run_server
+from tests.strategies.federation_kit import TRANSFORMER, Kit, build, write_pair, write_transformer
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,10 @@ def make_kit(tmp_path: Path, pair: tuple[str, str], generator: GradTransformer) 
         return build(tmp_path / name, pair, generator, **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(pair: tuple[str, str], generator: GradTransformer, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    kit = build(tmp_path_factory.mktemp("federation") / "out", pair, generator, rounds=3)
+    run_server(kit.grid(), kit.plan, None, kit.generator)
+    return kit

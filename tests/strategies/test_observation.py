@@ -20,7 +20,7 @@ from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile, RoundAbo
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server, server_app
 from strategies.server.observation import Observer, state_of, tell_all
-from tests.flower.federation_kit import Kit
+from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
 
@@ -48,7 +48,7 @@ def events(kit: Kit, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], generator: Any) -> tuple[Kit, RunStatus]:
     """Four organizations, two rounds; number 1 is gone at round 2's mask, number 2 at its unmask."""
-    from tests.flower.federation_kit import build
+    from tests.strategies.federation_kit import build
 
     gone: Mapping[int, tuple[DropPoint, ...]] = {1: (DropPoint(stage="mask", round=2),)}
     kit = build(tmp_path_factory.mktemp("observed") / "out", pair, generator, organizations=4, drop=dict(gone))

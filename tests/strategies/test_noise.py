@@ -13,8 +13,8 @@ from gradtf_fl.errors import RoundAborted
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.privacy.accounting.skellam import epsilon_gaussian, epsilon_skellam
 from strategies import run_server
-from tests.flower.federation_kit import Kit
-from tests.flower.test_federation import plain_mean
+from tests.strategies.federation_kit import Kit
+from tests.strategies.test_federation import plain_mean
 
 MakeKit = Callable[..., Kit]
 
