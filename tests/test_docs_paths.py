@@ -26,6 +26,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP)})/[\w.*/-]*[\w*/]")
 NAME = re.compile(rf"(?<![\w/.-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/])")
 RUN = re.compile(r"python3? (?:-W ignore )?-m ([A-Za-z_][\w.]*)")
+MAKE = r"make (?:PYTHON=\S+ )?([a-z-]+)"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])[A-Z]{3,}(?![A-Za-z])")  # gradtf_fl.ROOM, gradtf_fl/cli/VERB.py
 SOURCE = re.compile(r"\.(?:py|sh|md|toml|json|txt|png|html|safetensors)$")
@@ -52,7 +53,9 @@ def bound_names(path: Path) -> frozenset[str]:
             elif isinstance(node, ast.AnnAssign):
                 names.update(name.id for name in ast.walk(node.target) if isinstance(name, ast.Name))
             elif isinstance(node, ast.Assign):
-                names.update(name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+                names.update(
+                    name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)
+                )
             if isinstance(node, ast.ClassDef | ast.If | ast.Try):
                 collect(node.body)
 
@@ -125,5 +128,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 @every_page
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"(?:`|^)make (?:PYTHON=\S+ )?([a-z-]+)", page.read_text(), re.MULTILINE)
+    fenced = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    named = re.findall(r"`" + MAKE, page.read_text()) + re.findall(r"^" + MAKE, fenced, re.MULTILINE)
     assert sorted(set(named) - targets) == []

@@ -16,16 +16,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from gradtf_fl.adapters import (
-    adapter_state,
-    apply_update,
-    attach,
-    initial_state,
-    load_model,
-    model_folder,
-    save_adapter,
-    update_vector,
-)
+from gradtf_fl.adapters import AdaptedModel, adapter_state, model_folder, save_adapter, update_vector
 from gradtf_fl.tasks import encode_rows, exact_match, house_rules_federation
 from gradtf_fl.training import fine_tune
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
@@ -36,23 +27,21 @@ def main(folder: Path) -> None:
     (organization,) = house_rules_federation("same", organizations=1, rows=1024, test_rows=256, seed=0)
     transformer = GradTransformer.load(embedded_checkpoint())
     source, target = transformer.source, transformer.target
+    tiny, llm = AdaptedModel.load(source.model, source.spec), AdaptedModel.load(target.model, target.spec)
 
-    tiny, tokenizer = load_model(source.model)
-    start = initial_state(tiny, source.spec)
-    tuned = attach(tiny, source.spec)
-    fine_tune(tuned, encode_rows(organization.train, tokenizer), steps=150, batch=12, rate=0.015, seed=0)
-    update = update_vector(source.layout, adapter_state(tuned), start)  # [blocks, block_dim] of the TinyLM
+    tuned = tiny.attach()
+    rows, test = encode_rows(organization.train, tiny.tokenizer), encode_rows(organization.test, llm.tokenizer)
+    fine_tune(tuned, rows, steps=150, batch=12, rate=0.015, seed=0)
+    update = update_vector(source.layout, adapter_state(tuned), tiny.initial)  # [blocks, block_dim] of the TinyLM
 
     generated = transformer.generate(update)  # [blocks, block_dim] of the LLM
-    llm, tokenizer = load_model(target.model)
-    state = apply_update(target.layout, initial_state(llm, target.spec), generated)
-    save_adapter(folder, state, target.spec, model_folder(target.model))
+    save_adapter(folder, llm.state_at(generated), target.spec, model_folder(target.model))
 
-    test = encode_rows(organization.test, tokenizer)
     print(f"update vectors: TinyLM {list(update.shape)}, LLM {list(generated.shape)}")
     print(f"accuracy of the TinyLM, tuned: {exact_match(tuned, test):.3f}")
-    print(f"accuracy of the LLM, base: {exact_match(llm, test):.3f}")
-    print(f"accuracy of the LLM, generated: {exact_match(PeftModel.from_pretrained(llm, str(folder)), test):.3f}")
+    print(f"accuracy of the LLM, base: {exact_match(llm.model, test):.3f}")
+    loaded = PeftModel.from_pretrained(llm.model, str(folder))
+    print(f"accuracy of the LLM, generated: {exact_match(loaded, test):.3f}")
     print(f"adapter folder: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
