@@ -59,12 +59,12 @@ name = "gradtf-run"
 version = "{__version__}"
 description = "One federated run of gradtf-fl"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["flwr>=1.42,<1.43"]
 
 [tool.flwr.app]
 publisher = "gradtf"
 fab-format-version = 1
-flwr-version-target = "1.41.0"
+flwr-version-target = "1.42.0"
 
 [tool.flwr.app.components]
 serverapp = "strategies.server_app:app"

@@ -25,11 +25,11 @@ PROJECT = """[project]
 name = "hostile"
 version = "1.0.0"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["flwr>=1.42,<1.43"]
 [tool.flwr.app]
 publisher = "gradtf"
 fab-format-version = 1
-flwr-version-target = "1.41.0"
+flwr-version-target = "1.42.0"
 [tool.flwr.app.components]
 serverapp = "hostile_server:app"
 clientapp = "hostile_client:app"
