@@ -1,4 +1,4 @@
-"""``gradtf bench secagg``: secure aggregation against Flower 1.41's own functions and this machine's limits.
+"""``gradtf bench secagg``: secure aggregation against Flower's own functions and this machine's limits.
 
 All times are CPU seconds of all threads (`time.process_time`), on the same data in the same process. Ours are the
 state machines of gradtf_fl/secagg from message to message, signatures and checks included; Flower's are the
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from experiments.bench_noise import noise_rows
 from experiments.benchmark import Progress, Row, cpu_seconds, machine, median
-from experiments.flower_secagg_steps import MEASURED_OWNERS, PEER, FlowerRound
+from experiments.flower_private import PEER
+from experiments.flower_secagg_steps import MEASURED_OWNERS, FlowerRound
 from experiments.secagg_round import BITS, MeasuredRound
 from gradtf_fl.secagg.graph import point
 from gradtf_fl.secagg.masks import CHUNK_BYTES, MaskStreams

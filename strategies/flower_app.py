@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gradtf_fl import __version__
 from gradtf_fl.config import FederationPlan
+from gradtf_fl.flower_versions import REQUIREMENT, TARGET
 from gradtf_fl.models import model_folder
 
 PACKAGES = ("strategies", "clients")
@@ -59,12 +60,12 @@ name = "gradtf-run"
 version = "{__version__}"
 description = "One federated run of gradtf-fl"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.42,<1.43"]
+dependencies = ["{REQUIREMENT}"]
 
 [tool.flwr.app]
 publisher = "gradtf"
 fab-format-version = 1
-flwr-version-target = "1.42.0"
+flwr-version-target = "{TARGET}"
 
 [tool.flwr.app.components]
 serverapp = "strategies.server_app:app"

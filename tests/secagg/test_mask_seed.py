@@ -8,9 +8,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from numpy.typing import NDArray
 
 from experiments.break_flower_masks import (
@@ -23,6 +20,7 @@ from experiments.break_flower_masks import (
     matching_seeds,
     recover,
 )
+from experiments.flower_private import generate_key_pairs, generate_shared_key, pseudo_rand_gen
 from experiments.flower_secagg import FlowerClient, play_round
 from gradtf_fl.secagg import primitives as crypto
 from gradtf_fl.secagg.adverts import Advert
