@@ -113,7 +113,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "evaluate_config": evaluate_config,
             "evaluate_fn": evaluate_fn,
         }
-        if refused := [f"{name} is not used by SecureFederation: leave it out" for name, v in given.items() if v]:
+        if refused := [f"{name}: SecureFederation takes none, leave it empty" for name, v in given.items() if v]:
             raise ConfigError(refused)
         self.plan = self.plan.model_copy(update={"rounds": num_rounds, "deadline_s": timeout})
         return Result(arrays=ArrayRecord({"update": Array(self.run(grid).global_update)}))

@@ -114,7 +114,7 @@ def test_start_takes_no_argument_that_it_would_ignore(make_kit: MakeKit) -> None
         federation.start(
             kit.grid(), ArrayRecord({"a": Array(federation._update)}), train_config=ConfigRecord({"lr": 0.1})
         )
-    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["initial_arrays", "train_config"]
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["initial_arrays", "train_config"]
 
 
 def test_start_runs_the_rounds_that_it_is_told(make_kit: MakeKit) -> None:
