@@ -18,14 +18,14 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
@@ -46,7 +46,7 @@ logger = logging.getLogger("gradtf.server")
 
 
 class SecureFederation(Strategy):  # type: ignore[misc]
-    """Flower strategy with its own `start`, as a protocol of several stages needs one."""
+    """Flower strategy whose `start` does not call the hooks below: a protocol of several stages needs its own `run`."""
 
     def __init__(
         self, plan: FederationPlan, provider: Provider, roster: Roster, on_event: OnEvent | None = None
@@ -83,28 +83,49 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def start(
         self,
         grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        timeout: float | None = None,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Any = None,
-    ) -> FederationResult:
-        """Run the rounds that ``out`` does not hold yet.
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Flower's way to start a strategy: `run` with another number of rounds and another deadline than the plan's.
 
         Args:
-            num_rounds, timeout: total of rounds and seconds for a stage, instead of the plan's.
-            initial_arrays, train_config, evaluate_config, evaluate_fn: of Flower's own strategies; not used
-                here, as every organization builds the same initial adapter from the round's spec.
+            initial_arrays: an empty ``ArrayRecord()``, as every organization builds the same initial adapter from the
+                round's spec.
+            num_rounds: rounds in total, those that ``out`` holds included.
+            timeout: seconds that the organizations have for a stage.
+            train_config: None, as the plan says how to train.
+            evaluate_config: None, as organizations evaluate at home.
+            evaluate_fn: None, for the same reason.
+
+        Returns:
+            Flower's result; its only array is ``update``, U as float32 [blocks, block_dim].
+
+        Raises:
+            ConfigError: an argument is given that this strategy does not take; else as `run`.
+        """
+        given = {
+            "initial_arrays": initial_arrays,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+            "evaluate_fn": evaluate_fn,
+        }
+        if refused := [f"{name}: SecureFederation takes none, leave it empty" for name, v in given.items() if v]:
+            raise ConfigError(refused)
+        self.plan = self.plan.model_copy(update={"rounds": num_rounds, "deadline_s": timeout})
+        return Result(arrays=ArrayRecord({"update": Array(self.run(grid).global_update)}))
+
+    def run(self, grid: Grid) -> FederationResult:
+        """Run the plan's rounds, those that ``out`` does not hold yet.
 
         Raises:
             RoundAborted: too few organizations at some stage; finished rounds stay in ``out``.
             BudgetExhausted: too few organizations have budget left; finished rounds stay in ``out``.
             ConfigError, CorruptFile: ``out`` holds another run, or is damaged.
         """
-        self.plan = self.plan.model_copy(
-            update={"rounds": num_rounds or self.plan.rounds, "deadline_s": timeout or self.plan.deadline_s}
-        )
         self.summary()
         with checkpoints.locked(self.plan.out):
             done = self._resume()

@@ -1,4 +1,4 @@
-"""``gradtf bench secagg``: secure aggregation against Flower 1.41's own functions and this machine's limits.
+"""``gradtf bench secagg``: secure aggregation against Flower's own functions and this machine's limits.
 
 All times are CPU seconds of all threads (`time.process_time`), on the same data in the same process. Ours are the
 state machines of gradtf_fl/secagg from message to message, signatures and checks included; Flower's are the
@@ -18,7 +18,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from experiments.bench.flower_secagg_steps import MEASURED_OWNERS, PEER, FlowerRound
+from experiments.bench.flower_private import PEER
+from experiments.bench.flower_secagg_steps import MEASURED_OWNERS, FlowerRound
 from experiments.bench.noise import noise_rows
 from experiments.bench.secagg_round import BITS, MeasuredRound
 from experiments.measuring import Progress, Row, cpu_seconds, machine, median

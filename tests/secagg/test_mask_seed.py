@@ -8,11 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from numpy.typing import NDArray
 
+from experiments.bench.flower_private import generate_key_pairs, generate_shared_key, pseudo_rand_gen
 from experiments.bench.flower_secagg import FlowerClient, play_round
 from experiments.demos.break_flower_masks import (
     SeedSpace,
