@@ -14,11 +14,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 
@@ -29,7 +28,7 @@ from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import CurationConfig, TupleStore, begin_worker, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import write_whole
-from gradtf_fl.transformer import GradTransformer, Standardisation, TrainConfig, sampling, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train
 
 Scores = dict[str, float]
 """Accuracies and distances by name, e.g. "seen one generated"."""
@@ -41,16 +40,12 @@ class Trial:
     """One variant.
 
     Attributes:
-        sets: train on the first shards of the store only, until they hold so many shadow sets; None: on all.
-        scaled: false switches standardisation off: mean 0, scale 1.
-        averaged: false trains on single updates, never on averages over several sets of one task.
+        sets: train on the first shards of the store only, until they hold this many shadow sets; None: on all.
     """
 
     store: CurationConfig
     train: TrainConfig
     sets: int | None = None
-    scaled: bool = True
-    averaged: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,15 +112,14 @@ def score_trial(trial: Trial, private: PrivatePlan, site: Site) -> Scores:
     """Train one trial, or take its checkpoint, and score it, or take its scores."""
     torch.set_num_threads(1)
     folder = store_folder(site, trial.store)
-    name = key_of([asdict(trial.train), trial.sets, trial.scaled, trial.averaged])
+    name = key_of([trial.train.to_json(), trial.sets, trial.train.scaled, trial.train.averaged])
     scores = folder / f"scores-{name}-{key_of(asdict(private))}.json"
     with _alone(folder / name):
         if not scores.exists():
             tuples = folder if trial.sets is None else first_sets(folder, trial.sets)
             checkpoint = folder / f"{name}.safetensors"
-            with switched(trial):
-                exists = checkpoint.exists()
-                made = GradTransformer.load(checkpoint) if exists else train(trial.train, tuples, checkpoint)
+            exists = checkpoint.exists()
+            made = GradTransformer.load(checkpoint) if exists else train(trial.train, tuples, checkpoint)
             bench = Bench(made, Controls.fit_on_store(tuples))
             found = score(bench, private_sets(private, trial.store, site))
             write_whole(scores, json.dumps(found, indent=1))
@@ -180,21 +174,6 @@ def beside_cells(scores: Scores) -> list[Cell]:
 def pgr(scores: Scores, group: str, made: float) -> float:
     """Share of the gap between the tuned TinyLM and the tuned LLM that an accuracy recovers."""
     return recovered([made], [scores[f"{group} tiny_tuned"]], [scores[f"{group} llm_ceiling"]])
-
-
-@contextmanager
-def switched(trial: Trial) -> Iterator[None]:
-    """The trial's switches, in this process while it trains."""
-    with ExitStack() as stack:
-        if not trial.scaled:
-            stack.enter_context(patch.object(Standardisation, "fit", classmethod(_unscaled)))
-        if not trial.averaged:
-            stack.enter_context(patch.object(sampling, "AVERAGED", (1,)))
-        yield
-
-
-def _unscaled(cls: type[Standardisation], updates: torch.Tensor, _: object) -> Standardisation:
-    return cls(torch.zeros_like(updates[0]), torch.ones_like(updates[0]))
 
 
 def first_sets(folder: Path, sets: int) -> Path:
