@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from gradtf_fl.errors import GradtfError
 
@@ -35,8 +35,11 @@ SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
 MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 
-#: stage of the secure aggregation -> Flower message type
-MESSAGE_TYPES = {
+Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
+
+#: stage -> Flower message type
+MESSAGE_TYPES: dict[Stage, str] = {
     "advertise": "train.begin",
     "share": "train.share",
     "mask": "train.mask",

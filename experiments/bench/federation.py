@@ -31,11 +31,11 @@ from gradtf_fl.deployment import (
     load_server,
     read_lines,
 )
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.tasks import house_rules_federation, write_rows
 from strategies import ServerRun, make_server
 
 PACKAGES = ("flwr", "torch", "transformers", "peft")
-STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 ORGANIZATIONS = 3
 OURS, PEER = "gradtf org run", "flower-supernode (a process per message)"
 FLOWER_POLL_S = 3.0

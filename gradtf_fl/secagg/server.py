@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg.crypto.masks import Words, add_masks
 from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.graph import Graph, group_members
@@ -34,7 +35,6 @@ from gradtf_fl.secagg.violations import (
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
-    STAGES,
     Delivery,
     Kind,
     SealedShares,
@@ -86,7 +86,7 @@ class SecAggServer:
             self._encoding = encoding_of(config, len(self.members))
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._stage = STAGES[0]
+        self._stage: str = STAGES[0]
         self._advert_messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advert] = {}
         self._keys_taken: set[bytes] = set()

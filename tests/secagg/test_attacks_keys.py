@@ -296,7 +296,7 @@ def test_two_clients_with_different_directories() -> None:
     federation.clients[0].consistency(survivors(federation, *u2))
     true.play("mask", others)
     true.play("consistency", others)
-    signed_views = Votes.decode(true.votes[1], federation.commitment).by_member
+    signed_views = Votes.decode(true.sent["unmask"][1], federation.commitment).by_member
     with pytest.raises(InconsistentViews, match="did not sign this client's view"):
         federation.clients[0].unmask(votes(federation, {i: signed_views[i] for i in u2 if i}))
     assert true.finish(others).clients == 11

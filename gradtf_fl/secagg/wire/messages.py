@@ -30,7 +30,6 @@ from gradtf_fl.secagg.violations import (
 from gradtf_fl.secagg.wire.encoding import Reader, Writer
 
 MAGIC = b"GSA1"
-STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 SEALED_BYTES = 2 * ELEMENT_BYTES + TAG_BYTES
 
 
