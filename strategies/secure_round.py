@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
-from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Refusal, Stage, StagePayload
+from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from strategies.groups import groups_needed
@@ -224,7 +224,7 @@ class SecureRound:
             if (message.round, message.attempt) != (self._config.round, self._config.attempt):
                 return False
             take(answer.node, message.payload)
-        except (MalformedMessage, ProtocolViolation):
+        except (MalformedFields, ProtocolViolation):
             return False
         return True
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 LONGEST_ROW = 512
-Progress = Callable[[int, int], None]  # prompts that are done, of how many
+PromptsDone = Callable[[int, int], None]  # prompts that are done, of how many
 Choose = Callable[["Tensor"], "Tensor"]  # logits [N, V] of the next token -> a token for each row [N]
 
 
@@ -44,7 +44,7 @@ def generate_greedily(
     max_new_tokens: int,
     finished: Callable[[str], bool] = lambda text: False,
     batch: int = BATCH,
-    progress: Progress = lambda done, total: None,
+    progress: PromptsDone = lambda done, total: None,
 ) -> list[Generated]:
     """The greedy continuation of each prompt, in the order of ``prompts``.
 

@@ -36,11 +36,11 @@ from gradtf_fl.transformer.validation import Validation
 
 __all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
 
-Progress = Callable[[int, int, float], None]
+TrainingProgress = Callable[[int, int, float], None]
 
 
 def train(
-    config: TrainConfig, tuples: str | Path, out: str | Path, progress: Progress | None = None
+    config: TrainConfig, tuples: str | Path, out: str | Path, progress: TrainingProgress | None = None
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.
 
@@ -76,7 +76,11 @@ def train(
 
 
 def _descend(
-    run: TrainingRun, objectives: Objectives, validation: Validation | None, resume: Path, progress: Progress | None
+    run: TrainingRun,
+    objectives: Objectives,
+    validation: Validation | None,
+    resume: Path,
+    progress: TrainingProgress | None,
 ) -> None:
     """All steps that are left, until validation brings nothing better."""
     config, model, sampler, processes = run.config, run.model, run.sampler, objectives.processes

@@ -20,14 +20,20 @@ from gradtf_fl.secagg import (
     encode_configs,
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
-from gradtf_fl.secagg.wire.messages import Delivery, Kind, SealedShares, Survivors, Unmasking
+from gradtf_fl.secagg.wire.messages import Delivery, MessageKind, SealedShares, Survivors, Unmasking
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
 from .forging import BODY, lie
 from .mutants import mutants, rearranged, subset
 
-KINDS = dict(zip(STAGES, (Kind.ADVERT, Kind.SHARES, Kind.MASKED, Kind.VOTE, Kind.UNMASKING), strict=True))
+KINDS = dict(
+    zip(
+        STAGES,
+        (MessageKind.ADVERT, MessageKind.SHARES, MessageKind.MASKED, MessageKind.VOTE, MessageKind.UNMASKING),
+        strict=True,
+    )
+)
 Stream = Callable[[random.Random], Iterator[bytes]]
 
 

@@ -20,7 +20,7 @@ from gradtf_fl.secagg import (
     UnknownIdentity,
 )
 from gradtf_fl.secagg.wire.encoding import Writer
-from gradtf_fl.secagg.wire.messages import Kind, Unmasking, header
+from gradtf_fl.secagg.wire.messages import MessageKind, Unmasking, header
 from gradtf_fl.secagg.wire.votes import Votes, view_digest
 
 from .federation import AnyGraphPolicy, Federation
@@ -60,7 +60,9 @@ def test_active_and_dead_lists_that_overlap_cannot_be_written(members: tuple[int
 
 def test_a_second_list_behind_the_first_is_refused() -> None:
     federation = Federation(n=4).until("consistency")
-    two = Writer().fixed(header(Kind.SURVIVORS, federation.commitment)).indices((0, 1, 2, 3)).indices((3,)).done()
+    two = (
+        Writer().fixed(header(MessageKind.SURVIVORS, federation.commitment)).indices((0, 1, 2, 3)).indices((3,)).done()
+    )
     with pytest.raises(MalformedMessage, match="too many"):
         federation.clients[0].consistency(two)
 
