@@ -10,12 +10,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from experiments.embedded import Bench
 from experiments.measuring import Cell, Progress, recovered
 from experiments.paper.measures.private_sets import PrivatePlan, PrivateSets, make_private
 from gradtf_fl.baselines import Controls
-from gradtf_fl.curation import CurationConfig, TupleStore, begin_worker, curate
+from gradtf_fl.curation import CurationConfig, TupleStore, curate, worker_pool
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import write_whole
 from gradtf_fl.transformer import GradTransformer, TrainConfig, train
@@ -89,16 +89,16 @@ def run_trials(trials: Mapping[str, Trial], private: PrivatePlan, site: Site, pr
         progress(what, done, total)
 
     progress("curate", done, total)
-    with _runner(site.processes) as run:
+    with nullcontext() if site.processes == 1 else worker_pool(site.processes) as pool:
         if site.device == "cpu":
             for store in stores.values():
                 _curate(store, site, site.processes)
                 count("curate")
         else:  # a shard takes so short there that its process would take longer
-            run(_curate, [(store, site, 1) for store in stores.values()], lambda: count("curate"))
-        run(private_sets, [(private, store, site) for store in specs.values()], lambda: None)
+            _results(pool, _curate, [(store, site, 1) for store in stores.values()], lambda: count("curate"))
+        _results(pool, private_sets, [(private, store, site) for store in specs.values()], lambda: None)
         calls = [(trial, private, site) for trial in trials.values()]
-        found = run(score_trial, calls, lambda: count("train and score"))
+        found = _results(pool, score_trial, calls, lambda: count("train and score"))
     return dict(zip(trials, found, strict=True))
 
 
@@ -210,34 +210,16 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-Run = Callable[[Callable[..., T], list[tuple[Any, ...]], Callable[[], None]], list[T]]
-
-
-@contextmanager
-def _runner(workers: int) -> Iterator[Run[Any]]:
-    """``run(function, arguments of each call, told after each)`` in this process or in ``workers`` others."""
-    if workers == 1:
-
-        def here(function: Callable[..., Any], calls: list[tuple[Any, ...]], told: Callable[[], None]) -> list[Any]:
-            results = []
-            for call in calls:
-                results.append(function(*call))
-                told()
-            return results
-
-        yield here
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
-
-        def there(function: Callable[..., Any], calls: list[tuple[Any, ...]], told: Callable[[], None]) -> list[Any]:
-            running = [pool.submit(function, *call) for call in calls]
-            for future in running:
-                future.result()
-                told()
-            return [future.result() for future in running]
-
-        yield there
+def _results(
+    pool: Executor | None, function: Callable[..., T], calls: list[tuple[Any, ...]], told: Callable[[], None]
+) -> list[T]:
+    """What ``function`` returns for the arguments of each call, in ``pool`` or here; ``told`` after each of them."""
+    waits = [partial(function, *call) if pool is None else pool.submit(function, *call).result for call in calls]
+    results = []
+    for wait in waits:
+        results.append(wait())
+        told()
+    return results
 
 
 def _mean(values: list[float]) -> float:
