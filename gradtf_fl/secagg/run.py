@@ -70,7 +70,8 @@ def run_secure_sum(
         n_min=2, allow_two=True, t_min=config.threshold, max_clip=clip, max_weight=max_weight, max_bits=bits
     )
     seeds = [randomness(32) for _ in range(n)]
-    return PlayedRound(config, policy, identities, seeds, vectors, weights or [1.0] * n).run(drop or {})
+    weights = [1.0] * n if weights is None else weights
+    return PlayedRound(config, policy, identities, seeds, vectors, weights).run(drop or {})
 
 
 def new_identities(n: int, randomness: Randomness) -> list[Identity]:
@@ -104,7 +105,8 @@ class PlayedRound:
 
     Attributes:
         seeds: 32 bytes for each number, from which all of a client's secrets are derived.
-        vectors: update [dim] for each number. weights: for each number.
+        vectors: update [dim] for each number.
+        weights: weight for each number.
         clients: by number; only the members of the round's group.
         sent: stage -> number -> the server's message, which the client answers at that stage.
         gone: stage -> clients that left on their own at it, because too few others were left.
