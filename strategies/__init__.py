@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from strategies.engines.in_process import InProcessGrid
     from strategies.engines.ray_engine import run_on_ray
     from strategies.federation import SecureFederation
-    from strategies.groups import combined
+    from strategies.groups import combine_groups
     from strategies.provider import Generator, Provider, load_transformer
     from strategies.records import FederationResult, OnEvent, RoundEvent, RoundRecord
     from strategies.server.run import ServerRun, progress
@@ -32,7 +32,7 @@ __all__ = [
     "SecureFederation",
     "ServerRun",
     "checkpoints",
-    "combined",
+    "combine_groups",
     "load_transformer",
     "make_server",
     "progress",

@@ -34,9 +34,9 @@ from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, Trainin
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
-from strategies.delivery import Owed, deliver, riding
+from strategies.delivery import PendingDelivery, deliver, fill_begin
 from strategies.exchange import CONNECT, TTL_MARGIN, messages_for, patience, wait_for_nodes
-from strategies.groups import combined, gate, groups_needed
+from strategies.groups import combine_groups, gate, groups_needed
 from strategies.provider import Provider, start_hash, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
@@ -59,7 +59,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
         self._first: NDArray[np.float32] | None = None  # U after the first round
         self._state = RunState("", {})
-        self._owed: Owed | None = None
+        self._pending: PendingDelivery | None = None
         self._gathered = False  # whether the organizations were waited for, as before the first round
 
     @property
@@ -132,7 +132,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             if done and self._state.delivered < done:  # killed between checkpoint and delivery
                 folder = checkpoints.round_folder(self.plan.out, done) / "llm_adapter"
                 adapter = self.provider.reload(folder, self._state.run_id, done, self._update)
-                self._owed = Owed(done, adapter, update_bytes(self._update))
+                self._pending = PendingDelivery(done, adapter, update_bytes(self._update))
             for number in range(done + 1, self.plan.rounds + 1):
                 self._round(grid, number)
             self._deliver(grid)
@@ -177,9 +177,9 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             record = secure.log.record(config, "aborted")
             self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
-        self._begun(secure.log, len(nodes))
+        self._note_begin_deliveries(secure.log, len(nodes))
         started = time.monotonic()
-        mean = combined(sums, self.plan.combine).reshape(self._update.shape)
+        mean = combine_groups(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
         adapter = self.provider.generate(self._state.run_id, number, update, self._first)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
@@ -200,7 +200,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             self.provider.save(folder / "llm_adapter", adapter)
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
-        self._update, self._owed = update, Owed(number, adapter, update_bytes(update))
+        self._update, self._pending = update, PendingDelivery(number, adapter, update_bytes(update))
         self._first = update if self._first is None else self._first
         self._record(record)
 
@@ -262,28 +262,32 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             spec=tiny.spec.canonical(),
             initial_hash=tiny.initial_hash,
             update=update_bytes(self._update),
-            **riding(config.run_id, self._owed),
+            **fill_begin(config.run_id, self._pending),
         )
         ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
         outgoing = dict.fromkeys(nodes, begin.to_fields())
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
-    def _begun(self, log: RoundLog, asked: int) -> None:
-        """Everybody who answered a begin, if only that the budget is used up, stored what rode along; who did not gets
-        the next one, and all of them this one again after an aborted round."""
-        if self._owed is not None:
-            self._paid(self._owed.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked)
+    def _note_begin_deliveries(self, log: RoundLog, asked: int) -> None:
+        """The begin's adapter is delivered to everybody who answered, if only that the budget is used up.
+
+        The others get the next adapter; after an aborted round all of them get this one again.
+        """
+        if self._pending is not None:
+            self._note_delivery(
+                self._pending.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked
+            )
 
     def _deliver(self, grid: Grid) -> None:
         """Send out the last round's adapter, which no begin carries."""
-        if self._owed is None:
+        if self._pending is None:
             return
         self._connected(grid, least=1)
-        delivered = deliver(grid, self._owed.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
-        self._paid(self._owed.round, delivered.stored, delivered.asked)
+        delivered = deliver(grid, self._pending.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
+        self._note_delivery(self._pending.round, delivered.stored, delivered.asked)
 
-    def _paid(self, number: int, stored: int, asked: int) -> None:
-        self._owed = None
+    def _note_delivery(self, number: int, stored: int, asked: int) -> None:
+        self._pending = None
         self._state = replace(self._state, delivered=number)
         checkpoints.save_run(self.plan.out, self._state)
         self._tell("delivered", number, joined=stored, expected=asked)

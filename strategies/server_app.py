@@ -54,8 +54,8 @@ def run_server(
         generator: instead of the plan's transformer file.
 
     Raises:
-        ConfigError, CorruptFile: before anything is sent. RoundAborted, BudgetExhausted: see
-        `SecureFederation`.
+        ConfigError, CorruptFile: before anything is sent.
+        RoundAborted, BudgetExhausted: see `SecureFederation`.
     """
     roster = pinned_roster(plan)
     return SecureFederation(plan, Provider(plan, generator), roster, on_event).run(grid)

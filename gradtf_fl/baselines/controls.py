@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gradtf_fl.adapters import ASSETS, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.safetensors_header import metadata_of
 
 Matrix = NDArray[np.float64]
 
@@ -115,7 +116,7 @@ class Controls:
         data = path.read_bytes()
         try:
             tensors = load(data)
-            about = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["controls"])
+            about = metadata_of(data, "controls")
             if hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest() != about["sha256"]:
                 raise ValueError("content does not match its SHA-256")
             return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))

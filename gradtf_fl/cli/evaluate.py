@@ -215,7 +215,7 @@ def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:
 def _generated(
     model_name: str, adapter: Adapter | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
 ) -> dict[str, Any]:
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
     from gradtf_fl.tasks import score_task
 
     model, tokenizer = _model(model_name, adapter)

@@ -59,7 +59,7 @@ def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, 
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
 
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
     from gradtf_fl.transformer import Processes, TrainConfig
     from gradtf_fl.transformer import train as run
 

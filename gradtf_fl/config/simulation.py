@@ -8,15 +8,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gradtf_fl.config.base import (
-    STAGES,
     Epsilon,
     Location,
     ModelName,
     Section,
-    Stage,
 )
 from gradtf_fl.config.plan import FederationPlan, RoundSettings
 from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
+from gradtf_fl.round_messages import STAGES, Stage
 
 Rules = Literal["same", "mixed", "unseen"]
 

@@ -19,7 +19,7 @@ from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
 
-Progress = Callable[[str, int, int], None]
+CurationProgress = Callable[[str, int, int], None]
 
 
 class Curation(Protocol):
@@ -50,7 +50,7 @@ class Curation(Protocol):
 def curate(
     curation: Curation,
     out: str | Path,
-    progress: Progress | None = None,
+    progress: CurationProgress | None = None,
     workers: Workers | None = 1,
     device: str = "cpu",
 ) -> TupleStore:

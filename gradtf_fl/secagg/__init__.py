@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         encode_configs,
         smallest_threshold,
     )
-    from gradtf_fl.secagg.run import run_secure_sum
+    from gradtf_fl.secagg.run import PlayedRound, new_identities, roster_of, run_secure_sum
     from gradtf_fl.secagg.server import SecAggServer, SecureSum
     from gradtf_fl.secagg.vectors import distributed_noise, encoding_of
     from gradtf_fl.secagg.violations import (
@@ -59,14 +59,13 @@ if TYPE_CHECKING:
         UpdateRejected,
         WrongRound,
     )
-    from gradtf_fl.secagg.wire.messages import STAGES, commitment_of
+    from gradtf_fl.secagg.wire.messages import commitment_of
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CHUNK_BYTES",
     "PROTOCOL_VERSION",
-    "STAGES",
     "AdvertMismatch",
     "BadKey",
     "BadSignature",
@@ -81,6 +80,7 @@ __all__ = [
     "MalformedMessage",
     "MaskStreams",
     "OwnKeyMissing",
+    "PlayedRound",
     "PolicyViolation",
     "ProtocolViolation",
     "Quantizer",
@@ -115,8 +115,10 @@ __all__ = [
     "encoding_of",
     "group_members",
     "lagrange_weights",
+    "new_identities",
     "packed_size",
     "point",
+    "roster_of",
     "run_secure_sum",
     "smallest_threshold",
     "topology",

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
-from gradtf_fl.simulation.engines import Outcome, run_in_process
+from gradtf_fl.simulation.engines import Outcome, run_engine
 from gradtf_fl.simulation.figures import Figures, llm_figures, sum_error, tiny_figures
 from gradtf_fl.simulation.setup import (
     FederationFolders,
@@ -118,32 +119,29 @@ def _run_federation(config: SimulationConfig, folders: FederationFolders, clock:
         clock.replies = clock.replies + 1 if event.kind == "reply" else 0
         clock.on_event(_shown(event, clock, folders, config))
 
-    if config.engine == "ray":
-        from gradtf_fl.simulation.ray_engine import run_simulation_on_ray
-
-        return run_simulation_on_ray(config, folders, show)
-    return run_in_process(config, folders, show)
+    return run_engine(config, folders, show)
 
 
 def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig) -> SimulationEvent:
     """A round's event for people: a stage is told when its last organization answered or was lost."""
-    record, stage_over = event.record, clock.replies == event.expected
-    if record is not None:
-        joined, dropped = record.joined, sum(record.dropped.values())
-    else:
-        joined, dropped = event.joined, event.dropped + (event.expected - event.joined if stage_over else 0)
-    stage = "train" if event.stage == "advertise" else event.stage or event.kind
-    return SimulationEvent(
-        stage=record.state if record is not None else stage,
+    told = partial(
+        SimulationEvent,
         done=clock.done,
         total=clock.total,
         round=event.round,
         rounds=event.rounds,
-        joined=joined if record is not None or event.expected else None,
         expected=event.expected or None,
-        dropped=dropped if record is not None or event.stage else None,
-        epsilon=_largest_epsilon(folders, config) if record is not None else None,
         seconds=event.seconds or None,
+    )
+    if (record := event.record) is not None:  # the round is over
+        dropped = sum(record.dropped.values())
+        return told(record.state, joined=record.joined, dropped=dropped, epsilon=_largest_epsilon(folders, config))
+    stage_over = clock.replies == event.expected
+    lost_now = event.expected - event.joined if stage_over else 0
+    return told(
+        "train" if event.stage == "advertise" else event.stage or event.kind,
+        joined=event.joined if event.expected else None,
+        dropped=event.dropped + lost_now if event.stage else None,
         passing=event.kind in ("round", "stage") or (event.kind == "reply" and not stage_over),
     )
 

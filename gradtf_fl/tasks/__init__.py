@@ -12,7 +12,14 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
-    from gradtf_fl.tasks.decoding import context_length, end_tokens, generate_greedily, longest_row
+    from gradtf_fl.tasks.decoding import (
+        StopRule,
+        context_length,
+        decode,
+        fit_prompt,
+        generate_greedily,
+        longest_row,
+    )
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -55,15 +62,17 @@ __all__ = [
     "LoadedTask",
     "OrganizationData",
     "Row",
+    "StopRule",
     "TaskRows",
     "TaskScore",
     "TextTask",
     "TokenRows",
     "code_pairs",
     "context_length",
+    "decode",
     "encode_rows",
-    "end_tokens",
     "exact_match",
+    "fit_prompt",
     "generate_greedily",
     "house_rules",
     "house_rules_federation",

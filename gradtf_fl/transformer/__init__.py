@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from gradtf_fl.transformer import sampling
     from gradtf_fl.transformer.backbone import SIZES, Backbone
     from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
     from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
@@ -45,7 +44,6 @@ __all__ = [
     "embedded_tasks",
     "new_optimizers",
     "refine",
-    "sampling",
     "take_step",
     "train",
 ]

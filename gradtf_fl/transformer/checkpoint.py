@@ -16,6 +16,7 @@ import numpy as np
 from gradtf_fl.adapters import ASSETS, UpdateSpace, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.safetensors_header import metadata_of
 
 if TYPE_CHECKING:
     from gradtf_fl.transformer.backbone import Backbone
@@ -96,8 +97,7 @@ class GradTransformer:
         data = path.read_bytes()
         try:
             tensors = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            about = json.loads(header["__metadata__"]["grad_transformer"])
+            about = metadata_of(data, "grad_transformer")
             if about["format"] not in FORMATS:
                 raise _Unknown(f"checkpoint format {about['format']} is unknown; a newer program wrote it")
             if _digest(tensors) != about["tensors_sha256"]:

@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,11 @@ from gradtf_fl.transformer.validation import Validation
 
 __all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
 
-Progress = Callable[[int, int, float], None]
+TrainingProgress = Callable[[int, int, float], None]
 
 
 def train(
-    config: TrainConfig, tuples: str | Path, out: str | Path, progress: Progress | None = None
+    config: TrainConfig, tuples: str | Path, out: str | Path, progress: TrainingProgress | None = None
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.
 
@@ -61,7 +60,7 @@ def train(
     shards = store.read_all()
     validation = Validation.of(shards, config) if config.validate_every else None
     left_out = validation.federations if validation else frozenset()
-    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out)
+    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out, config.averaged)
     if not sampler.pairs:
         raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
     model = _new_model(config, sampler, source, target).to(place.device)
@@ -77,7 +76,11 @@ def train(
 
 
 def _descend(
-    run: TrainingRun, objectives: Objectives, validation: Validation | None, resume: Path, progress: Progress | None
+    run: TrainingRun,
+    objectives: Objectives,
+    validation: Validation | None,
+    resume: Path,
+    progress: TrainingProgress | None,
 ) -> None:
     """All steps that are left, until validation brings nothing better."""
     config, model, sampler, processes = run.config, run.model, run.sampler, objectives.processes
@@ -115,7 +118,7 @@ def _finish(run: TrainingRun, result: GradTransformer, out: Path, began: float) 
     run.model.cpu().eval()
     result.save(out)
     record: dict[str, Any] = {
-        "config": asdict(run.config),
+        "config": run.config.to_json(),
         "seconds": round(time.monotonic() - began, 1),
         "steps": len(run.log),
         "loss_last_100": _tail(run.log),
@@ -149,14 +152,16 @@ def _new_model(
     torch.manual_seed(config.seed)
     return GradTransformerModel(
         config.backbone,
-        Standardisation.fit(inputs, _slots(source.layout)),
-        Standardisation.fit(outputs, _slots(target.layout)),
+        _standardisation(config, inputs, source.layout),
+        _standardisation(config, outputs, target.layout),
         PLANS[config.partition].between(source.layout, target.layout),
     )
 
 
-def _slots(layout: BlockLayout) -> list[tuple[int, int]]:
-    return [(slot.start, slot.stop) for slot in layout.slots]
+def _standardisation(config: TrainConfig, updates: Tensor, layout: BlockLayout) -> Standardisation:
+    if not config.scaled:
+        return Standardisation.identity(*updates.shape[1:])
+    return Standardisation.fit(updates, [(slot.start, slot.stop) for slot in layout.slots])
 
 
 def new_optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.optim.Optimizer]:

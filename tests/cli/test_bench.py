@@ -96,13 +96,13 @@ def test_flower_really_does_its_round() -> None:
 
 def test_our_round_is_whole_and_a_wrong_sum_is_seen() -> None:
     vector = np.random.default_rng(0).normal(size=30).astype(np.float32)
-    round_ = MeasuredRound(5, 30).until_mask(vector)
+    round_ = MeasuredRound(5, vector).until("mask")
     twin = round_.fork()
-    result = twin.finish([0, 1, 2, 4], vector)
-    assert twin.is_exact(result, [0, 1, 2, 4], vector)
-    assert not twin.is_exact(result, [0, 1, 2, 3], vector)  # roundings differ from client to client
+    result = twin.finish([0, 1, 2, 4])
+    assert twin.is_exact(result, [0, 1, 2, 4])
+    assert not twin.is_exact(result, [0, 1, 2, 3])  # roundings differ from client to client
     off = result.mean.copy()
     off[7] += 1 / (4 * 2**20)
-    assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4], vector)
+    assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4])
     assert twin.server_total_s() > 0
     assert not round_.server_s["mask"], "a fork must not play its original on"

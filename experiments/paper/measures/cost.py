@@ -169,7 +169,7 @@ def _large(parameters: CostParameters, seed: int) -> tuple[GradTransformerModel,
     """A model of 28 blocks on both sides, and updates [batch, 28, block_dim]."""
     torch.manual_seed(seed)
     updates = torch.randn(parameters.batch, BLOCKS, parameters.block_dim)
-    scale = Standardisation(torch.zeros_like(updates[0]), torch.ones_like(updates[0]))
+    scale = Standardisation.identity(*updates.shape[1:])
     return GradTransformerModel(TrainConfig().backbone, scale, scale), updates
 
 

@@ -96,7 +96,7 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
     """
     curation, training = plan.curation(llm), plan.training()
     folder = Path(plan.folder) / f"{llm}-{key_of(asdict(curation))}"
-    checkpoint = folder / f"{key_of(asdict(training))}.safetensors"
+    checkpoint = folder / f"{key_of(training.to_json())}.safetensors"
     curate(curation, folder / "tuples", lambda what, done, total: progress(f"curate {what}", done, total))
     if not checkpoint.exists():
         train(
