@@ -35,12 +35,12 @@ from gradtf_fl.transformer.train_config import TrainConfig
 from gradtf_fl.transformer.training_run import TrainingRun
 from gradtf_fl.transformer.validation import Validation
 
-__all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
+__all__ = ["TrainConfig", "new_optimizers", "take_step", "train_grad_transformer"]
 
 Progress = Callable[[int, int, float], None]
 
 
-def train(
+def train_grad_transformer(
     config: TrainConfig, tuples: str | Path, out: str | Path, progress: Progress | None = None
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.

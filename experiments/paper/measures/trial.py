@@ -29,7 +29,7 @@ from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import CurationConfig, TupleStore, begin_worker, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import write_whole
-from gradtf_fl.transformer import GradTransformer, Standardisation, TrainConfig, sampling, train
+from gradtf_fl.transformer import GradTransformer, Standardisation, TrainConfig, sampling, train_grad_transformer
 
 Scores = dict[str, float]
 """Accuracies and distances by name, e.g. "seen one generated"."""
@@ -125,7 +125,11 @@ def score_trial(trial: Trial, private: PrivatePlan, site: Site) -> Scores:
             checkpoint = folder / f"{name}.safetensors"
             with switched(trial):
                 exists = checkpoint.exists()
-                made = GradTransformer.load(checkpoint) if exists else train(trial.train, tuples, checkpoint)
+                made = (
+                    GradTransformer.load(checkpoint)
+                    if exists
+                    else train_grad_transformer(trial.train, tuples, checkpoint)
+                )
             bench = Bench(made, Controls.fit_on_store(tuples))
             found = score(bench, private_sets(private, trial.store, site))
             write_whole(scores, json.dumps(found, indent=1))

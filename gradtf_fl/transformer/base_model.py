@@ -10,7 +10,7 @@ from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters import AdapterSpec
-    from gradtf_fl.transformer import Side
+    from gradtf_fl.transformer.checkpoint import Side
 
 
 def check_base(where: str, claimed: str, wanted: str) -> None:
