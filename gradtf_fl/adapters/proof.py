@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.spec import AdapterSpec
 from gradtf_fl.errors import CorruptFile
 
 WEIGHTS, NATIVE, CONFIG = "adapter_model.safetensors", "gradtf.safetensors", "adapter_config.json"

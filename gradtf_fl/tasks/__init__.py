@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         read_rows,
         write_rows,
     )
-    from gradtf_fl.tasks.scoring import TaskScore, score_task
+    from gradtf_fl.tasks.scoring import score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
     from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
@@ -56,7 +56,6 @@ __all__ = [
     "OrganizationData",
     "Row",
     "TaskRows",
-    "TaskScore",
     "TextTask",
     "TokenRows",
     "code_pairs",
