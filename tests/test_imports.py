@@ -88,7 +88,7 @@ def test_a_sound_tree_has_no_problem(tmp_path: Path) -> None:
                 "gradtf_fl/low/first.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
                 "    from gradtf_fl.high import two\none = 1"
             },
-            [("circle", "gradtf_fl.low.first"), ("up", "gradtf_fl/low/first.py:3")],
+            [("circle", "gradtf_fl.high.top"), ("up", "gradtf_fl/low/first.py:3")],
         ),
         ({"gradtf_fl/low/third.py": "from gradtf_fl.high import two"}, [("up", "gradtf_fl/low/third.py:1")]),
         ({"gradtf_fl/low/third.py": "from gradtf_fl import two"}, [("up", "gradtf_fl/low/third.py:1")]),

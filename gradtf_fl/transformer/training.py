@@ -47,6 +47,21 @@ def train_grad_transformer(
 
     Started by a launcher of several processes, each computes a part of every batch (see `processes`).
 
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import CurationConfig, TrainConfig, curate, train_grad_transformer
+    >>> from gradtf_fl.training import DpRecipe, PlainRecipe
+    >>> brief = PlainRecipe(steps=2, batch=4)
+    >>> trial = CurationConfig(
+    ...     rows=16, rules=2, single_groups=1, extra_singles=0, mixture_groups=0, plain_singles=1, plain_mixtures=0,
+    ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
+    ... )
+    >>> folder = mkdtemp()
+    >>> store = curate(trial, f"{folder}/tuples")
+    >>> config = TrainConfig(steps=1, groups=2, rows=1)
+    >>> made = train_grad_transformer(config, f"{folder}/tuples", f"{folder}/checkpoint")
+    >>> made.source.model, made.target.model
+    ('embedded:tiny', 'embedded:llm')
+
     Raises ConfigError or CorruptFile when a setting can't be, the device is not there, or the store is missing,
     damaged, too small or made with another model than is at hand.
     """
