@@ -46,7 +46,17 @@ logger = logging.getLogger("gradtf.server")
 
 
 class SecureFederation(Strategy):  # type: ignore[misc]
-    """Flower strategy whose `start` does not call the hooks below: a protocol of several stages needs its own `run`."""
+    """Flower strategy whose `start` does not call the hooks below: a protocol of several stages needs its own `run`.
+
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import FederationPlan, Identity, Roster, SecureFederation
+    >>> from strategies import Provider
+    >>> plan = FederationPlan(organizations=3, rounds=1, out=Path(mkdtemp()))
+    >>> roster = Roster(tuple(Identity.generate().public for _ in range(3)))
+    >>> SecureFederation(plan, Provider(plan), roster).quorum  # organizations without which no round can end
+    3
+    """
 
     def __init__(
         self, plan: FederationPlan, provider: Provider, roster: Roster, on_event: OnEvent | None = None

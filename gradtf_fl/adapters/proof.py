@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.spec import AdapterSpec
 from gradtf_fl.errors import CorruptFile
 from gradtf_fl.safetensors_header import LENGTH_BYTES, header_text
 

@@ -22,7 +22,17 @@ Matrix = NDArray[np.float64]
 
 
 class Controls:
-    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2]."""
+    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2].
+
+    >>> import numpy as np
+    >>> from gradtf_fl import Controls
+    >>> draw = np.random.default_rng(0)
+    >>> tiny = draw.normal(size=(8, 2, 3)).astype(np.float32)  # TinyLM updates of 8 shadow sets: 2 blocks of 3
+    >>> llm = draw.normal(size=(8, 4, 5)).astype(np.float32)
+    >>> controls = Controls.fit(tiny, llm)
+    >>> controls.nearest_set(0.5 * tiny[3]), controls.ridge(tiny[3]).shape
+    (3, (4, 5))
+    """
 
     def __init__(self, tiny: Vector, llm: Vector, penalty: float) -> None:
         self.tiny = tiny

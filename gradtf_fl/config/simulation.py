@@ -46,6 +46,11 @@ class DropRule(Section):
 class SimulationConfig(RoundSettings):
     """``gradtf simulate``: a federation on this machine. ``--config`` reads the same keys from TOML.
 
+    >>> from gradtf_fl import SimulationConfig
+    >>> config = SimulationConfig(organizations=8, rounds=2, epsilon=1.0)
+    >>> config.lifetime_budget
+    1.0
+
     Attributes:
         rows, test_rows: private training and test rows of each organization.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).

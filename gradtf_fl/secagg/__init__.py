@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.quantization import Quantizer
     from gradtf_fl.secagg.roster import Identity, Roster
     from gradtf_fl.secagg.round_config import (
-        PROTOCOL_VERSION,
         RoundConfig,
         decode_configs,
         default_threshold,
@@ -65,7 +64,6 @@ else:
 
 __all__ = [
     "CHUNK_BYTES",
-    "PROTOCOL_VERSION",
     "AdvertMismatch",
     "BadKey",
     "BadSignature",

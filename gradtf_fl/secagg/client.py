@@ -50,6 +50,19 @@ from gradtf_fl.secagg.wire.votes import Votes, sample, view_digest
 class SecAggClient:
     """Takes one organization through one attempt at one round.
 
+    >>> import secrets
+    >>> from gradtf_fl import ClientPolicy, Identity, RoundConfig, Roster, SecAggClient
+    >>> identities = [Identity.generate() for _ in range(3)]
+    >>> roster = Roster(tuple(identity.public for identity in identities))
+    >>> config = RoundConfig(
+    ...     run_id="demo", round=1, attempt=0, nonce=secrets.token_bytes(32), model_hash=bytes(32), dim=4, bits=24,
+    ...     clip=1.0, roster_hash=roster.hash, degree=2, threshold=3, quorum=3,
+    ... )
+    >>> client = SecAggClient(config, ClientPolicy(), roster, identities[0], last_round=(0, 0))
+    >>> advert = client.advertise()  # bytes for the server
+    >>> client.next_stage
+    'share'
+
     Args:
         config: what the server proposes.
         policy: what the organization allows; it overrides the server.

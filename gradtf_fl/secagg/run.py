@@ -41,6 +41,15 @@ def run_secure_sum(
 ) -> SecureSum:
     """Weighted mean of ``vectors`` (each [dim]) over the clients that masked theirs.
 
+    >>> import numpy as np
+    >>> from gradtf_fl import run_secure_sum
+    >>> vectors = [np.array([0.1, 0.2]), np.array([0.3, 0.0]), np.array([0.2, -0.2]), np.array([0.2, 0.4])]
+    >>> result = run_secure_sum(vectors, drop={"mask": [3]})  # the last one vanishes before its masked vector is sent
+    >>> result.clients
+    3
+    >>> np.abs(result.mean - [0.2, 0.0]).max() < 1e-5
+    np.True_
+
     Args:
         drop: stage name -> positions in ``vectors`` of the clients that vanish before they answer that stage.
 

@@ -69,6 +69,22 @@ class SecureSum:
 class SecAggServer:
     """Drives one attempt at one round: receive_X for each message that arrives, close_X when a stage ends.
 
+    >>> import secrets
+    >>> from gradtf_fl import ClientPolicy, Identity, RoundConfig, Roster, SecAggClient, SecAggServer
+    >>> identities = [Identity.generate() for _ in range(3)]
+    >>> roster = Roster(tuple(identity.public for identity in identities))
+    >>> config = RoundConfig(
+    ...     run_id="demo", round=1, attempt=0, nonce=secrets.token_bytes(32), model_hash=bytes(32), dim=4, bits=24,
+    ...     clip=1.0, roster_hash=roster.hash, degree=2, threshold=3, quorum=3,
+    ... )
+    >>> server = SecAggServer(config, roster)
+    >>> for identity in identities:
+    ...     client = SecAggClient(config, ClientPolicy(), roster, identity, last_round=(0, 0))
+    ...     sender = server.receive_advert(client.advertise())
+    >>> directories = server.close_advertise()  # one for each member, by identity key
+    >>> sorted(directories) == list(roster.keys)
+    True
+
     Raises (close_X):
         RoundAborted: fewer than the threshold are left; nothing about any vector has been learnt.
     """

@@ -27,7 +27,16 @@ FORMATS = (1, 2)
 
 
 class GradTransformer:
-    """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``."""
+    """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``.
+
+    >>> import numpy as np
+    >>> from gradtf_fl import GradTransformer
+    >>> from gradtf_fl.transformer import embedded_checkpoint
+    >>> grad = GradTransformer.load(embedded_checkpoint())
+    >>> tiny, llm = grad.source.layout, grad.target.layout
+    >>> grad.generate(np.zeros((tiny.blocks, tiny.block_dim), np.float32)).shape == (llm.blocks, llm.block_dim)
+    True
+    """
 
     def __init__(
         self,

@@ -17,6 +17,10 @@ SWITCHES = ("scaled", "averaged")
 class TrainConfig:
     """How the Grad-Transformer is trained.
 
+    >>> from gradtf_fl import TrainConfig
+    >>> TrainConfig(objective="mse-then-functional", steps=1000).all_steps
+    1250
+
     Attributes:
         steps: optimizer steps (for ``mse-then-functional``: the functional ones; the warm start has as many / 4).
         groups: shadow federations in a batch.

@@ -34,17 +34,32 @@ from gradtf_fl.transformer.train_config import TrainConfig
 from gradtf_fl.transformer.training_run import TrainingRun
 from gradtf_fl.transformer.validation import Validation
 
-__all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
+__all__ = ["TrainConfig", "new_optimizers", "take_step", "train_grad_transformer"]
 
 TrainingProgress = Callable[[int, int, float], None]
 
 
-def train(
+def train_grad_transformer(
     config: TrainConfig, tuples: str | Path, out: str | Path, progress: TrainingProgress | None = None
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.
 
     Started by a launcher of several processes, each computes a part of every batch (see `processes`).
+
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import CurationConfig, TrainConfig, curate, train_grad_transformer
+    >>> from gradtf_fl.training import DpRecipe, PlainRecipe
+    >>> brief = PlainRecipe(steps=2, batch=4)
+    >>> trial = CurationConfig(
+    ...     rows=16, rules=2, single_groups=1, extra_singles=0, mixture_groups=0, plain_singles=1, plain_mixtures=0,
+    ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
+    ... )
+    >>> folder = mkdtemp()
+    >>> store = curate(trial, f"{folder}/tuples")
+    >>> config = TrainConfig(steps=1, groups=2, rows=1)
+    >>> made = train_grad_transformer(config, f"{folder}/tuples", f"{folder}/checkpoint")
+    >>> made.source.model, made.target.model
+    ('embedded:tiny', 'embedded:llm')
 
     Raises ConfigError or CorruptFile when a setting can't be, the device is not there, or the store is missing,
     damaged, too small or made with another model than is at hand.

@@ -21,7 +21,7 @@ from experiments.paper.recomputation import recomputed
 from gradtf_fl.curation import TupleStore, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.transformer import TrainConfig, train
+from gradtf_fl.transformer import TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.backbone import Backbone
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS
@@ -97,7 +97,7 @@ def test_no_scaling_really_hands_the_model_raw_updates(place: Path) -> None:
     made = {}
     for scaled in (True, False):
         config = replace(base.train, scaled=scaled)
-        made[scaled] = train(config, store.folder, place / f"scaled-{scaled}").model
+        made[scaled] = train_grad_transformer(config, store.folder, place / f"scaled-{scaled}").model
     raw = store.read_all()[0].tensors["tiny"][-1]
     torch.testing.assert_close(made[False]._source_parts(raw)[0], raw)
     rms = [float(made[scaled]._source_parts(raw)[0].square().mean().sqrt()) for scaled in (True, False)]

@@ -28,7 +28,7 @@ from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import CurationConfig, TupleStore, curate, worker_pool
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import write_whole
-from gradtf_fl.transformer import GradTransformer, TrainConfig, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 
 Scores = dict[str, float]
 """Accuracies and distances by name, e.g. "seen one generated"."""
@@ -119,7 +119,9 @@ def score_trial(trial: Trial, private: PrivatePlan, site: Site) -> Scores:
             tuples = folder if trial.sets is None else first_sets(folder, trial.sets)
             checkpoint = folder / f"{name}.safetensors"
             exists = checkpoint.exists()
-            made = GradTransformer.load(checkpoint) if exists else train(trial.train, tuples, checkpoint)
+            made = (
+                GradTransformer.load(checkpoint) if exists else train_grad_transformer(trial.train, tuples, checkpoint)
+            )
             bench = Bench(made, Controls.fit_on_store(tuples))
             found = score(bench, private_sets(private, trial.store, site))
             write_whole(scores, json.dumps(found, indent=1))
