@@ -17,7 +17,7 @@ from gradtf_fl.round_messages import (
     AdapterDelivery,
     BeginRound,
     Fields,
-    MalformedMessage,
+    MalformedFields,
     StagePayload,
 )
 
@@ -53,8 +53,8 @@ def handle(organization: Organization, message_type: str, fields: Mapping[str, A
     """The answer of ``organization``.
 
     Raises:
-        MalformedMessage: an unknown message type. Otherwise see the handlers.
+        MalformedFields: an unknown message type. Otherwise see the handlers.
     """
     if message_type not in HANDLERS:
-        raise MalformedMessage(f"there is no message {message_type!r}")
+        raise MalformedFields(f"there is no message {message_type!r}")
     return HANDLERS[message_type](organization, fields)

@@ -56,12 +56,11 @@ def train_update(
     """Charge, train, clip.
 
     Args:
-        claim: uses up (round, attempt) on disk; called after the charge is known to fit and before any
-        training.
+        claim: uses up (round, attempt) on disk; called after the charge is known to fit and before any training.
 
     Raises:
-        Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``. BudgetExhausted: the
-            charge does not fit; no row was parsed.
+        Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``.
+        BudgetExhausted: the charge does not fit; no row was parsed.
     """
     tiny = load_tiny(organization, message.spec, message.initial_hash)
     start, start_hash = start_of(tiny, message.update)

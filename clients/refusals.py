@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from gradtf_fl.deployment import MAX_LOG_BYTES
 from gradtf_fl.errors import BudgetExhausted
-from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedMessage, Refusal
+from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedFields, Refusal
 
 LOG_FILE = "client.log"
 VANISHED = 1000  # error code of a simulated dropout
@@ -72,7 +72,7 @@ def code_of(error: BaseException) -> Refusal:
         return error.code
     if isinstance(error, BudgetExhausted):
         return Refusal.BUDGET
-    if isinstance(error, MalformedMessage):
+    if isinstance(error, MalformedFields):
         return Refusal.PROTOCOL
     from gradtf_fl.secagg import ProtocolViolation
 
@@ -82,7 +82,7 @@ def code_of(error: BaseException) -> Refusal:
 def _fields(message: Message) -> Mapping[str, Any]:
     record = message.content.get(SECTION)
     if not isinstance(record, ConfigRecord):
-        raise MalformedMessage(f"the message has no record {SECTION!r}")
+        raise MalformedFields(f"the message has no record {SECTION!r}")
     return dict(record)
 
 

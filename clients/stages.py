@@ -9,7 +9,7 @@ import numpy as np
 from clients.node_store import OpenRound, RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
-from gradtf_fl.round_messages import BeginRound, MalformedMessage, Refusal, StagePayload, TrainingPlan
+from gradtf_fl.round_messages import BeginRound, MalformedFields, Refusal, StagePayload, TrainingPlan
 from gradtf_fl.secagg import (
     ProtocolViolation,
     RoundConfig,
@@ -25,7 +25,7 @@ REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full wei
 def begin(organization: Organization, message: BeginRound) -> StagePayload:
     """Check the round against this organization's own limits, charge the ledger, train, and advertise keys.
 
-    The last round's LLM adapter, where one rides along, is stored first: it is owed whatever comes of this round.
+    The last round's LLM adapter, where one rides along, is stored first: it is delivered whatever comes of this round.
     Order matters: nothing is trained before the policy, the round counter, the model and the budget are
     settled, and (round, attempt) is used up on disk before the first private row is read.
 
@@ -137,7 +137,7 @@ def _stage(
 ) -> StagePayload:
     organization.vanish_if_told(name, message.round)
     if message.round < 1 or message.attempt < 0:
-        raise MalformedMessage("round or attempt is out of range")
+        raise MalformedFields("round or attempt is out of range")
     with organization.store().stage(message.round, message.attempt) as opened:
         client = SecAggClient.from_bytes(
             opened.protocol, organization.policy, organization.roster, organization.identity

@@ -1,3 +1,94 @@
-"""gradtf-fl: federated LLM fine-tuning from TinyLM updates, under DP-SGD and secure aggregation."""
+"""gradtf-fl: federated LLM fine-tuning from TinyLM updates, under DP-SGD and secure aggregation.
+
+The names that a user's program starts with. Each is imported when it is first used: the secure sum and the ledger
+need no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradtf_fl.lazy_names import lazy_names
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gradtf_fl.adapters import (
+        AdapterSpec,
+        BlockLayout,
+        adapter_state,
+        attach,
+        initial_state,
+        load_model,
+        save_adapter,
+        update_vector,
+    )
+    from gradtf_fl.baselines import Case, Controls, CrossLora, Pair, PcaRidge, ProxyTuning, run_baseline
+    from gradtf_fl.config import FederationPlan, SimulationConfig
+    from gradtf_fl.curation import CurationConfig, curate
+    from gradtf_fl.errors import ConfigError
+    from gradtf_fl.privacy import DpEvent, Ledger, epsilons, noise_multiplier
+    from gradtf_fl.secagg import (
+        ClientPolicy,
+        Identity,
+        Quantizer,
+        Roster,
+        RoundConfig,
+        SecAggClient,
+        SecAggServer,
+        run_secure_sum,
+    )
+    from gradtf_fl.simulation import simulate
+    from gradtf_fl.tasks import Row, TokenRows, encode_rows, read_rows
+    from gradtf_fl.training import train_dp
+    from gradtf_fl.transformer import GradTransformer, TrainConfig, convert, train_grad_transformer
+    from strategies import SecureFederation
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "AdapterSpec",
+    "BlockLayout",
+    "Case",
+    "ClientPolicy",
+    "ConfigError",
+    "Controls",
+    "CrossLora",
+    "CurationConfig",
+    "DpEvent",
+    "FederationPlan",
+    "GradTransformer",
+    "Identity",
+    "Ledger",
+    "Pair",
+    "PcaRidge",
+    "ProxyTuning",
+    "Quantizer",
+    "Roster",
+    "RoundConfig",
+    "Row",
+    "SecAggClient",
+    "SecAggServer",
+    "SecureFederation",
+    "SimulationConfig",
+    "TokenRows",
+    "TrainConfig",
+    "__version__",
+    "adapter_state",
+    "attach",
+    "convert",
+    "curate",
+    "encode_rows",
+    "epsilons",
+    "initial_state",
+    "load_model",
+    "noise_multiplier",
+    "read_rows",
+    "run_baseline",
+    "run_secure_sum",
+    "save_adapter",
+    "simulate",
+    "train_dp",
+    "train_grad_transformer",
+    "update_vector",
+]

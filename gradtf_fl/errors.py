@@ -12,7 +12,15 @@ class GradtfError(Exception):
 
 
 class ConfigError(GradtfError, ValueError):
-    """Bad usage, configuration or input file (exit 2). Carries ALL problems found, one line each."""
+    """Bad usage, configuration or input file (exit 2). Carries ALL problems found, one line each.
+
+    >>> from gradtf_fl import AdapterSpec, ConfigError
+    >>> try:
+    ...     AdapterSpec(kind="dense")
+    ... except ConfigError as error:
+    ...     error.problems
+    ("adapter kind 'dense' is unknown: the kinds are lora, lora-xs, full",)
+    """
 
     exit_code = 2
 

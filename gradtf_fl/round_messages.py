@@ -13,7 +13,7 @@ train.mask           | `StagePayload`       | `StagePayload`
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
 evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization
-shares them)
+                     |                      | shares them)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from gradtf_fl.errors import GradtfError
 
@@ -35,8 +35,11 @@ SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
 MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 
-#: stage of the secure aggregation -> Flower message type
-MESSAGE_TYPES = {
+Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
+
+#: stage -> Flower message type
+MESSAGE_TYPES: dict[Stage, str] = {
     "advertise": "train.begin",
     "share": "train.share",
     "mask": "train.mask",
@@ -59,7 +62,7 @@ class Refusal(StrEnum):
     INTERNAL = "internal"  #: anything else
 
 
-class MalformedMessage(GradtfError, ValueError):
+class MalformedFields(GradtfError, ValueError):
     """A message lacks a field, or a field has the wrong type, length or range."""
 
 
@@ -69,8 +72,11 @@ class TrainingPlan:
 
     Attributes:
         epsilon, delta: what all ``rounds * steps`` steps together may spend (unit: one row, add or remove).
-        rounds: rounds of the run. steps: DP-SGD steps in each. batch: expected Poisson batch (rows).
-        clip: L2 bound of one row's gradient. rate: learning rate.
+        rounds: rounds of the run.
+        steps: DP-SGD steps in each round.
+        batch: expected Poisson batch, in rows.
+        clip: L2 bound of one row's gradient.
+        rate: learning rate.
     """
 
     epsilon: float
@@ -90,7 +96,7 @@ class TrainingPlan:
         """The plan in a round's ``dp`` text.
 
         Raises:
-            MalformedMessage: not canonical, not finite or not positive.
+            MalformedFields: not canonical, not finite or not positive.
         """
         try:
             document = json.loads(text)
@@ -106,9 +112,9 @@ class TrainingPlan:
                 and plan.canonical() == text
             )
         except (TypeError, ValueError) as error:
-            raise MalformedMessage("the training plan cannot be read") from error
+            raise MalformedFields("the training plan cannot be read") from error
         if not sound:
-            raise MalformedMessage("the training plan has a value outside its range")
+            raise MalformedFields("the training plan has a value outside its range")
         return plan
 
 
@@ -128,14 +134,14 @@ class _Message:
         """The message in ``values`` (extra keys are ignored).
 
         Raises:
-            MalformedMessage: a field is missing or of another type.
+            MalformedFields: a field is missing or of another type.
         """
         taken: dict[str, Any] = {}
         for field in fields(cls):
             value = values.get(field.name)
             wanted = {"int": int, "str": str, "bytes": bytes}[str(field.type)]
             if type(value) is not wanted:
-                raise MalformedMessage(f"{cls.__name__}.{field.name} is missing or no {field.type}")
+                raise MalformedFields(f"{cls.__name__}.{field.name} is missing or no {field.type}")
             taken[field.name] = value
         return cls(**taken)
 
@@ -146,10 +152,12 @@ class BeginRound(_Message):
 
     Attributes:
         configs: the secure aggregation's RoundConfig for each group (their ``dp`` is the `TrainingPlan`).
-        spec: adapter spec of the TinyLM as JSON. initial_hash: SHA-256 of its shared initial adapter.
+        spec: adapter spec of the TinyLM as JSON.
+        initial_hash: SHA-256 of its shared initial adapter.
         update: global update U, float32 little endian [blocks * block_dim], where this round starts.
-        run_id: of the run. adapter_round, adapter, signature: the LLM adapter of the round before, which rides along
-            (see `AdapterDelivery`); 0 and empty where there is none.
+        run_id: of the run.
+        adapter_round, adapter, signature: the LLM adapter of the round before, which rides along (see
+            `AdapterDelivery`); 0 and empty by default.
     """
 
     configs: bytes
@@ -191,8 +199,9 @@ class AdapterDelivery(_Message):
     """The round's LLM adapter and the global TinyLM update it was generated from.
 
     Attributes:
-        adapter: packed PEFT adapter. signature: the provider's Ed25519 signature (64 bytes) over
-        `signed_bytes`. spec, initial_hash, update: as in `BeginRound`, after this round.
+        adapter: packed PEFT adapter.
+        signature: the provider's Ed25519 signature (64 bytes) over `signed_bytes`.
+        spec, initial_hash, update: as in `BeginRound`, after this round.
     """
 
     run_id: str
@@ -232,8 +241,9 @@ def global_model_hash(base_hash: str, initial_hash: bytes, update: bytes) -> byt
     """SHA-256 of the model a round starts from: base weights, shared initial adapter, global update U.
 
     Args:
-        base_hash: `gradtf_fl.adapters.models.model_hash` of the TinyLM. initial_hash: `adapters.state_hash` (32
-        bytes). update: float32 little endian bytes of U.
+        base_hash: `gradtf_fl.adapters.model_hash` of the TinyLM.
+        initial_hash: `gradtf_fl.adapters.state_hash` (32 bytes).
+        update: float32 little endian bytes of U.
     """
     parts = (base_hash.encode(), initial_hash, update)
     digest = hashlib.sha256(b"gradtf/global-model/v1\0")

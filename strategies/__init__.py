@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from strategies.engines.in_process import InProcessGrid
     from strategies.engines.ray_engine import run_on_ray
     from strategies.federation import SecureFederation
-    from strategies.groups import combined
-    from strategies.provider import Generator, Provider, load_transformer
-    from strategies.records import FederationResult, OnEvent, RoundEvent, RoundRecord
+    from strategies.groups import combine_groups
+    from strategies.provider import Provider, load_transformer
+    from strategies.records import FederationResult, RoundEvent, RoundRecord
     from strategies.server.run import ServerRun, progress
     from strategies.server.setup import make_server
     from strategies.server_app import run_server
@@ -23,16 +23,14 @@ else:
 
 __all__ = [
     "FederationResult",
-    "Generator",
     "InProcessGrid",
-    "OnEvent",
     "Provider",
     "RoundEvent",
     "RoundRecord",
     "SecureFederation",
     "ServerRun",
     "checkpoints",
-    "combined",
+    "combine_groups",
     "load_transformer",
     "make_server",
     "progress",

@@ -1,11 +1,12 @@
 """A run on disk: what has to survive a killed server, written so that it is there whole or not at all.
 
-OUT/federation.json               run id, pair and transformer, last (round, attempt), rounds delivered,
-records OUT/roster.txt                    pinned Ed25519 keys of the organizations, one hex key a line
-OUT/provider.key                  signs LLM adapters (0600), unless the plan names another file
-OUT/rounds/ROUND/round.json       record, hashes and signature OUT/rounds/ROUND/global_update.safetensors
-"global_update" float32 and "mean" float64, both [blocks, block_dim] OUT/rounds/ROUND/llm_adapter/     PEFT
-folder
+OUT/federation.json                               run id, pair and transformer, last (round, attempt), rounds
+                                                  delivered, records
+OUT/roster.txt                                    pinned Ed25519 keys of the organizations, one hex key a line
+OUT/provider.key                                  signs LLM adapters (0600), unless the plan names another file
+OUT/rounds/ROUND/round.json                       record, hashes and signature
+OUT/rounds/ROUND/global_update.safetensors        "global_update" float32 and "mean" float64, both [blocks, block_dim]
+OUT/rounds/ROUND/llm_adapter/                     PEFT folder
 
 A round's folder appears by one rename after everything in it was synced. An aborted round has no folder.
 """

@@ -17,7 +17,7 @@ from strategies.provider import GeneratedAdapter
 
 
 @dataclass(frozen=True)
-class Owed:
+class PendingDelivery:
     """An adapter that was not sent out yet: its round, itself, and U that it was generated from (bytes)."""
 
     round: int
@@ -37,12 +37,12 @@ class Owed:
         )
 
 
-def riding(run_id: str, owed: Owed | None) -> dict[str, Any]:
-    """The fields of `BeginRound` that carry what is owed; its U is the one where that round starts."""
-    if owed is None:
+def fill_begin(run_id: str, pending: PendingDelivery | None) -> dict[str, Any]:
+    """The fields of `BeginRound` that carry the pending adapter; its U is the one where that round starts."""
+    if pending is None:
         return {"run_id": run_id}
-    adapter = owed.adapter
-    return {"run_id": run_id, "adapter_round": owed.round, "adapter": adapter.packed, "signature": adapter.signature}
+    adapter = pending.adapter
+    return {"run_id": run_id, "adapter_round": pending.round, "adapter": adapter.packed, "signature": adapter.signature}
 
 
 @dataclass(frozen=True)

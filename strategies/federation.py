@@ -18,14 +18,14 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
@@ -34,9 +34,9 @@ from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, Trainin
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
-from strategies.delivery import Owed, deliver, riding
+from strategies.delivery import PendingDelivery, deliver, fill_begin
 from strategies.exchange import CONNECT, TTL_MARGIN, messages_for, patience, wait_for_nodes
-from strategies.groups import combined, gate, groups_needed
+from strategies.groups import combine_groups, gate, groups_needed
 from strategies.provider import Provider, start_hash, update_bytes
 from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
 from strategies.secure_round import RoundLog, SecureRound
@@ -46,7 +46,17 @@ logger = logging.getLogger("gradtf.server")
 
 
 class SecureFederation(Strategy):  # type: ignore[misc]
-    """Flower strategy with its own `start`, as a protocol of several stages needs one."""
+    """Flower strategy whose `start` does not call the hooks below: a protocol of several stages needs its own `run`.
+
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import FederationPlan, Identity, Roster, SecureFederation
+    >>> from strategies import Provider
+    >>> plan = FederationPlan(organizations=3, rounds=1, out=Path(mkdtemp()))
+    >>> roster = Roster(tuple(Identity.generate().public for _ in range(3)))
+    >>> SecureFederation(plan, Provider(plan), roster).quorum  # organizations without which no round can end
+    3
+    """
 
     def __init__(
         self, plan: FederationPlan, provider: Provider, roster: Roster, on_event: OnEvent | None = None
@@ -59,7 +69,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
         self._first: NDArray[np.float32] | None = None  # U after the first round
         self._state = RunState("", {})
-        self._owed: Owed | None = None
+        self._pending: PendingDelivery | None = None
         self._gathered = False  # whether the organizations were waited for, as before the first round
 
     @property
@@ -83,35 +93,56 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def start(
         self,
         grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        timeout: float | None = None,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Any = None,
-    ) -> FederationResult:
-        """Run the rounds that ``out`` does not hold yet.
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Flower's way to start a strategy: `run` with another number of rounds and another deadline than the plan's.
 
         Args:
-            num_rounds, timeout: total of rounds and seconds for a stage, instead of the plan's.
-            initial_arrays, train_config, evaluate_config, evaluate_fn: of Flower's own strategies; not used
-                here, as every organization builds the same initial adapter from the round's spec.
+            initial_arrays: an empty ``ArrayRecord()``, as every organization builds the same initial adapter from the
+                round's spec.
+            num_rounds: rounds in total, those that ``out`` holds included.
+            timeout: seconds that the organizations have for a stage.
+            train_config: None, as the plan says how to train.
+            evaluate_config: None, as organizations evaluate at home.
+            evaluate_fn: None, for the same reason.
+
+        Returns:
+            Flower's result; its only array is ``update``, U as float32 [blocks, block_dim].
+
+        Raises:
+            ConfigError: an argument is given that this strategy does not take; else as `run`.
+        """
+        given = {
+            "initial_arrays": initial_arrays,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+            "evaluate_fn": evaluate_fn,
+        }
+        if refused := [f"{name}: SecureFederation takes none, leave it empty" for name, v in given.items() if v]:
+            raise ConfigError(refused)
+        self.plan = self.plan.model_copy(update={"rounds": num_rounds, "deadline_s": timeout})
+        return Result(arrays=ArrayRecord({"update": Array(self.run(grid).global_update)}))
+
+    def run(self, grid: Grid) -> FederationResult:
+        """Run the plan's rounds, those that ``out`` does not hold yet.
 
         Raises:
             RoundAborted: too few organizations at some stage; finished rounds stay in ``out``.
             BudgetExhausted: too few organizations have budget left; finished rounds stay in ``out``.
             ConfigError, CorruptFile: ``out`` holds another run, or is damaged.
         """
-        self.plan = self.plan.model_copy(
-            update={"rounds": num_rounds or self.plan.rounds, "deadline_s": timeout or self.plan.deadline_s}
-        )
         self.summary()
         with checkpoints.locked(self.plan.out):
             done = self._resume()
             if done and self._state.delivered < done:  # killed between checkpoint and delivery
                 folder = checkpoints.round_folder(self.plan.out, done) / "llm_adapter"
                 adapter = self.provider.reload(folder, self._state.run_id, done, self._update)
-                self._owed = Owed(done, adapter, update_bytes(self._update))
+                self._pending = PendingDelivery(done, adapter, update_bytes(self._update))
             for number in range(done + 1, self.plan.rounds + 1):
                 self._round(grid, number)
             self._deliver(grid)
@@ -156,9 +187,9 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             record = secure.log.record(config, "aborted")
             self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
-        self._begun(secure.log, len(nodes))
+        self._note_begin_deliveries(secure.log, len(nodes))
         started = time.monotonic()
-        mean = combined(sums, self.plan.combine).reshape(self._update.shape)
+        mean = combine_groups(sums, self.plan.combine).reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
         adapter = self.provider.generate(self._state.run_id, number, update, self._first)
         seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
@@ -179,7 +210,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             self.provider.save(folder / "llm_adapter", adapter)
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
-        self._update, self._owed = update, Owed(number, adapter, update_bytes(update))
+        self._update, self._pending = update, PendingDelivery(number, adapter, update_bytes(update))
         self._first = update if self._first is None else self._first
         self._record(record)
 
@@ -241,28 +272,32 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             spec=tiny.spec.canonical(),
             initial_hash=tiny.initial_hash,
             update=update_bytes(self._update),
-            **riding(config.run_id, self._owed),
+            **fill_begin(config.run_id, self._pending),
         )
         ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
         outgoing = dict.fromkeys(nodes, begin.to_fields())
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
-    def _begun(self, log: RoundLog, asked: int) -> None:
-        """Everybody who answered a begin, if only that the budget is used up, stored what rode along; who did not gets
-        the next one, and all of them this one again after an aborted round."""
-        if self._owed is not None:
-            self._paid(self._owed.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked)
+    def _note_begin_deliveries(self, log: RoundLog, asked: int) -> None:
+        """The begin's adapter is delivered to everybody who answered, if only that the budget is used up.
+
+        The others get the next adapter; after an aborted round all of them get this one again.
+        """
+        if self._pending is not None:
+            self._note_delivery(
+                self._pending.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked
+            )
 
     def _deliver(self, grid: Grid) -> None:
         """Send out the last round's adapter, which no begin carries."""
-        if self._owed is None:
+        if self._pending is None:
             return
         self._connected(grid, least=1)
-        delivered = deliver(grid, self._owed.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
-        self._paid(self._owed.round, delivered.stored, delivered.asked)
+        delivered = deliver(grid, self._pending.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
+        self._note_delivery(self._pending.round, delivered.stored, delivered.asked)
 
-    def _paid(self, number: int, stored: int, asked: int) -> None:
-        self._owed = None
+    def _note_delivery(self, number: int, stored: int, asked: int) -> None:
+        self._pending = None
         self._state = replace(self._state, delivered=number)
         checkpoints.save_run(self.plan.out, self._state)
         self._tell("delivered", number, joined=stored, expected=asked)

@@ -27,7 +27,7 @@ def groups_needed(groups: int) -> int:
     return groups // 2 + 1
 
 
-def combined(sums: Sequence[SecureSum], how: Combine) -> NDArray[np.float64]:
+def combine_groups(sums: Sequence[SecureSum], how: Combine) -> NDArray[np.float64]:
     """One update [dim] from the groups' means.
 
     Args:

@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
-from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedMessage, Refusal, StagePayload
+from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from strategies.groups import groups_needed
@@ -160,7 +160,7 @@ class SecureRound:
 
     def _exchange(
         self,
-        stage: str,
+        stage: Stage,
         outgoing: Mapping[int, bytes],
         receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
     ) -> None:
@@ -185,7 +185,7 @@ class SecureRound:
         key = group.nodes[node] = group.server.receive_advert(payload)
         self.log.organizations[node] = key.hex()
 
-    def _stage(self, stage: str, messages: list[Message], take: Callable[[int, bytes], None]) -> None:
+    def _stage(self, stage: Stage, messages: list[Message], take: Callable[[int, bytes], None]) -> None:
         """Exchange one stage; nodes without a usable answer leave their group."""
         asked = [message.metadata.dst_node_id for message in messages]
         outcomes = dict.fromkeys(asked, WAITING)
@@ -224,7 +224,7 @@ class SecureRound:
             if (message.round, message.attempt) != (self._config.round, self._config.attempt):
                 return False
             take(answer.node, message.payload)
-        except (MalformedMessage, ProtocolViolation):
+        except (MalformedFields, ProtocolViolation):
             return False
         return True
 

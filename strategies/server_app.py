@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from logging import INFO
+import logging
 
 from flwr.app import Context
-from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from gradtf_fl.config import FederationPlan, OrganizationConfig, load_toml
@@ -19,6 +18,7 @@ from strategies.server.observation import Observer, tell_all
 from strategies.server.tracking import open_tracker
 
 app = ServerApp()
+log = logging.getLogger("flwr").info  # where a run's log comes from
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -37,12 +37,12 @@ def _log_event(event: RoundEvent) -> None:
     """Progress for ``flwr log``: one line for each stage that begins and each round that ends."""
     where = f"round {event.round}/{event.rounds}"
     if event.kind == "stage":
-        log(INFO, "%s %s: asking %s", where, event.stage, event.expected)
+        log("%s %s: asking %s", where, event.stage, event.expected)
     elif event.kind == "delivered":
-        log(INFO, "%s adapter stored by %s of %s", where, event.joined, event.expected)
+        log("%s adapter stored by %s of %s", where, event.joined, event.expected)
     elif event.kind == "end" and event.record is not None:
         record = event.record
-        log(INFO, "%s %s: joined %s, in the sum %s", where, record.state, record.joined, record.masked)
+        log("%s %s: joined %s, in the sum %s", where, record.state, record.joined, record.masked)
 
 
 def run_server(
@@ -54,11 +54,11 @@ def run_server(
         generator: instead of the plan's transformer file.
 
     Raises:
-        ConfigError, CorruptFile: before anything is sent. RoundAborted, BudgetExhausted: see
-        `SecureFederation`.
+        ConfigError, CorruptFile: before anything is sent.
+        RoundAborted, BudgetExhausted: see `SecureFederation`.
     """
     roster = pinned_roster(plan)
-    return SecureFederation(plan, Provider(plan, generator), roster, on_event).start(grid)
+    return SecureFederation(plan, Provider(plan, generator), roster, on_event).run(grid)
 
 
 def pinned_roster(plan: FederationPlan) -> Roster:

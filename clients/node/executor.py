@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.supercore.run import RunNotRunningException
-
+from clients.flower_private import RunNotRunningException
 from clients.node.flower_tasks import TaskSource
 from clients.node.worker_link import WorkerLink
 from clients.refusals import reply_to

@@ -1,6 +1,6 @@
 """Questions to the SuperLink in a SuperNode's name, outside of one: is our key registered, and "we are gone".
 
-Leans on Flower's private API, as `clients.node.flower_tasks`; the slow tests with real processes watch over it.
+Leans on Flower's private API, see `clients.flower_private`; the slow tests with real processes watch over it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Literal
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from clients.flower_private import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    FleetHttpClient,
+    NodeAuthHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    public_key_to_bytes,
+)
 
 Registration = Literal["registered", "refused", "clock", "tls", "unreachable"]
 PROBE_INTERVAL = 10.0  # seconds; the probe goes offline again at once

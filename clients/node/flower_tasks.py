@@ -3,9 +3,8 @@
 Flower starts a new ``flwr-clientapp`` for each message, which unpacks the app bundle that the SERVER sent and runs the
 code in it. An organization that trusts its server with nothing must not do that. A SuperNode with ``--isolation
 process`` hands its messages to whoever asks its Runtime API with the shared secret; here that is us, and the bundle is
-never unpacked. Leans on Flower's private API, as `clients.node.flower_fleet`, `clients.node.supernode`,
-`strategies.server.superlink_gate` and `strategies.engines.in_process` do; `tests/clients/test_flower_tasks.py` fails
-loudly when a new Flower changes it.
+never unpacked. Leans on Flower's private API, see `clients.flower_private`; `tests/clients/test_flower_tasks.py`
+fails loudly when a new Flower changes it.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from typing import Self
 
 import httpx
 from flwr.app import Context, Message
-from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto
-from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import (
+
+from clients.flower_private import (
     AcquireTaskRequest,
+    HeartbeatSender,
+    Node,
+    ObjectUnavailableError,
     PullAppMessagesRequest,
     PullTaskInputRequest,
-    SendTaskHeartbeatRequest,
-)
-from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_and_inflate_object_from_tree
-from flwr.supercore.interceptors import (
+    RuntimeHttpClient,
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
+    SendTaskHeartbeatRequest,
+    SubStatus,
     SuperExecAuthHttpInterceptor,
+    TaskType,
+    context_from_proto,
+    identify,
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    pull_and_inflate_object_from_tree,
+    push_message,
+    push_task_output,
+    set_message_id,
 )
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 LOOK_SECONDS = 1.0  # between two looks for a later message
 PROTECTED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -107,8 +106,7 @@ class ClientTask:
         the other, so a later one tells.
         """
         found = self._client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, found.run.run_id
-        TaskIdentity.node_id = found.context.node_id
+        identify(found.task_id, found.run.run_id, found.context.node_id)
         self._context = context = context_from_proto(found.context)
         pulled = self._client.PullMessages(PullAppMessagesRequest())
         if not pulled.messages_list:
@@ -127,7 +125,7 @@ class ClientTask:
 
         confirm = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)
         message: Message = pull_and_inflate_object_from_tree(tree, pull_unless_abandoned, confirm, return_type=Message)
-        message.metadata.__dict__["_message_id"] = tree.object_id
+        set_message_id(message, tree.object_id)
         return message
 
     def _alive(self) -> bool:

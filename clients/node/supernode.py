@@ -16,8 +16,7 @@ import threading
 import time
 import traceback
 
-from flwr.supernode import start_client_internal
-from flwr.supernode.cli import flower_supernode
+from clients.flower_private import flower_supernode, sleep_with
 
 LOST = 1  # exit status when the connection was lost, or anything else went wrong
 IDLE_SECONDS = 3.0  # Flower's pause when there was no message
@@ -55,7 +54,7 @@ def end_with_thread(died: threading.ExceptHookArgs) -> None:
 
 def main() -> int:
     """Run Flower's SuperNode to the end of its main loop; the exit status."""
-    start_client_internal.time = Pauses()  # type: ignore[assignment]
+    sleep_with(Pauses())
     before, threading.excepthook = threading.excepthook, end_with_thread
     try:
         flower_supernode()

@@ -35,7 +35,7 @@ REQUIRED = 1.10
 
 
 @dataclass(frozen=True)
-class Plan:
+class DpBench:
     """What is measured: ``rounds`` steps of every way for each batch size and number of threads.
 
     Attributes:
@@ -51,11 +51,11 @@ class Plan:
     seconds: float = 60.0
 
 
-FULL_DP = Plan()
-QUICK_DP = Plan(batches=(16,), threads=(1,), rounds=30)
+FULL_DP = DpBench()
+QUICK_DP = DpBench(batches=(16,), threads=(1,), rounds=30)
 
 
-def bench_dp(models: Sequence[str], plan: Plan, progress: Progress) -> dict[str, Any]:
+def bench_dp(models: Sequence[str], plan: DpBench, progress: Progress) -> dict[str, Any]:
     """The document of ``gradtf bench dp --json``.
 
     Args:
@@ -86,7 +86,7 @@ class StepTimes:
     cpu: list[float] = field(default_factory=list)
 
 
-def _rows(model: nn.Module, rows: TokenRows, batch: int, threads: int, plan: Plan) -> Iterator[Row]:
+def _rows(model: nn.Module, rows: TokenRows, batch: int, threads: int, plan: DpBench) -> Iterator[Row]:
     """Ours beside every other way, the plain step among them."""
     times = step_times(model, rows, batch, plan)
     elapsed = {name: median(taken.elapsed) * 1e3 for name, taken in times.items()}
@@ -120,7 +120,7 @@ def _rows(model: nn.Module, rows: TokenRows, batch: int, threads: int, plan: Pla
         )
 
 
-def step_times(model: nn.Module, rows: TokenRows, batch: int, plan: Plan) -> dict[str, StepTimes]:
+def step_times(model: nn.Module, rows: TokenRows, batch: int, plan: DpBench) -> dict[str, StepTimes]:
     """Every step's times by the name of the way."""
     generator, order = torch.Generator().manual_seed(0), random.Random(0)
     until = time.monotonic() + plan.seconds

@@ -31,28 +31,28 @@ from gradtf_fl.deployment import (
     load_server,
     read_lines,
 )
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.tasks import house_rules_federation, write_rows
 from strategies import ServerRun, make_server
 
 PACKAGES = ("flwr", "torch", "transformers", "peft")
-STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 ORGANIZATIONS = 3
 OURS, PEER = "gradtf org run", "flower-supernode (a process per message)"
 FLOWER_POLL_S = 3.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class FederationBench:
     """``rounds`` measured after one that warms up; ``steps`` of DP-SGD in each."""
 
     rounds: int
     steps: int = 5
 
 
-FULL_FEDERATION, QUICK_FEDERATION = Plan(rounds=4), Plan(rounds=1)
+FULL_FEDERATION, QUICK_FEDERATION = FederationBench(rounds=4), FederationBench(rounds=1)
 
 
-def bench_federation(plan: Plan, progress: Progress) -> dict[str, Any]:
+def bench_federation(plan: FederationBench, progress: Progress) -> dict[str, Any]:
     """The document of ``gradtf bench federation --json``."""
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="gradtf-bench-") as scratch:
@@ -75,7 +75,7 @@ def _row(
     size: dict[str, float],
     found: dict[str, dict[str, list[float]]],
     stages: tuple[str, ...],
-    plan: Plan,
+    plan: FederationBench,
     whole: bool = False,
 ) -> Row:
     def figure(who: str) -> float:
@@ -87,7 +87,7 @@ def _row(
     return Row(what, size, "s", figure(OURS), PEER, figure(PEER), limit, runs=plan.rounds, note=note)
 
 
-def exchanges(folder: Path, who: str, plan: Plan) -> dict[str, list[float]]:
+def exchanges(folder: Path, who: str, plan: FederationBench) -> dict[str, list[float]]:
     """Seconds of each stage in each measured round of one deployment."""
     folder.mkdir()
     server, organizations = deployment(folder, plan)
@@ -102,7 +102,7 @@ def exchanges(folder: Path, who: str, plan: Plan) -> dict[str, list[float]]:
 
 def deployment(
     folder: Path,
-    plan: Plan,
+    plan: FederationBench,
     pair: tuple[str, str] = ("embedded:tiny", "embedded:llm"),
     transformer: str | Path = "embedded",
     score: bool = False,

@@ -1,4 +1,4 @@
-"""One round of Flower 1.41's own SecAgg+, played in one process: what `break_flower_masks` attacks.
+"""One round of Flower's own SecAgg+, played in one process: what `break_flower_masks` attacks.
 
 Clients are nodes that run Flower's client mod as a ClientApp would; the server below does what Flower's
 ``SecAggPlusWorkflow`` does, and keeps what it has seen. Keys, shares, masks, quantisation: all Flower's.
@@ -13,17 +13,30 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, Metadata, RecordDict
-from flwr.client.mod.secure_aggregation.secaggplus_mod import SecAggPlusState, secaggplus_mod
-from flwr.common import Code, FitRes, Status, bytes_to_ndarray, ndarrays_to_parameters
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-from flwr.common.secure_aggregation.ndarrays_arithmetic import factor_combine, parameters_multiply
-from flwr.common.secure_aggregation.quantization import quantize
-from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key, Stage
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-from flwr.compat.common.recorddict_compat import fitres_to_recorddict
-from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_public_key
 from numpy.typing import NDArray
+
+from experiments.bench.flower_private import (
+    RECORD_KEY_CONFIGS,
+    RECORD_KEY_STATE,
+    Code,
+    FitRes,
+    Key,
+    SecAggPlusState,
+    Stage,
+    Status,
+    bytes_to_ndarray,
+    bytes_to_private_key,
+    bytes_to_public_key,
+    combine_shares,
+    factor_combine,
+    fitres_to_recorddict,
+    generate_shared_key,
+    ndarrays_to_parameters,
+    parameters_multiply,
+    pseudo_rand_gen,
+    quantize,
+    secaggplus_mod,
+)
 
 Residues = NDArray[np.int64]
 

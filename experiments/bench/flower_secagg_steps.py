@@ -1,4 +1,4 @@
-"""One SecAgg+ round of Flower 1.41 made of Flower's own functions, each step callable alone, to be measured.
+"""One SecAgg+ round of Flower made of Flower's own functions, each step callable alone, to be measured.
 
 The client is flwr/client/mod/secure_aggregation/secaggplus_mod.py itself, stage by stage. The server makes the calls
 of flwr/server/workflow/secure_aggregation/secaggplus_workflow.py in their order, without its messages and grid.
@@ -9,30 +9,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
-from importlib import import_module
+from types import FunctionType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-from flwr.common import bytes_to_ndarray, ndarrays_to_parameters
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, generate_shared_key
-from flwr.common.secure_aggregation.ndarrays_arithmetic import (
+from numpy.typing import NDArray
+
+from experiments.bench.flower_private import (
+    Key,
+    bytes_to_ndarray,
+    bytes_to_private_key,
+    bytes_to_public_key,
+    client_mod,
+    combine_shares,
+    create_shares,
+    decrypt,
+    dequantize,
     factor_extract,
+    generate_shared_key,
     get_parameters_shape,
+    ndarrays_to_parameters,
     parameters_addition,
     parameters_mod,
     parameters_subtraction,
+    pseudo_rand_gen,
+    share_keys_plaintext_separate,
 )
-from flwr.common.secure_aggregation.quantization import dequantize
-from flwr.common.secure_aggregation.secaggplus_constants import Key
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen, share_keys_plaintext_separate
-from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_public_key
-from numpy.typing import NDArray
 
-client_mod = import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")  # the package hides it by a function
-
-PEER = "flwr 1.41"
 CLIPPING_RANGE = 8.0
 QUANTIZATION_RANGE = 1 << 22
 MODULUS = 1 << 32
@@ -41,6 +44,11 @@ MEASURED_OWNERS = 10
 """Clients whose secrets are really shared and rebuilt; the time is scaled to all of them."""
 
 Arrays = list[NDArray[Any]]
+
+
+def _with_globals(function: FunctionType, **names: Any) -> FunctionType:
+    """The same code, for which ``names`` of its module are others; the module itself stays as it is."""
+    return FunctionType(function.__code__, function.__globals__ | names, function.__name__, function.__defaults__)
 
 
 class FlowerRound:
@@ -83,8 +91,8 @@ class FlowerRound:
             self.sharing_s += (time.process_time() - began) * self.n / len(self.owners)
             return made
 
-        with patch.object(client_mod, "create_shares", sharing):
-            answer = client_mod._share_keys(state, dict(self._public_keys))
+        share_keys = _with_globals(client_mod._share_keys, create_shares=sharing)
+        answer = share_keys(state, dict(self._public_keys))
         return dict(zip(answer[Key.DESTINATION_LIST], answer[Key.CIPHERTEXT_LIST], strict=True))
 
     # -- a client -----------------------------------------------------------------------------------------

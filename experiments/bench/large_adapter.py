@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench.federation import OURS, Plan, deployment, nodes
+from experiments.bench.federation import OURS, FederationBench, deployment, nodes
 from experiments.bench.soak import look, size
 from experiments.embedded import build_model, build_tokenizer
 from experiments.measuring import machine, revision
@@ -63,7 +63,7 @@ def large_adapter(folder: Path, rank: int = RANK) -> dict[str, Any]:
     """Run it and return the document that `main` prints."""
     folder.mkdir(parents=True, exist_ok=True)
     pair, transformer = write_pair(folder, rank)
-    server, organizations = deployment(folder, Plan(rounds=ROUNDS - 1), pair, transformer, score=True)
+    server, organizations = deployment(folder, FederationBench(rounds=ROUNDS - 1), pair, transformer, score=True)
     peaks: dict[str, float] = {}
     started = time.monotonic()
 

@@ -49,7 +49,7 @@ MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Plan:
+class LedgerBench:
     """``blocks`` of ``pairs`` in turn with as many raw writes; ``ledgers`` of ``rounds`` for the reports."""
 
     blocks: int = 7
@@ -58,11 +58,11 @@ class Plan:
     rounds: int = 1000
 
 
-FULL = Plan()
-QUICK = Plan(blocks=3, pairs=40, ledgers=5, rounds=100)
+FULL = LedgerBench()
+QUICK = LedgerBench(blocks=3, pairs=40, ledgers=5, rounds=100)
 
 
-def bench_ledger(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
+def bench_ledger(plan: LedgerBench, folder: Path, progress: Progress) -> dict[str, Any]:
     """The document; ``folder`` lies on the disk that is measured."""
     found = machine(PACKAGES)
     work: list[Callable[[], Iterator[Row]]] = [
@@ -79,7 +79,7 @@ def bench_ledger(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]
     return {"machine": found, "rows": [row.to_json() for row in rows]}
 
 
-def _pairs(plan: Plan, parent: Path, where: str) -> Iterator[Row]:
+def _pairs(plan: LedgerBench, parent: Path, where: str) -> Iterator[Row]:
     """Reserve and settle at full durability, and the raw writes of the same folder in between."""
     appended, overwritten, pairs, rounds = [], [], [], []
     with tempfile.TemporaryDirectory(dir=parent) as name, _ledger(Path(name), 1e6) as ledger:
@@ -125,7 +125,7 @@ def _near_the_budget(folder: Path) -> Iterator[Row]:
     yield Row("reserve close to the budget", {"steps": 800}, "ms", median(times), runs=len(times), note="one PRV")
 
 
-def _reports(plan: Plan, folder: Path) -> Iterator[Row]:
+def _reports(plan: LedgerBench, folder: Path) -> Iterator[Row]:
     """The command line from start to end, Python's start and the libraries' imports included."""
     imports = _seconds([sys.executable, "-c", "import opacus, dp_accounting.pld.pld_privacy_accountant"])
     size = {"ledgers": plan.ledgers, "rounds": plan.rounds}

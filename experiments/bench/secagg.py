@@ -1,4 +1,4 @@
-"""``gradtf bench secagg``: secure aggregation against Flower 1.41's own functions and this machine's limits.
+"""``gradtf bench secagg``: secure aggregation against Flower's own functions and this machine's limits.
 
 All times are CPU seconds of all threads (`time.process_time`), on the same data in the same process. Ours are the
 state machines of gradtf_fl/secagg from message to message, signatures and checks included; Flower's are the
@@ -18,11 +18,12 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from experiments.bench.flower_secagg_steps import MEASURED_OWNERS, PEER, FlowerRound
+from experiments.bench.flower_private import PEER
+from experiments.bench.flower_secagg_steps import MEASURED_OWNERS, FlowerRound
 from experiments.bench.noise import noise_rows
 from experiments.bench.secagg_round import BITS, MeasuredRound
 from experiments.measuring import Progress, Row, cpu_seconds, machine, median
-from gradtf_fl.secagg import CHUNK_BYTES, MaskStreams, RoundSecrets, combine, element_bytes, lagrange_weights, point
+from gradtf_fl.secagg import CHUNK_BYTES, MaskStreams, combine, element_bytes, lagrange_weights, point
 
 PACKAGES = ("numpy", "cryptography", "flwr", "pycryptodome")
 KEY_DIM = 16
@@ -139,11 +140,11 @@ def _add(chunk: int) -> Callable[[], object]:
 def _round_rows(n: int, sizes: Sizes, limits: MachineLimits) -> Iterator[Row]:
     dropped = range(0, n, 10)  # 10%, and as many among Flower's measured owners
     survivors = [i for i in range(n) if i not in dropped]
-    key_round = MeasuredRound(n, KEY_DIM).until_mask(_vector(KEY_DIM))
+    key_round = MeasuredRound(n, _vector(KEY_DIM)).until("mask")
     flower = FlowerRound(n, key_round.shape.threshold)
     recovery_s = median(flower.recovery_s(dropped) for _ in range(sizes.runs))
     yield _share_row(key_round, flower, dropped, recovery_s)
-    key_round.finish(survivors, _vector(KEY_DIM))
+    key_round.finish(survivors)
     clients = len(survivors)
     size = {"n": n, "degree": n - 1, "threshold": key_round.shape.threshold}
     note = f"{n - clients} dropped; all that does not depend on d; median over clients"
@@ -151,13 +152,13 @@ def _round_rows(n: int, sizes: Sizes, limits: MachineLimits) -> Iterator[Row]:
     yield from _byte_rows(key_round, "complete graph")
     for dim in sizes.dims:
         vector = _vector(dim)
-        round_ = MeasuredRound(n, dim).until_mask(vector)
+        round_ = MeasuredRound(n, vector).until("mask")
         theirs, message = _flower_masking(flower, vector, survivors[0], sizes.runs)
-        client = _client_row(round_, vector, survivors[0], theirs + flower.sharing_s / n, sizes.runs, limits)
+        client = _client_row(round_, survivors[0], theirs + flower.sharing_s / n, sizes.runs, limits)
         theirs = recovery_s + cpu_seconds(
             lambda message=message: flower.unmasked(flower.received(message for _ in survivors), dropped)  # type: ignore[misc]
         )
-        server = _server_row(round_, vector, survivors, theirs, sizes.runs if dim < 10**7 else 1, limits)
+        server = _server_row(round_, survivors, theirs, sizes.runs if dim < 10**7 else 1, limits)
         yield replace(client, beside={"server_ours": server.ours, "server_theirs": theirs})
         if n == max(sizes.members):
             yield server
@@ -171,13 +172,11 @@ def _flower_masking(
     return seconds, messages[0]
 
 
-def _client_row(
-    round_: MeasuredRound, vector: NDArray[np.float32], i: int, theirs: float, runs: int, limits: MachineLimits
-) -> Row:
-    n, dim = len(round_.roster), vector.size
-    clients = [round_.reloaded(i) for _ in range(runs)]
-    secrets = RoundSecrets(round_.seeds[i], round_.config.commitment, i)
-    ours = median(cpu_seconds(lambda c=c: round_.answer("mask", c, i, vector)) for c in clients)  # type: ignore[misc]
+def _client_row(round_: MeasuredRound, i: int, theirs: float, runs: int, limits: MachineLimits) -> Row:
+    n, dim = len(round_.roster), round_.config.dim
+    clients = [round_.reload(i) for _ in range(runs)]
+    secrets = round_.secrets(i)
+    ours = median(cpu_seconds(lambda c=c: round_.step("mask").answer(c, i)) for c in clients)  # type: ignore[misc]
     ours += cpu_seconds(lambda: secrets.shares(range(n), round_.shape.threshold))
     size = {"d": dim, "n": n, "bits": BITS}
     limit = limits.seconds(n, dim)
@@ -187,19 +186,18 @@ def _client_row(
 
 def _server_row(
     round_: MeasuredRound,
-    vector: NDArray[np.float32],
     survivors: list[int],
     theirs: float,
     runs: int,
     limits: MachineLimits,
 ) -> Row:
-    n, dim = len(round_.roster), vector.size
+    n, dim = len(round_.roster), round_.config.dim
     seconds = []
     for _ in range(runs):
         twin = round_.fork()
-        result = twin.finish(survivors, vector)
+        result = twin.finish(survivors)
         seconds.append(twin.server_total_s())
-    if not twin.is_exact(result, survivors, vector):
+    if not twin.is_exact(result, survivors):
         raise AssertionError(f"the sum of n={n}, d={dim} is not exact")
     dropped = n - len(survivors)
     masks = len(survivors) * (1 + dropped)
@@ -217,7 +215,7 @@ def _share_row(round_: MeasuredRound, flower: FlowerRound, dropped: range, recov
     """All clients share their two secrets, and the server rebuilds one secret of each."""
     n, threshold = len(round_.roster), round_.shape.threshold
     members = list(range(n))
-    secrets = [RoundSecrets(round_.seeds[i], round_.config.commitment, i) for i in members]
+    secrets = [round_.secrets(i) for i in members]
     holders = [i for i in members if i not in dropped][:threshold]
     points = [point(i) for i in holders]
 
@@ -245,7 +243,7 @@ def _byte_rows(round_: MeasuredRound, graph: str) -> Iterator[Row]:
     n, clients = len(round_.roster), len(round_.client_s["unmask"])
     size = {"n": n, "degree": round_.shape.degree, "threshold": round_.shape.threshold}
     note = f"{graph}, {n - clients} dropped; all messages of a round but the residues; median over clients"
-    for direction, counted in (("up", round_.sent), ("down", round_.received)):
+    for direction, counted in (("up", round_.bytes_sent), ("down", round_.bytes_received)):
         volume = round_.bytes_beside_the_vector(counted)
         yield Row(f"key phase of one client, {direction}", size, "bytes", volume, runs=clients, note=note)
 
@@ -269,10 +267,10 @@ def _mask_rows(sizes: Sizes, limits: MachineLimits) -> Iterator[Row]:
     yield Row("mask rate, one core", size, "GB/s", rate, limit=limits.composite, rate=True, runs=sizes.runs)
 
     vector = _vector(dim)
-    round_ = MeasuredRound(n, dim).until_mask(vector)
-    client = round_.reloaded(0)
+    round_ = MeasuredRound(n, vector).until("mask")
+    client = round_.reload(0)
     tracemalloc.start()
-    message = round_.answer("mask", client, 0, vector)
+    message = round_.step("mask").answer(client, 0)
     extra = tracemalloc.get_traced_memory()[1] - len(message)
     tracemalloc.stop()
     note = "peak of traced allocations"
@@ -285,10 +283,10 @@ def _mask_rows(sizes: Sizes, limits: MachineLimits) -> Iterator[Row]:
 
 def _regular_rows(n: int, dim: int, played: list[MeasuredRound]) -> Iterator[Row]:
     vector = _vector(dim)
-    round_ = MeasuredRound(n, dim).until_mask(vector)
+    round_ = MeasuredRound(n, vector).until("mask")
     survivors = [i for i in range(n) if i % 10]
-    result = round_.finish(survivors, vector)
-    if not round_.is_exact(result, survivors, vector):
+    result = round_.finish(survivors)
+    if not round_.is_exact(result, survivors):
         raise AssertionError(f"the sum of n={n}, d={dim} is not exact")
     played.append(round_)
     shape = round_.shape

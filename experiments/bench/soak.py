@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.federation import OURS, Plan, deployment, nodes
+from experiments.bench.federation import OURS, FederationBench, deployment, nodes
 from experiments.measuring import machine
 from gradtf_fl.deployment import load_server
 from strategies import RoundEvent, ServerRun
@@ -61,7 +61,7 @@ class Growth:
 def soak(folder: Path, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Run ``rounds`` and return the document that `main` prints."""
     folder.mkdir(parents=True, exist_ok=True)
-    server, organizations = deployment(folder, Plan(rounds=rounds - 1))
+    server, organizations = deployment(folder, FederationBench(rounds=rounds - 1))
     samples: list[Sample] = []
     databases: list[dict[str, int]] = []
     started = time.monotonic()

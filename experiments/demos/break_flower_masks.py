@@ -1,4 +1,4 @@
-"""Break the masks of Flower 1.41's own SecAgg+: a server that only listens recovers one client's update.
+"""Break the masks of Flower's own SecAgg+ (1.41 and 1.42): a server that only listens recovers one client's update.
 
     python -m experiments.demos.break_flower_masks                      # 20 bits of the seed unknown: a second or two
     python -m experiments.demos.break_flower_masks --seed-space full    # nothing known: about a minute of one core
@@ -28,14 +28,10 @@ from typing import cast
 
 import flwr
 import numpy as np
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-from flwr.common.secure_aggregation.quantization import dequantize
-from flwr.common.secure_aggregation.secaggplus_constants import Key
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from numpy.typing import NDArray
 
 from experiments.bench import FlowerClient, Residues, ServerView, pair_mask_sign, play_round
+from experiments.bench.flower_private import Key, dequantize, generate_key_pairs, generate_shared_key, pseudo_rand_gen
 
 Seeds = NDArray[np.uint32]
 

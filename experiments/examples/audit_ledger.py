@@ -13,9 +13,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from gradtf_fl import DpEvent, Identity, Ledger, epsilons
 from gradtf_fl.errors import BudgetExhausted
-from gradtf_fl.privacy import DpEvent, Ledger, epsilons, read_ledger
-from gradtf_fl.secagg import Identity
+from gradtf_fl.privacy import read_ledger
 
 DELTA, BUDGET = 1e-5, 5.0
 ROUND = DpEvent(sigma=1.0, q=1 / 16, steps=50)  # noise multiplier, sampling probability, noisy steps

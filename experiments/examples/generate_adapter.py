@@ -1,4 +1,4 @@
-"""From a TinyLM adapter to an LLM adapter: the Grad-Transformer sees an update vector and no data.
+"""From a TinyLM adapter to an LLM adapter: the Grad-Transformer sees what training changed, and no data.
 
 The TinyLM is tuned without DP here, to keep the example short. The result is a plain PEFT folder, and is loaded as
 anybody would load it: with transformers and peft.
@@ -16,34 +16,31 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from gradtf_fl.adapters import AdaptedModel, adapter_state, model_folder, save_adapter, update_vector
-from gradtf_fl.tasks import encode_rows, exact_match, house_rules_federation
+from gradtf_fl import AdapterSpec, adapter_state, attach, convert, encode_rows, load_model, save_adapter
+from gradtf_fl.tasks import exact_match, house_rules_federation
 from gradtf_fl.training import fine_tune
-from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 
 
 def main(folder: Path) -> None:
-    """Tune the TinyLM, generate the LLM's adapter into ``folder``, and score both."""
+    """Tune the TinyLM into ``folder``/tiny, generate the LLM's adapter into ``folder``/llm, and score both."""
     (organization,) = house_rules_federation("same", organizations=1, rows=1024, test_rows=256, seed=0)
-    transformer = GradTransformer.load(embedded_checkpoint())
-    source, target = transformer.source, transformer.target
-    tiny, llm = AdaptedModel.load(source.model, source.spec), AdaptedModel.load(target.model, target.spec)
-
-    tuned = tiny.attach()
-    rows, test = encode_rows(organization.train, tiny.tokenizer), encode_rows(organization.test, llm.tokenizer)
+    spec = AdapterSpec()
+    model, tokenizer = load_model("embedded:tiny")
+    rows, test = encode_rows(organization.train, tokenizer), encode_rows(organization.test, tokenizer)
+    tuned = attach(model, spec)
     fine_tune(tuned, rows, steps=150, batch=12, rate=0.015, seed=0)
-    update = update_vector(source.layout, adapter_state(tuned), tiny.initial)  # [blocks, block_dim] of the TinyLM
+    save_adapter(folder / "tiny", adapter_state(tuned), spec, "embedded:tiny")
 
-    generated = transformer.generate(update)  # [blocks, block_dim] of the LLM
-    save_adapter(folder, llm.state_at(generated), target.spec, model_folder(target.model))
+    made = convert(folder / "tiny", folder / "llm")
 
-    print(f"update vectors: TinyLM {list(update.shape)}, LLM {list(generated.shape)}")
     print(f"accuracy of the TinyLM, tuned: {exact_match(tuned, test):.3f}")
-    print(f"accuracy of the LLM, base: {exact_match(llm.model, test):.3f}")
-    loaded = PeftModel.from_pretrained(llm.model, str(folder))
+    llm, tokenizer = load_model(made.base_model)
+    test = encode_rows(organization.test, tokenizer)
+    print(f"accuracy of the LLM, base: {exact_match(llm, test):.3f}")
+    loaded = PeftModel.from_pretrained(llm, str(made.out))
     print(f"accuracy of the LLM, generated: {exact_match(loaded, test):.3f}")
-    print(f"adapter folder: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"adapter folder: {', '.join(sorted(path.name for path in made.out.iterdir()))}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp()) / "llm_adapter")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp()))

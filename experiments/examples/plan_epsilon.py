@@ -10,7 +10,7 @@ Run it (about 10 seconds, most of them for the accountants' libraries):
 
 from __future__ import annotations
 
-from gradtf_fl.privacy import DpEvent, epsilons, noise_multiplier
+from gradtf_fl import DpEvent, epsilons, noise_multiplier
 
 ROWS, BATCH, STEPS, ROUNDS = 1024, 64, 50, 3
 DELTA = 1e-5

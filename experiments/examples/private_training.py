@@ -10,10 +10,9 @@ Run it (about 15 seconds, no download):
 
 from __future__ import annotations
 
-from gradtf_fl.adapters import AdapterSpec, attach, load_model
-from gradtf_fl.privacy import ADJACENCY, SAMPLER, UNIT, epsilons, noise_multiplier
-from gradtf_fl.tasks import encode_rows, exact_match, house_rules_federation
-from gradtf_fl.training import train_dp
+from gradtf_fl import AdapterSpec, attach, encode_rows, epsilons, load_model, noise_multiplier, train_dp
+from gradtf_fl.privacy import ADJACENCY, SAMPLER, UNIT
+from gradtf_fl.tasks import exact_match, house_rules_federation
 
 EPSILON, DELTA = 8.0, 1e-5
 ROWS, BATCH, STEPS = 1024, 64, 150

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradtf_fl.secagg import run_secure_sum
+from gradtf_fl import run_secure_sum
 
 ORGANIZATIONS = 5
 SIZE = 1_000  # numbers in each vector

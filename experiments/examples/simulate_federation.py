@@ -13,16 +13,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from gradtf_fl.config import SimulationConfig
+from gradtf_fl import SimulationConfig, simulate
 from gradtf_fl.reports import SimulationEvent, SimulationReport
-from gradtf_fl.simulation import run_simulation
 
 
 def main() -> None:
     """Run it, with a line for each finished round, and print what came out."""
     with tempfile.TemporaryDirectory() as folder:
         config = SimulationConfig(organizations=3, rounds=2, epsilon=8.0, refine=False, out=Path(folder) / "run")
-        report = run_simulation(config, show)
+        report = simulate(config, show)
         print_figures(report)
 
 

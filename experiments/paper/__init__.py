@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from experiments.paper.preset import Preset, differing, load_preset, load_presets
+    from experiments.paper.preset import load_preset, load_presets
     from experiments.paper.report_page import write_report
     from experiments.paper.results_table import ResultsTable
     from experiments.paper.runner import run_preset, state_of
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = [
-    "Preset",
-    "ResultsTable",
-    "differing",
-    "load_preset",
-    "load_presets",
-    "run_preset",
-    "state_of",
-    "write_report",
-]
+__all__ = ["ResultsTable", "load_preset", "load_presets", "run_preset", "state_of", "write_report"]

@@ -78,7 +78,7 @@ QWEN_7B = Shape("Qwen2.5-7B", 3584, 18944, 28, 28, 4, 152064)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScalePlan:
     """What is measured.
 
     Attributes:
@@ -102,7 +102,7 @@ class Plan:
     spec: AdapterSpec = field(default_factory=AdapterSpec)
 
 
-def dry_run(plan: Plan, places: Iterable[Place], say: Callable[[str], None]) -> dict[str, Any]:
+def dry_run(plan: ScalePlan, places: Iterable[Place], say: Callable[[str], None]) -> dict[str, Any]:
     """The document: shapes, parameters, bytes, and a run for each place."""
     source, target = plan.source.side(plan.spec), plan.target.side(plan.spec)
     document: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _described(side: UpdateSpace) -> dict[str, Any]:
 
 
 def _run(
-    plan: Plan, source: UpdateSpace, target: UpdateSpace, place: Place, say: Callable[[str], None]
+    plan: ScalePlan, source: UpdateSpace, target: UpdateSpace, place: Place, say: Callable[[str], None]
 ) -> dict[str, Any]:
     clock = Clock(place.device)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -199,7 +199,7 @@ def _run(
 
 
 def _generation(
-    plan: Plan, made: GradTransformer, updates: torch.Tensor, place: Place, clock: Clock
+    plan: ScalePlan, made: GradTransformer, updates: torch.Tensor, place: Place, clock: Clock
 ) -> dict[str, float | bool]:
     """Seconds of one generation as shipped, and without the decoder's cache."""
     one, values = updates[:1].to(place.device), updates[0].numpy()
@@ -211,7 +211,12 @@ def _generation(
 
 
 def _functional(
-    plan: Plan, model: GradTransformerModel, optimizers: list[Any], inputs: torch.Tensor, place: Place, clock: Clock
+    plan: ScalePlan,
+    model: GradTransformerModel,
+    optimizers: list[Any],
+    inputs: torch.Tensor,
+    place: Place,
+    clock: Clock,
 ) -> dict[str, float]:
     """A step through a frozen LLM of random weights: `train`'s own forward, on ``batch`` rows."""
     llm = StackedAdapters(AdaptedModel.of(plan.target.build(place.device, torch.bfloat16), None, plan.spec))
@@ -227,7 +232,9 @@ def _functional(
     return {"step_s": seconds, "steps_per_s": 1 / seconds, "tokens": plan.tokens, "peak_gib": clock.peak() / GIB}
 
 
-def _beside_loop(plan: Plan, batch: int, model: GradTransformerModel, place: Place, clock: Clock) -> dict[str, float]:
+def _beside_loop(
+    plan: ScalePlan, batch: int, model: GradTransformerModel, place: Place, clock: Clock
+) -> dict[str, float]:
     """Seconds of a step by `mse` as shipped, with AdamW, and of the plain T5 loop; how many times ours the last is."""
     generator = torch.Generator().manual_seed(plan.seed)
     updates, targets = (
@@ -282,13 +289,13 @@ def device_name(device: torch.device) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--batch", type=int, default=Plan.batch)
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--batch", type=int, default=ScalePlan.batch)
+    parser.add_argument("--seed", type=int, default=ScalePlan.seed)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true", help="print the document instead of a line for each stage")
     options = parser.parse_args()
     places = [Place.find(options.device, "float32")]
-    plan = Plan(batch=options.batch, seed=options.seed)
+    plan = ScalePlan(batch=options.batch, seed=options.seed)
     if places[0].device.type == "cuda":
         places.append(Place.find(options.device, "bf16"))
         plan = replace(plan, steps=10, warm_up=3, loop_batches=tuple(sorted({options.batch, 32})))

@@ -19,7 +19,7 @@ from gradtf_fl.transformer import embedded_checkpoint
 PRESETS = Path(__file__).parent / "presets"
 
 Words = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-Kind = Literal["table", "line", "bar"]
+ChartKind = Literal["table", "line", "bar"]
 
 
 class PresetFile(Section):
@@ -43,7 +43,7 @@ class PresetFile(Section):
     minutes: Annotated[float, Field(gt=0)]
     paper: Words
     note: Words | None = None
-    kind: Kind
+    kind: ChartKind
     unit: Words
     x: Words | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)

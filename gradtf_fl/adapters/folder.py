@@ -29,6 +29,11 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
 
     Kinds that PEFT does not know are written as plain LoRA, with their own state beside it for `load_adapter`.
     ``base_model`` is what ``AutoModelForCausalLM.from_pretrained`` is given for the base (folder or hub id).
+
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import AdapterSpec, initial_state, load_model, save_adapter
+    >>> state = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
+    >>> save_adapter(f"{mkdtemp()}/adapter", state, AdapterSpec(), "embedded:tiny")
     """
     from safetensors.torch import save_file
 

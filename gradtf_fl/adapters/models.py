@@ -41,7 +41,13 @@ def model_folder(name: str, what: str = "model") -> str:
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model in eval mode and float32, tokenizer). ConfigError, with the cause in one line, when it can't be had."""
+    """(model in eval mode and float32, tokenizer). ConfigError, with the cause in one line, when it can't be had.
+
+    >>> from gradtf_fl import load_model
+    >>> model, tokenizer = load_model("embedded:tiny")
+    >>> model.training, tokenizer.padding_side
+    (False, 'right')
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.errors import CorruptFile
+from gradtf_fl.safetensors_header import metadata_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,7 @@ def unpack_adapter(data: bytes) -> tuple[dict[str, torch.Tensor], AdapterSpec, s
 
     try:
         state = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        own = json.loads(header["__metadata__"]["gradtf"])
+        own = metadata_of(data, "gradtf")
         return state, AdapterSpec.from_json(own["spec"]), str(own["base_model"])
     except Exception as error:
         raise CorruptFile(f"packed adapter is damaged ({type(error).__name__})") from error

@@ -17,8 +17,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters.spec import AdapterSpec
 from gradtf_fl.errors import CorruptFile
+from gradtf_fl.safetensors_header import LENGTH_BYTES, header_text
 
 WEIGHTS, NATIVE, CONFIG = "adapter_model.safetensors", "gradtf.safetensors", "adapter_config.json"
 FLOAT32_BYTES = 4
@@ -73,13 +74,9 @@ def packed_header(packed: bytes) -> str:
     Raises:
         CorruptFile: no safetensors bytes, or values of another type than float32.
     """
-    size = int.from_bytes(packed[:8], "little")
-    try:
-        header = packed[8 : 8 + size].decode()
-    except UnicodeDecodeError as error:
-        raise CorruptFile("packed adapter: its header is no text") from error
+    header = header_text(packed)
     slots, _, _ = _parsed(header)
-    if len(packed) != 8 + size + (slots[-1].end if slots else 0):
+    if len(packed) != LENGTH_BYTES + len(header.encode()) + (slots[-1].end if slots else 0):
         raise CorruptFile("packed adapter: its length is not the one in its header")
     return header
 
@@ -101,7 +98,7 @@ def repacked(folder: Path, header: str) -> bytes:
             raise CorruptFile(f"{folder}: {slot.name} has another shape or type than the signed one")
         parts.append(data)
     text = header.encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text + b"".join(parts)
 
 
 def folder_problems(folder: Path, header: str, adapter_sha256: str) -> list[str]:
@@ -129,7 +126,7 @@ def _parsed(header: str) -> tuple[list[_Slot], AdapterSpec, str]:
             for name, entry in document.items()
         ]
         kinds = {entry["dtype"] for entry in document.values()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptFile("packed adapter: its header is damaged") from error
     slots.sort(key=lambda slot: (slot.start, slot.end))
     ends = [0, *(slot.end for slot in slots)]

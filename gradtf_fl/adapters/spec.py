@@ -21,6 +21,10 @@ State = Mapping[str, "torch.Tensor"]
 class AdapterSpec:
     """Which adapter is trained on which modules.
 
+    >>> from gradtf_fl import AdapterSpec
+    >>> AdapterSpec(rank=4, alpha=8.0, targets=("q_proj", "v_proj")).scale
+    2.0
+
     Attributes:
         targets: last names of linear layers (q_proj, up_proj, ...) and of the input embedding (embed_tokens).
         train_a: false freezes A (FFA-LoRA: averages of B are then exact); without meaning for other kinds.

@@ -28,6 +28,11 @@ def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftM
     Kinds that PEFT does not know come as the plain LoRA with the same effect, with nothing to train: they are trained
     by `training.stacked.StackedAdapters`. Where input and output embeddings are tied, LoRA on ``embed_tokens`` acts
     on the input alone. ``initial`` is `initial_state`, where that is at hand.
+
+    >>> from gradtf_fl import AdapterSpec, attach, load_model
+    >>> model = attach(load_model("embedded:tiny")[0], AdapterSpec())
+    >>> all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    True
     """
     from peft import get_peft_model
 
@@ -47,12 +52,24 @@ def initial_state(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
     """The shared initial adapter for ``model`` (a plain model; it is left as it was).
 
     ConfigError when the model lacks a target or the kind does not go on one.
+
+    >>> from gradtf_fl import AdapterSpec, initial_state, load_model
+    >>> state = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
+    >>> {bool(tensor.any()) for name, tensor in state.items() if "lora_B" in name}  # B starts at zero
+    {False}
     """
     return initial_values(model, spec)
 
 
 def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's parameters by their PEFT names (detached CPU float32 copies)."""
+    """The adapter's parameters by their PEFT names (detached CPU float32 copies).
+
+    >>> from gradtf_fl import AdapterSpec, adapter_state, attach, initial_state, load_model
+    >>> model, spec = load_model("embedded:tiny")[0], AdapterSpec()
+    >>> initial = initial_state(model, spec)
+    >>> adapter_state(attach(model, spec)).keys() == initial.keys()
+    True
+    """
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # base weights are no adapter

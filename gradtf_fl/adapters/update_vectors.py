@@ -50,6 +50,12 @@ class BlockLayout:
     """Where each adapter parameter lies in an update vector [blocks, block_dim].
 
     ``extra`` are parameters outside the numbered layers: one run of values over the last ``extra_rows`` rows.
+
+    >>> from gradtf_fl import AdapterSpec, BlockLayout, initial_state, load_model
+    >>> state = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
+    >>> layout = BlockLayout.from_state(state)
+    >>> layout.to_vector(state).shape == (layout.blocks, layout.block_dim)
+    True
     """
 
     prefix: str  # name before the layer's number, e.g. "base_model.model.model.layers."
@@ -208,7 +214,14 @@ def _trained(state: State, train_a: bool) -> list[str]:
 
 
 def update_vector(layout: BlockLayout, after: State, initial: State) -> Vector:
-    """U = after - initial, float32 [blocks, block_dim]."""
+    """U = after - initial, float32 [blocks, block_dim].
+
+    >>> from gradtf_fl import AdapterSpec, BlockLayout, initial_state, load_model, update_vector
+    >>> initial = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
+    >>> after = {name: tensor + 0.5 for name, tensor in initial.items()}
+    >>> float(update_vector(BlockLayout.from_state(initial), after, initial).mean())
+    0.5
+    """
     return layout.to_vector(after) - layout.to_vector(initial)
 
 

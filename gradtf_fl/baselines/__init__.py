@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradtf_fl.baselines.losses import AdaptiveLoss, ConfidenceLoss, WeakLoss
     from gradtf_fl.baselines.pca_ridge import PcaRidge
     from gradtf_fl.baselines.proxy_tuning import ProxyTuning
-    from gradtf_fl.baselines.scoring import Scores, score_rows
+    from gradtf_fl.baselines.scoring import score_rows
     from gradtf_fl.baselines.synthetic_text import HOUSE_RULES_ROWS, RowShape, SyntheticText, with_prompt_loss
     from gradtf_fl.baselines.weak_to_strong import HalfSplit, PublicPrompts
 else:
@@ -42,7 +42,6 @@ __all__ = [
     "ProxyTuning",
     "PublicPrompts",
     "RowShape",
-    "Scores",
     "Settings",
     "SyntheticText",
     "WeakLoss",

@@ -16,12 +16,23 @@ from numpy.typing import NDArray
 from gradtf_fl.adapters import ASSETS, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.safetensors_header import metadata_of
 
 Matrix = NDArray[np.float64]
 
 
 class Controls:
-    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2]."""
+    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2].
+
+    >>> import numpy as np
+    >>> from gradtf_fl import Controls
+    >>> draw = np.random.default_rng(0)
+    >>> tiny = draw.normal(size=(8, 2, 3)).astype(np.float32)  # TinyLM updates of 8 shadow sets: 2 blocks of 3
+    >>> llm = draw.normal(size=(8, 4, 5)).astype(np.float32)
+    >>> controls = Controls.fit(tiny, llm)
+    >>> controls.nearest_set(0.5 * tiny[3]), controls.ridge(tiny[3]).shape
+    (3, (4, 5))
+    """
 
     def __init__(self, tiny: Vector, llm: Vector, penalty: float) -> None:
         self.tiny = tiny
@@ -115,7 +126,7 @@ class Controls:
         data = path.read_bytes()
         try:
             tensors = load(data)
-            about = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["controls"])
+            about = metadata_of(data, "controls")
             if hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest() != about["sha256"]:
                 raise ValueError("content does not match its SHA-256")
             return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))

@@ -48,7 +48,15 @@ class _Factors:
 
 
 class CrossLora:
-    """Carries updates from ``source`` to ``target``; both need the same projections by name."""
+    """Carries updates from ``source`` to ``target``; both need the same projections by name.
+
+    >>> import numpy as np
+    >>> from gradtf_fl import AdapterSpec, CrossLora, Pair
+    >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
+    >>> update = np.full(pair.tiny.stack.initial.shape, 0.01, np.float32)
+    >>> CrossLora(pair.tiny, pair.llm).generate(update).shape == pair.llm.stack.initial.shape
+    True
+    """
 
     def __init__(self, source: StackedAdapters, target: StackedAdapters, rank: int | None = None) -> None:
         """Decompose the base weights once.

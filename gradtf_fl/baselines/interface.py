@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines.scoring import AnswerLogits, Scores, equal_counts, score_rows
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row, TokenRows
@@ -21,15 +22,31 @@ from gradtf_fl.training import StackedAdapters
 
 @dataclass(frozen=True)
 class Pair:
-    """The TinyLM that organizations tune and the LLM that the provider owns."""
+    """The TinyLM that organizations tune and the LLM that the provider owns.
+
+    >>> from gradtf_fl import AdapterSpec, Pair
+    >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
+    >>> pair.tiny.layout.blocks < pair.llm.layout.blocks
+    True
+    """
 
     tiny: StackedAdapters
     llm: StackedAdapters
+
+    @classmethod
+    def load(cls, tiny: str, llm: str, spec: AdapterSpec) -> Pair:
+        """Both models by name, with adapters of one spec; ConfigError when one can't be had."""
+        return cls(StackedAdapters.load(tiny, spec), StackedAdapters.load(llm, spec))
 
 
 @dataclass(frozen=True)
 class Case:
     """K organizations, as a comparison sees them.
+
+    >>> import torch
+    >>> from gradtf_fl import Case
+    >>> Case(torch.zeros(3, 2, 8), seed=0).organizations  # TinyLM updates of 2 blocks of 8
+    3
 
     Attributes:
         updates: float32 [K, L1, n1], TinyLM updates as they reached the provider (plain, DP or averaged).
@@ -116,7 +133,15 @@ class Baseline(Protocol):
 
 
 def run_baseline(baseline: Baseline, pair: Pair, case: Case) -> Outcome:
-    """Run with private rows taken out of the case, unless the baseline states that they leave."""
+    """Run with private rows taken out of the case, unless the baseline states that they leave.
+
+    >>> import torch
+    >>> from gradtf_fl import AdapterSpec, Case, Pair, ProxyTuning, run_baseline
+    >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
+    >>> case = Case(torch.zeros(2, *pair.tiny.initial.shape), seed=0)  # two organizations that did not train
+    >>> run_baseline(ProxyTuning(), pair, case).updates is None  # proxy tuning makes logits, no LLM update
+    True
+    """
     expected = tuple(pair.tiny.initial.shape)
     if tuple(case.updates.shape[1:]) != expected:
         raise ConfigError(f"TinyLM updates are {tuple(case.updates.shape[1:])}, this pair's are {expected}")

@@ -51,7 +51,16 @@ class _Pca:
 
 
 class PcaRidge:
-    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2]."""
+    """Fitted on tuples: TinyLM updates [N, L1, n1] and LLM updates [N, L2, n2].
+
+    >>> import numpy as np
+    >>> from gradtf_fl import PcaRidge
+    >>> draw = np.random.default_rng(0)
+    >>> tiny = draw.normal(size=(8, 2, 3)).astype(np.float32)  # TinyLM updates of 8 shadow sets: 2 blocks of 3
+    >>> llm = draw.normal(size=(8, 4, 5)).astype(np.float32)
+    >>> PcaRidge.fit(tiny, llm, folds=4).generate(tiny[0]).shape
+    (4, 5)
+    """
 
     def __init__(self, tiny: Vector, llm: Vector, choices: Sequence[Choice]) -> None:
         """Fit with given choices, one for each target block."""

@@ -17,7 +17,17 @@ from gradtf_fl.tasks import TokenRows
 
 @dataclass(frozen=True)
 class ProxyTuning:
-    """Teacher-forced proxy tuning; greedy exact match equals that of decoding (see `tasks.rows.exact_match`)."""
+    """Teacher-forced proxy tuning; greedy exact match equals that of decoding (see `tasks.rows.exact_match`).
+
+    >>> import torch
+    >>> from gradtf_fl import AdapterSpec, Case, Pair, ProxyTuning, Row, run_baseline
+    >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
+    >>> case = Case(torch.zeros(2, *pair.tiny.stack.initial.shape), seed=0)  # two organizations that did not train
+    >>> outcome = run_baseline(ProxyTuning(), pair, case)
+    >>> row = Row("[_][_][_]37?58=", "13")
+    >>> [0 <= share <= 1 for share in outcome.score([[row], [row]]).exact_match]
+    [True, True]
+    """
 
     name: str = "proxy-tuning"
     private_rows_leave: bool = False

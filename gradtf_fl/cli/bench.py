@@ -20,7 +20,7 @@ def bench() -> None:
 @json_option
 def secagg(quick: bool, as_json: bool) -> None:
     """Secure aggregation: CPU seconds of client and server beside Flower's own functions, bytes, limits."""
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench secagg") as progress:
         from experiments.bench import FULL_SECAGG, QUICK_SECAGG, bench_secagg  # imports flwr
@@ -38,7 +38,7 @@ def secagg(quick: bool, as_json: bool) -> None:
 @json_option
 def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
     """A private training step beside the plain one, Opacus' hooks, its ghost clipping, and torch.func."""
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench dp") as progress:
         from experiments.bench import FULL_DP, QUICK_DP, bench_dp  # imports torch
@@ -55,7 +55,7 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
 @json_option
 def federation(quick: bool, as_json: bool) -> None:
     """Seconds of an exchange between server and organizations, beside Flower's process per message."""
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench federation") as progress:
         from experiments.bench import FULL_FEDERATION, QUICK_FEDERATION, bench_federation  # imports flwr

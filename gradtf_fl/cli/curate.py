@@ -96,8 +96,8 @@ def curate(out: Path, workers: Any, as_json: bool, **given: Any) -> None:
     options = {name: value for name, value in chosen(given).items() if value != ()}
     _check(options)
 
-    from gradtf_fl.cli.progress import WorkProgress
     from gradtf_fl.curation import curate as run
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("curate") as progress:
         store = run(_curation(options), out, progress.show, workers)

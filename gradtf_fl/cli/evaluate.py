@@ -140,7 +140,7 @@ class _Problems:
 def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
     """The adapter of model ``name``; says what can be known to be wrong with either without loading the model."""
     from gradtf_fl.adapters import load_adapter, model_folder
-    from gradtf_fl.cli.base_model import check_base
+    from gradtf_fl.transformer import check_base
 
     problems = _Problems()
     with problems:
@@ -215,7 +215,7 @@ def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:
 def _generated(
     model_name: str, adapter: Adapter | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
 ) -> dict[str, Any]:
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
     from gradtf_fl.tasks import score_task
 
     model, tokenizer = _model(model_name, adapter)

@@ -57,7 +57,7 @@ def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
 @json_option
 def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as_json: bool) -> None:
     """Run preset NAME (see `list`). A killed run goes on with the seeds that are not in its results yet."""
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress(f"experiment {name}") as progress:
         from experiments.measuring import default_out

@@ -67,9 +67,9 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
 
     with SimulationProgress() as progress:
         progress.show(SimulationEvent("load"))
-        from gradtf_fl.simulation import run_simulation  # imports torch: seconds
+        from gradtf_fl.simulation import simulate as run  # imports torch: seconds
 
-        report = run_simulation(config, progress.show, began)
+        report = run(config, progress.show, began=began)
     if config.out is None:
         click.echo(f"gradtf: no --out given; the run is in the temporary folder {report.out}", err=True)
     if as_json:

@@ -59,16 +59,17 @@ def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, 
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
 
-    from gradtf_fl.cli.progress import WorkProgress
-    from gradtf_fl.transformer import Processes, TrainConfig
-    from gradtf_fl.transformer import train as run
+    from gradtf_fl.reports import WorkProgress
+    from gradtf_fl.transformer import Processes, TrainConfig, train_grad_transformer
 
     config = replace(TrainConfig(), **chosen(given))
     if backbone is not None:
         config = replace(config, backbone=Backbone.named(backbone))
     out.parent.mkdir(parents=True, exist_ok=True)
     with WorkProgress("train") as progress:
-        trained = run(config, tuples, out, lambda done, total, loss: progress.show(f"loss {loss:.3f}", done, total))
+        trained = train_grad_transformer(
+            config, tuples, out, lambda done, total, loss: progress.show(f"loss {loss:.3f}", done, total)
+        )
     if not Processes.launched().is_first:
         return
     if controls is not None:

@@ -8,7 +8,6 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.config.base import (
-        STAGES,
         Address,
         Count,
         Epsilon,
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
         Rate,
         Section,
         Seed,
-        Stage,
         validate,
     )
     from gradtf_fl.config.organization import (
@@ -38,7 +36,6 @@ else:
 
 __all__ = [
     "HOUSE_RULES_ANSWER_TOKENS",
-    "STAGES",
     "Address",
     "Combine",
     "Count",
@@ -59,7 +56,6 @@ __all__ = [
     "Section",
     "Seed",
     "SimulationConfig",
-    "Stage",
     "load_toml",
     "read_toml",
     "to_toml",

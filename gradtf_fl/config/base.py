@@ -14,10 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gradtf_fl.errors import ConfigError
 
-Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
 Bits = Literal[16, 20, 24, 32]
-
-STAGES: tuple[Stage, ...] = ("advertise", "share", "mask", "consistency", "unmask")
 
 ModelName = Annotated[str, StringConstraints(min_length=1)]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -22,8 +22,8 @@ from gradtf_fl.config.base import (
     Section,
     Seed,
     Share,
-    Stage,
 )
+from gradtf_fl.round_messages import Stage
 
 
 class ModelsSection(Section):

@@ -84,6 +84,11 @@ class RoundSettings(Section):
 class FederationPlan(RoundSettings):
     """What the server decides for a run. Travels as Flower's run config: kebab-case keys, plain values.
 
+    >>> from gradtf_fl import FederationPlan
+    >>> plan = FederationPlan(organizations=10, groups=2)
+    >>> FederationPlan.from_run_config(plan.to_run_config()) == plan
+    True
+
     Attributes:
         weight_rule: whether organizations count alike or by their rows.
         threshold: organizations that must stay to the end (default: by the roster's size).

@@ -8,15 +8,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gradtf_fl.config.base import (
-    STAGES,
     Epsilon,
     Location,
     ModelName,
     Section,
-    Stage,
 )
 from gradtf_fl.config.plan import FederationPlan, RoundSettings
 from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
+from gradtf_fl.round_messages import STAGES, Stage
 
 Rules = Literal["same", "mixed", "unseen"]
 
@@ -46,6 +45,11 @@ class DropRule(Section):
 
 class SimulationConfig(RoundSettings):
     """``gradtf simulate``: a federation on this machine. ``--config`` reads the same keys from TOML.
+
+    >>> from gradtf_fl import SimulationConfig
+    >>> config = SimulationConfig(organizations=8, rounds=2, epsilon=1.0)
+    >>> config.lifetime_budget
+    1.0
 
     Attributes:
         rows, test_rows: private training and test rows of each organization.

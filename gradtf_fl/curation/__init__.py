@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradtf_fl.curation.store import Shard, TupleStore, token_rows, token_tensors
     from gradtf_fl.curation.task_curation import TaskCuration
     from gradtf_fl.curation.text_shadow import encode_causal
-    from gradtf_fl.curation.workers import begin_worker
+    from gradtf_fl.curation.workers import worker_pool
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -24,10 +24,10 @@ __all__ = [
     "TaskCuration",
     "TupleStore",
     "as_token_rows",
-    "begin_worker",
     "curate",
     "encode_causal",
     "single_task",
     "token_rows",
     "token_tensors",
+    "worker_pool",
 ]

@@ -35,6 +35,11 @@ from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, stack_row
 class CurationConfig:
     """What is curated. The defaults make the store that the shipped Grad-Transformer was trained on.
 
+    >>> from gradtf_fl import CurationConfig
+    >>> trial = CurationConfig(rules=3, single_groups=1, extra_singles=0, mixture_groups=0, plain_mixtures=0)
+    >>> [name for name, federations in trial.plan() if name.startswith("dp")]
+    ['dp-0000']
+
     Attributes:
         rows: rows in a shadow set.
         single_groups: DP federations for each public rule: so many of `FEDERATIONS`, over and over.

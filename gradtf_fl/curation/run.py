@@ -19,7 +19,7 @@ from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
 
-Progress = Callable[[str, int, int], None]
+CurationProgress = Callable[[str, int, int], None]
 
 
 class Curation(Protocol):
@@ -50,11 +50,23 @@ class Curation(Protocol):
 def curate(
     curation: Curation,
     out: str | Path,
-    progress: Progress | None = None,
+    progress: CurationProgress | None = None,
     workers: Workers | None = 1,
     device: str = "cpu",
 ) -> TupleStore:
     """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
+
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import CurationConfig, curate
+    >>> from gradtf_fl.training import DpRecipe, PlainRecipe
+    >>> brief = PlainRecipe(steps=2, batch=4)
+    >>> trial = CurationConfig(
+    ...     rows=16, rules=2, single_groups=1, extra_singles=0, mixture_groups=0, plain_singles=1, plain_mixtures=0,
+    ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
+    ... )
+    >>> store = curate(trial, f"{mkdtemp()}/tuples")
+    >>> [store.read(name).tensors["tiny"].shape[1] for name in store.names]  # shadow sets in each shard
+    [2, 2, 2]
 
     Args:
         workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out

@@ -38,11 +38,15 @@ def finished_shards(make: MakeShard, wanted: Sequence[tuple[int, str]], workers:
     return _by_processes(make, wanted, count)
 
 
-def begin_worker() -> None:
-    """What a pool's process does first: one thread is enough for it, and it ends with the process that started it.
+def worker_pool(count: int) -> ProcessPoolExecutor:
+    """``count`` processes of one thread each, which end with the process that started them.
 
     A pool whose owner is killed would go on with the work at hand, for minutes, with nobody to hand it to.
     """
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_worker)
+
+
+def _begin_worker() -> None:
     torch.set_num_threads(1)
     if (owner := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(owner.sentinel,), daemon=True).start()
@@ -54,8 +58,7 @@ def _end_with(sentinel: int) -> None:
 
 
 def _by_processes(make: MakeShard, wanted: Sequence[tuple[int, str]], count: int) -> Finished:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, begin_worker) as pool:
+    with worker_pool(count) as pool:
         running = {pool.submit(make, number): name for number, name in wanted}
         for finished in as_completed(running):
             yield running[finished], finished.result()

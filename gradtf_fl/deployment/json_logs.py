@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl import errors
-from gradtf_fl.config import STAGES
-from gradtf_fl.round_messages import Refusal
+from gradtf_fl.round_messages import STAGES, Refusal
 
 WITHHELD = "withheld"
 MAX_BYTES, KEPT = 10_000_000, 5

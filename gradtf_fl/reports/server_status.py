@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradtf_fl.config import STAGES
 from gradtf_fl.deployment import NOT_KNOWN, NodeStatus, OrganizationView, ServerView
+from gradtf_fl.round_messages import STAGES
 
 STATE_STYLES = {
     "running": "bold green",

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from gradtf_fl.reports.progress import ProgressDisplay
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport
 
 EPSILON_COVERS = (
@@ -66,49 +57,20 @@ class SimulationEvent:
     passing: bool = False
 
 
-class SimulationProgress:
+class SimulationProgress(ProgressDisplay):
     """Shows events: a bar and a status line on a terminal, one plain line per event elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._began = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._task = self._bar.add_task("starting", total=None)
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live = Live(self._bar, console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        columns = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        super().__init__("starting", *columns, console=console)
 
     def show(self, event: SimulationEvent) -> None:
         """Show one event."""
-        if self._live is None:
-            if event.passing:
-                return
-            line = f"[{time.monotonic() - self._began:6.1f} s] {_headline(event)}"
-            details = _details(event)
-            self.console.print(
-                line + (f": {details}" if details else ""), markup=False, highlight=False, soft_wrap=True
-            )
-            return
-        self._bar.update(self._task, description=_headline(event), completed=event.done, total=event.total or None)
-        self._live.update(Group(Text(_details(event) or " ", style="dim"), self._bar))
+        details = _details(event)
+        if self.live:
+            self.show_bar(_headline(event), event.done, event.total or None, details=details)
+        elif not event.passing:
+            self.show_line(_headline(event) + (f": {details}" if details else ""))
 
 
 def _headline(event: SimulationEvent) -> str:

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.quantization import Quantizer
     from gradtf_fl.secagg.roster import Identity, Roster
     from gradtf_fl.secagg.round_config import (
-        PROTOCOL_VERSION,
         RoundConfig,
         decode_configs,
         default_threshold,
         encode_configs,
         smallest_threshold,
     )
-    from gradtf_fl.secagg.run import run_secure_sum
+    from gradtf_fl.secagg.run import PlayedRound, new_identities, roster_of, run_secure_sum
     from gradtf_fl.secagg.server import SecAggServer, SecureSum
     from gradtf_fl.secagg.vectors import distributed_noise, encoding_of
     from gradtf_fl.secagg.violations import (
@@ -59,14 +58,12 @@ if TYPE_CHECKING:
         UpdateRejected,
         WrongRound,
     )
-    from gradtf_fl.secagg.wire.messages import STAGES, commitment_of
+    from gradtf_fl.secagg.wire.messages import commitment_of
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CHUNK_BYTES",
-    "PROTOCOL_VERSION",
-    "STAGES",
     "AdvertMismatch",
     "BadKey",
     "BadSignature",
@@ -81,6 +78,7 @@ __all__ = [
     "MalformedMessage",
     "MaskStreams",
     "OwnKeyMissing",
+    "PlayedRound",
     "PolicyViolation",
     "ProtocolViolation",
     "Quantizer",
@@ -115,8 +113,10 @@ __all__ = [
     "encoding_of",
     "group_members",
     "lagrange_weights",
+    "new_identities",
     "packed_size",
     "point",
+    "roster_of",
     "run_secure_sum",
     "smallest_threshold",
     "topology",

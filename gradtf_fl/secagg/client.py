@@ -38,7 +38,7 @@ from gradtf_fl.secagg.violations import (
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
     Delivery,
-    Kind,
+    MessageKind,
     SealedShares,
     Survivors,
     Unmasking,
@@ -49,6 +49,19 @@ from gradtf_fl.secagg.wire.votes import Votes, sample, view_digest
 
 class SecAggClient:
     """Takes one organization through one attempt at one round.
+
+    >>> import secrets
+    >>> from gradtf_fl import ClientPolicy, Identity, RoundConfig, Roster, SecAggClient
+    >>> identities = [Identity.generate() for _ in range(3)]
+    >>> roster = Roster(tuple(identity.public for identity in identities))
+    >>> config = RoundConfig(
+    ...     run_id="demo", round=1, attempt=0, nonce=secrets.token_bytes(32), model_hash=bytes(32), dim=4, bits=24,
+    ...     clip=1.0, roster_hash=roster.hash, degree=2, threshold=3, quorum=3,
+    ... )
+    >>> client = SecAggClient(config, ClientPolicy(), roster, identities[0], last_round=(0, 0))
+    >>> advert = client.advertise()  # bytes for the server
+    >>> client.next_stage
+    'share'
 
     Args:
         config: what the server proposes.
@@ -125,7 +138,7 @@ class SecAggClient:
                 self_commitment=crypto.commit(secrets.self_secret, self._commitment, self._me),
                 ledger_head=ledger_head,
             )
-            message = self._signed(Kind.ADVERT, advert.encode())
+            message = self._signed(MessageKind.ADVERT, advert.encode())
             state.advert_hash = hashlib.sha256(message).digest()
             return message
 
@@ -163,7 +176,7 @@ class SecAggClient:
                 )
                 for j, peer in state.peers.items()
             }
-            return self._signed(Kind.SHARES, SealedShares(sealed).encode())
+            return self._signed(MessageKind.SHARES, SealedShares(sealed).encode())
 
     # -- stage 2 ------------------------------------------------------------------------------------------
 
@@ -217,7 +230,7 @@ class SecAggClient:
                 masks.add_to(words)
                 yield pack(words, config.bits)
 
-        return self._signed(Kind.MASKED, packed())
+        return self._signed(MessageKind.MASKED, packed())
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
@@ -232,7 +245,7 @@ class SecAggClient:
             self._check_sublist(u3, "U3")
             state.survivors = u3
             state.view = view_digest(self._commitment, state.adverts_root, state.members, u3)
-            return self._signed(Kind.VOTE, state.view)
+            return self._signed(MessageKind.VOTE, state.view)
 
     # -- stage 4 ------------------------------------------------------------------------------------------
 
@@ -252,7 +265,7 @@ class SecAggClient:
             shares = {
                 owner: held.self_share if owner in survivors else held.mask_share for owner, held in state.held.items()
             }
-            message = self._signed(Kind.UNMASKING, Unmasking(shares).encode())
+            message = self._signed(MessageKind.UNMASKING, Unmasking(shares).encode())
             self._state = ClientState(self.config, FINISHED)
             return message
 
@@ -276,7 +289,7 @@ class SecAggClient:
             raise
         self._state.next_stage = following
 
-    def _signed(self, kind: Kind, body: bytes | Iterable[bytes]) -> bytes:
+    def _signed(self, kind: MessageKind, body: bytes | Iterable[bytes]) -> bytes:
         return signed(self._identity.sign, kind, self._commitment, self._me, body)
 
     def _secrets(self) -> RoundSecrets:

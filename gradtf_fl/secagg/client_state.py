@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.violations import MalformedMessage
 from gradtf_fl.secagg.wire.encoding import Reader, Writer
-from gradtf_fl.secagg.wire.messages import STAGES
 
 _MAGIC = b"GSAS"
 FINISHED = "finished"

@@ -23,6 +23,15 @@ _ROUNDING_BITS = 1e-6  # of log-gamma, which may differ from machine to machine
 class ClientPolicy:
     """Limits of what this organization takes part in.
 
+    >>> from gradtf_fl import ClientPolicy, ConfigError
+    >>> ClientPolicy(n_min=5).bad(40)  # members out of 40 that may collude with the server
+    4
+    >>> try:
+    ...     ClientPolicy(n_min=2)
+    ... except ConfigError as error:
+    ...     print(error)
+    n_min: 2 lets each organization learn the other's update; set allow_two to accept that
+
     Attributes:
         n_min: organizations that must be in a sum. 2 needs ``allow_two``: each learns the other's update.
         t_min: smallest threshold; None is `default_threshold` on a complete graph and what `degree.topology`'s

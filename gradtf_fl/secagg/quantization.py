@@ -29,6 +29,13 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 class Quantizer:
     """Encoding of vectors [dim] and weights for a sum over at most ``parties`` clients.
 
+    >>> import numpy as np
+    >>> from gradtf_fl import Quantizer
+    >>> quantizer = Quantizer(bits=24, parties=3, clip=1.0, max_weight=1.0)
+    >>> words = np.concatenate(list(quantizer.encode(np.array([0.5, -0.25]), weight=1.0, rounding_key=bytes(32))))
+    >>> (quantizer.integers(words)[:-1] * quantizer.step).round(4).tolist()
+    [0.5, -0.25]
+
     Attributes:
         bits: width b of a residue.
         parties: n, the largest number of summands.

@@ -18,7 +18,13 @@ from gradtf_fl.secagg.violations import UnknownIdentity
 
 
 class Identity:
-    """An organization's long-lived Ed25519 key (RFC 8032). Signs adverts, views and ledger rows."""
+    """An organization's long-lived Ed25519 key (RFC 8032). Signs adverts, views and ledger rows.
+
+    >>> from gradtf_fl import Identity
+    >>> identity = Identity.generate()
+    >>> len(identity.public), len(identity.sign(b"message"))
+    (32, 64)
+    """
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self.private = private
@@ -66,6 +72,11 @@ class Roster:
 
     ``keys`` are kept sorted, whatever order they are given in, so that two organizations that list the same
     keys agree on ``hash`` and on every ``index``. An index is what messages call a member.
+
+    >>> from gradtf_fl import Identity, Roster
+    >>> keys = tuple(Identity.generate().public for _ in range(3))
+    >>> Roster(keys).hash == Roster(keys[::-1]).hash
+    True
     """
 
     keys: tuple[bytes, ...]

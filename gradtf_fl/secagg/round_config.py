@@ -37,6 +37,19 @@ def smallest_threshold(n: int) -> int:
 class RoundConfig:
     """One attempt at one round. C = `commitment` binds all of it.
 
+    >>> import secrets
+    >>> from gradtf_fl import Identity, RoundConfig, Roster
+    >>> identities = [Identity.generate() for _ in range(3)]
+    >>> roster = Roster(tuple(identity.public for identity in identities))
+    >>> config = RoundConfig(
+    ...     run_id="demo", round=1, attempt=0, nonce=secrets.token_bytes(32), model_hash=bytes(32), dim=4, bits=24,
+    ...     clip=1.0, roster_hash=roster.hash, degree=2, threshold=3, quorum=3,
+    ... )
+    >>> RoundConfig.decode(config.encode()) == config
+    True
+    >>> len(config.commitment)
+    32
+
     Attributes:
         run_id: the federation run, any text.
         round, attempt: counters; an organization never takes part at or below a pair it has seen.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg.crypto.masks import Words, add_masks
 from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.graph import Graph, group_members
@@ -34,9 +35,8 @@ from gradtf_fl.secagg.violations import (
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
-    STAGES,
     Delivery,
-    Kind,
+    MessageKind,
     SealedShares,
     Survivors,
     Unmasking,
@@ -69,6 +69,22 @@ class SecureSum:
 class SecAggServer:
     """Drives one attempt at one round: receive_X for each message that arrives, close_X when a stage ends.
 
+    >>> import secrets
+    >>> from gradtf_fl import ClientPolicy, Identity, RoundConfig, Roster, SecAggClient, SecAggServer
+    >>> identities = [Identity.generate() for _ in range(3)]
+    >>> roster = Roster(tuple(identity.public for identity in identities))
+    >>> config = RoundConfig(
+    ...     run_id="demo", round=1, attempt=0, nonce=secrets.token_bytes(32), model_hash=bytes(32), dim=4, bits=24,
+    ...     clip=1.0, roster_hash=roster.hash, degree=2, threshold=3, quorum=3,
+    ... )
+    >>> server = SecAggServer(config, roster)
+    >>> for identity in identities:
+    ...     client = SecAggClient(config, ClientPolicy(), roster, identity, last_round=(0, 0))
+    ...     sender = server.receive_advert(client.advertise())
+    >>> directories = server.close_advertise()  # one for each member, by identity key
+    >>> sorted(directories) == list(roster.keys)
+    True
+
     Raises (close_X):
         RoundAborted: fewer than the threshold are left; nothing about any vector has been learnt.
     """
@@ -86,7 +102,7 @@ class SecAggServer:
             self._encoding = encoding_of(config, len(self.members))
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._stage = STAGES[0]
+        self._stage: str = STAGES[0]
         self._advert_messages: dict[int, bytes] = {}
         self._adverts: dict[int, Advert] = {}
         self._keys_taken: set[bytes] = set()
@@ -111,7 +127,7 @@ class SecAggServer:
 
     def receive_advert(self, message: bytes) -> bytes:
         """Takes a signed `Advert`; returns the sender's identity key."""
-        member, body = self._open(message, "advertise", Kind.ADVERT, self.members, self._adverts)
+        member, body = self._open(message, "advertise", MessageKind.ADVERT, self.members, self._adverts)
         advert = Advert.decode(body)
         keys = {advert.encryption_key, advert.mask_key}
         if len(keys) < 2 or keys & self._keys_taken:
@@ -140,7 +156,7 @@ class SecAggServer:
 
     def receive_shares(self, message: bytes) -> bytes:
         """Takes `SealedShares` for exactly the sender's neighbours; returns the sender's identity key."""
-        member, body = self._open(message, "share", Kind.SHARES, self._u1, self._sealed)
+        member, body = self._open(message, "share", MessageKind.SHARES, self._u1, self._sealed)
         sealed = SealedShares.decode(body)
         if tuple(sealed.by_peer) != self._around[member]:
             raise IncompleteShares(f"member {member} sealed shares for others than exactly its neighbours")
@@ -167,7 +183,7 @@ class SecAggServer:
 
     def receive_masked(self, message: bytes) -> bytes:
         """Folds a masked vector into the sum; returns the sender's identity key."""
-        member, body = self._open(message, "mask", Kind.MASKED, self._u2, self._masked)
+        member, body = self._open(message, "mask", MessageKind.MASKED, self._u2, self._masked)
         assert self._sum is not None
         for where, words in unpack_chunks(body, self.config.bits, self._encoding.size + 1):
             self._sum[where] += words
@@ -189,7 +205,7 @@ class SecAggServer:
 
     def receive_consistency(self, message: bytes) -> bytes:
         """Takes a signature over the sender's view, which must be ours; returns the sender's identity key."""
-        member, body = self._open(message, "consistency", Kind.VOTE, self._u3, self._votes)
+        member, body = self._open(message, "consistency", MessageKind.VOTE, self._u3, self._votes)
         if bytes(body) != self._view:
             raise InconsistentViews(f"member {member} has another view of the round")
         self._votes[member] = bytes(message[-SIGNATURE_BYTES:])
@@ -205,7 +221,7 @@ class SecAggServer:
 
     def receive_unmask(self, message: bytes) -> bytes:
         """Takes one share for each neighbour of the sender in U2; returns the sender's identity key."""
-        member, body = self._open(message, "unmask", Kind.UNMASKING, self._votes, self._unmaskings)
+        member, body = self._open(message, "unmask", MessageKind.UNMASKING, self._votes, self._unmaskings)
         unmasking = Unmasking.decode(body)
         expected = sorted([*self._around[member], member])
         if sorted(unmasking.by_owner) != expected:
@@ -246,7 +262,7 @@ class SecAggServer:
     # -- shared by the stages -----------------------------------------------------------------------------
 
     def _open(
-        self, message: bytes, stage: str, kind: Kind, allowed: Container[int], seen: Container[int]
+        self, message: bytes, stage: str, kind: MessageKind, allowed: Container[int], seen: Container[int]
     ) -> tuple[int, memoryview]:
         """(sender, body) of a message that belongs to the open stage, from an allowed and new sender."""
         if self._stage != stage:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from gradtf_fl.simulation.run import run_simulation
+    from gradtf_fl.simulation.run import simulate
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["run_simulation"]
+__all__ = ["simulate"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradtf_fl.adapters import Vector
-from gradtf_fl.config import SimulationConfig
+from gradtf_fl.config import FederationPlan, SimulationConfig
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
 from gradtf_fl.reports import State
 from gradtf_fl.simulation.setup import FederationFolders
@@ -29,35 +29,43 @@ class Outcome:
     global_update: Vector | None
 
 
-def run_in_process(config: SimulationConfig, folders: FederationFolders, on_round: OnRound) -> Outcome:
-    """ServerApp logic and every ClientApp in this process, one organization after the other.
+def run_engine(config: SimulationConfig, folders: FederationFolders, on_round: OnRound) -> Outcome:
+    """Run the federation on the engine that ``config`` names.
+
+    Args:
+        on_round: told each event of a round; on Ray only that a round ended, as its stages are not seen from outside.
 
     Raises:
-        ConfigError, CorruptFile: a model or checkpoint is missing or wrong; nothing was trained.
+        ConfigError, CorruptFile: a model or checkpoint is missing or wrong, or Ray is not installed; nothing was
+            trained.
+        FlowerFailed: the run on Ray ended without a reason on disk (names its log).
     """
-    from clients import app
-    from strategies import InProcessGrid, run_server
+    from strategies import checkpoints
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
-    count = len(folders.organizations)
-    nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
-    grid = InProcessGrid(app, nodes, plan.to_run_config())
     state: State = "completed"
     reason = ""
     try:
-        run_server(grid, plan, on_round)
+        if config.engine == "ray":
+            from strategies import run_on_ray
+
+            run_on_ray(plan, on_round)
+        else:
+            _run_in_process(plan, len(folders.organizations), on_round)
     except BudgetExhausted as error:
         state, reason = "budget", str(error)
     except RoundAborted as error:
         state, reason = "aborted", str(error)
-    return read_outcome(folders, state, reason)
-
-
-def read_outcome(folders: FederationFolders, state: State, reason: str) -> Outcome:
-    """The outcome of a run that has ended, from what it left on disk."""
-    from strategies import checkpoints
-
     last = checkpoints.last_checkpoint(folders.out)
     records = tuple(checkpoints.read_records(folders.out))
     return Outcome(state, reason, records, None if last is None else last.global_update)
+
+
+def _run_in_process(plan: FederationPlan, organizations: int, on_round: OnRound) -> None:
+    """ServerApp logic and every ClientApp in this process, one organization after the other."""
+    from clients import app
+    from strategies import InProcessGrid, run_server
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    nodes = [{"partition-id": number, "num-partitions": organizations} for number in range(organizations)]
+    run_server(InProcessGrid(app, nodes, plan.to_run_config()), plan, on_round)

@@ -23,7 +23,7 @@ from gradtf_fl.config import Combine, SimulationConfig
 from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
 from gradtf_fl.tasks import OrganizationData, encode_rows, exact_match
-from strategies import combined
+from strategies import combine_groups
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +161,6 @@ def sum_error(folders: FederationFolders, record: RoundRecord, combine: Combine)
         SecureSum(np.mean([kept[key].astype(np.float64).reshape(-1) for key in keys], axis=0), len(keys), len(keys))
         for keys in record.sums or (record.included,)
     ]
-    plain = combined(sums, combine)
+    plain = combine_groups(sums, combine)
     decoded = load_file(folders.out / "rounds" / str(record.round) / "global_update.safetensors")["mean"]
     return float(np.abs(decoded.reshape(-1) - plain).max())

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
-from gradtf_fl.simulation.engines import Outcome, run_in_process
+from gradtf_fl.simulation.engines import Outcome, run_engine
 from gradtf_fl.simulation.figures import Figures, llm_figures, sum_error, tiny_figures
 from gradtf_fl.simulation.setup import (
     FederationFolders,
@@ -66,24 +67,41 @@ class RunClock:
         self._stage = ""
 
 
-def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | None = None) -> SimulationReport:
-    """Run a whole federation and write ``report.json``.
+def simulate(
+    config: SimulationConfig | None = None, on_event: OnEvent | None = None, *, began: float | None = None
+) -> SimulationReport:
+    """Run a whole federation on this machine: DP-SGD, secure aggregation, ledgers, Grad-Transformer, evaluation.
+
+    >>> from gradtf_fl import SimulationConfig, simulate
+    >>> tiny_run = SimulationConfig(organizations=3, rounds=1, steps=2, batch=8, rows=16, test_rows=8, refine=False)
+    >>> report = simulate(tiny_run)
+    >>> report.state, report.finished_rounds
+    ('completed', 1)
+    >>> [organization.epsilon <= 8.0 for organization in report.organizations]
+    [True, True, True]
+    >>> sorted(report.accuracy)[:3]
+    ['llm_base', 'llm_ceiling', 'llm_generated']
 
     Args:
+        config: sizes, privacy and protocol of the run; the defaults of `SimulationConfig` when None. Its ``out``
+            names a new folder for report, checkpoints and adapters (default: a temporary folder).
+        on_event: called at every step of the run, to show progress; nothing is shown when None.
         began: `time.monotonic` when the user's wait began (default: now); ``wall_s`` counts from there.
 
     Returns:
-        the report, also after a budget refusal or an aborted round (see its ``state``).
+        the report, also written to ``OUT/report.json``: accuracy of every model and control, epsilon by organization,
+        records of rounds, seconds by stage. It comes after a budget refusal or an aborted round too: see its ``state``.
 
     Raises:
         ConfigError, CorruptFile: nothing was trained.
     """
+    config = SimulationConfig() if config is None else config
     check_inputs(config)
     began = time.monotonic() if began is None else began
     out = Path(tempfile.mkdtemp(prefix="gradtf-")) if config.out is None else config.out.absolute()
     if config.out is not None:
         claim_out(out)
-    clock = RunClock(on_event, STAGES_BESIDE_ROUNDS + config.rounds)
+    clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds)
     clock.enter("set up organizations")
     data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
     folders = build_folders(config, data, out)
@@ -110,6 +128,10 @@ def run_simulation(config: SimulationConfig, on_event: OnEvent, began: float | N
     return report
 
 
+def _tell_nobody(_: SimulationEvent) -> None:
+    """Progress that nobody watches."""
+
+
 def _run_federation(config: SimulationConfig, folders: FederationFolders, clock: RunClock) -> Outcome:
     def show(event: RoundEvent) -> None:
         if event.kind == "closed":  # told with the stage's last reply
@@ -118,32 +140,29 @@ def _run_federation(config: SimulationConfig, folders: FederationFolders, clock:
         clock.replies = clock.replies + 1 if event.kind == "reply" else 0
         clock.on_event(_shown(event, clock, folders, config))
 
-    if config.engine == "ray":
-        from gradtf_fl.simulation.ray_engine import run_simulation_on_ray
-
-        return run_simulation_on_ray(config, folders, show)
-    return run_in_process(config, folders, show)
+    return run_engine(config, folders, show)
 
 
 def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig) -> SimulationEvent:
     """A round's event for people: a stage is told when its last organization answered or was lost."""
-    record, stage_over = event.record, clock.replies == event.expected
-    if record is not None:
-        joined, dropped = record.joined, sum(record.dropped.values())
-    else:
-        joined, dropped = event.joined, event.dropped + (event.expected - event.joined if stage_over else 0)
-    stage = "train" if event.stage == "advertise" else event.stage or event.kind
-    return SimulationEvent(
-        stage=record.state if record is not None else stage,
+    told = partial(
+        SimulationEvent,
         done=clock.done,
         total=clock.total,
         round=event.round,
         rounds=event.rounds,
-        joined=joined if record is not None or event.expected else None,
         expected=event.expected or None,
-        dropped=dropped if record is not None or event.stage else None,
-        epsilon=_largest_epsilon(folders, config) if record is not None else None,
         seconds=event.seconds or None,
+    )
+    if (record := event.record) is not None:  # the round is over
+        dropped = sum(record.dropped.values())
+        return told(record.state, joined=record.joined, dropped=dropped, epsilon=_largest_epsilon(folders, config))
+    stage_over = clock.replies == event.expected
+    lost_now = event.expected - event.joined if stage_over else 0
+    return told(
+        "train" if event.stage == "advertise" else event.stage or event.kind,
+        joined=event.joined if event.expected else None,
+        dropped=event.dropped + lost_now if event.stage else None,
         passing=event.kind in ("round", "stage") or (event.kind == "reply" and not stage_over),
     )
 

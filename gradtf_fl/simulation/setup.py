@@ -18,10 +18,10 @@ from gradtf_fl.config import (
     PrivacySection,
     SecAggSection,
     SimulationConfig,
-    Stage,
     to_toml,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
 

@@ -12,7 +12,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
-    from gradtf_fl.tasks.decoding import context_length, end_tokens, generate_greedily, longest_row
+    from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         read_rows,
         write_rows,
     )
-    from gradtf_fl.tasks.scoring import TaskScore, score_task
+    from gradtf_fl.tasks.scoring import score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
     from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
@@ -55,15 +55,16 @@ __all__ = [
     "LoadedTask",
     "OrganizationData",
     "Row",
+    "StopRule",
     "TaskRows",
-    "TaskScore",
     "TextTask",
     "TokenRows",
     "code_pairs",
     "context_length",
+    "decode",
     "encode_rows",
-    "end_tokens",
     "exact_match",
+    "fit_prompt",
     "generate_greedily",
     "house_rules",
     "house_rules_federation",

@@ -1,4 +1,4 @@
-"""Batched greedy decoding of text prompts, with the KV cache and left padding.
+"""Batched decoding of text prompts, greedy unless told otherwise, with the KV cache and left padding.
 
 Left padding puts the last prompt token of every row at the same place. It must change nothing: pads are masked, and
 positions count real tokens only (transformers' default positions would count the pads). So a row's tokens do not
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BATCH = 32
 LONGEST_ROW = 512
-Progress = Callable[[int, int], None]  # prompts that are done, of how many
+PromptsDone = Callable[[int, int], None]  # prompts that are done, of how many
+Choose = Callable[["Tensor"], "Tensor"]  # logits [N, V] of the next token -> a token for each row [N]
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,6 @@ class Generated:
     dropped: int
 
 
-@dataclass
-class _Live:
-    """A row that is being generated."""
-
-    index: int
-    prompt: list[int]
-    dropped: int
-    tokens: list[int]
-
-
 def generate_greedily(
     model: Any,
     tokenizer: Any,
@@ -50,7 +44,7 @@ def generate_greedily(
     max_new_tokens: int,
     finished: Callable[[str], bool] = lambda text: False,
     batch: int = BATCH,
-    progress: Progress = lambda done, total: None,
+    progress: PromptsDone = lambda done, total: None,
 ) -> list[Generated]:
     """The greedy continuation of each prompt, in the order of ``prompts``.
 
@@ -65,23 +59,23 @@ def generate_greedily(
     Raises:
         ConfigError: ``max_new_tokens`` leaves no room for a prompt in the model's context.
     """
-    import torch
-
     room = _room(model, max_new_tokens)
-    rows = [_fitted(tokenizer, index, prompt, room) for index, prompt in enumerate(prompts)]
-    rows.sort(key=lambda row: len(row.prompt))  # neighbours of one length: little padding
-    stop = _Stop(tokenizer, end_tokens(model, tokenizer), max_new_tokens, finished)
+    fitted = [fit_prompt(tokenizer, prompt, room) for prompt in prompts]
+    order = sorted(range(len(fitted)), key=lambda i: len(fitted[i][0]))  # neighbours of one length: little padding
+    stop = StopRule(model, tokenizer, max_new_tokens, finished)
+    generated: dict[int, Generated] = {}
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            for start in range(0, len(rows), batch):
-                _decode(model, rows[start : start + batch], stop)
-                progress(min(start + batch, len(rows)), len(rows))
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            new = decode(model, [fitted[i][0] for i in part], stop)
+            for i, tokens in zip(part, new, strict=True):
+                generated[i] = Generated(tuple(tokens), stop.text(tokens), fitted[i][1])
+            progress(len(generated), len(order))
     finally:
         model.train(training)
-    rows.sort(key=lambda row: row.index)
-    return [Generated(tuple(row.tokens), stop.text(row.tokens), row.dropped) for row in rows]
+    return [generated[i] for i in range(len(order))]
 
 
 def context_length(model: Any) -> int | None:
@@ -95,78 +89,105 @@ def longest_row(model: Any) -> int:
     return min(LONGEST_ROW, context_length(model) or LONGEST_ROW)
 
 
-class _Stop:
-    """When a row ends, and its text."""
+class StopRule:
+    """When a row ends, and its text: see `generate_greedily`."""
 
-    def __init__(
-        self, tokenizer: Any, end_tokens: frozenset[int], max_new_tokens: int, finished: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int, finished: Callable[[str], bool]) -> None:
         self._tokenizer = tokenizer
-        self._end_tokens = end_tokens
+        self._end_tokens = end_tokens(model, tokenizer)
         self._max_new_tokens = max_new_tokens
         self._finished = finished
         self._has_newline: dict[int, bool] = {}
 
     def text(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens``, without special ones."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def add(self, row: _Live, token: int) -> bool:
-        """Append ``token`` to ``row``; whether the row is complete."""
+    def add(self, tokens: list[int], token: int) -> bool:
+        """Append ``token`` to a row's ``tokens``, unless it is an end token; whether the row is complete."""
         if token in self._end_tokens:
             return True
-        row.tokens.append(token)
-        if len(row.tokens) >= self._max_new_tokens:
+        tokens.append(token)
+        if len(tokens) >= self._max_new_tokens:
             return True
         if token not in self._has_newline:
             self._has_newline[token] = "\n" in self.text([token])
-        return self._has_newline[token] and self._finished(self.text(row.tokens))
+        return self._has_newline[token] and self._finished(self.text(tokens))
 
 
-def _decode(model: Any, rows: Sequence[_Live], stop: _Stop) -> None:
-    """Generate ``rows`` to their ends; prompts are padded on the left to the longest."""
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop: StopRule,
+    choose: Choose = _likeliest,
+    keep_places: bool = False,
+) -> list[list[int]]:
+    """New token ids of each of ``prompts`` (token ids), decoded together to the end that ``stop`` gives each row.
+
+    Args:
+        model: a causal LM of transformers in eval mode.
+        choose: next tokens; called once a step with the logits of all rows in the batch.
+        keep_places: complete rows stay in the batch, as a model requires in which a row's place says which adapter it
+            goes through. By default they leave it, and the others get faster.
+    """
     import torch
     from transformers import DynamicCache
 
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.int64)
+    width = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), width), dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-        mask[i, width - len(row.prompt) :] = 1
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        mask[i, width - len(prompt) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    live = list(rows)
-    while live:
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        chosen = output.logits[:, -1].argmax(-1)
-        going = [
-            i for i, (row, token) in enumerate(zip(live, chosen.tolist(), strict=True)) if not stop.add(row, token)
-        ]
-        if 0 < len(going) < len(live):
-            kept = torch.tensor(going, device=model.device)
-            cache.batch_select_indices(kept)
-            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-        live = [live[i] for i in going]
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    new: list[list[int]] = [[] for _ in prompts]
+    complete = [False] * len(prompts)
+    batch = list(range(len(prompts)))  # which prompt each row of the batch is
+    with torch.no_grad():
+        while True:
+            output = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            chosen = choose(output.logits[:, -1])
+            for row, token in zip(batch, chosen.tolist(), strict=True):
+                complete[row] = complete[row] or stop.add(new[row], token)
+            if all(complete):
+                return new
+            going = [place for place, row in enumerate(batch) if keep_places or not complete[row]]
+            if len(going) < len(batch):
+                kept = torch.tensor(going, device=model.device)
+                cache.batch_select_indices(kept)
+                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+                batch = [batch[place] for place in going]
+            ids = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
 
 
-def _fitted(tokenizer: Any, index: int, prompt: str, room: int | None) -> _Live:
-    """Token ids of ``prompt``, the last ``room`` of them; a leading special token of the tokenizer stays in front."""
+def fit_prompt(tokenizer: Any, prompt: str, room: int | None) -> tuple[list[int], int]:
+    """Token ids of ``prompt``, and how many of its start were dropped.
+
+    The last ``room`` tokens are kept (None: all); a leading special token of the tokenizer stays in front.
+
+    Raises:
+        ConfigError: the prompt is empty and the tokenizer has no token to begin with.
+    """
     ids = list(tokenizer(prompt)["input_ids"]) or [_start_token(tokenizer)]
     if room is None or len(ids) <= room:
-        return _Live(index, ids, 0, [])
+        return ids, 0
     front = ids[:1] if ids[0] == tokenizer.bos_token_id and room > 1 else []
-    return _Live(index, front + ids[len(ids) - room + len(front) :], len(ids) - room, [])
+    return front + ids[len(ids) - room + len(front) :], len(ids) - room
 
 
 def _start_token(tokenizer: Any) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from gradtf_fl.config import Rules
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.rows import Row
 
-Kind = Literal["same", "mixed", "unseen"]
 MIXTURE_OPERATIONS = 3
 DIRICHLET_ALPHA = 0.5
 
@@ -53,28 +52,28 @@ def tokens_to_rows(tokens: hr.Ints) -> list[Row]:
     return [Row(text[:-2], text[-2:]) for text in texts]
 
 
-def draw_task(kind: Kind, rng: np.random.Generator) -> HiddenTask:
+def draw_task(rules: Rules, rng: np.random.Generator) -> HiddenTask:
     """The federation's hidden task: one seen rule, one unseen rule, or three seen rules told apart by operation.
 
     ``same`` draws from `house_rules.RULES_WITH_A_GAP`: on other seen rules the TinyLM needs no LLM.
     """
     seen, unseen = hr.split_rules()
-    if kind == "same":
+    if rules == "same":
         return HiddenTask((hr.rule_named(hr.RULES_WITH_A_GAP[rng.integers(len(hr.RULES_WITH_A_GAP))]),))
-    if kind == "unseen":
+    if rules == "unseen":
         return HiddenTask((unseen[rng.integers(len(unseen))],))
-    if kind != "mixed":
-        raise ConfigError(f"rules {kind!r}: same, mixed or unseen")
+    if rules != "mixed":
+        raise ConfigError(f"rules {rules!r}: same, mixed or unseen")
     operations = rng.choice(len(hr.OPERATIONS), MIXTURE_OPERATIONS, replace=False)
-    rules = []
+    drawn = []
     for operation in sorted(operations):
         candidates = [rule for rule in seen if rule.operation == operation]
-        rules.append(candidates[rng.integers(len(candidates))])
-    return HiddenTask(tuple(rules), (False, True, False))
+        drawn.append(candidates[rng.integers(len(candidates))])
+    return HiddenTask(tuple(drawn), (False, True, False))
 
 
 def house_rules_federation(
-    rules: Kind, organizations: int, rows: int, test_rows: int, seed: int, alpha: float = DIRICHLET_ALPHA
+    rules: Rules, organizations: int, rows: int, test_rows: int, seed: int, alpha: float = DIRICHLET_ALPHA
 ) -> list[OrganizationData]:
     """Private and test rows of each organization, from the private and test code pairs.
 
@@ -92,7 +91,7 @@ def house_rules_federation(
     return made
 
 
-def public_rows(rules: Kind, rows: int, seed: int) -> list[Row]:
+def public_rows(rules: Rules, rows: int, seed: int) -> list[Row]:
     """Rows in the federation's prompt format from the public code pairs, whose answers follow any public rule: what a
     provider can know who knows which tags prompts show, and no more."""
     rng = np.random.default_rng([seed, 0x50524F4D])

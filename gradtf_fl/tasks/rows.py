@@ -19,7 +19,12 @@ IGNORED = -100  # label of a token without loss
 
 @dataclass(frozen=True)
 class Row:
-    """One example: the model reads ``prompt`` and should continue with ``answer``."""
+    """One example: the model reads ``prompt`` and should continue with ``answer``.
+
+    >>> from gradtf_fl import Row
+    >>> Row("The capital of France is", " Paris").answer
+    ' Paris'
+    """
 
     prompt: str
     answer: str
@@ -27,7 +32,13 @@ class Row:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Encoded rows: int64 tensors [N, T], right-padded; ``labels`` is -100 on prompt and padding."""
+    """Encoded rows: int64 tensors [N, T], right-padded; ``labels`` is -100 on prompt and padding.
+
+    >>> from gradtf_fl import Row, encode_rows, load_model
+    >>> rows = encode_rows([Row("[_][_][_]37?58=", "13"), Row("[_][_][_]11?22=", "33")], load_model("embedded:tiny")[1])
+    >>> len(rows), len(rows.take([1]))
+    (2, 1)
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -52,7 +63,16 @@ class TokenRows:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten)."""
+    """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten).
+
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import read_rows
+    >>> path = Path(mkdtemp()) / "rows.jsonl"
+    >>> _ = path.write_text('{"prompt": "The capital of France is", "answer": " Paris"}')
+    >>> read_rows(path)
+    [Row(prompt='The capital of France is', answer=' Paris')]
+    """
 
     def parse(document: Any) -> Row:
         prompt, answer = document["prompt"], document["answer"]
@@ -107,6 +127,11 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = 512) -> T
 
     Prompt and answer are tokenised apart, so that the border between them is exact. A row longer than
     ``max_tokens`` loses the START of its prompt, never its answer.
+
+    >>> from gradtf_fl import Row, encode_rows, load_model
+    >>> rows = encode_rows([Row("[_][_][_]37?58=", "13")], load_model("embedded:tiny")[1])
+    >>> int((rows.labels != -100).sum())  # tokens of the answer
+    2
     """
     import torch
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from gradtf_fl.tasks.answers import matches
-from gradtf_fl.tasks.decoding import BATCH, Progress, generate_greedily
+from gradtf_fl.tasks.decoding import BATCH, PromptsDone, generate_greedily
 from gradtf_fl.tasks.rouge import rouge1
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 
@@ -58,7 +58,7 @@ def score_task(
     examples: Sequence[Example],
     max_new_tokens: int | None = None,
     batch: int = BATCH,
-    progress: Progress = lambda done, total: None,
+    progress: PromptsDone = lambda done, total: None,
 ) -> TaskScore:
     """Generate for each prompt and score every example. Rows that share a prompt share its generated text.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         shadow_information,
         utility_bound,
     )
-    from gradtf_fl.theory.divergence import Divergence, Interval, estimate
+    from gradtf_fl.theory.divergence import estimate
     from gradtf_fl.theory.mutual_information import (
         InformationBound,
         approximate_dp,
@@ -35,9 +35,7 @@ else:
 
 __all__ = [
     "KEEP_LOCAL",
-    "Divergence",
     "InformationBound",
-    "Interval",
     "Readiness",
     "absolute_gap_bound",
     "approximate_dp",

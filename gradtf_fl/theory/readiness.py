@@ -42,7 +42,7 @@ KIND_ROWS, KIND_SHARE = 10, 0.15
 
 
 @dataclass(frozen=True)
-class Kind:
+class RowKind:
     """A kind that 5 % of public rows are of: its share of the private rows, and how many of them lack a near one."""
 
     what: str
@@ -74,7 +74,7 @@ class Readiness:
     compared: tuple[int, int]
     given: tuple[int, int]
     identical: int
-    kinds: tuple[Kind, ...]
+    kinds: tuple[RowKind, ...]
     farthest: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _wilson(count: int, total: int) -> Interval:
 
 def _kinds(
     private: Sequence[Row], public: Sequence[Row], rarity: Rarity, lacking: NDArray[np.bool_]
-) -> tuple[Kind, ...]:
+) -> tuple[RowKind, ...]:
     """Kinds of rows more frequent here than among public rows; the limits come from the public rows alone."""
     ours = np.array([_measures(row, rarity.rows_with, 0) for row in private])
     theirs = np.array([_measures(row, rarity.rows_with, 1) for row in public])
@@ -188,7 +188,7 @@ def _kinds(
         low, high = np.quantile(theirs[:, column], [OWN_QUANTILE, 1 - OWN_QUANTILE])
         for what, chosen in ((more, ours[:, column] > high), (less, ours[:, column] < low)):
             if what and chosen.sum() >= KIND_ROWS and chosen.mean() >= KIND_SHARE:
-                found.append(Kind(what, float(chosen.mean()), float(lacking[chosen].mean())))
+                found.append(RowKind(what, float(chosen.mean()), float(lacking[chosen].mean())))
     return tuple(sorted(found, key=lambda kind: -kind.share))
 
 

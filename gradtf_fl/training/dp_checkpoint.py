@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PRIVATE, replace_file
+from gradtf_fl.safetensors_header import metadata_of
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -137,8 +138,7 @@ def _unpack(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["dp_sgd"])
+        header = metadata_of(content, "dp_sgd")
         checksum = header.pop("sha256")
         header["loss_sum"], loss_sum = str(header["loss_sum"]), float.fromhex(header["loss_sum"])
         intact = header["format"] == _FORMAT and checksum == _checksum(header, tensors)

@@ -94,6 +94,13 @@ def train_dp(
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
+    >>> from gradtf_fl import AdapterSpec, Row, attach, encode_rows, load_model, train_dp
+    >>> model, tokenizer = load_model("embedded:tiny")
+    >>> rows = encode_rows([Row("[_][_][_]37?58=", "13"), Row("[_][_][_]11?22=", "33")] * 8, tokenizer)
+    >>> outcome = train_dp(attach(model, AdapterSpec()), rows, sigma=1.0, clip=0.5, batch=4, steps=2, rate=0.01)
+    >>> outcome.event
+    DpEvent(sigma=1.0, q=0.25, steps=2)
+
     Args:
         model: PEFT model whose trainable parameters are exactly its adapter's.
         rows: the organization's rows [N, T], right-padded; they stay on this machine.

@@ -33,7 +33,7 @@ from gradtf_fl.training.canaries import (
 from gradtf_fl.training.dp_sgd import train_dp
 from gradtf_fl.training.sensitivity import Sensitivity, Trainer, measure_sensitivity
 
-Progress = Callable[[str, int, int], None]
+AuditProgress = Callable[[str, int, int], None]
 """Called with (what goes on, steps done, steps in all)."""
 CODES = 100
 
@@ -135,7 +135,7 @@ class AuditResult:
         }
 
 
-def run_audit(plan: AuditPlan, progress: Progress, train: Trainer = train_dp) -> AuditResult:
+def run_audit(plan: AuditPlan, progress: AuditProgress, train: Trainer = train_dp) -> AuditResult:
     """Check the trainer's sensitivity, play once with the planned noise and once without, and bound.
 
     Args:

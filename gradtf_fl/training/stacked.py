@@ -22,7 +22,7 @@ from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
 from gradtf_fl.training.stacked_layers import by_layer, stack_layer
 
-Progress = Callable[[int, int], None]
+StepsDone = Callable[[int, int], None]
 
 
 class StackedAdapters:
@@ -186,7 +186,7 @@ def fine_tune_stacked(
     recipe: PlainRecipe,
     seeds: Sequence[Sequence[int]],
     snapshots: Sequence[int],
-    progress: Progress | None = None,
+    progress: StepsDone | None = None,
 ) -> Tensor:
     """Fine-tune ``adapters`` adapters, each on its own len(rows)/adapters rows; updates at the snapshot steps.
 
@@ -224,7 +224,7 @@ def dp_fine_tune_stacked(
     sigmas: Sequence[float],
     recipe: DpRecipe,
     seed: Sequence[int],
-    progress: Progress | None = None,
+    progress: StepsDone | None = None,
 ) -> Tensor:
     """Shadow federations: adapter k belongs to federation ``groups[k]`` and trains with noise ``sigmas[k]``.
 

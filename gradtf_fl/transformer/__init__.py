@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from gradtf_fl.transformer import sampling
     from gradtf_fl.transformer.backbone import SIZES, Backbone
+    from gradtf_fl.transformer.base_model import check_base
     from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
+    from gradtf_fl.transformer.conversion import convert
     from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
     from gradtf_fl.transformer.known_tasks import KnownTasks, TaskLibrary, embedded_tasks
     from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from gradtf_fl.transformer.processes import Processes
     from gradtf_fl.transformer.refinement import Answered, Refined, RefiningGenerator, certainty, refine
     from gradtf_fl.transformer.train_config import Objective, TrainConfig
-    from gradtf_fl.transformer.training import new_optimizers, take_step, train
+    from gradtf_fl.transformer.training import new_optimizers, take_step, train_grad_transformer
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -41,11 +42,12 @@ __all__ = [
     "TaskLibrary",
     "TrainConfig",
     "certainty",
+    "check_base",
+    "convert",
     "embedded_checkpoint",
     "embedded_tasks",
     "new_optimizers",
     "refine",
-    "sampling",
     "take_step",
-    "train",
+    "train_grad_transformer",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from gradtf_fl.adapters import ASSETS, UpdateSpace, Vector
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.safetensors_header import metadata_of
 
 if TYPE_CHECKING:
     from gradtf_fl.transformer.backbone import Backbone
@@ -26,7 +27,16 @@ FORMATS = (1, 2)
 
 
 class GradTransformer:
-    """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``."""
+    """A checkpoint ready to generate: ``generate(U [L1, n1]) -> [L2, n2]``.
+
+    >>> import numpy as np
+    >>> from gradtf_fl import GradTransformer
+    >>> from gradtf_fl.transformer import embedded_checkpoint
+    >>> grad = GradTransformer.load(embedded_checkpoint())
+    >>> tiny, llm = grad.source.layout, grad.target.layout
+    >>> grad.generate(np.zeros((tiny.blocks, tiny.block_dim), np.float32)).shape == (llm.blocks, llm.block_dim)
+    True
+    """
 
     def __init__(
         self,
@@ -96,8 +106,7 @@ class GradTransformer:
         data = path.read_bytes()
         try:
             tensors = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            about = json.loads(header["__metadata__"]["grad_transformer"])
+            about = metadata_of(data, "grad_transformer")
             if about["format"] not in FORMATS:
                 raise _Unknown(f"checkpoint format {about['format']} is unknown; a newer program wrote it")
             if _digest(tensors) != about["tensors_sha256"]:

@@ -125,19 +125,19 @@ class KnownRecipe:
 
 
 @dataclass(frozen=True)
-class Kind:
+class PromptKind:
     """Prompts (their places) that the same ``tasks`` could belong to."""
 
     prompts: tuple[int, ...]
     tasks: tuple[int, ...]
 
 
-def sort_prompts(could_be: Tensor, least: int) -> list[Kind]:
+def sort_prompts(could_be: Tensor, least: int) -> list[PromptKind]:
     """Kinds of at least ``least`` prompts and one task, by first prompt; ``could_be`` bool [E, N]."""
     places: dict[tuple[int, ...], list[int]] = {}
     for n, column in enumerate(could_be.T):
         places.setdefault(tuple(column.nonzero().flatten().tolist()), []).append(n)
-    return [Kind(tuple(own), tasks) for tasks, own in places.items() if tasks and len(own) >= least]
+    return [PromptKind(tuple(own), tasks) for tasks, own in places.items() if tasks and len(own) >= least]
 
 
 class KnownTasks:
@@ -158,7 +158,7 @@ class KnownTasks:
         """Empty where all prompts are of one kind."""
         self._answers = [self._answer(library.updates[list(kind.tasks)], self._probes(kind)) for kind in self.kinds]
 
-    def _probes(self, kind: Kind) -> list[str]:
+    def _probes(self, kind: PromptKind) -> list[str]:
         return [self.prompts[n] for n in kind.prompts[: self.recipe.probes]]
 
     def _answer(self, updates: Tensor, prompts: Sequence[str]) -> list[list[str]]:

@@ -47,6 +47,11 @@ class Standardisation:
         return cls(mean, scale)
 
     @classmethod
+    def identity(cls, blocks: int, dim: int) -> Standardisation:
+        """Leaves values as they are: mean 0, scale 1."""
+        return cls(torch.zeros(blocks, dim), torch.ones(blocks, dim))
+
+    @classmethod
     def for_layout(cls, updates: Tensor, layout: BlockLayout) -> Standardisation:
         """`fit` on a layout; matrices outside the layers have a scale of their own in each row they reach into."""
         fitted = cls.fit(updates, [(slot.start, slot.stop) for slot in layout.slots])

@@ -18,8 +18,8 @@ from torch import Tensor
 from gradtf_fl.curation import Shard, token_rows, token_tensors
 from gradtf_fl.tasks import TokenRows
 
-AVERAGED = (1, 2, 3, 5)
-"""How many updates of one task, from any of its federations, are averaged."""
+AVERAGED, SINGLE = (1, 2, 3, 5), (1,)
+"""How many updates of one task, from any of its federations, are averaged; and for the ablation without averages."""
 OWN_FEDERATION, OWN_EPSILON = 0.5, 0.25
 """Shares of DP inputs that average members of one federation, and sets of the same epsilon (the rest: of any)."""
 WEIGHT_CONCENTRATION = 8.0
@@ -43,7 +43,14 @@ class Batch:
 
 
 class ShadowSampler:
-    """Draws averaged TinyLM updates [L1, n1] with public rows or with LLM updates of the same hidden task."""
+    """Draws averaged TinyLM updates [L1, n1] with public rows or with LLM updates of the same hidden task.
+
+    Args:
+        plain_share: share of inputs from sets without DP.
+        mixture_share: share of inputs whose task is a mixture of rules.
+        left_out: federations that are never drawn from.
+        averaged: false draws single updates of a task where `AVERAGED` would say how many.
+    """
 
     def __init__(
         self,
@@ -51,10 +58,12 @@ class ShadowSampler:
         plain_share: float,
         mixture_share: float,
         left_out: Set[FederationRef] = frozenset(),
+        averaged: bool = True,
     ) -> None:
         self.shards = shards
         self.plain_share = plain_share
         self.mixture_share = mixture_share
+        self.counts = AVERAGED if averaged else SINGLE
         self.pairs: dict[str, list[SetRef]] = {}  # sets with an LLM update, by hidden task
         self.federations: dict[Task, list[list[SetRef]]] = {}  # each the sets of one shadow federation
         self._pools: dict[tuple[float | None, bool], list[Task]] = {}  # by epsilon, mixture
@@ -136,7 +145,7 @@ class ShadowSampler:
         else:
             same = task[0] is None or kind < OWN_FEDERATION + OWN_EPSILON
             members = self.sets[task] if same else self._of_any_epsilon[task[1]]
-            count = min(len(members), int(rng.choice(AVERAGED)))
+            count = min(len(members), int(rng.choice(self.counts)))
         snapshots = self.shards[members[0][0]].tensors["tiny"].shape[0]
         snapshot = max(int(rng.integers(snapshots)), int(rng.integers(snapshots)))  # late ones more often
         chosen = [members[i] for i in rng.choice(len(members), count, replace=False)]

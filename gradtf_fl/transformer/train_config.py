@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.transformer.backbone import Backbone
 
 Objective = Literal["mse", "functional", "mse-then-functional"]
+SWITCHES = ("scaled", "averaged")
+"""Parts of the training that ablations leave out."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How the Grad-Transformer is trained.
+
+    >>> from gradtf_fl import TrainConfig
+    >>> TrainConfig(objective="mse-then-functional", steps=1000).all_steps
+    1250
 
     Attributes:
         steps: optimizer steps (for ``mse-then-functional``: the functional ones; the warm start has as many / 4).
@@ -28,6 +34,9 @@ class TrainConfig:
             kept. 0: none is held out, the last weights are kept.
         validation_share: share of shadow federations held out, where there is validation.
         patience: training stops after so many validations in a row without a new best one.
+        scaled: false switches standardisation off for an ablation: mean 0, scale 1.
+        averaged: false draws single updates of a task instead of averages over several of its federations, for an
+            ablation.
         partition: how update vectors are cut into tokens, a name in `partition.PLANS`.
         device, precision: "cpu", "cuda" or "auto"; "float32" or, on CUDA, "bf16" (see `Place`).
     """
@@ -52,6 +61,16 @@ class TrainConfig:
     backbone: Backbone = Backbone()
     device: str = "cpu"
     precision: str = "float32"
+    scaled: bool = True
+    averaged: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form; names and records of runs are made of it.
+
+        An ablation's switch stands in it only where it is off: runs without ablations keep the form, and so the
+        files, they had before there were switches.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in SWITCHES or value is not True}
 
     @property
     def mse_steps(self) -> int:

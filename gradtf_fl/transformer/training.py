@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,32 @@ from gradtf_fl.transformer.train_config import TrainConfig
 from gradtf_fl.transformer.training_run import TrainingRun
 from gradtf_fl.transformer.validation import Validation
 
-__all__ = ["TrainConfig", "new_optimizers", "take_step", "train"]
+__all__ = ["TrainConfig", "new_optimizers", "take_step", "train_grad_transformer"]
 
-Progress = Callable[[int, int, float], None]
+TrainingProgress = Callable[[int, int, float], None]
 
 
-def train(
-    config: TrainConfig, tuples: str | Path, out: str | Path, progress: Progress | None = None
+def train_grad_transformer(
+    config: TrainConfig, tuples: str | Path, out: str | Path, progress: TrainingProgress | None = None
 ) -> GradTransformer:
     """Train on the tuple store ``tuples`` and write the checkpoint ``out``; resumes from ``out``.training.
 
     Started by a launcher of several processes, each computes a part of every batch (see `processes`).
+
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import CurationConfig, TrainConfig, curate, train_grad_transformer
+    >>> from gradtf_fl.training import DpRecipe, PlainRecipe
+    >>> brief = PlainRecipe(steps=2, batch=4)
+    >>> trial = CurationConfig(
+    ...     rows=16, rules=2, single_groups=1, extra_singles=0, mixture_groups=0, plain_singles=1, plain_mixtures=0,
+    ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
+    ... )
+    >>> folder = mkdtemp()
+    >>> store = curate(trial, f"{folder}/tuples")
+    >>> config = TrainConfig(steps=1, groups=2, rows=1)
+    >>> made = train_grad_transformer(config, f"{folder}/tuples", f"{folder}/checkpoint")
+    >>> made.source.model, made.target.model
+    ('embedded:tiny', 'embedded:llm')
 
     Raises ConfigError or CorruptFile when a setting can't be, the device is not there, or the store is missing,
     damaged, too small or made with another model than is at hand.
@@ -61,7 +75,7 @@ def train(
     shards = store.read_all()
     validation = Validation.of(shards, config) if config.validate_every else None
     left_out = validation.federations if validation else frozenset()
-    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out)
+    sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out, config.averaged)
     if not sampler.pairs:
         raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
     model = _new_model(config, sampler, source, target).to(place.device)
@@ -77,7 +91,11 @@ def train(
 
 
 def _descend(
-    run: TrainingRun, objectives: Objectives, validation: Validation | None, resume: Path, progress: Progress | None
+    run: TrainingRun,
+    objectives: Objectives,
+    validation: Validation | None,
+    resume: Path,
+    progress: TrainingProgress | None,
 ) -> None:
     """All steps that are left, until validation brings nothing better."""
     config, model, sampler, processes = run.config, run.model, run.sampler, objectives.processes
@@ -115,7 +133,7 @@ def _finish(run: TrainingRun, result: GradTransformer, out: Path, began: float) 
     run.model.cpu().eval()
     result.save(out)
     record: dict[str, Any] = {
-        "config": asdict(run.config),
+        "config": run.config.to_json(),
         "seconds": round(time.monotonic() - began, 1),
         "steps": len(run.log),
         "loss_last_100": _tail(run.log),
@@ -149,14 +167,16 @@ def _new_model(
     torch.manual_seed(config.seed)
     return GradTransformerModel(
         config.backbone,
-        Standardisation.fit(inputs, _slots(source.layout)),
-        Standardisation.fit(outputs, _slots(target.layout)),
+        _standardisation(config, inputs, source.layout),
+        _standardisation(config, outputs, target.layout),
         PLANS[config.partition].between(source.layout, target.layout),
     )
 
 
-def _slots(layout: BlockLayout) -> list[tuple[int, int]]:
-    return [(slot.start, slot.stop) for slot in layout.slots]
+def _standardisation(config: TrainConfig, updates: Tensor, layout: BlockLayout) -> Standardisation:
+    if not config.scaled:
+        return Standardisation.identity(*updates.shape[1:])
+    return Standardisation.fit(updates, [(slot.start, slot.stop) for slot in layout.slots])
 
 
 def new_optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -56,7 +56,7 @@ class TrainingRun:
         """Write everything, whole."""
         staging = Path(f"{path}.new")
         state = {
-            "config": json.dumps(asdict(self.config)),
+            "config": json.dumps(self.config.to_json()),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "difficulty": list(self.sampler.difficulty.values()),
@@ -71,7 +71,7 @@ class TrainingRun:
     def load(self, path: Path) -> None:
         """Continue from `save`'s file; ConfigError when it is of a run with other settings."""
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["config"] != json.dumps(asdict(self.config)):
+        if state["config"] != json.dumps(self.config.to_json()):
             raise ConfigError(f"{path}: left by a training run with other settings; remove it or choose another --out")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -66,7 +66,7 @@ class Validation:
         """ConfigError when none can be held out, or for objective ``mse`` none with LLM updates."""
         held = hold_out(shards, config.validation_share, config.seed)
         everyone = {(number, g) for number, shard in enumerate(shards) for g in range(len(shard.about["groups"]))}
-        sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, everyone - held)
+        sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, everyone - held, config.averaged)
         if config.objective == "mse" and not sampler.pairs:
             raise ConfigError("no federation with LLM updates can be held out for validation: the store has too few")
         return cls(held, sampler)

@@ -13,6 +13,7 @@ from pathlib import Path
 from gradtf_fl import __version__
 from gradtf_fl.adapters import model_folder
 from gradtf_fl.config import FederationPlan
+from gradtf_fl.flower_versions import REQUIREMENT, TARGET
 
 PACKAGES = ("strategies", "clients")
 SOURCE = Path(__file__).resolve().parents[2]
@@ -60,12 +61,12 @@ name = "gradtf-run"
 version = "{__version__}"
 description = "One federated run of gradtf-fl"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["{REQUIREMENT}"]
 
 [tool.flwr.app]
 publisher = "gradtf"
 fab-format-version = 1
-flwr-version-target = "1.41.0"
+flwr-version-target = "{TARGET}"
 
 [tool.flwr.app.components]
 serverapp = "strategies.server_app:app"

@@ -1,8 +1,7 @@
 """A Flower grid inside this process: the same ServerApp and ClientApp, the same messages, no network, no Ray.
 
-Leans on Flower's private API (`TaskIdentity`, the message's id field, and the
-serialisation that the wire uses); `tests/strategies/test_in_process.py` fails loudly when a new Flower changes
-it.
+Leans on Flower's private API (the identity of a task, the message's id, and the serialisation that the wire uses), see
+`strategies.flower_private`; `tests/strategies/test_in_process.py` fails loudly when a new Flower changes it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,18 @@ from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from strategies.flower_private import (
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    NodeInfo,
+    Run,
+    identify,
+    recorddict_from_proto,
+    recorddict_to_proto,
+    set_message_id,
+)
 
 RUN_ID = 1
 FIRST_NODE_ID = 100
@@ -59,9 +64,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
     @staticmethod
     def _identify() -> None:
         """Make this process the ServerApp's task; `Message(...)` raises without it."""
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id = RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        identify(task_id=1, run_id=RUN_ID, node_id=SUPERLINK_NODE_ID)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -95,7 +98,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         """Queue messages; a message for an unknown node raises KeyError."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            set_message_id(message, str(uuid4()))
             _ = self._contexts[message.metadata.dst_node_id]
             self._waiting.append(message)
             ids.append(message.metadata.message_id)
@@ -131,7 +134,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=sent)
         finally:
             self._identify()
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        set_message_id(reply, str(uuid4()))
         if reply.has_content():
             reply.content = _over_the_wire(reply.content)
         return reply

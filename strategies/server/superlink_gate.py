@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from strategies.flower_private import flower_superlink, put_first
 
 OPEN = ("/v1/fleet/",)
 Scope = MutableMapping[str, Any]
@@ -52,16 +53,7 @@ def permitted(path: str, client: tuple[str, int] | None) -> bool:
 
 def main() -> None:
     """Start the SuperLink behind the gate; exits when Flower has no such hook any more."""
-    from flwr.superlink import extensions
-    from flwr.superlink import main as superlink
-    from flwr.superlink.cli import flower_superlink
-    from starlette.middleware import Middleware
-
-    ours = Middleware(LoopbackGate)  # type: ignore[arg-type]
-    theirs = extensions.get_middleware
-    extensions.get_middleware = lambda: (ours, *theirs())
-    if superlink._get_middleware()[0] is not ours:
-        sys.exit("this Flower does not take middleware: the Control API would be open to everyone")
+    put_first(LoopbackGate)
     flower_superlink()
 
 

@@ -55,7 +55,7 @@ def test_rows_are_there_for_every_size_and_only_shares_are_compared_as_keys(docu
     assert all(row["server_ours"] > 0 and row["server_theirs"] > 0 for row in clients)
     servers = [row for row in rows if row["what"] == "server: receive, recover, unmask"]
     assert {(row["size"]["d"], row["size"]["n"]) for row in servers} == {(d, max(TINY.members)) for d in TINY.dims}
-    assert all(row["peer"] == "flwr 1.41" and row["limit"] > 0 for row in [*clients, *servers])
+    assert all(row["peer"] == "flwr 1.42" and row["limit"] > 0 for row in [*clients, *servers])
     about_keys = [row for row in rows if "key" in row["what"] or "share" in row["what"]]
     assert {row["what"] for row in about_keys if row["ratio"]} == {"share creation + recovery"}
     assert sum(row["what"] == "key phase of one client" for row in about_keys) == len(TINY.members)
@@ -73,7 +73,7 @@ def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.bench.QUICK_SECAGG", replace(TINY, dims=(50,), members=(4,)))
     result = gradtf("bench", "secagg", "--quick")
     assert result.exit_code == 0, result.output
-    assert "theirs: flwr 1.41" in result.stdout
+    assert "theirs: flwr 1.42" in result.stdout
     assert "ratio" in result.stdout
     assert "bench secagg" in result.stderr
 
@@ -96,13 +96,13 @@ def test_flower_really_does_its_round() -> None:
 
 def test_our_round_is_whole_and_a_wrong_sum_is_seen() -> None:
     vector = np.random.default_rng(0).normal(size=30).astype(np.float32)
-    round_ = MeasuredRound(5, 30).until_mask(vector)
+    round_ = MeasuredRound(5, vector).until("mask")
     twin = round_.fork()
-    result = twin.finish([0, 1, 2, 4], vector)
-    assert twin.is_exact(result, [0, 1, 2, 4], vector)
-    assert not twin.is_exact(result, [0, 1, 2, 3], vector)  # roundings differ from client to client
+    result = twin.finish([0, 1, 2, 4])
+    assert twin.is_exact(result, [0, 1, 2, 4])
+    assert not twin.is_exact(result, [0, 1, 2, 3])  # roundings differ from client to client
     off = result.mean.copy()
     off[7] += 1 / (4 * 2**20)
-    assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4], vector)
+    assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4])
     assert twin.server_total_s() > 0
     assert not round_.server_s["mask"], "a fork must not play its original on"

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from experiments.bench import dp as bench_dp
-from experiments.bench.dp import Plan
+from experiments.bench.dp import DpBench
 from experiments.bench.dp_peers import OURS, PLAIN, WAYS, ways
 from gradtf_fl.adapters import AdapterSpec, attach
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import TokenRows
 from tests.cli.conftest import gradtf
 
-TINY = Plan(batches=(4, 8), threads=(1,), rounds=3, least=1)
+TINY = DpBench(batches=(4, 8), threads=(1,), rounds=3, least=1)
 
 
 @pytest.fixture(scope="module")

@@ -110,8 +110,7 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     text = io.StringIO()
     with SimulationProgress(Console(file=text, force_terminal=True, width=100)) as progress:
         progress.show(EVENT)
-        assert progress._live is not None
-        progress._live.refresh()
+        progress._screen.refresh()
     assert "round 1/3 mask" in shown(text)
     assert "epsilon spent 0.500" in shown(text)
     assert "3/9" in shown(text)

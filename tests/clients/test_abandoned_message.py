@@ -6,14 +6,13 @@ import time
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
-from flwr.supercore.task_identity import TaskIdentity
 
 import clients.node.flower_tasks
+from clients.flower_private import TaskType, identify, set_message_id
 from clients.node.executor import Executor
 from gradtf_fl.round_messages import SECTION
 from tests.clients.test_flower_tasks import NODE, RUN, SuperNode, executor, supernode
+from tests.flower_private import get_object_tree, no_object_id_recompute
 
 __all__ = ["executor", "supernode"]
 
@@ -21,13 +20,13 @@ __all__ = ["executor", "supernode"]
 def give_half(supernode: SuperNode) -> None:
     """The head of a message arrives; then its run ends, and the SuperNode turns to the next one."""
     state, store = supernode.factory.state(), supernode.factory.objectstore_factory.store()
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN, 1
+    identify(task_id=1, run_id=RUN, node_id=1)
     message = Message(RecordDict({SECTION: ConfigRecord({"value": 1})}), NODE, "train.double")
     run = state.get_run(RUN)
     assert run is not None
     assert state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=run.fab_hash) is not None
     with no_object_id_recompute():
-        message.metadata.__dict__["_message_id"] = message.object_id
+        set_message_id(message, message.object_id)
         store.preregister(RUN, get_object_tree(message))
         state.store_message(message)
 

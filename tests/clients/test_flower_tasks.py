@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import uvicorn
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.constant import TaskType
-from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.main import create_app
-from flwr.supernode.nodestate import NodeStateFactory
-from flwr.supernode.start_client_internal import _insert_message
 
+from clients.flower_private import TaskType, identify, pull_and_inflate_object_from_tree
 from clients.node.executor import Executor
 from clients.node.flower_tasks import TaskSource
 from clients.refusals import Vanished
 from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields
+from tests.flower_private import (
+    Fab,
+    NodeStateFactory,
+    ObjectStoreFactory,
+    Run,
+    create_app,
+    insert_message,
+    iterate_object_tree,
+)
 
 RUN, NODE, SECRET = 7, 11, b"x" * 32
 
@@ -41,9 +41,9 @@ class SuperNode:
     def give(self, message_type: str, fields: Fields) -> None:
         """A message of the server's arrives."""
         state = self.factory.state()
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN, 1
+        identify(task_id=1, run_id=RUN, node_id=1)
         message = Message(RecordDict({SECTION: ConfigRecord(fields)}), NODE, message_type)
-        _insert_message(message, state, self.factory.objectstore_factory.store())
+        insert_message(message, state, self.factory.objectstore_factory.store())
         run = state.get_run(RUN)
         assert run is not None
         assert state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=run.fab_hash) is not None

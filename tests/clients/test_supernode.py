@@ -6,9 +6,9 @@ import ast
 import inspect
 
 import pytest
-from flwr.supernode import start_client_internal
 
 from clients.node import supernode
+from tests.flower_private import start_client_internal
 
 
 def test_flowers_main_loop_uses_time_for_these_pauses_only() -> None:

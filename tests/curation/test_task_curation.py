@@ -23,7 +23,7 @@ from gradtf_fl.curation.store import token_tensors
 from gradtf_fl.curation.text_shadow import draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked
-from gradtf_fl.transformer import GradTransformer, TrainConfig, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.model import Backbone
 from gradtf_fl.transformer.sampling import ShadowSampler
 from tests.curation.text_pair import CONTEXT, TextFiles, write_files
@@ -192,7 +192,7 @@ def test_the_whole_way_from_text_to_an_adapter_for_another_tokenizer(
     out = tmp_path / "gt.safetensors"
     small = Backbone(width=16, feed_forward=32, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1)
     config = TrainConfig("mse-then-functional", steps=8, groups=4, rows=1, backbone=small)
-    trained = train(config, whole.folder, out)
+    trained = train_grad_transformer(config, whole.folder, out)
     assert (trained.source.model, trained.target.model) == (str(files.tiny), str(files.llm))
     controls = Controls.fit_on_store(whole.folder)
     assert controls.nearest(controls.tiny[1]).tolist() == controls.llm[1].tolist()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gradtf_fl.deployment.processes import environment
+from gradtf_fl.flower_versions import REQUIREMENT, TARGET
 from gradtf_fl.round_messages import Refusal
 from strategies.engines.flower_processes import flwr
 from strategies.server.superlink_gate import permitted
@@ -25,11 +26,11 @@ PROJECT = """[project]
 name = "hostile"
 version = "1.0.0"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["{REQUIREMENT}"]
 [tool.flwr.app]
 publisher = "gradtf"
 fab-format-version = 1
-flwr-version-target = "1.41.0"
+flwr-version-target = "{TARGET}"
 [tool.flwr.app.components]
 serverapp = "hostile_server:app"
 clientapp = "hostile_client:app"
@@ -47,7 +48,9 @@ def test_run_with_other_code_and_malformed_messages(faults: Invariants, tmp_path
         (app / "LICENSE").write_text("none\n")
         client = app / "hostile_client.py"
         client.write_text(client.read_text().replace('"PLANTED"', repr(str(trace))))
-        (app / "pyproject.toml").write_text(PROJECT.format(answers=json.dumps(str(answers))))
+        (app / "pyproject.toml").write_text(
+            PROJECT.format(REQUIREMENT=REQUIREMENT, TARGET=TARGET, answers=json.dumps(str(answers)))
+        )
         number = deployment.beginning()
         fault.hits(*deployment.organizations)
         flwr(["run", str(app), "gradtf"], environment(deployment.server.folder / "flower"), 120.0)

@@ -36,7 +36,7 @@ def test_openssh_reads_it(tmp_path: Path) -> None:
 
 def test_flower_takes_the_public_half_as_a_supernode_key(tmp_path: Path) -> None:
     """The same steps as ``flwr supernode register``."""
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+    from clients.flower_private import public_key_to_bytes
 
     _, public = write_node_key(tmp_path)
     key = serialization.load_ssh_public_key(public.read_bytes())

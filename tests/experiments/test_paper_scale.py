@@ -13,7 +13,7 @@ from tests.transformer.random_store import CPU, SMALL
 
 
 def test_the_papers_scale_from_configurations_alone() -> None:
-    from experiments.paper.paper_scale import QWEN_3B, QWEN_7B, Plan, Shape, count, dry_run
+    from experiments.paper.paper_scale import QWEN_3B, QWEN_7B, ScalePlan, Shape, count, dry_run
 
     sides = [shape.side(AdapterSpec()).layout for shape in (QWEN_3B, QWEN_7B)]
     assert [(layout.blocks, layout.block_dim) for layout in sides] == [(36, 12800), (28, 22528)]
@@ -23,7 +23,7 @@ def test_the_papers_scale_from_configurations_alone() -> None:
         model = GradTransformerModel(SIZES["large"], *fitted)
     assert 700e6 < count(model)["t5"] < count(model)["all"] < 800e6
     shapes = Shape("a", 32, 48, 3, 2, 1, 20), Shape("b", 48, 64, 5, 2, 1, 20)
-    small = Plan(*shapes, SMALL, limit_bytes=1, loop_batches=(3,))
+    small = ScalePlan(*shapes, SMALL, limit_bytes=1, loop_batches=(3,))
     document = dry_run(small, [CPU], lambda line: None)
     run = document["runs"][0]
     assert document["target"]["update"] == [5, 2 * (48 + 48 + 48 + 24)]

@@ -14,17 +14,18 @@ import torch
 from experiments.paper.measures.ablations import B_ONLY, AblationParameters, variants
 from experiments.paper.measures.partitions import partitions
 from experiments.paper.measures.private_sets import private_rules
-from experiments.paper.measures.trial import Site, Trial, first_sets, run_trials, score_trial, store_folder, switched
+from experiments.paper.measures.trial import Site, Trial, first_sets, key_of, run_trials, score_trial, store_folder
 from experiments.paper.measures.trial_parameters import TrialParameters
 from experiments.paper.measures.tuples import tuples
 from experiments.paper.recomputation import recomputed
 from gradtf_fl.curation import TupleStore, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.transformer import sampling, train
+from gradtf_fl.transformer import TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.backbone import Backbone
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.partition import PLANS
+from gradtf_fl.transformer.sampling import ShadowSampler
 
 SIZES: dict[str, Any] = {
     "public_rules": 8,
@@ -95,14 +96,12 @@ def test_no_scaling_really_hands_the_model_raw_updates(place: Path) -> None:
     store = curate(base.store, store_folder(Site(place), base.store))
     made = {}
     for scaled in (True, False):
-        with switched(replace(base, scaled=scaled)):
-            made[scaled] = train(base.train, store.folder, place / f"scaled-{scaled}").model
+        config = replace(base.train, scaled=scaled)
+        made[scaled] = train_grad_transformer(config, store.folder, place / f"scaled-{scaled}").model
     raw = store.read_all()[0].tensors["tiny"][-1]
     torch.testing.assert_close(made[False]._source_parts(raw)[0], raw)
     rms = [float(made[scaled]._source_parts(raw)[0].square().mean().sqrt()) for scaled in (True, False)]
     assert rms[0] > 3 * rms[1]
-    with switched(base):
-        assert float(Standardisation.fit(raw, [(0, raw.shape[2])]).scale.max()) < 1
 
 
 def test_the_averages_switch_leaves_single_updates(place: Path) -> None:
@@ -111,12 +110,17 @@ def test_the_averages_switch_leaves_single_updates(place: Path) -> None:
     kept = torch.cat([shard.tensors["tiny"].flatten(0, 1) for shard in store.read_all()]).flatten(1)
     furthest = {}
     for averaged in (True, False):
-        with switched(replace(base, averaged=averaged)):
-            sampler = sampling.ShadowSampler(store.read_all(), 1.0, 0.0)
-            drawn = sampler.batch(np.random.default_rng(0), 16, 1).updates.flatten(1)
+        sampler = ShadowSampler(store.read_all(), 1.0, 0.0, averaged=averaged)
+        drawn = sampler.batch(np.random.default_rng(0), 16, 1).updates.flatten(1)
         furthest[averaged] = float((drawn[:, None] - kept).norm(dim=2).min(1).values.max())
     assert furthest[False] < 1e-5
     assert furthest[True] > 0.01
+
+
+def test_a_run_without_ablations_keeps_the_names_and_records_it_had_before_there_were_switches() -> None:
+    assert key_of(TrainConfig().to_json()) == "10849120491e"
+    assert TrainConfig(scaled=False).to_json() == TrainConfig().to_json() | {"scaled": False}
+    assert TrainConfig(averaged=False).to_json() == TrainConfig().to_json() | {"averaged": False}
 
 
 def test_b_only_variants_train_and_generate_b_alone(place: Path) -> None:

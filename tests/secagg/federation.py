@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradtf_fl.secagg import (
-    STAGES,
     ClientPolicy,
-    Identity,
+    PlayedRound,
     ReplayRandomness,
-    Roster,
     RoundConfig,
     SecAggClient,
-    SecAggServer,
     SecureSum,
-    TooFewMembers,
-    TooFewNeighbours,
     Topology,
     group_members,
     topology,
 )
-from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
-from gradtf_fl.secagg.vectors import encoding_of
+from gradtf_fl.secagg.run import new_identities, roster_of
 
 DIM = 5
 
@@ -40,7 +32,7 @@ class AnyGraphPolicy(ClientPolicy):
 
 
 @dataclass
-class Federation:
+class Federation(PlayedRound):
     """``n`` organizations on a roster; number i is ``identities[i]``, ``clients[i]``, ``vectors[i]`` everywhere.
 
     The graph is that of `topology`; ``threshold`` alone is a complete graph's, ``degree``, ``threshold`` and
@@ -66,23 +58,15 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.randomness = ReplayRandomness(self.seed)
-        made = [Identity.generate(self.randomness) for _ in range(self.n)]
-        self.identities = sorted(made, key=lambda identity: identity.public)
-        self.roster = Roster(tuple(identity.public for identity in self.identities))
+        identities = new_identities(self.n, self.randomness)
+        self.roster = roster_of(identities)
         self.members = group_members(self.roster, self.groups, self.group)
-        self.config = self.make_config()
-        self.commitment = self.config.commitment
-        self.seeds = [self.randomness(32) for _ in range(self.n)]
-        self.clients = {i: self.client(i) for i in self.members}
-        self.server = SecAggServer(self.config, self.roster)
+        config = self.make_config()
+        self.commitment = config.commitment
+        seeds = [self.randomness(32) for _ in range(self.n)]
         rng = np.random.default_rng(int.from_bytes(self.randomness(4), "big"))
-        self.vectors = [rng.normal(size=self.dim).astype(np.float32) for _ in range(self.n)]
-        self.weights = [1.0] * self.n
-        self.directories: dict[int, bytes] = {}
-        self.deliveries: dict[int, bytes] = {}
-        self.survivors: dict[int, bytes] = {}
-        self.votes: dict[int, bytes] = {}
-        self.gone: dict[str, list[int]] = {}
+        vectors = [rng.normal(size=self.dim).astype(np.float32) for _ in range(self.n)]
+        super().__init__(config, self.policy, identities, seeds, vectors, [1.0] * self.n, self.members)
 
     def shape(self) -> Topology:
         n = len(self.members)
@@ -117,6 +101,7 @@ class Federation:
         return replace(config, **changes)  # type: ignore[arg-type]
 
     def client(self, i: int, config: RoundConfig | None = None, seed: bytes | None = None) -> SecAggClient:
+        """Client i as it enters this round, or another one (``config``) or with other secrets (``seed``)."""
         return SecAggClient(
             config or self.config,
             self.policy,
@@ -126,119 +111,16 @@ class Federation:
             randomness=lambda size: seed or self.seeds[i],
         )
 
-    def reload(self, i: int) -> SecAggClient:
-        """A copy of client i, through its stored bytes; the original is not touched."""
-        return SecAggClient.from_bytes(self.clients[i].to_bytes(), self.policy, self.roster, self.identities[i])
-
-    def fork(self) -> Federation:
-        """A copy that can be played to another end; identities and vectors are shared."""
-        twin = copy.copy(self)
-        twin.clients = {i: self.reload(i) for i in self.clients}
-        twin.server = copy.deepcopy(self.server)
-        twin.gone = dict(self.gone)
-        return twin
-
-    def secrets(self, i: int) -> RoundSecrets:
-        return RoundSecrets(self.seeds[i], self.commitment, i)
-
-    # -- one stage: answers of the clients, receipt, and what the server sends out, which is kept ----------
-
-    def answer(self, stage: str, i: int) -> bytes:
-        client = self.clients[i]
-        match stage:
-            case "advertise":
-                return client.advertise()
-            case "share":
-                return client.share(self.directories[i])
-            case "mask":
-                return client.mask(self.deliveries[i], self.vectors[i], self.weights[i])
-            case "consistency":
-                return client.consistency(self.survivors[i])
-        return client.unmask(self.votes[i])
-
-    def receive(self, stage: str, message: bytes) -> bytes:
-        server = self.server
-        match stage:
-            case "advertise":
-                return server.receive_advert(message)
-            case "share":
-                return server.receive_shares(message)
-            case "mask":
-                return server.receive_masked(message)
-            case "consistency":
-                return server.receive_consistency(message)
-        return server.receive_unmask(message)
-
-    def close(self, stage: str) -> SecureSum | None:
-        match stage:
-            case "advertise":
-                self.directories = self._by_member(self.server.close_advertise())
-            case "share":
-                self.deliveries = self._by_member(self.server.close_share())
-            case "mask":
-                self.survivors = self._by_member(self.server.close_mask())
-            case "consistency":
-                self.votes = self._by_member(self.server.close_consistency())
-            case "unmask":
-                return self.server.close_unmask()
-        return None
-
-    def play(self, stage: str, who: Collection[int] | None = None) -> SecureSum | None:
-        """The whole stage for the members in ``who`` (None: all of them)."""
-        for i in self.members if who is None else who:
-            self.receive(stage, self.answer(stage, i))
-        return self.close(stage)
-
-    def until(self, stage: str) -> Federation:
-        """Plays every stage before ``stage`` with everyone."""
-        for name in STAGES[: STAGES.index(stage)]:
-            self.play(name)
-        return self
-
     def finish(self, who: Collection[int] | None = None) -> SecureSum:
         """The stage "unmask"."""
         result = self.play("unmask", who)
         assert result is not None
         return result
 
-    def run(
-        self, drop: Mapping[str, Collection[int]], reload_between: bool = False, start: str = STAGES[0]
-    ) -> SecureSum:
-        """All stages from ``start`` on; ``drop``: members that vanish at a stage.
+    def run_reloaded(self, drop: Mapping[str, Collection[int]]) -> SecureSum:
+        """`run` with clients that are stored and loaded again after every stage."""
 
-        A client that finds too few neighbours or members leaves like one that vanishes; ``gone`` names it.
-        """
-        alive = set(self.members)
-        result = None
-        for stage in STAGES:
-            alive -= set(drop.get(stage, ()))
-            if STAGES.index(stage) < STAGES.index(start):
-                continue
-            for i in sorted(alive):
-                try:
-                    self.receive(stage, self.answer(stage, i))
-                except (TooFewNeighbours, TooFewMembers):
-                    alive.discard(i)
-                    self.gone.setdefault(stage, []).append(i)
-            result = self.close(stage)
-            if reload_between:
-                self.clients = {i: self.reload(i) for i in self.clients}
-        assert result is not None
-        return result
+        def reload_all() -> None:
+            self.clients = {i: self.reload(i) for i in self.clients}
 
-    def integers(self, members: Collection[int]) -> NDArray[np.int64]:
-        """What the unmasked sum over ``members`` must be, word by word, the weight last."""
-        encoding = encoding_of(self.config, len(self.members))
-        total = np.zeros(encoding.size + 1, dtype=np.int64)
-        for i in members:
-            words = encoding.words(self.vectors[i], self.weights[i], self.secrets(i))
-            total += encoding.integers(np.concatenate(list(words)))
-        return total
-
-    def expected(self, members: Collection[int]) -> NDArray[np.float64]:
-        """The mean [dim] that must come out bit by bit, from the members' own unmasked integers."""
-        encoding, total = encoding_of(self.config, len(self.members)), self.integers(members)
-        return encoding.total(total[:-1]) / (int(total[-1]) * self.max_weight / encoding.q_max)
-
-    def _by_member(self, messages: Mapping[bytes, bytes]) -> dict[int, bytes]:
-        return {self.roster.index(key): message for key, message in messages.items()}
+        return self.run(drop, after_stage=reload_all)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from gradtf_fl.secagg.graph import Graph
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
-from gradtf_fl.secagg.wire.messages import Delivery, Kind, SealedShares, Survivors, open_signed, signed
+from gradtf_fl.secagg.wire.messages import Delivery, MessageKind, SealedShares, Survivors, open_signed, signed
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
@@ -21,10 +21,10 @@ def adverts_of(federation: Federation) -> dict[int, bytes]:
 
 
 def opened(federation: Federation, message: bytes) -> Advert:
-    return Advert.decode(open_signed(message, Kind.ADVERT, federation.commitment, federation.roster)[1])
+    return Advert.decode(open_signed(message, MessageKind.ADVERT, federation.commitment, federation.roster)[1])
 
 
-def lie(federation: Federation, i: int, kind: Kind, body: bytes) -> bytes:
+def lie(federation: Federation, i: int, kind: MessageKind, body: bytes) -> bytes:
     """Member i lies: the signature is right."""
     return signed(federation.identities[i].sign, kind, federation.commitment, i, body)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradtf_fl.errors import RoundAborted
+from gradtf_fl.round_messages import STAGES, Stage
 from gradtf_fl.secagg import (
-    STAGES,
     ProtocolViolation,
     RoundConfig,
     SecAggClient,
@@ -20,14 +20,20 @@ from gradtf_fl.secagg import (
     encode_configs,
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
-from gradtf_fl.secagg.wire.messages import Delivery, Kind, SealedShares, Survivors, Unmasking
+from gradtf_fl.secagg.wire.messages import Delivery, MessageKind, SealedShares, Survivors, Unmasking
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
 from .forging import BODY, lie
 from .mutants import mutants, rearranged, subset
 
-KINDS = dict(zip(STAGES, (Kind.ADVERT, Kind.SHARES, Kind.MASKED, Kind.VOTE, Kind.UNMASKING), strict=True))
+KINDS = dict(
+    zip(
+        STAGES,
+        (MessageKind.ADVERT, MessageKind.SHARES, MessageKind.MASKED, MessageKind.VOTE, MessageKind.UNMASKING),
+        strict=True,
+    )
+)
 Stream = Callable[[random.Random], Iterator[bytes]]
 
 
@@ -49,16 +55,14 @@ def mutations(*pool: bytes) -> Stream:
 class Moment:
     """A round just before a stage, and what honest members will answer."""
 
-    stage: str
+    stage: Stage
     federation: Federation
     stored: dict[int, bytes]
     answers: dict[int, bytes]
 
     def received(self) -> dict[int, bytes]:
         """What the server has sent to each member for this stage."""
-        federation = self.federation
-        sent = ({}, federation.directories, federation.deliveries, federation.survivors, federation.votes)
-        return dict(zip(STAGES, sent, strict=True))[self.stage]
+        return self.federation.sent.get(self.stage, {})
 
     def client(self, stored: bytes, i: int = 0) -> SecAggClient:
         federation = self.federation
@@ -200,10 +204,10 @@ def decoders(rounds: dict[str, list[Moment]]) -> Iterator[Target]:
     for stage, value in signed.items():
         yield Target(value.__name__, mutations(*bodies[stage]), canonical(value.decode, lambda v: v.encode()))
     sent: dict[Any, dict[int, bytes]] = {
-        Directory: regular.directories,
-        Delivery: regular.deliveries,
-        Survivors: regular.survivors,
-        Votes: regular.votes,
+        Directory: regular.sent["share"],
+        Delivery: regular.sent["mask"],
+        Survivors: regular.sent["consistency"],
+        Votes: regular.sent["unmask"],
     }
     for value, messages in sent.items():
         call = canonical(lambda data, value=value: value.decode(data, c), lambda v: v.encode(c))
@@ -213,4 +217,4 @@ def decoders(rounds: dict[str, list[Moment]]) -> Iterator[Target]:
     yield Target("RoundConfig", mutations(*encoded), canonical(RoundConfig.decode, lambda v: v.encode()))
     several = (encode_configs(configs), encode_configs(configs[:1]))
     yield Target("configs", mutations(*several), canonical(decode_configs, encode_configs))
-    yield Target("commitment_of", mutations(*(m[:60] for m in regular.votes.values())), commitment_of)
+    yield Target("commitment_of", mutations(*(m[:60] for m in regular.sent["unmask"].values())), commitment_of)

@@ -26,7 +26,7 @@ from gradtf_fl.secagg import (
 from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.graph import Graph
 from gradtf_fl.secagg.wire.adverts import Directory
-from gradtf_fl.secagg.wire.messages import Kind, SealedShares, signed
+from gradtf_fl.secagg.wire.messages import MessageKind, SealedShares, signed
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import AnyGraphPolicy, Federation
@@ -40,9 +40,9 @@ def test_a_man_in_the_middle_cannot_put_in_its_own_keys() -> None:
     its = crypto.x25519_public(b"s" * 32), crypto.x25519_public(b"t" * 32)
     body = replace(opened(federation, adverts[1]), encryption_key=its[0], mask_key=its[1]).encode()
     by_hand = adverts[1][:41] + body + adverts[1][-64:]
-    by_member_two = lie(federation, 2, Kind.ADVERT, body)[:37] + (1).to_bytes(4, "big") + body + bytes(64)
+    by_member_two = lie(federation, 2, MessageKind.ADVERT, body)[:37] + (1).to_bytes(4, "big") + body + bytes(64)
     server = Identity.generate(lambda size: b"s" * size)
-    by_server = signed(server.sign, Kind.ADVERT, federation.commitment, 1, body)
+    by_server = signed(server.sign, MessageKind.ADVERT, federation.commitment, 1, body)
     for forged in (by_hand, by_member_two, by_server):
         with pytest.raises(BadSignature):
             federation.reload(0).share(directory(federation, adverts | {1: forged}, 0))
@@ -50,7 +50,7 @@ def test_a_man_in_the_middle_cannot_put_in_its_own_keys() -> None:
             federation.server.receive_advert(forged)
     with pytest.raises(AdvertMismatch):  # nor under the hash of the true advert
         federation.reload(0).share(
-            directory(federation, adverts | {1: lie(federation, 1, Kind.ADVERT, body)}, 0, hashes_of(adverts))
+            directory(federation, adverts | {1: lie(federation, 1, MessageKind.ADVERT, body)}, 0, hashes_of(adverts))
         )
 
 
@@ -59,7 +59,7 @@ def test_unknown_identities_have_no_advert() -> None:
     adverts = adverts_of(federation)
     outsider = Identity.generate(lambda size: b"o" * size)
     for index, error in ((1, BadSignature), (3, UnknownIdentity)):
-        foreign = signed(outsider.sign, Kind.ADVERT, federation.commitment, index, adverts[1][BODY])
+        foreign = signed(outsider.sign, MessageKind.ADVERT, federation.commitment, index, adverts[1][BODY])
         with pytest.raises(error):
             federation.server.receive_advert(foreign)
         with pytest.raises(error):
@@ -74,7 +74,7 @@ def test_a_key_cannot_be_taken_twice(field: str) -> None:
     for victim in (0, 1):  # the recipient, and another
         key = opened(federation, adverts[victim]).mask_key
         body = replace(opened(federation, adverts[2]), **{field: key}).encode()
-        copied = lie(federation, 2, Kind.ADVERT, body)
+        copied = lie(federation, 2, MessageKind.ADVERT, body)
         with pytest.raises(DuplicateKey):
             federation.reload(0).share(directory(federation, adverts | {2: copied}, 0))
         server = federation.fork().server
@@ -84,7 +84,7 @@ def test_a_key_cannot_be_taken_twice(field: str) -> None:
     one_for_both = opened(federation, adverts[2])
     one_for_both = replace(one_for_both, mask_key=one_for_both.encryption_key)
     with pytest.raises(DuplicateKey):
-        federation.server.receive_advert(lie(federation, 2, Kind.ADVERT, one_for_both.encode()))
+        federation.server.receive_advert(lie(federation, 2, MessageKind.ADVERT, one_for_both.encode()))
 
 
 def test_one_member_cannot_advertise_twice() -> None:
@@ -105,14 +105,16 @@ def test_weak_keys(key: bytes) -> None:
     adverts = adverts_of(federation)
     body = replace(opened(federation, adverts[2]), encryption_key=key).encode()
     with pytest.raises(BadKey):
-        federation.clients[0].share(directory(federation, adverts | {2: lie(federation, 2, Kind.ADVERT, body)}, 0))
+        federation.clients[0].share(
+            directory(federation, adverts | {2: lie(federation, 2, MessageKind.ADVERT, body)}, 0)
+        )
 
 
 def test_a_weak_mask_key_is_refused_before_anything_is_masked() -> None:
     federation = Federation(n=3)
     adverts = adverts_of(federation)
     weak = replace(opened(federation, adverts[2]), mask_key=bytes(32)).encode()
-    adverts |= {2: lie(federation, 2, Kind.ADVERT, weak)}
+    adverts |= {2: lie(federation, 2, MessageKind.ADVERT, weak)}
     sent = [federation.clients[i].share(directory(federation, adverts, i)) for i in (0, 1)]
     sealed = SealedShares.decode(sent[1][BODY]).by_peer[0]
     secrets = federation.secrets(2)  # the liar can seal proper shares: only its mask key is of low order
@@ -296,7 +298,7 @@ def test_two_clients_with_different_directories() -> None:
     federation.clients[0].consistency(survivors(federation, *u2))
     true.play("mask", others)
     true.play("consistency", others)
-    signed_views = Votes.decode(true.votes[1], federation.commitment).by_member
+    signed_views = Votes.decode(true.sent["unmask"][1], federation.commitment).by_member
     with pytest.raises(InconsistentViews, match="did not sign this client's view"):
         federation.clients[0].unmask(votes(federation, {i: signed_views[i] for i in u2 if i}))
     assert true.finish(others).clients == 11

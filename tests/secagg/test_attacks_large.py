@@ -139,7 +139,7 @@ def test_both_shares_of_a_victim_cannot_be_asked_from_two_views(trunk: Federatio
 def test_too_small_a_list_of_votes(trunk: Federation) -> None:
     federation = trunk.fork()
     federation.play("consistency")
-    by_member = Votes.decode(federation.votes[0], federation.commitment).by_member
+    by_member = Votes.decode(federation.sent["unmask"][0], federation.commitment).by_member
     few = {i: by_member[i] for i in range(1, 98)}  # 97 and its own are 98
     with pytest.raises(InconsistentViews, match="97 signed views, 99 needed"):
         federation.reload(0).unmask(votes(federation, few))
@@ -156,7 +156,7 @@ def voted(trunk: Federation) -> Federation:
 
 
 def test_one_forged_vote_is_found_by_those_who_sample_it(voted: Federation) -> None:
-    shown = Votes.decode(voted.votes[0], voted.commitment)
+    shown = Votes.decode(voted.sent["unmask"][0], voted.commitment)
     forged = Votes(shown.by_member | {7: shown.by_member[8]})
     found: dict[int, str] = {}
     for i in range(N):
@@ -172,7 +172,7 @@ def test_one_forged_vote_is_found_by_those_who_sample_it(voted: Federation) -> N
 
 def test_samples_are_large_enough_and_everybodys_own(voted: Federation) -> None:
     """110 votes, of which an honest view's rival has at most (110 + 11) / 2: 55 draws fool one of 110 with 2^-40."""
-    shown = Votes.decode(voted.votes[0], voted.commitment)
+    shown = Votes.decode(voted.sent["unmask"][0], voted.commitment)
     size = math.ceil((40 + math.log2(N)) / -math.log2((N + COLLUDERS) / (2 * N)))
     keys = [voted.clients[i]._state.vote_key for i in range(N)]
     samples = [sample(shown, N, COLLUDERS, key) or set() for key in keys]
@@ -196,13 +196,13 @@ def test_samples_cannot_be_foretold_from_what_is_sent() -> None:
     assert sample(shown, N, COLLUDERS, keys[0]) != sample(shown, N, COLLUDERS, keys[1])
     one.until("unmask")
     assert one.clients[0]._state.vote_key == keys[0]
-    sent = [*one.directories.values(), *one.deliveries.values(), *one.survivors.values(), *one.votes.values()]
+    sent = [message for by_member in one.sent.values() for message in by_member.values()]
     assert not any(key in message for message in sent for key in (keys[0], one.seeds[0]))
 
 
 def test_enough_forged_votes_are_found_by_all(voted: Federation) -> None:
     """49 forged of 110, as many as a second view would need."""
-    shown = Votes.decode(voted.votes[0], voted.commitment)
+    shown = Votes.decode(voted.sent["unmask"][0], voted.commitment)
     forged = votes(voted, shown.by_member | {i: bytes(64) for i in range(1, 50)})
     for i in range(N):
         with pytest.raises(InconsistentViews):
@@ -211,7 +211,7 @@ def test_enough_forged_votes_are_found_by_all(voted: Federation) -> None:
 
 def test_complete_graphs_verify_every_vote() -> None:
     federation = Federation(n=9).until("unmask")
-    shown = Votes.decode(federation.votes[0], federation.commitment).by_member
+    shown = Votes.decode(federation.sent["unmask"][0], federation.commitment).by_member
     for i in range(1, 9):
         with pytest.raises(InconsistentViews, match=f"member {i} "):
             federation.reload(0).unmask(votes(federation, shown | {i: shown[0]}))

@@ -25,7 +25,7 @@ from gradtf_fl.secagg import (
     group_members,
     topology,
 )
-from gradtf_fl.secagg.wire.messages import Kind
+from gradtf_fl.secagg.wire.messages import MessageKind
 
 from .federation import Federation
 from .forging import BODY, adverts_of, directory, lie
@@ -172,7 +172,7 @@ def test_members_of_other_groups_are_not_in_the_round() -> None:
     federation = Federation(n=15, groups=3, group=1)
     stranger, me = outsider_of(federation), federation.members[0]
     adverts = adverts_of(federation)
-    foreign = lie(federation, stranger, Kind.ADVERT, adverts[me][BODY])  # on the roster, and well signed
+    foreign = lie(federation, stranger, MessageKind.ADVERT, adverts[me][BODY])  # on the roster, and well signed
     with pytest.raises(UnknownIdentity, match="not in this stage"):
         federation.server.receive_advert(foreign)
     with pytest.raises(UnknownIdentity, match="not in this round"):

@@ -25,7 +25,7 @@ from gradtf_fl.secagg import (
 )
 from gradtf_fl.secagg.packing import packed_size
 from gradtf_fl.secagg.wire.encoding import Writer
-from gradtf_fl.secagg.wire.messages import Kind, SealedShares, Unmasking, header, open_signed
+from gradtf_fl.secagg.wire.messages import MessageKind, SealedShares, Unmasking, header, open_signed
 
 from .federation import Federation
 from .forging import BODY, lie, survivors
@@ -81,11 +81,11 @@ def test_a_masked_vector_of_another_length_or_width(bits: int) -> None:
     widths = {packed_size(other, 7) for other in (16, 20, 24, 32)} - {len(body)}
     for size in (0, len(body) - 1, len(body) + 1, 2 * len(body), *widths):
         with pytest.raises(MalformedMessage, match=f"{size} bytes for 7 residues of {bits} bits"):
-            federation.receive("mask", lie(federation, 0, Kind.MASKED, body.ljust(size, b"\0")[:size]))
+            federation.receive("mask", lie(federation, 0, MessageKind.MASKED, body.ljust(size, b"\0")[:size]))
     other = Federation(n=3, bits=16 if bits > 16 else 32, dim=6).until("mask")
     with pytest.raises(WrongRound):  # an honest client of a round with another width
         federation.receive("mask", other.answer("mask", 0))
-    federation.receive("mask", lie(federation, 0, Kind.MASKED, body))
+    federation.receive("mask", lie(federation, 0, MessageKind.MASKED, body))
     for i in (1, 2):
         federation.receive("mask", federation.answer("mask", i))
     federation.close("mask")
@@ -98,7 +98,7 @@ def test_padding_bits_must_be_zero() -> None:
     body = bytearray(federation.answer("mask", 0)[BODY])
     body[-1] |= 0x10
     with pytest.raises(MalformedMessage, match="padding"):
-        federation.receive("mask", lie(federation, 0, Kind.MASKED, bytes(body)))
+        federation.receive("mask", lie(federation, 0, MessageKind.MASKED, bytes(body)))
 
 
 def test_shares_must_be_for_exactly_the_neighbours() -> None:
@@ -106,10 +106,10 @@ def test_shares_must_be_for_exactly_the_neighbours() -> None:
     sealed = SealedShares.decode(federation.answer("share", 0)[BODY]).by_peer
     for wrong in ({1: sealed[1]}, sealed | {0: sealed[1]}, sealed | {9: sealed[1]}, {}):
         with pytest.raises(IncompleteShares):
-            federation.receive("share", lie(federation, 0, Kind.SHARES, SealedShares(wrong).encode()))
+            federation.receive("share", lie(federation, 0, MessageKind.SHARES, SealedShares(wrong).encode()))
     short = SealedShares(sealed).encode()[:-1]
     with pytest.raises(MalformedMessage):
-        federation.receive("share", lie(federation, 0, Kind.SHARES, short))
+        federation.receive("share", lie(federation, 0, MessageKind.SHARES, short))
 
 
 def test_another_view_is_not_counted() -> None:
@@ -127,7 +127,7 @@ def test_members_who_left_stay_out() -> None:
     federation.play("consistency", [0, 1, 2])
     body = federation.answer("unmask", 0)[BODY]
     with pytest.raises(UnknownIdentity):
-        federation.receive("unmask", lie(federation, 3, Kind.UNMASKING, body))
+        federation.receive("unmask", lie(federation, 3, MessageKind.UNMASKING, body))
     with pytest.raises(LateMessage):
         federation.receive("consistency", vote)
 
@@ -143,7 +143,7 @@ def test_a_share_that_does_not_match_its_commitment(dropped: int | None, what: s
         message = federation.answer("unmask", i)
         if i == 1:
             shares = Unmasking.decode(message[BODY]).by_owner | {owner: bytes(31) + b"\x05"}
-            message = lie(federation, i, Kind.UNMASKING, Unmasking(shares).encode())
+            message = lie(federation, i, MessageKind.UNMASKING, Unmasking(shares).encode())
         federation.receive("unmask", message)
     with pytest.raises(ReconstructionMismatch, match=what) as mismatch:
         federation.close("unmask")
@@ -158,10 +158,10 @@ def test_shares_of_exactly_the_neighbourhood() -> None:
     shares = Unmasking.decode(federation.answer("unmask", 0)[BODY]).by_owner
     for wrong in ({k: v for k, v in shares.items() if k}, shares | {7: shares[1]}):
         with pytest.raises(IncompleteShares):
-            federation.receive("unmask", lie(federation, 0, Kind.UNMASKING, Unmasking(wrong).encode()))
+            federation.receive("unmask", lie(federation, 0, MessageKind.UNMASKING, Unmasking(wrong).encode()))
     beyond = Unmasking(shares | {1: b"\xff" * 32}).encode()
     with pytest.raises(MalformedMessage, match="no field element"):
-        federation.receive("unmask", lie(federation, 0, Kind.UNMASKING, beyond))
+        federation.receive("unmask", lie(federation, 0, MessageKind.UNMASKING, beyond))
 
 
 def test_an_impossible_total_weight_aborts() -> None:
@@ -171,7 +171,7 @@ def test_an_impossible_total_weight_aborts() -> None:
         if i == 0:  # adds 1 to its masked weight: not what the rule "uniform" allows
             body = bytearray(message[BODY])
             body[-3] ^= 1
-            message = lie(federation, 0, Kind.MASKED, bytes(body))
+            message = lie(federation, 0, MessageKind.MASKED, bytes(body))
         federation.receive("mask", message)
     federation.close("mask")
     federation.play("consistency")
@@ -182,11 +182,11 @@ def test_an_impossible_total_weight_aborts() -> None:
 def test_signatures_cover_kind_and_sender() -> None:
     federation = Federation(n=3)
     message = federation.answer("advertise", 0)
-    head = header(Kind.ADVERT, federation.commitment)
+    head = header(MessageKind.ADVERT, federation.commitment)
     assert message == head + bytes(4) + message[BODY] + message[-64:]
-    as_shares = header(Kind.SHARES, federation.commitment) + message[37:]
+    as_shares = header(MessageKind.SHARES, federation.commitment) + message[37:]
     as_other = head + Writer().u32(1).done() + message[41:]
-    for kind, forged in ((Kind.SHARES, as_shares), (Kind.ADVERT, as_other)):
+    for kind, forged in ((MessageKind.SHARES, as_shares), (MessageKind.ADVERT, as_other)):
         with pytest.raises(BadSignature):
             open_signed(forged, kind, federation.commitment, federation.roster)
 

@@ -28,7 +28,7 @@ MASKING = Federation(n=3).until("mask")
 
 
 def sealed_for(federation: Federation, i: int) -> dict[int, bytes]:
-    return Delivery.decode(federation.deliveries[i], federation.commitment).sealed.by_peer
+    return Delivery.decode(federation.sent["mask"][i], federation.commitment).sealed.by_peer
 
 
 def mask_with(federation: Federation, members: tuple[int, ...], sealed: dict[int, bytes]) -> bytes:
@@ -65,7 +65,7 @@ def test_every_byte_of_a_ciphertext_is_authenticated(place: int) -> None:
 @pytest.mark.parametrize("cut", [1, 16, 79, 80])
 def test_truncated_ciphertexts_are_no_delivery(cut: int) -> None:
     with pytest.raises(MalformedMessage):
-        MASKING.reload(0).mask(MASKING.deliveries[0][:-cut], MASKING.vectors[0])
+        MASKING.reload(0).mask(MASKING.sent["mask"][0][:-cut], MASKING.vectors[0])
     sealed = sealed_for(MASKING, 0)
     with pytest.raises(MalformedMessage):
         mask_with(MASKING, (0, 1, 2), {1: sealed[1][:-cut], 2: sealed[2]})
@@ -137,7 +137,7 @@ def test_a_bad_own_vector_leaves_the_round_locally(vector: np.ndarray, weight: f
     federation = Federation(n=4).until("mask")
     client = federation.clients[0]
     with pytest.raises(UpdateRejected):
-        client.mask(federation.deliveries[0], vector, weight)
+        client.mask(federation.sent["mask"][0], vector, weight)
     assert client.next_stage == "refused"
     assert federation.seeds[0] not in client.to_bytes()
     # the others go on without it

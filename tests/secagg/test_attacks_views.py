@@ -20,7 +20,7 @@ from gradtf_fl.secagg import (
     UnknownIdentity,
 )
 from gradtf_fl.secagg.wire.encoding import Writer
-from gradtf_fl.secagg.wire.messages import Kind, Unmasking, header
+from gradtf_fl.secagg.wire.messages import MessageKind, Unmasking, header
 from gradtf_fl.secagg.wire.votes import Votes, view_digest
 
 from .federation import AnyGraphPolicy, Federation
@@ -60,7 +60,9 @@ def test_active_and_dead_lists_that_overlap_cannot_be_written(members: tuple[int
 
 def test_a_second_list_behind_the_first_is_refused() -> None:
     federation = Federation(n=4).until("consistency")
-    two = Writer().fixed(header(Kind.SURVIVORS, federation.commitment)).indices((0, 1, 2, 3)).indices((3,)).done()
+    two = (
+        Writer().fixed(header(MessageKind.SURVIVORS, federation.commitment)).indices((0, 1, 2, 3)).indices((3,)).done()
+    )
     with pytest.raises(MalformedMessage, match="too many"):
         federation.clients[0].consistency(two)
 
@@ -115,10 +117,10 @@ def test_the_share_kind_follows_from_u3() -> None:
 def test_a_second_unmask_finds_nothing() -> None:
     federation = Federation(n=3).until("unmask")
     client = federation.clients[0]
-    first = client.unmask(federation.votes[0])
+    first = client.unmask(federation.sent["unmask"][0])
     for again in (client, federation.reload(0)):
         with pytest.raises(StageOrder):
-            again.unmask(federation.votes[0])
+            again.unmask(federation.sent["unmask"][0])
     assert sorted(Unmasking.decode(first[BODY]).by_owner) == [0, 1, 2]  # exactly one share for each
 
 
@@ -142,14 +144,14 @@ def test_views_differ_when_u1_or_u2_differed() -> None:
 
 def test_votes_from_another_attempt_do_not_count() -> None:
     federation, other = Federation(n=3).until("unmask"), Federation(n=3, attempt=1).until("unmask")
-    stale = Votes.decode(other.votes[0], other.commitment).encode(federation.commitment)
+    stale = Votes.decode(other.sent["unmask"][0], other.commitment).encode(federation.commitment)
     with pytest.raises(InconsistentViews):
         federation.clients[0].unmask(stale)
 
 
 def test_too_few_votes() -> None:
     federation = Federation(n=4).until("unmask")
-    signed_views = Votes.decode(federation.votes[0], federation.commitment).by_member
+    signed_views = Votes.decode(federation.sent["unmask"][0], federation.commitment).by_member
     with pytest.raises(InconsistentViews, match="3 needed"):
         federation.clients[0].unmask(votes(federation, {1: signed_views[1]}))
 
@@ -158,10 +160,10 @@ def test_too_few_votes() -> None:
 
 CALLS: dict[str, Callable[[SecAggClient, Federation], bytes]] = {
     "advertise": lambda client, federation: client.advertise(),
-    "share": lambda client, federation: client.share(federation.directories[0]),
-    "mask": lambda client, federation: client.mask(federation.deliveries[0], federation.vectors[0]),
-    "consistency": lambda client, federation: client.consistency(federation.survivors[0]),
-    "unmask": lambda client, federation: client.unmask(federation.votes[0]),
+    "share": lambda client, federation: client.share(federation.sent["share"][0]),
+    "mask": lambda client, federation: client.mask(federation.sent["mask"][0], federation.vectors[0]),
+    "consistency": lambda client, federation: client.consistency(federation.sent["consistency"][0]),
+    "unmask": lambda client, federation: client.unmask(federation.sent["unmask"][0]),
 }
 
 
@@ -191,7 +193,7 @@ def test_a_refusal_is_final() -> None:
     assert client.next_stage == "refused"
     assert federation.seeds[0] not in client.to_bytes()
     with pytest.raises(StageOrder):
-        client.share(federation.directories[0])
+        client.share(federation.sent["share"][0])
 
 
 def test_a_stage_that_runs_again_from_the_same_store_answers_the_same() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtf_fl.errors import RoundAborted
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import (
-    STAGES,
     ClientPolicy,
     ReplayRandomness,
     SecureSum,

@@ -9,7 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gradtf_fl.secagg import STAGES, MalformedMessage, RoundConfig
+from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg import MalformedMessage, RoundConfig
 from gradtf_fl.secagg.wire.adverts import Directory
 from gradtf_fl.secagg.wire.messages import Delivery, Survivors
 from gradtf_fl.secagg.wire.votes import Votes
@@ -132,8 +133,8 @@ def test_junk(junk: bytes) -> None:
 @pytest.mark.parametrize("value", [Directory, Delivery, Survivors, Votes])
 def test_counts_cannot_make_anyone_allocate(value: type[Directory | Delivery | Survivors | Votes]) -> None:
     federation = Federation(n=3).until("unmask")
-    sent = (federation.directories, federation.deliveries, federation.survivors, federation.votes)
-    message = dict(zip((Directory, Delivery, Survivors, Votes), sent, strict=True))[value][0]
+    stage = {Directory: "share", Delivery: "mask", Survivors: "consistency", Votes: "unmask"}[value]
+    message = federation.sent[stage][0]
     for count in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x63"):
         with pytest.raises(MalformedMessage, match="announced"):
             value.decode(message[:37] + count + message[41:], federation.commitment)

@@ -8,11 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from numpy.typing import NDArray
 
+from experiments.bench.flower_private import generate_key_pairs, generate_shared_key, pseudo_rand_gen
 from experiments.bench.flower_secagg import FlowerClient, play_round
 from experiments.demos.break_flower_masks import (
     SeedSpace,
@@ -29,7 +27,7 @@ from gradtf_fl.secagg.crypto.masks import add_masks
 from gradtf_fl.secagg.packing import unpack_chunks
 from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.wire.adverts import Advert
-from gradtf_fl.secagg.wire.messages import Kind, open_signed
+from gradtf_fl.secagg.wire.messages import MessageKind, open_signed
 
 from .federation import Federation
 
@@ -115,7 +113,7 @@ def pair_keys() -> list[bytes]:
     federation = Federation(n=90)
     public: dict[int, bytes] = {}
     for i, client in federation.clients.items():
-        body = open_signed(client.advertise(), Kind.ADVERT, federation.commitment, federation.roster)[1]
+        body = open_signed(client.advertise(), MessageKind.ADVERT, federation.commitment, federation.roster)[1]
         public[i] = Advert.decode(body).mask_key
     private = {i: crypto.loaded(federation.secrets(i).mask_private) for i in federation.members}
     return [
@@ -158,7 +156,7 @@ class OurVictim:
         self.federation = Federation(n=2, dim=64).until("mask")
         config, commitment = self.federation.config, self.federation.commitment
         message = self.federation.answer("mask", 0)
-        body = open_signed(message, Kind.MASKED, commitment, self.federation.roster)[1]
+        body = open_signed(message, MessageKind.MASKED, commitment, self.federation.roster)[1]
         chunks = unpack_chunks(body, config.bits, config.dim + 1)
         self.masked = np.concatenate([words for _, words in chunks])
         q_max = encoding_of(config, 2).q_max

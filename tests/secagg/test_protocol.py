@@ -50,7 +50,7 @@ def test_state_survives_a_process_change_between_all_stages() -> None:
     drop = {"share": [4], "mask": [0], "consistency": [5], "unmask": [6]}
     policy = ClientPolicy(n_min=3, t_min=5)
     stays, moves = (Federation(n=9, threshold=5, policy=policy) for _ in range(2))
-    one, two = stays.run(drop), moves.run(drop, reload_between=True)
+    one, two = stays.run(drop), moves.run_reloaded(drop)
     np.testing.assert_array_equal(one.mean, two.mean)
     np.testing.assert_array_equal(one.mean, stays.expected([1, 2, 3, 5, 6, 7, 8]))
 
@@ -74,14 +74,14 @@ def test_state_bytes_are_stable_and_shrink_to_nothing_secret() -> None:
 def test_running_a_stage_again_from_the_same_stored_state_gives_the_same_bytes() -> None:
     """So a crash between storing and sending never makes two different sharings of one secret."""
     federation = Federation(n=4).until("share")
-    assert federation.reload(1).share(federation.directories[1]) == federation.reload(1).share(
-        federation.directories[1]
+    assert federation.reload(1).share(federation.sent["share"][1]) == federation.reload(1).share(
+        federation.sent["share"][1]
     )
 
 
 def test_masked_vectors_look_uniform_and_fresh() -> None:
     federation = Federation(n=3, dim=20_000).until("mask")
-    message = federation.clients[0].mask(federation.deliveries[0], np.zeros(20_000, dtype=np.float32))
+    message = federation.clients[0].mask(federation.sent["mask"][0], np.zeros(20_000, dtype=np.float32))
     body = np.frombuffer(message[41:-64], dtype=np.uint8)
     assert body.size == 3 * 20_001
     counts = np.bincount(body, minlength=256)

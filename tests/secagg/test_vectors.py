@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-from gradtf_fl.secagg import STAGES, ClientPolicy, Identity, Roster, RoundConfig, SecAggClient, SecAggServer
+from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg import ClientPolicy, Identity, Roster, RoundConfig, SecAggClient, SecAggServer
 
 from .federation import AnyGraphPolicy
 from .transcript import CASES, FOLDER, path_of, transcript

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradtf_fl.secagg import STAGES, Identity, ReplayRandomness, RoundConfig
+from gradtf_fl.round_messages import STAGES, Stage
+from gradtf_fl.secagg import Identity, ReplayRandomness, RoundConfig
 
 from .federation import AnyGraphPolicy, Federation
 
@@ -105,10 +106,9 @@ def transcript(name: str) -> dict[str, object]:
     }
 
 
-def sent_after(federation: Federation, stage: str) -> dict[int, bytes]:
+def sent_after(federation: Federation, stage: Stage) -> dict[int, bytes]:
     """What the server sends to each member when ``stage`` is closed."""
-    sent = (federation.directories, federation.deliveries, federation.survivors, federation.votes, {})
-    return dict(zip(STAGES, sent, strict=True))[stage]
+    return {} if stage == STAGES[-1] else federation.sent[STAGES[STAGES.index(stage) + 1]]
 
 
 def in_hex(messages: dict[int, bytes]) -> dict[str, str]:

@@ -9,13 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from flwr.cli.build import build_fab_from_disk
-from flwr.common.config import get_fab_config, validate_config
-from flwr.common.constant import FAB_MAX_SIZE
 
 import gradtf_fl
 from gradtf_fl.config import FederationPlan
 from strategies.engines.flower_app import write_app
+from tests.flower_private import FAB_MAX_SIZE, build_fab_from_disk, get_fab_config, validate_config
 
 REPOSITORY = Path(__file__).parents[2]
 CODE = {

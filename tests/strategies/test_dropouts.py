@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gradtf_fl.config import STAGES, DropPoint, Stage
+from gradtf_fl.config import DropPoint
 from gradtf_fl.errors import RoundAborted
+from gradtf_fl.round_messages import STAGES, Stage
 from strategies import RoundRecord, read_records, run_server
 from tests.strategies.federation_kit import Kit
 from tests.strategies.test_federation import plain_mean

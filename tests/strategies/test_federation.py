@@ -154,7 +154,7 @@ def test_a_round_that_too_few_came_to_is_told_and_goes_on_when_they_return(make_
     federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
     two = InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in kit.folders[:2]])
     with pytest.raises(RoundAborted, match="2 organizations are connected"):
-        federation.start(two)
+        federation.run(two)
     (record,) = read_records(kit.plan.out)
     assert (record.state, record.aborted_at, record.attempt, record.joined) == ("aborted", "connect", 0, 2)
     assert str(failure_of(record)) == "round aborted at connect: too few organizations are connected ({'connected': 2})"

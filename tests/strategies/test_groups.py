@@ -16,7 +16,7 @@ from gradtf_fl.errors import ConfigError, RoundRejected
 from gradtf_fl.secagg import Identity, ReplayRandomness, Roster, SecureSum, group_members
 from gradtf_fl.secagg.quantization import Quantizer
 from strategies import read_records, run_server
-from strategies.groups import combined, gate, groups_needed
+from strategies.groups import combine_groups, gate, groups_needed
 from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
@@ -87,14 +87,14 @@ def group(mean: list[float], weight: float = 5.0) -> SecureSum:
 
 def test_combinations_by_hand() -> None:
     sums = [group([1.0, 5.0]), group([2.0, 4.0]), group([3.0, 900.0]), group([4.0, -900.0]), group([100.0, 6.0])]
-    np.testing.assert_array_equal(combined(sums, "median"), [3.0, 5.0])
-    np.testing.assert_array_equal(combined(sums, "trimmed-mean"), [3.0, 5.0])
-    np.testing.assert_array_equal(combined(sums[:3], "trimmed-mean"), [2.0, 5.0])
-    np.testing.assert_array_equal(combined(sums, "mean"), [22.0, 3.0])
+    np.testing.assert_array_equal(combine_groups(sums, "median"), [3.0, 5.0])
+    np.testing.assert_array_equal(combine_groups(sums, "trimmed-mean"), [3.0, 5.0])
+    np.testing.assert_array_equal(combine_groups(sums[:3], "trimmed-mean"), [2.0, 5.0])
+    np.testing.assert_array_equal(combine_groups(sums, "mean"), [22.0, 3.0])
     uneven = [group([0.0], weight=1.0), group([4.0], weight=3.0)]
-    np.testing.assert_array_equal(combined(uneven, "mean"), [3.0])
-    np.testing.assert_array_equal(combined(uneven, "trimmed-mean"), [2.0])  # nothing can be cut from two
-    np.testing.assert_array_equal(combined([group([7.0])], "median"), [7.0])
+    np.testing.assert_array_equal(combine_groups(uneven, "mean"), [3.0])
+    np.testing.assert_array_equal(combine_groups(uneven, "trimmed-mean"), [2.0])  # nothing can be cut from two
+    np.testing.assert_array_equal(combine_groups([group([7.0])], "median"), [7.0])
     assert [groups_needed(n) for n in (1, 3, 4, 5)] == [1, 2, 3, 3]
 
 
@@ -104,10 +104,10 @@ def test_a_minority_of_groups_cannot_move_the_median_far() -> None:
     low, high = np.min([h.mean for h in honest], axis=0), np.max([h.mean for h in honest], axis=0)
     bad = [group([1e6] * 50), group([-1e6] * 50)]
     for how in ("median", "trimmed-mean"):
-        moved = combined([*honest, *(bad if how == "median" else bad[:1])], how)  # type: ignore[arg-type]
+        moved = combine_groups([*honest, *(bad if how == "median" else bad[:1])], how)  # type: ignore[arg-type]
         assert (moved >= low).all()
         assert (moved <= high).all()
-    assert np.abs(combined([*honest, bad[0]], "mean")).min() > 1e5
+    assert np.abs(combine_groups([*honest, bad[0]], "mean")).min() > 1e5
 
 
 def test_the_gate(make_kit: MakeKit) -> None:

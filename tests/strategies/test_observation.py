@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from gradtf_fl.config import STAGES, DropPoint, PrivacySection
+from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.json_logs import WITHHELD, read_lines
 from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile, RoundAborted, RoundRejected
+from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server, server_app
 from strategies.server.observation import Observer, state_of, tell_all

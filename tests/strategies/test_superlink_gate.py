@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from strategies.flower_private import put_first
 from strategies.server.superlink_gate import LoopbackGate, permitted
 
 ELSEWHERE = ("203.0.113.9", 4711)
@@ -57,19 +58,15 @@ def test_the_gate_answers_403_and_the_app_sees_nothing() -> None:
     assert sent[0]["status"] == 403
 
 
-def test_flower_puts_the_gate_first() -> None:
+def test_flower_puts_the_gate_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the real SuperLink's app a caller from elsewhere gets 403 by Control and Runtime, not by Fleet."""
-    from flwr.superlink import extensions
-    from flwr.superlink import main as superlink
-    from starlette.middleware import Middleware
     from starlette.testclient import TestClient
 
-    theirs = extensions.get_middleware
-    extensions.get_middleware = lambda: (Middleware(LoopbackGate), *theirs())  # type: ignore[arg-type]
-    try:
-        app = superlink.create_app()
-    finally:
-        extensions.get_middleware = theirs
+    from tests.flower_private import superlink
+
+    monkeypatch.setattr(superlink.extensions, "get_middleware", superlink.extensions.get_middleware)
+    put_first(LoopbackGate)
+    app = superlink.create_app()
     with TestClient(app, client=ELSEWHERE) as client:
         assert client.post("/v1/control/list-runs").status_code == 403
         assert client.post("/v1/runtime/acquire-task").status_code == 403

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row
 from gradtf_fl.theory import divergence as dv
+from gradtf_fl.theory import estimate
 from gradtf_fl.theory.features import Features, bag, unit_rows
 
 
@@ -34,7 +35,7 @@ def test_pieces_by_hand() -> None:
 
 
 def test_known_gaussians() -> None:
-    found = dv.estimate(*gaussians(1.0, 2000, 0))
+    found = estimate(*gaussians(1.0, 2000, 0))
     assert found.kl.value == pytest.approx(0.5, abs=0.06)
     assert found.kl.low < 0.5
     assert found.auc.value == pytest.approx(0.7602, abs=0.02)
@@ -48,13 +49,13 @@ def test_known_gaussians() -> None:
 
 
 def test_on_average_the_estimate_is_not_above_the_truth() -> None:
-    kl = [dv.estimate(*gaussians(1.0, 400, seed), seed=seed).kl.value for seed in range(12)]
+    kl = [estimate(*gaussians(1.0, 400, seed), seed=seed).kl.value for seed in range(12)]
     assert np.mean(kl) < 0.5 + 2 * np.std(kl) / math.sqrt(len(kl))
     assert np.mean(kl) > 0.4
 
 
 def test_one_distribution_on_both_sides() -> None:
-    found = dv.estimate(*gaussians(0.0, 1000, 0))
+    found = estimate(*gaussians(0.0, 1000, 0))
     assert found.auc.low < 0.5 < found.auc.high
     assert found.kl.low == 0
     assert found.js.low == 0
@@ -69,13 +70,13 @@ def test_text_with_a_known_divergence() -> None:
         unit_rows([bag(Row(str(word), "x")) for word in rng.choice(words, 1500, p=p)], dimension=64)
         for p in (here, there)
     ]
-    found = dv.estimate(sides[0], sides[1])
+    found = estimate(sides[0], sides[1])
     assert found.kl.value == pytest.approx(float((here * np.log(here / there)).sum()), abs=0.08)
 
 
 def test_far_apart_the_figure_says_so() -> None:
     """KL is 50 nats, which no 300 rows can show."""
-    found = dv.estimate(*gaussians(10.0, 300, 0))
+    found = estimate(*gaussians(10.0, 300, 0))
     assert found.saturated
     assert found.auc.value > 0.999
     assert found.kl.value < 2 * dv.MOST_LOG_ODDS
@@ -87,8 +88,8 @@ def test_rows_of_one_source_do_not_give_each_other_away() -> None:
     passages = rng.normal(size=(200, 150)).astype(np.float32)
     rows = np.repeat(passages, 4, axis=0) + 0.1 * rng.normal(size=(800, 150)).astype(np.float32)
     numbers = np.repeat(np.arange(200), 4)
-    together = dv.estimate(rows[:400], rows[400:], (numbers[:400], numbers[400:]))
-    leaking = dv.estimate(rows[:400], rows[400:])
+    together = estimate(rows[:400], rows[400:], (numbers[:400], numbers[400:]))
+    leaking = estimate(rows[:400], rows[400:])
     assert together.auc.value < 0.6 < 0.9 < leaking.auc.value
 
 
@@ -113,15 +114,15 @@ def test_every_fold_has_its_share_of_both_sides() -> None:
 
 def test_the_same_seed_gives_the_same_figures() -> None:
     sides = gaussians(0.5, 200, 0)
-    assert dv.estimate(*sides, seed=3) == dv.estimate(*sides, seed=3)
-    assert dv.estimate(*sides, seed=3) != dv.estimate(*sides, seed=4)
+    assert estimate(*sides, seed=3) == estimate(*sides, seed=3)
+    assert estimate(*sides, seed=3) != estimate(*sides, seed=4)
 
 
 def test_unusable_features_are_refused() -> None:
     private, public = gaussians(1.0, 60, 0)
     with pytest.raises(ConfigError) as caught:
-        dv.estimate(private[:49], public[:10, :1])
+        estimate(private[:49], public[:10, :1])
     assert [problem.split()[0] for problem in caught.value.problems] == ["private:", "public:", "features"]
     private[0, 0] = math.nan
     with pytest.raises(ConfigError, match="NaN"):
-        dv.estimate(private, public)
+        estimate(private, public)

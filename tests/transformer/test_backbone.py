@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from gradtf_fl.cli.main import cli
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.transformer import GradTransformer, train
+from gradtf_fl.transformer import GradTransformer, train_grad_transformer
 from gradtf_fl.transformer.backbone import SIZES, Backbone, build_t5
 from tests.transformer.random_store import CONFIG
 
@@ -38,7 +38,7 @@ def test_a_t5_folder_is_where_training_starts_and_the_checkpoint_needs_it_no_mor
     assert {p.dtype for p in t5.parameters()} == {torch.float32}
     assert t5.shared.weight.shape == (8, 24)
     weight = t5.encoder.block[0].layer[0].SelfAttention.q.weight
-    made = train(
+    made = train_grad_transformer(
         replace(CONFIG, steps=1, rate=1e-9, backbone=Backbone.named(str(folder))), random_tuples, tmp_path / "gt"
     )
     shutil.rmtree(folder)

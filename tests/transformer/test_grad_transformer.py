@@ -13,7 +13,7 @@ from gradtf_fl.adapters.update_vectors import BlockLayout, Slot
 from gradtf_fl.curation import CurationConfig, TupleStore, curate
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
-from gradtf_fl.transformer import GradTransformer, TrainConfig, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.model import Backbone, GradTransformerModel, Standardisation
 
 SMALL = Backbone(width=32, feed_forward=48, heads=2, head_dim=16)
@@ -122,7 +122,7 @@ def test_checkpoint_round_trip_and_refusals(tmp_path: Path) -> None:
 def test_every_objective_lowers_its_loss(tuples: Path, tmp_path: Path, objective: str) -> None:
     losses: list[float] = []
     config = TrainConfig(objective=objective, steps=60, groups=6, rows=4, rate=3e-3, warm_up=5, backbone=SMALL)  # type: ignore[arg-type]
-    made = train(config, tuples, tmp_path / "gt", lambda step, total, loss: losses.append(loss))
+    made = train_grad_transformer(config, tuples, tmp_path / "gt", lambda step, total, loss: losses.append(loss))
     assert sum(losses[-10:]) < 0.9 * sum(losses[-60:-50])
     update = TupleStore.open(tuples).read_all()[0].tensors["tiny"][-1, 0].numpy()
     assert made.generate(update).shape == (made.target.layout.blocks, made.target.layout.block_dim)
@@ -130,24 +130,24 @@ def test_every_objective_lowers_its_loss(tuples: Path, tmp_path: Path, objective
 
 def test_a_killed_training_run_resumes_to_the_same_checkpoint(tuples: Path, tmp_path: Path) -> None:
     config = TrainConfig(steps=6, groups=2, rows=2, checkpoint_every=2, backbone=SMALL)
-    whole = train(config, tuples, tmp_path / "whole")
+    whole = train_grad_transformer(config, tuples, tmp_path / "whole")
 
     def kill(step: int, total: int, loss: float) -> None:
         if step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, tuples, tmp_path / "parts", kill)
+        train_grad_transformer(config, tuples, tmp_path / "parts", kill)
     assert (tmp_path / "parts.training").exists()
     with pytest.raises(ConfigError, match="other settings"):
-        train(TrainConfig(steps=7, groups=2, rows=2, backbone=SMALL), tuples, tmp_path / "parts")
-    resumed = train(config, tuples, tmp_path / "parts")
+        train_grad_transformer(TrainConfig(steps=7, groups=2, rows=2, backbone=SMALL), tuples, tmp_path / "parts")
+    resumed = train_grad_transformer(config, tuples, tmp_path / "parts")
     assert resumed.sha256 == whole.sha256
 
 
 def test_training_refuses_missing_and_damaged_stores(tuples: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"index\.json"):
-        train(TrainConfig(), tmp_path, tmp_path / "gt")
+        train_grad_transformer(TrainConfig(), tmp_path, tmp_path / "gt")
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     for path in tuples.iterdir():
@@ -157,4 +157,4 @@ def test_training_refuses_missing_and_damaged_stores(tuples: Path, tmp_path: Pat
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
     with pytest.raises(CorruptFile, match="SHA-256"):
-        train(TrainConfig(), damaged, tmp_path / "gt")
+        train_grad_transformer(TrainConfig(), damaged, tmp_path / "gt")

@@ -21,7 +21,14 @@ from gradtf_fl.tasks.rows import TokenRows, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, dp_fine_tune_stacked, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
-from gradtf_fl.transformer.known_tasks import Kind, KnownRecipe, KnownTasks, TaskLibrary, embedded_tasks, sort_prompts
+from gradtf_fl.transformer.known_tasks import (
+    KnownRecipe,
+    KnownTasks,
+    PromptKind,
+    TaskLibrary,
+    embedded_tasks,
+    sort_prompts,
+)
 
 MIXTURE = HiddenTask(tuple(hr.rule_named(name) for name in ("cej", "agl", "dim")), (False, True, False))
 SEEN = hr.split_rules()[0]
@@ -42,7 +49,7 @@ def test_a_prompt_could_be_of_the_tasks_that_hold_all_its_tokens() -> None:
 
 def test_prompts_that_the_same_tasks_could_have_are_one_kind() -> None:
     could_be = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
-    assert sort_prompts(could_be, 2) == [Kind((0, 2), (0, 1)), Kind((1, 3), (1,))]
+    assert sort_prompts(could_be, 2) == [PromptKind((0, 2), (0, 1)), PromptKind((1, 3), (1,))]
     assert sort_prompts(could_be, 3) == []  # too few of each, and no task at all for the last
 
 
@@ -109,7 +116,7 @@ def known(sides: tuple[StackedAdapters, StackedAdapters]) -> KnownTasks:
     return KnownTasks(sides[1], embedded_tasks(), prompts, HOUSE_RULES_ANSWER_TOKENS, QUICK)
 
 
-def operation_of(known: KnownTasks, kind: Kind) -> int:
+def operation_of(known: KnownTasks, kind: PromptKind) -> int:
     """Of the tag that every prompt of a kind shows."""
     tags = {prompt[4] for prompt in (known.prompts[n] for n in kind.prompts)}
     assert len(tags) == 1

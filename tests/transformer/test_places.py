@@ -18,7 +18,7 @@ from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.transformer import GradTransformer, train
+from gradtf_fl.transformer import GradTransformer, train_grad_transformer
 from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.processes import ALONE, Processes
@@ -29,7 +29,7 @@ from tests.transformer.random_store import CONFIG, CPU
 def test_a_place_that_is_not_there_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError) as refused:
-        train(replace(CONFIG, device="cuda", precision="bf16"), tmp_path / "none", tmp_path / "gt")
+        train_grad_transformer(replace(CONFIG, device="cuda", precision="bf16"), tmp_path / "none", tmp_path / "gt")
     assert [problem.split()[:2] for problem in refused.value.problems] == [
         ["device", "'cuda':"],
         ["precision", "'bf16'"],
@@ -101,7 +101,10 @@ def test_a_cuda_device_trains_what_the_cpu_does(
 ) -> None:
     here = replace(CONFIG, validate_every=2, checkpoint_every=4)
     there = replace(here, device="cuda", precision=precision)
-    made = {config.device: train(config, random_tuples, tmp_path / config.device) for config in (here, there)}
+    made = {
+        config.device: train_grad_transformer(config, random_tuples, tmp_path / config.device)
+        for config in (here, there)
+    }
     losses = [
         [loss for _, loss in json.loads((tmp_path / f"{device}.json").read_text())["validations"]] for device in made
     ]

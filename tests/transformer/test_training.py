@@ -19,7 +19,7 @@ import torch
 from gradtf_fl.curation import Shard, TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.transformer import TrainConfig, train
+from gradtf_fl.transformer import TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.processes import ALONE, Processes
 from gradtf_fl.transformer.sampling import ShadowSampler
@@ -31,7 +31,7 @@ from tests.transformer.random_store import CONFIG, SMALL, federation
 def test_settings_that_no_machine_can_train_with_are_named_together(random_tuples: Path, tmp_path: Path) -> None:
     bad = replace(CONFIG, partition="rows", validation_share=1.0, validate_every=-1, patience=0)
     with pytest.raises(ConfigError) as refused:
-        train(bad, random_tuples, tmp_path / "gt")
+        train_grad_transformer(bad, random_tuples, tmp_path / "gt")
     assert [p.split()[0] for p in refused.value.problems] == [
         *("partition", "validation_share", "validate_every", "patience")
     ]
@@ -94,7 +94,7 @@ def test_the_best_weights_are_kept_and_patience_ends_training(
 
     monkeypatch.setattr(Validation, "loss", scripted)
     config = replace(CONFIG, steps=20, validate_every=2, patience=2)
-    made = train(config, random_tuples, tmp_path / "gt")
+    made = train_grad_transformer(config, random_tuples, tmp_path / "gt")
     record = json.loads((tmp_path / "gt.json").read_text())
     assert record["validations"] == [[2, 3.0], [4, math.inf], [6, 1.0], [8, 2.0], [10, 1.0]]
     assert (record["best_step"], record["steps"]) == (6, 10)
@@ -102,19 +102,19 @@ def test_the_best_weights_are_kept_and_patience_ends_training(
     torch.testing.assert_close(made.model.output.weight, best.half().float())
     assert (best - last).abs().max() > 1e-3
     weights.clear()
-    train(replace(config, patience=3), random_tuples, tmp_path / "patient")
+    train_grad_transformer(replace(config, patience=3), random_tuples, tmp_path / "patient")
     assert json.loads((tmp_path / "patient.json").read_text())["best_step"] == 12
 
 
 TRAIN_AND_DIE = """
 import os, pickle, signal, sys
-from gradtf_fl.transformer import train
+from gradtf_fl.transformer import train_grad_transformer
 
 def die(step, total, loss):
     if step == 7:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2], sys.argv[3], die)
+train_grad_transformer(pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2], sys.argv[3], die)
 """
 
 
@@ -123,12 +123,12 @@ def test_after_kill_9_the_result_is_that_of_a_whole_run(random_tuples: Path, tmp
 
     dropout = replace(SMALL, dropout=0.2)  # torch's random state has to go on too
     config = replace(CONFIG, checkpoint_every=4, validate_every=2, patience=3, backbone=dropout)
-    whole = train(config, random_tuples, tmp_path / "whole")
+    whole = train_grad_transformer(config, random_tuples, tmp_path / "whole")
     arguments = (pickle.dumps(config).hex(), str(random_tuples), str(tmp_path / "killed"))
     killed = subprocess.run([sys.executable, "-c", TRAIN_AND_DIE, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "killed.training").exists()
-    assert train(config, random_tuples, tmp_path / "killed").sha256 == whole.sha256
+    assert train_grad_transformer(config, random_tuples, tmp_path / "killed").sha256 == whole.sha256
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed"))
     assert first["validations"] == second["validations"]
     assert len(first["validations"]) == 4

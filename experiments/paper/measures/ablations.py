@@ -7,6 +7,7 @@ that differences within a seed are paired.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from experiments.measuring import Cell, Progress, measure
 from experiments.paper.measures.trial import Scores, Trial, accuracy_cells, beside_cells, pgr, run_trials
@@ -50,18 +51,17 @@ def variants(parameters: AblationParameters, seed: int) -> dict[str, Trial]:
     are read against the one that has only no noise.
     """
     base = parameters.trial(seed)
-    mse = parameters.trial(seed, objective="mse", steps=parameters.mse_steps)
-    silent = parameters.trial(seed, input_noise=0.0)
-    plain_mse = replace(mse, train=replace(mse.train, input_noise=0.0))
+    mse: dict[str, Any] = {"objective": "mse", "steps": parameters.mse_steps}
+    silent: dict[str, Any] = {"input_noise": 0.0}
     frozen_a = replace(base.store, spec=replace(base.store.spec, train_a=False))
     return {
         STANDARD: base,
-        "mse": mse,
+        "mse": parameters.trial(seed, **mse),
         "mse-then-functional": parameters.trial(seed, objective="mse-then-functional"),
-        UNSCALED[0]: replace(plain_mse, scaled=False),
-        UNSCALED[1]: replace(silent, scaled=False),
-        "no input noise": silent,
-        "no averages in training": replace(base, averaged=False),
+        UNSCALED[0]: parameters.trial(seed, **mse, **silent, scaled=False),
+        UNSCALED[1]: parameters.trial(seed, **silent, scaled=False),
+        "no input noise": parameters.trial(seed, **silent),
+        "no averages in training": parameters.trial(seed, averaged=False),
         B_ONLY: replace(base, store=frozen_a),
         "mixtures 0": parameters.trial(seed, mixture_share=0.0),
         "mixtures .5": parameters.trial(seed, mixture_share=0.5),

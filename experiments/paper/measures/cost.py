@@ -31,7 +31,7 @@ from gradtf_fl.config import Count, Section
 from gradtf_fl.curation import curate
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune_stacked
-from gradtf_fl.transformer import GradTransformerModel, Standardisation, TrainConfig, train
+from gradtf_fl.transformer import GradTransformerModel, Standardisation, TrainConfig, train_grad_transformer
 
 OURS, PEER, FASTER = "ours, s", "peer, s", "times faster"
 BLOCKS = 28
@@ -111,7 +111,7 @@ def _from_scratch(parameters: CostParameters, trial: Trial) -> tuple[float, Scor
         tuples, checkpoint = Path(folder) / "tuples", Path(folder) / "checkpoint"
         began = time.perf_counter()
         curate(trial.store, tuples, device=parameters.site.device)
-        made = train(trial.train, tuples, checkpoint)
+        made = train_grad_transformer(trial.train, tuples, checkpoint)
         seconds = time.perf_counter() - began
         return seconds, score(Bench(made, Controls.fit_on_store(tuples)), private)
 
@@ -169,7 +169,7 @@ def _large(parameters: CostParameters, seed: int) -> tuple[GradTransformerModel,
     """A model of 28 blocks on both sides, and updates [batch, 28, block_dim]."""
     torch.manual_seed(seed)
     updates = torch.randn(parameters.batch, BLOCKS, parameters.block_dim)
-    scale = Standardisation(torch.zeros_like(updates[0]), torch.ones_like(updates[0]))
+    scale = Standardisation.identity(*updates.shape[1:])
     return GradTransformerModel(TrainConfig().backbone, scale, scale), updates
 
 

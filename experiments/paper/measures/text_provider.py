@@ -16,7 +16,7 @@ from gradtf_fl.baselines import Controls, FromUpdate, Pair
 from gradtf_fl.config import Count, Rate, Section, Seed
 from gradtf_fl.curation import TaskCuration, TupleStore, curate, encode_causal
 from gradtf_fl.training import StackedAdapters, fine_tune_stacked
-from gradtf_fl.transformer import GradTransformer, Objective, TrainConfig, train
+from gradtf_fl.transformer import GradTransformer, Objective, TrainConfig, train_grad_transformer
 
 PROVIDER_SEED = 0
 
@@ -96,10 +96,10 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
     """
     curation, training = plan.curation(llm), plan.training()
     folder = Path(plan.folder) / f"{llm}-{key_of(asdict(curation))}"
-    checkpoint = folder / f"{key_of(asdict(training))}.safetensors"
+    checkpoint = folder / f"{key_of(training.to_json())}.safetensors"
     curate(curation, folder / "tuples", lambda what, done, total: progress(f"curate {what}", done, total))
     if not checkpoint.exists():
-        train(
+        train_grad_transformer(
             training,
             folder / "tuples",
             checkpoint,

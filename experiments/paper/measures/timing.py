@@ -101,8 +101,8 @@ def _secure_sum(p: Timing, size: int) -> float:
     vector = np.zeros(size, dtype=np.float32)
     taken = []
     for _ in range(p.repeats):
-        played = MeasuredRound(p.organizations, size).until_mask(vector)
-        played.finish(range(p.organizations), vector)
+        played = MeasuredRound(p.organizations, vector).until("mask")
+        played.finish(range(p.organizations))
         taken.append(played.client_total_s())
     return median(taken)
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 
@@ -26,10 +25,10 @@ from experiments.embedded import Bench
 from experiments.measuring import Cell, Progress, recovered
 from experiments.paper.measures.private_sets import PrivatePlan, PrivateSets, make_private
 from gradtf_fl.baselines import Controls
-from gradtf_fl.curation import CurationConfig, TupleStore, begin_worker, curate
+from gradtf_fl.curation import CurationConfig, TupleStore, curate, worker_pool
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import write_whole
-from gradtf_fl.transformer import GradTransformer, Standardisation, TrainConfig, sampling, train
+from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 
 Scores = dict[str, float]
 """Accuracies and distances by name, e.g. "seen one generated"."""
@@ -41,16 +40,12 @@ class Trial:
     """One variant.
 
     Attributes:
-        sets: train on the first shards of the store only, until they hold so many shadow sets; None: on all.
-        scaled: false switches standardisation off: mean 0, scale 1.
-        averaged: false trains on single updates, never on averages over several sets of one task.
+        sets: train on the first shards of the store only, until they hold this many shadow sets; None: on all.
     """
 
     store: CurationConfig
     train: TrainConfig
     sets: int | None = None
-    scaled: bool = True
-    averaged: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,16 +89,16 @@ def run_trials(trials: Mapping[str, Trial], private: PrivatePlan, site: Site, pr
         progress(what, done, total)
 
     progress("curate", done, total)
-    with _runner(site.processes) as run:
+    with nullcontext() if site.processes == 1 else worker_pool(site.processes) as pool:
         if site.device == "cpu":
             for store in stores.values():
                 _curate(store, site, site.processes)
                 count("curate")
         else:  # a shard takes so short there that its process would take longer
-            run(_curate, [(store, site, 1) for store in stores.values()], lambda: count("curate"))
-        run(private_sets, [(private, store, site) for store in specs.values()], lambda: None)
+            _results(pool, _curate, [(store, site, 1) for store in stores.values()], lambda: count("curate"))
+        _results(pool, private_sets, [(private, store, site) for store in specs.values()], lambda: None)
         calls = [(trial, private, site) for trial in trials.values()]
-        found = run(score_trial, calls, lambda: count("train and score"))
+        found = _results(pool, score_trial, calls, lambda: count("train and score"))
     return dict(zip(trials, found, strict=True))
 
 
@@ -117,15 +112,16 @@ def score_trial(trial: Trial, private: PrivatePlan, site: Site) -> Scores:
     """Train one trial, or take its checkpoint, and score it, or take its scores."""
     torch.set_num_threads(1)
     folder = store_folder(site, trial.store)
-    name = key_of([asdict(trial.train), trial.sets, trial.scaled, trial.averaged])
+    name = key_of([trial.train.to_json(), trial.sets, trial.train.scaled, trial.train.averaged])
     scores = folder / f"scores-{name}-{key_of(asdict(private))}.json"
     with _alone(folder / name):
         if not scores.exists():
             tuples = folder if trial.sets is None else first_sets(folder, trial.sets)
             checkpoint = folder / f"{name}.safetensors"
-            with switched(trial):
-                exists = checkpoint.exists()
-                made = GradTransformer.load(checkpoint) if exists else train(trial.train, tuples, checkpoint)
+            exists = checkpoint.exists()
+            made = (
+                GradTransformer.load(checkpoint) if exists else train_grad_transformer(trial.train, tuples, checkpoint)
+            )
             bench = Bench(made, Controls.fit_on_store(tuples))
             found = score(bench, private_sets(private, trial.store, site))
             write_whole(scores, json.dumps(found, indent=1))
@@ -182,21 +178,6 @@ def pgr(scores: Scores, group: str, made: float) -> float:
     return recovered([made], [scores[f"{group} tiny_tuned"]], [scores[f"{group} llm_ceiling"]])
 
 
-@contextmanager
-def switched(trial: Trial) -> Iterator[None]:
-    """The trial's switches, in this process while it trains."""
-    with ExitStack() as stack:
-        if not trial.scaled:
-            stack.enter_context(patch.object(Standardisation, "fit", classmethod(_unscaled)))
-        if not trial.averaged:
-            stack.enter_context(patch.object(sampling, "AVERAGED", (1,)))
-        yield
-
-
-def _unscaled(cls: type[Standardisation], updates: torch.Tensor, _: object) -> Standardisation:
-    return cls(torch.zeros_like(updates[0]), torch.ones_like(updates[0]))
-
-
 def first_sets(folder: Path, sets: int) -> Path:
     """A store of ``folder``'s first shards, so many that they hold ``sets`` shadow sets; ConfigError when none do."""
     whole, held = TupleStore.open(folder), 0
@@ -231,34 +212,16 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-Run = Callable[[Callable[..., T], list[tuple[Any, ...]], Callable[[], None]], list[T]]
-
-
-@contextmanager
-def _runner(workers: int) -> Iterator[Run[Any]]:
-    """``run(function, arguments of each call, told after each)`` in this process or in ``workers`` others."""
-    if workers == 1:
-
-        def here(function: Callable[..., Any], calls: list[tuple[Any, ...]], told: Callable[[], None]) -> list[Any]:
-            results = []
-            for call in calls:
-                results.append(function(*call))
-                told()
-            return results
-
-        yield here
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
-
-        def there(function: Callable[..., Any], calls: list[tuple[Any, ...]], told: Callable[[], None]) -> list[Any]:
-            running = [pool.submit(function, *call) for call in calls]
-            for future in running:
-                future.result()
-                told()
-            return [future.result() for future in running]
-
-        yield there
+def _results(
+    pool: Executor | None, function: Callable[..., T], calls: list[tuple[Any, ...]], told: Callable[[], None]
+) -> list[T]:
+    """What ``function`` returns for the arguments of each call, in ``pool`` or here; ``told`` after each of them."""
+    waits = [partial(function, *call) if pool is None else pool.submit(function, *call).result for call in calls]
+    results = []
+    for wait in waits:
+        results.append(wait())
+        told()
+    return results
 
 
 def _mean(values: list[float]) -> float:

@@ -54,7 +54,7 @@ def empirical(plan_file: Path | None, as_json: bool, **given: Any) -> None:
 
     from rich.console import Console
 
-    from gradtf_fl.cli.progress import WorkProgress
+    from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("audit") as progress:
         progress.show("load", 0, 2 * plan.steps)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
-from gradtf_fl.cli.progress import WorkProgress
 from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.reports import WorkProgress
 
 MANY = 8
 """Ledgers from which on several processes read them and a progress bar is shown."""

@@ -144,7 +144,13 @@ def load_libraries() -> None:
 
 
 def epsilons(events: Iterable[DpEvent], delta: float) -> Epsilons:
-    """Epsilon of the joint composition of ``events`` by PRV, PLD and RDP; zeros for no events."""
+    """Epsilon of the joint composition of ``events`` by PRV, PLD and RDP; zeros for no events.
+
+    >>> from gradtf_fl import DpEvent, epsilons
+    >>> spent = epsilons([DpEvent(sigma=1.0, q=1 / 64, steps=100), DpEvent(sigma=2.0, q=1 / 64, steps=50)], delta=1e-5)
+    >>> 0 < spent.pld <= spent.prv <= spent.rdp < 2
+    True
+    """
     merged = merge(events)
     return Epsilons(epsilon_prv(merged, delta), epsilon_pld(merged, delta), epsilon_rdp(merged, delta))
 

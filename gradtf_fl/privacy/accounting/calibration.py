@@ -27,6 +27,11 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
     Opacus' own calibration forgets what was already spent; here both are composed jointly by PRV. The result
     never exceeds the target: ``epsilon_prv([*spent, DpEvent(sigma, q, steps)], delta) <= target_epsilon``.
 
+    >>> from gradtf_fl import DpEvent, epsilons, noise_multiplier
+    >>> sigma = noise_multiplier(target_epsilon=2.0, delta=1e-5, q=1 / 16, steps=50)
+    >>> 1.95 < epsilons([DpEvent(sigma, 1 / 16, 50)], delta=1e-5).prv <= 2.0
+    True
+
     Args:
         target_epsilon: the budget.
         q, steps: the planned sampling probability and number of steps.

@@ -21,6 +21,11 @@ NOISE_UNRECORDED = "not recorded"
 class DpEvent:
     """``steps`` releases of the Poisson-subsampled Gaussian mechanism.
 
+    >>> from gradtf_fl import DpEvent
+    >>> planned = DpEvent(sigma=1.0, q=64 / 1024, steps=50)
+    >>> planned.covers(DpEvent(sigma=1.0, q=64 / 1024, steps=20))
+    True
+
     Attributes:
         sigma: noise multiplier = standard deviation of the noise / L2 sensitivity; 0 means no noise (epsilon
             = inf).

@@ -55,6 +55,15 @@ class Ledger:
 
     A reservation is on disk when `reserve` returns. A settlement or an abort gets there with the next reservation,
     with `head` or with `close`: a power cut that takes it back leaves the reservation counted in full.
+
+    >>> from tempfile import mkdtemp
+    >>> from gradtf_fl import DpEvent, Identity, Ledger
+    >>> path, key = f"{mkdtemp()}/ledger.sqlite", Identity.generate().private
+    >>> with Ledger.open(path, identity_key=key, organization="clinic", delta=1e-5, budget=8.0) as ledger:
+    ...     reservation = ledger.reserve("run-1", 1, 0, DpEvent(sigma=1.0, q=1 / 16, steps=50))  # before training
+    ...     ledger.settle(reservation, DpEvent(sigma=1.0, q=1 / 16, steps=50))  # what training did
+    ...     ledger.events(), ledger.verify()
+    ((DpEvent(sigma=1.0, q=0.0625, steps=50),), ())
     """
 
     def __init__(self, path: Path, key: Ed25519PrivateKey) -> None:

@@ -15,7 +15,7 @@ from gradtf_fl.secagg.crypto.primitives import KEY_BYTES, USAGE_ADVERTS, check_x
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.violations import AdvertMismatch, DuplicateKey, DuplicateMessage, IncompleteShares
 from gradtf_fl.secagg.wire.encoding import Reader, Writer
-from gradtf_fl.secagg.wire.messages import Kind, header, open_broadcast, open_signed
+from gradtf_fl.secagg.wire.messages import MessageKind, header, open_broadcast, open_signed
 
 _HASH_BYTES = 32
 
@@ -65,14 +65,14 @@ class Directory:
     adverts: tuple[bytes, ...]
 
     def encode(self, commitment: bytes) -> bytes:
-        out = Writer().fixed(header(Kind.DIRECTORY, commitment)).by_member(self.hashes).u32(len(self.adverts))
+        out = Writer().fixed(header(MessageKind.DIRECTORY, commitment)).by_member(self.hashes).u32(len(self.adverts))
         for advert in self.adverts:
             out.blob(advert)
         return out.done()
 
     @classmethod
     def decode(cls, data: bytes, commitment: bytes) -> Directory:
-        reader = open_broadcast(data, Kind.DIRECTORY, commitment)
+        reader = open_broadcast(data, MessageKind.DIRECTORY, commitment)
         hashes = reader.by_member(_HASH_BYTES)
         adverts = tuple(reader.blob() for _ in range(reader.count(4)))
         reader.done()
@@ -99,7 +99,7 @@ class Directory:
         adverts: dict[int, Advert] = {}
         keys = set(own_keys)
         for message in self.adverts:
-            member, body = open_signed(message, Kind.ADVERT, commitment, roster)
+            member, body = open_signed(message, MessageKind.ADVERT, commitment, roster)
             if member in adverts:
                 raise DuplicateMessage(f"member {member} advertises twice")
             if hashlib.sha256(message).digest() != self.hashes.get(member):

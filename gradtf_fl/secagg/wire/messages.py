@@ -30,11 +30,10 @@ from gradtf_fl.secagg.violations import (
 from gradtf_fl.secagg.wire.encoding import Reader, Writer
 
 MAGIC = b"GSA1"
-STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 SEALED_BYTES = 2 * ELEMENT_BYTES + TAG_BYTES
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """First byte after the magic."""
 
     ADVERT = 1
@@ -48,7 +47,7 @@ class Kind(IntEnum):
     UNMASKING = 9
 
 
-def header(kind: Kind, commitment: bytes) -> bytes:
+def header(kind: MessageKind, commitment: bytes) -> bytes:
     """magic | kind | C: 37 bytes."""
     return MAGIC + bytes([kind]) + commitment
 
@@ -61,7 +60,7 @@ def commitment_of(message: bytes) -> bytes:
 
 
 def signed(
-    sign: Callable[[bytes], bytes], kind: Kind, commitment: bytes, sender: int, body: bytes | Iterable[bytes]
+    sign: Callable[[bytes], bytes], kind: MessageKind, commitment: bytes, sender: int, body: bytes | Iterable[bytes]
 ) -> bytes:
     """A client's message with its signature; a large body may come in chunks, hashed as they are made."""
     out, state = io.BytesIO(), hashlib.sha256()
@@ -73,7 +72,7 @@ def signed(
     return out.getvalue()
 
 
-def open_broadcast(data: bytes, kind: Kind, commitment: bytes) -> Reader:
+def open_broadcast(data: bytes, kind: MessageKind, commitment: bytes) -> Reader:
     """A reader at the body of a server's message; `MalformedMessage` or `WrongRound` otherwise."""
     reader = Reader(data)
     if reader.fixed(4) != MAGIC or reader.u8() != kind:
@@ -83,7 +82,7 @@ def open_broadcast(data: bytes, kind: Kind, commitment: bytes) -> Reader:
     return reader
 
 
-def open_signed(data: bytes, kind: Kind, commitment: bytes, roster: Roster) -> tuple[int, memoryview]:
+def open_signed(data: bytes, kind: MessageKind, commitment: bytes, roster: Roster) -> tuple[int, memoryview]:
     """(sender, body) of a client's message, its signature verified under the roster's key.
 
     Raises:
@@ -128,12 +127,12 @@ class Delivery:
     sealed: SealedShares
 
     def encode(self, commitment: bytes) -> bytes:
-        out = Writer().fixed(header(Kind.DELIVERY, commitment)).indices(self.members)
+        out = Writer().fixed(header(MessageKind.DELIVERY, commitment)).indices(self.members)
         return out.by_member(self.sealed.by_peer).done()
 
     @classmethod
     def decode(cls, data: bytes, commitment: bytes) -> Delivery:
-        reader = open_broadcast(data, Kind.DELIVERY, commitment)
+        reader = open_broadcast(data, MessageKind.DELIVERY, commitment)
         delivery = cls(reader.indices(), SealedShares(reader.by_member(SEALED_BYTES)))
         reader.done()
         return delivery
@@ -146,11 +145,11 @@ class Survivors:
     members: tuple[int, ...]
 
     def encode(self, commitment: bytes) -> bytes:
-        return Writer().fixed(header(Kind.SURVIVORS, commitment)).indices(self.members).done()
+        return Writer().fixed(header(MessageKind.SURVIVORS, commitment)).indices(self.members).done()
 
     @classmethod
     def decode(cls, data: bytes, commitment: bytes) -> Survivors:
-        reader = open_broadcast(data, Kind.SURVIVORS, commitment)
+        reader = open_broadcast(data, MessageKind.SURVIVORS, commitment)
         survivors = cls(reader.indices())
         reader.done()
         return survivors

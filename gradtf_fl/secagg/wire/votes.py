@@ -19,7 +19,7 @@ from gradtf_fl.secagg.graph import shuffled
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.violations import BadSignature, InconsistentViews
 from gradtf_fl.secagg.wire.encoding import Writer
-from gradtf_fl.secagg.wire.messages import Kind, header, open_broadcast
+from gradtf_fl.secagg.wire.messages import MessageKind, header, open_broadcast
 
 VIEW_BITS = 40
 
@@ -31,11 +31,11 @@ class Votes:
     by_member: dict[int, bytes]
 
     def encode(self, commitment: bytes) -> bytes:
-        return Writer().fixed(header(Kind.VOTES, commitment)).by_member(self.by_member).done()
+        return Writer().fixed(header(MessageKind.VOTES, commitment)).by_member(self.by_member).done()
 
     @classmethod
     def decode(cls, data: bytes, commitment: bytes) -> Votes:
-        reader = open_broadcast(data, Kind.VOTES, commitment)
+        reader = open_broadcast(data, MessageKind.VOTES, commitment)
         votes = cls(reader.by_member(SIGNATURE_BYTES))
         reader.done()
         return votes
@@ -67,7 +67,7 @@ def sample(votes: Votes, members: int, colluders: int, key: bytes) -> set[int] |
 
 def vote_bytes(commitment: bytes, member: int, view: bytes) -> bytes:
     """What ``member`` signs in stage 3 for a view digest [32]: anyone who holds the view can rebuild it."""
-    unsigned = header(Kind.VOTE, commitment) + member.to_bytes(4, "big") + view
+    unsigned = header(MessageKind.VOTE, commitment) + member.to_bytes(4, "big") + view
     return USAGE_SIGN + hashlib.sha256(unsigned).digest()
 
 
