@@ -22,7 +22,8 @@ from experiments.bench.soak import look, size
 from experiments.embedded import build_model, build_tokenizer
 from experiments.measuring import machine, revision
 from gradtf_fl.adapters import AdapterSpec, BlockLayout, initial_state, load_model, model_hash
-from gradtf_fl.deployment import EVENTS_FILE, load_server, read_lines
+from gradtf_fl.deployment import load_server, read_lines
+from gradtf_fl.file_names import EVENTS, LLM_ADAPTER
 from gradtf_fl.transformer import Backbone, GradTransformer, GradTransformerModel, PartitionPlan, Side, Standardisation
 from strategies import RoundEvent, ServerRun
 
@@ -79,8 +80,8 @@ def large_adapter(folder: Path, rank: int = RANK) -> dict[str, Any]:
         ServerRun(load_server(server), after_round, lambda line: keep_peaks()).run()
         keep_peaks()
     wall = time.monotonic() - started
-    adapters = [one / "rounds" / str(ROUNDS) / "llm_adapter" / "adapter_model.safetensors" for one in organizations]
-    events = read_lines(server / EVENTS_FILE)
+    adapters = [one / "rounds" / str(ROUNDS) / LLM_ADAPTER / "adapter_model.safetensors" for one in organizations]
+    events = read_lines(server / EVENTS)
     return {
         "revision": revision(),
         "machine": machine(("flwr", "torch", "peft")),

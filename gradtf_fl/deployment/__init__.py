@@ -33,11 +33,8 @@ if TYPE_CHECKING:
         free_port,
         last_line,
     )
-    from gradtf_fl.deployment.run_status import EVENTS_FILE, ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
+    from gradtf_fl.deployment.run_status import ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
     from gradtf_fl.deployment.server_config import (
-        CONFIG_FILE,
-        ENROLMENTS,
-        INVITATION_FILE,
         OURS,
         ListenSection,
         Server,
@@ -48,10 +45,6 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CONFIG_FILE",
-    "ENROLMENTS",
-    "EVENTS_FILE",
-    "INVITATION_FILE",
     "MAX_LOG_BYTES",
     "NOT_KNOWN",
     "OURS",
