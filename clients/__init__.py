@@ -8,22 +8,20 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from clients.adapters.export import export_merged, refuse_occupied
-    from clients.adapters.kept import CURRENT, KeptAdapter, current, is_pinned, kept, newest, of_round, pin, unpin
+    from clients.adapters.kept import KeptAdapter, current, is_pinned, kept, newest, of_round, pin, unpin
     from clients.client_app import app
-    from clients.node.checks import check_node
-    from clients.node.run import NODE_KEY, NodeRun, describe
+    from clients.node.checks import check_organization
+    from clients.node.run import NodeRun, describe
     from clients.node.setup import join_federation, make_organization
     from clients.organization import load_organization
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CURRENT",
-    "NODE_KEY",
     "KeptAdapter",
     "NodeRun",
     "app",
-    "check_node",
+    "check_organization",
     "current",
     "describe",
     "export_merged",

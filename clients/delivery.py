@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from clients.adapters.kept import ADAPTER, follow, next_delivery, set_aside
+from clients.adapters.kept import follow, next_delivery, set_aside
 from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
 from clients.refusals import Refused
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.file_names import EVALUATIONS, LLM_ADAPTER
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)
         write_statement(folder, statement)  # first: an adapter that is there has its statement
-        save_adapter(folder / ADAPTER, state, spec, model_folder(base_name))
+        save_adapter(folder / LLM_ADAPTER, state, spec, model_folder(base_name))
         follow(organization.folder, delivery.round)
     except ConfigError as error:
         raise Refused(Refusal.ADAPTER, str(error)) from error
@@ -83,7 +84,7 @@ def _delivered_before(organization: Organization, statement: AdapterStatement) -
         return False
     if old is None or not old.says_the_same(statement):
         return False
-    return not old.problems(folder / ADAPTER, statement.round, organization.provider_key.hex())
+    return not old.problems(folder / LLM_ADAPTER, statement.round, organization.provider_key.hex())
 
 
 def verify(organization: Organization, delivery: AdapterDelivery) -> None:
@@ -137,7 +138,7 @@ def _note(organization: Organization, delivery: AdapterDelivery, evaluation: Eva
         "llm_generated": evaluation.llm_generated,
         "rows": evaluation.rows,
     }
-    path = organization.folder / "evaluations.jsonl"
+    path = organization.folder / EVALUATIONS
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")

@@ -25,6 +25,7 @@ from gradtf_fl.adapters import (
     update_vector,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
@@ -33,8 +34,6 @@ from gradtf_fl.training import check_trainable, train_dp
 
 if TYPE_CHECKING:
     import torch
-
-OWN_UPDATE = "own_update.safetensors"
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,27 @@
-"""An organization's folder: what it is, what it accepts, and where its files lie.
-
-ORG/organization.toml     configuration and limits (`gradtf_fl.config.OrganizationConfig`)
-ORG/identity.key          Ed25519 identity, 0600
-ORG/state.sqlite          protocol state between messages, 0600 (`clients.node_store`)
-ORG/ledger.sqlite         privacy ledger; its head beside it
-ORG/client.log            refusals and tracebacks, 0600
-ORG/events.jsonl          what the node did, for machines: words of a fixed list, numbers, times; 0600
-ORG/evaluations.jsonl     accuracy of each round's models on the organization's own test rows
-ORG/rounds/ROUND/llm_adapter/   PEFT folder; beside it adapter.json, the provider's signed statement, 0600
-ORG/current_adapter       link to the adapter in use (`clients.adapters.kept`)
-"""
+"""An organization's folder: what it is and what it accepts. `gradtf_fl.file_names` says which file is what."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 
 from clients.node_store import NodeStore, RoundKey
 from clients.refusals import Vanished
-from gradtf_fl.config import OrganizationConfig, load_toml
+from gradtf_fl.config import OrganizationConfig, read_toml, validate
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import IDENTITY_KEY, INVITATION, LEDGER, ORGANIZATION_CONFIG, ROUNDS, STATE
 from gradtf_fl.secagg import ClientPolicy, Identity, Randomness, Roster
 
-CONFIG_FILE = "organization.toml"
+NOBODY = "0" * 64
+"""Stands for the provider's key until the invitation brings it."""
+_SOME_ROSTER = [f"{number:064x}" for number in range(1, 1001)]
+"""As many keys as ``n_min`` may ask for."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Organization:
     @property
     def ledger_path(self) -> Path:
         """The privacy ledger."""
-        return self.folder / "ledger.sqlite"
+        return self.folder / LEDGER
 
     @property
     def provider_key(self) -> bytes:
@@ -61,11 +56,11 @@ class Organization:
 
     def round_folder(self, round_number: int) -> Path:
         """Where the results of a round are kept."""
-        return self.folder / "rounds" / str(round_number)
+        return self.folder / ROUNDS / str(round_number)
 
     def store(self) -> NodeStore:
         """The protocol state."""
-        return NodeStore(self.folder / "state.sqlite", durable=self.config.simulation is None)
+        return NodeStore(self.folder / STATE, durable=self.config.simulation is None)
 
     def training_seed(self, key: RoundKey) -> int | None:
         """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""
@@ -110,7 +105,7 @@ def organization_folder(context: Context) -> Path:
     parent, number = context.run_config.get("organizations-dir"), context.node_config.get("partition-id")
     if not parent or number is None:
         raise ConfigError("node config: organization-dir is missing")
-    folders = sorted(path.parent for path in Path(str(parent)).glob(f"*/{CONFIG_FILE}"))
+    folders = sorted(path.parent for path in Path(str(parent)).glob(f"*/{ORGANIZATION_CONFIG}"))
     if not 0 <= int(number) < len(folders):
         raise ConfigError(f"{parent}: no organization number {number}")
     return folders[int(number)]
@@ -132,23 +127,55 @@ def load_organization(folder: Path) -> Organization:
     """Read and check an organization's folder.
 
     Raises:
-        ConfigError: with every problem of ``organization.toml``.
+        ConfigError: with every problem of ``organization.toml``; the organization has not joined yet; its identity
+            key cannot be used.
     """
-    config = load_toml(OrganizationConfig, folder / CONFIG_FILE)
+    config = read_config(folder)
+    if not is_joined(config):
+        raise ConfigError(f"{folder}: {NOT_JOINED}; {how_to_join(folder)}")
+    return assemble(folder, config, Identity.load(folder / IDENTITY_KEY))
+
+
+def assemble(folder: Path, config: OrganizationConfig, identity: Identity) -> Organization:
+    """An organization from the parts that were read."""
     limits = config.secagg
     return Organization(
         folder=folder,
         config=config,
-        identity=Identity.load(folder / "identity.key"),
+        identity=identity,
         roster=Roster(tuple(bytes.fromhex(key) for key in limits.roster)),
-        policy=ClientPolicy(
-            n_min=limits.n_min,
-            t_min=limits.t_min,
-            max_bits=limits.max_bits,
-            max_clip=limits.max_clip,
-            max_weight=limits.max_weight,
-            allow_two=limits.allow_two,
-            colluders=limits.colluders,
-            min_noise=limits.min_noise,
-        ),
+        policy=ClientPolicy(**{field.name: getattr(limits, field.name) for field in fields(ClientPolicy)}),
     )
+
+
+def read_config(folder: Path) -> OrganizationConfig:
+    """``organization.toml``; before the organization joins, with stand-ins for what the invitation brings.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    path = folder / ORGANIZATION_CONFIG
+    return validate(
+        OrganizationConfig, with_stand_ins(read_toml(path)), lambda key: f"{path}: {key}" if key else str(path)
+    )
+
+
+def with_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of an ``organization.toml``; `NOBODY` signs and is summed with, while nobody is named there yet."""
+    secagg = values.get("secagg", {})
+    if not isinstance(secagg, dict) or secagg.get("roster") or secagg.get("provider_key"):
+        return dict(values)
+    return {**values, "secagg": {**secagg, "roster": _SOME_ROSTER, "provider_key": NOBODY}}
+
+
+def is_joined(config: OrganizationConfig) -> bool:
+    """Whether the organization has joined a federation."""
+    return config.secagg.provider_key != NOBODY
+
+
+NOT_JOINED = "has not joined a federation yet"
+
+
+def how_to_join(folder: Path) -> str:
+    """The command that joins."""
+    return f"gradtf org join {folder} {INVITATION}"

@@ -18,9 +18,9 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from gradtf_fl.deployment import MAX_LOG_BYTES
 from gradtf_fl.errors import BudgetExhausted
+from gradtf_fl.file_names import CLIENT_LOG
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedFields, Refusal
 
-LOG_FILE = "client.log"
 VANISHED = 1000  # error code of a simulated dropout
 
 logger = logging.getLogger("gradtf.client")
@@ -103,10 +103,10 @@ def _keep(error: BaseException, code: Refusal, message_type: str, folder: Path |
     if folder is None:
         return
     try:
-        if (path := folder / LOG_FILE).exists() and path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(folder / (LOG_FILE + ".1"))  # one generation: a server that sends rubbish fills no disk
+        if (path := folder / CLIENT_LOG).exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(folder / (CLIENT_LOG + ".1"))  # one generation: a server that sends rubbish fills no disk
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as log:
             log.write(line)
     except OSError as problem:
-        logger.error("%s: %s cannot be written (%s)", place, LOG_FILE, problem.strerror)  # unlike print, never raises
+        logger.error("%s: %s cannot be written (%s)", place, CLIENT_LOG, problem.strerror)  # unlike print, never raises

@@ -73,7 +73,6 @@ __all__ = [
     "SimulationConfig",
     "TokenRows",
     "TrainConfig",
-    "__version__",
     "adapter_state",
     "attach",
     "convert",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradtf_fl.errors import ConfigError
@@ -107,18 +108,53 @@ def alive(pid: int) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class Exposure:
+    """Why others may use a private file or folder, in words.
+
+    Attributes:
+        found: what is wrong with its mode or owner.
+        remedy: the command that mends it.
+    """
+
+    found: str
+    remedy: str
+
+
+def exposure(path: Path, status: os.stat_result) -> Exposure | None:
+    """The one rule for everything private: it belongs to this process's user, and its mode lets nobody else in.
+
+    Args:
+        path: named in the remedy.
+        status: of the file, the folder or the socket.
+
+    Returns: None when nobody else may use it.
+    """
+    if os.name != "posix":
+        return None
+    found, remedies = [], []
+    if status.st_uid != os.geteuid():
+        found.append(f"owned by user {status.st_uid}, not by user {os.geteuid()}, who runs gradtf")
+        remedies.append(f"chown {os.geteuid()} {path}")
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        found.append(f"mode {mode:04o}: others can read it")
+        remedies.append(f"chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {path}")
+    return Exposure("; ".join(found), " && ".join(remedies)) if found else None
+
+
 def read_private(path: Path, what: str) -> bytes:
-    """The content of a file that its owner alone may read.
+    """The content of a file that this process's user alone may read.
 
     Raises:
-        ConfigError: it is missing or unreadable, or others may read it.
+        ConfigError: it is missing or unreadable, or others may read it (`exposure`).
     """
     try:
         with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            exposed = exposure(path, os.fstat(file.fileno()))
             data = file.read(1 << 20)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the {what} ({error.strerror})") from error
-    if os.name == "posix" and mode & 0o077:
-        raise ConfigError(f"{path}: mode {mode:04o} lets others read the {what}; chmod 600 it")
+    if exposed is not None:
+        raise ConfigError(f"{path}: the {what}: {exposed.found}; {exposed.remedy}")
     return data

@@ -28,16 +28,9 @@ from numpy.typing import NDArray
 
 from gradtf_fl.deployment import held
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.file_names import FEDERATION, GLOBAL_UPDATE, LOCK, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
 from strategies.records import RoundRecord
-
-LOCK_FILE = ".lock"  # holds the process id of whoever runs the rounds
-FEDERATION_FILE, ROSTER_FILE, UPDATE_FILE, RECORD_FILE = (
-    "federation.json",
-    "roster.txt",
-    "global_update.safetensors",
-    "round.json",
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Checkpoint:
 def locked(out: Path) -> Iterator[None]:
     """Hold ``out`` for this process; ConfigError when another one has it."""
     out.mkdir(parents=True, exist_ok=True)
-    with held(out / LOCK_FILE, f"{out}: another server is running there"):
+    with held(out / LOCK, f"{out}: another server is running there"):
         yield
 
 
@@ -85,7 +78,7 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
         ConfigError: the run there was started with other models, another transformer or another roster.
         CorruptFile: unreadable.
     """
-    path = out / FEDERATION_FILE
+    path = out / FEDERATION
     if not path.exists():
         return RunState(run_id, dict(origin))
     try:
@@ -115,12 +108,12 @@ def save_run(out: Path, state: RunState) -> None:
         "delivered": state.delivered,
         "records": [record.to_json() for record in state.records],
     }
-    replace_file(out / FEDERATION_FILE, json.dumps(document, indent=1).encode(), PUBLIC)
+    replace_file(out / FEDERATION, json.dumps(document, indent=1).encode(), PUBLIC)
 
 
 def read_records(out: Path) -> list[RoundRecord]:
     """Records of every attempt in ``out``, aborted ones too; empty when no run was started there."""
-    path = out / FEDERATION_FILE
+    path = out / FEDERATION
     if not path.exists():
         return []
     try:
@@ -131,13 +124,13 @@ def read_records(out: Path) -> list[RoundRecord]:
 
 def round_folder(out: Path, round_number: int) -> Path:
     """``OUT/rounds/ROUND``."""
-    return out / "rounds" / str(round_number)
+    return out / ROUNDS / str(round_number)
 
 
 @contextmanager
 def new_round(out: Path, round_number: int) -> Iterator[Path]:
     """A folder to fill; it becomes ``OUT/rounds/ROUND`` when the body ends well and vanishes otherwise."""
-    rounds = out / "rounds"
+    rounds = out / ROUNDS
     rounds.mkdir(parents=True, exist_ok=True)
     staging = rounds / f".{round_number}.new"
     shutil.rmtree(staging, ignore_errors=True)
@@ -158,14 +151,14 @@ def write_update(folder: Path, global_update: NDArray[np.float32], mean: NDArray
     """Write U and this round's mean into a round's folder."""
     from safetensors.numpy import save_file
 
-    save_file({"global_update": global_update, "mean": mean}, folder / UPDATE_FILE)
+    save_file({"global_update": global_update, "mean": mean}, folder / GLOBAL_UPDATE)
 
 
 def write_record(folder: Path, record: RoundRecord, proof: Mapping[str, str]) -> None:
     """Write ``round.json``: the record, the update file's hash, and ``proof`` (hex hashes and signature)."""
-    sums = {"global_update_sha256": hashlib.sha256((folder / UPDATE_FILE).read_bytes()).hexdigest()}
+    sums = {"global_update_sha256": hashlib.sha256((folder / GLOBAL_UPDATE).read_bytes()).hexdigest()}
     document: dict[str, Any] = {"record": record.to_json(), **proof, **sums}
-    replace_file(folder / RECORD_FILE, json.dumps(document, indent=1).encode(), PUBLIC)
+    replace_file(folder / ROUND_RECORD, json.dumps(document, indent=1).encode(), PUBLIC)
 
 
 def last_checkpoint(out: Path) -> Checkpoint | None:
@@ -174,7 +167,7 @@ def last_checkpoint(out: Path) -> Checkpoint | None:
     Raises:
         CorruptFile: a round is missing in between, or its files do not match their hash.
     """
-    found = sorted(int(path.name) for path in (out / "rounds").glob("[0-9]*") if path.name.isdigit())
+    found = sorted(int(path.name) for path in (out / ROUNDS).glob("[0-9]*") if path.name.isdigit())
     if not found:
         return None
     if found != list(range(1, len(found) + 1)):
@@ -188,10 +181,10 @@ def checkpoint(out: Path, round_number: int) -> Checkpoint:
     try:
         from safetensors.numpy import load
 
-        document = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        data = (folder / UPDATE_FILE).read_bytes()
+        document = json.loads((folder / ROUND_RECORD).read_text(encoding="utf-8"))
+        data = (folder / GLOBAL_UPDATE).read_bytes()
         if hashlib.sha256(data).hexdigest() != document["global_update_sha256"]:
-            raise CorruptFile(f"{folder / UPDATE_FILE}: does not match the hash in {RECORD_FILE}")
+            raise CorruptFile(f"{folder / GLOBAL_UPDATE}: does not match the hash in {ROUND_RECORD}")
         return Checkpoint(round_number, load(data)["global_update"], RoundRecord.from_json(document["record"]))
     except CorruptFile:
         raise
@@ -202,12 +195,12 @@ def checkpoint(out: Path, round_number: int) -> Checkpoint:
 def write_roster(out: Path, keys: Sequence[bytes]) -> None:
     """Write ``OUT/roster.txt``."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / ROSTER_FILE, "".join(key.hex() + "\n" for key in keys).encode(), PUBLIC)
+    replace_file(out / ROSTER, "".join(key.hex() + "\n" for key in keys).encode(), PUBLIC)
 
 
 def read_roster(out: Path) -> tuple[bytes, ...]:
     """Keys of ``OUT/roster.txt``; ConfigError names what is wrong with it."""
-    path = out / ROSTER_FILE
+    path = out / ROSTER
     try:
         lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
         return tuple(bytes.fromhex(line) for line in lines)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.file_names import LLM_ADAPTER
 from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
@@ -140,7 +141,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         with checkpoints.locked(self.plan.out):
             done = self._resume()
             if done and self._state.delivered < done:  # killed between checkpoint and delivery
-                folder = checkpoints.round_folder(self.plan.out, done) / "llm_adapter"
+                folder = checkpoints.round_folder(self.plan.out, done) / LLM_ADAPTER
                 adapter = self.provider.reload(folder, self._state.run_id, done, self._update)
                 self._pending = PendingDelivery(done, adapter, update_bytes(self._update))
             for number in range(done + 1, self.plan.rounds + 1):
@@ -207,7 +208,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "signature": adapter.signature.hex(),
         }
         with checkpoints.new_round(self.plan.out, number) as folder:
-            self.provider.save(folder / "llm_adapter", adapter)
+            self.provider.save(folder / LLM_ADAPTER, adapter)
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
         self._update, self._pending = update, PendingDelivery(number, adapter, update_bytes(update))

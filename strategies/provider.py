@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import PROVIDER_KEY
 from gradtf_fl.round_messages import adapter_statement, global_model_hash
 from gradtf_fl.secagg import Identity
 
@@ -182,7 +183,7 @@ def signing_key(plan: FederationPlan) -> Identity:
     """The provider's Ed25519 key: the plan's file, else ``OUT/provider.key``, made when missing."""
     if plan.provider_key is not None:
         return Identity.load(plan.provider_key)
-    path = plan.out / "provider.key"
+    path = plan.out / PROVIDER_KEY
     if not path.exists():
         plan.out.mkdir(parents=True, exist_ok=True)
         Identity.generate().save(path)

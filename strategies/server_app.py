@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from gradtf_fl.config import FederationPlan, OrganizationConfig, load_toml
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import ORGANIZATION_CONFIG, ROSTER
 from gradtf_fl.secagg import Roster
 from strategies import checkpoints
 from strategies.federation import SecureFederation
@@ -63,9 +64,9 @@ def run_server(
 
 def pinned_roster(plan: FederationPlan) -> Roster:
     """The organizations' keys: ``OUT/roster.txt``; in a simulation, else, any organization's own roster."""
-    if plan.organizations_dir is None or (plan.out / checkpoints.ROSTER_FILE).exists():
+    if plan.organizations_dir is None or (plan.out / ROSTER).exists():
         return Roster(checkpoints.read_roster(plan.out))
-    files = sorted(plan.organizations_dir.glob("*/organization.toml"))
+    files = sorted(plan.organizations_dir.glob(f"*/{ORGANIZATION_CONFIG}"))
     if not files:
         raise ConfigError(f"{plan.organizations_dir}: no organization's folder")
     config = load_toml(OrganizationConfig, files[0])

@@ -20,13 +20,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.adapters.statements import STATEMENT_FILE, AdapterStatement, read_statement
+from clients.adapters.statements import AdapterStatement, read_statement
 from gradtf_fl.adapters import CONFIG, WEIGHTS
 from gradtf_fl.errors import ConfigError, CorruptFile, VerificationFailed
+from gradtf_fl.file_names import CURRENT_ADAPTER, LLM_ADAPTER, NEWEST_ADAPTER, ROUNDS, STATEMENT
 from gradtf_fl.files import replace_link
 
-CURRENT, NEWEST, ADAPTER, EARLIER = "current_adapter", "newest_adapter", "llm_adapter", "earlier-"
-_PLACE = re.compile(rf"rounds/([1-9][0-9]*)/({EARLIER}[0-9a-z]+/)?{ADAPTER}")
+EARLIER = "earlier-"
+_PLACE = re.compile(rf"{ROUNDS}/([1-9][0-9]*)/({EARLIER}[0-9a-z]+/)?{LLM_ADAPTER}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class KeptAdapter:
         except CorruptFile as error:
             return list(error.problems)
         if statement is None:
-            return [f"{self.path}: no {STATEMENT_FILE} beside it, so nothing tells whether it is the delivered adapter"]
+            return [f"{self.path}: no {STATEMENT} beside it, so nothing tells whether it is the delivered adapter"]
         return statement.problems(self.path, self.round, provider_key)
 
     def verify(self, provider_key: str) -> None:
@@ -74,7 +75,7 @@ class KeptAdapter:
 
 def kept(folder: Path) -> list[KeptAdapter]:
     """Every whole adapter in an organization's folder, oldest delivery first."""
-    places = [*folder.glob(f"rounds/*/{ADAPTER}"), *folder.glob(f"rounds/*/{EARLIER}*/{ADAPTER}")]
+    places = [*folder.glob(f"{ROUNDS}/*/{LLM_ADAPTER}"), *folder.glob(f"{ROUNDS}/*/{EARLIER}*/{LLM_ADAPTER}")]
     found = [_adapter(folder, place) for place in places if _PLACE.fullmatch(place.relative_to(folder).as_posix())]
     return sorted((a for a in found if (a.path / CONFIG).is_file()), key=_order)
 
@@ -87,7 +88,7 @@ def newest(folder: Path) -> KeptAdapter:
     """
     adapters = kept(folder)
     if not adapters:
-        raise ConfigError(f"{folder}: no adapter was delivered yet (rounds/ROUND/{ADAPTER} is missing)")
+        raise ConfigError(f"{folder}: no adapter was delivered yet ({ROUNDS}/ROUND/{LLM_ADAPTER} is missing)")
     last = adapters[-1]
     if last.statement is None:
         return last
@@ -115,12 +116,12 @@ def current(folder: Path) -> KeptAdapter:
     Raises:
         ConfigError: none is kept, or the link leads to nothing that is.
     """
-    link = folder / CURRENT
+    link = folder / CURRENT_ADAPTER
     if not os.path.lexists(link):
         return newest(folder)
-    target = _target(folder, CURRENT)
-    if target == NEWEST:
-        target = _target(folder, NEWEST)
+    target = _target(folder, CURRENT_ADAPTER)
+    if target == NEWEST_ADAPTER:
+        target = _target(folder, NEWEST_ADAPTER)
     place = folder / target
     if not _PLACE.fullmatch(target) or not (place / CONFIG).is_file():
         raise ConfigError(f"{link}: leads to no adapter ({target or 'no link'}); run with --rollback ROUND or --unpin")
@@ -129,13 +130,13 @@ def current(folder: Path) -> KeptAdapter:
 
 def is_pinned(folder: Path) -> bool:
     """Whether the adapter in use stays the same when newer ones are delivered."""
-    return os.path.lexists(folder / CURRENT) and _target(folder, CURRENT) != NEWEST
+    return os.path.lexists(folder / CURRENT_ADAPTER) and _target(folder, CURRENT_ADAPTER) != NEWEST_ADAPTER
 
 
 def pin(folder: Path, round_number: int) -> KeptAdapter:
     """Use the adapter of a round until `unpin`; ConfigError when there is none."""
     chosen = of_round(folder, round_number)
-    replace_link(folder / CURRENT, chosen.path.relative_to(folder))
+    replace_link(folder / CURRENT_ADAPTER, chosen.path.relative_to(folder))
     _forget_unused(folder)
     return chosen
 
@@ -143,8 +144,8 @@ def pin(folder: Path, round_number: int) -> KeptAdapter:
 def unpin(folder: Path) -> KeptAdapter:
     """Use the newest adapter again, and each that comes; ConfigError when there is none."""
     chosen = newest(folder)
-    replace_link(folder / NEWEST, chosen.path.relative_to(folder))
-    replace_link(folder / CURRENT, NEWEST)
+    replace_link(folder / NEWEST_ADAPTER, chosen.path.relative_to(folder))
+    replace_link(folder / CURRENT_ADAPTER, NEWEST_ADAPTER)
     _forget_unused(folder)
     return chosen
 
@@ -152,29 +153,29 @@ def unpin(folder: Path) -> KeptAdapter:
 def follow(folder: Path, round_number: int) -> None:
     """After the adapter of a round was stored: the newest one is in use, unless one is pinned."""
     of_round(folder, round_number)
-    replace_link(folder / NEWEST, newest(folder).path.relative_to(folder))
+    replace_link(folder / NEWEST_ADAPTER, newest(folder).path.relative_to(folder))
     with contextlib.suppress(FileExistsError):  # never replaced here: it may be a pin
-        os.symlink(NEWEST, folder / CURRENT)
+        os.symlink(NEWEST_ADAPTER, folder / CURRENT_ADAPTER)
     _forget_unused(folder)
 
 
 def set_aside(folder: Path, round_number: int) -> None:
     """Before another run's adapter takes a round's place: if the old one is in use, links move to a copy of it."""
-    place = Path("rounds") / str(round_number) / ADAPTER
-    links = [name for name in (CURRENT, NEWEST) if _target(folder, name) == place.as_posix()]
+    place = Path(ROUNDS) / str(round_number) / LLM_ADAPTER
+    links = [name for name in (CURRENT_ADAPTER, NEWEST_ADAPTER) if _target(folder, name) == place.as_posix()]
     if not links or not (folder / place).is_dir():
         return
     parent = (folder / place).parent
     staging = Path(tempfile.mkdtemp(prefix=".earlier.", dir=parent))
-    shutil.copytree(folder / place, staging / ADAPTER)
-    if (parent / STATEMENT_FILE).is_file():
-        shutil.copy2(parent / STATEMENT_FILE, staging / STATEMENT_FILE)
-    digest = hashlib.sha256((staging / ADAPTER / WEIGHTS).read_bytes()).hexdigest()
+    shutil.copytree(folder / place, staging / LLM_ADAPTER)
+    if (parent / STATEMENT).is_file():
+        shutil.copy2(parent / STATEMENT, staging / STATEMENT)
+    digest = hashlib.sha256((staging / LLM_ADAPTER / WEIGHTS).read_bytes()).hexdigest()
     aside = parent / f"{EARLIER}{digest[:8]}"
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(staging, aside)
     for name in links:
-        replace_link(folder / name, (aside / ADAPTER).relative_to(folder))
+        replace_link(folder / name, (aside / LLM_ADAPTER).relative_to(folder))
 
 
 def next_delivery(folder: Path) -> int:
@@ -205,9 +206,9 @@ def _target(folder: Path, name: str) -> str:
 
 def _forget_unused(folder: Path) -> None:
     """Copies of earlier runs' adapters that no link leads to any more."""
-    used = {_target(folder, name) for name in (CURRENT, NEWEST)}
-    for place in folder.glob(f"rounds/*/{EARLIER}*"):
-        if (place / ADAPTER).relative_to(folder).as_posix() not in used:
+    used = {_target(folder, name) for name in (CURRENT_ADAPTER, NEWEST_ADAPTER)}
+    for place in folder.glob(f"{ROUNDS}/*/{EARLIER}*"):
+        if (place / LLM_ADAPTER).relative_to(folder).as_posix() not in used:
             shutil.rmtree(place, ignore_errors=True)
-    for stale in folder.glob("rounds/*/.earlier.*"):
+    for stale in folder.glob(f"{ROUNDS}/*/.earlier.*"):
         shutil.rmtree(stale, ignore_errors=True)

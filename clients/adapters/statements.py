@@ -17,10 +17,9 @@ from pydantic import Field, StringConstraints
 from gradtf_fl.adapters import folder_problems, packed_header
 from gradtf_fl.config import PublicKey, Section, validate
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.file_names import STATEMENT
 from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.round_messages import AdapterDelivery, adapter_statement_of_hashes
-
-STATEMENT_FILE = "adapter.json"
 
 Sha256 = PublicKey  # 32 bytes as hex, too
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
@@ -91,14 +90,14 @@ def write_statement(round_folder: Path, statement: AdapterStatement) -> None:
     """Keep ``statement`` in ``round_folder`` (made where missing); an earlier one is replaced in one step."""
     round_folder.mkdir(parents=True, exist_ok=True)
     text = statement.model_dump_json(indent=1) + "\n"
-    replace_file(round_folder / STATEMENT_FILE, text.encode(), PRIVATE)
+    replace_file(round_folder / STATEMENT, text.encode(), PRIVATE)
 
 
 def read_statement(round_folder: Path) -> AdapterStatement | None:
     """The statement in ``round_folder``, None where there is none; CorruptFile when it is damaged."""
     import json
 
-    path = round_folder / STATEMENT_FILE
+    path = round_folder / STATEMENT
     try:
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict):

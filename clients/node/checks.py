@@ -1,4 +1,4 @@
-"""``gradtf org check``: everything that could stop a node, and what to do about each."""
+"""What could stop an organization's node, and what to do about each: ``gradtf org check``, ``gradtf doctor``."""
 
 from __future__ import annotations
 
@@ -12,53 +12,93 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from clients.node.run import LOCK_FILE, NODE_KEY
-from clients.organization import CONFIG_FILE, Organization, load_organization
+from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
+from gradtf_fl.config import OrganizationConfig
 from gradtf_fl.deployment import Finding, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
+from gradtf_fl.files import exposure
+from gradtf_fl.secagg import Identity
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
 MIN_FREE_BYTES = 10**9
 WARN_DAYS = 30
-PRIVATE_FILES = ("identity.key", NODE_KEY, "ledger.sqlite", "ledger.head", "state.sqlite", "client.log", CONFIG_FILE)
 
 
-def check_node(folder: Path, offline: bool = False) -> list[Finding]:
-    """All findings about an organization's folder and its way to the server.
+def check_organization(folder: Path, offline: bool = False) -> list[Finding]:
+    """All findings about an organization's folder and its way to the server. The first ones name the folder.
 
     Args:
         offline: leave out what asks the server.
     """
-    findings = [*_modes(folder)]
-    try:
-        organization = load_organization(folder.absolute())
-    except (GradtfError, OSError) as error:
-        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
-        joined = "" if (folder / "invitation.json").exists() else "; join first: gradtf org join DIR invitation.json"
-        return [
-            *findings,
-            *(Finding("fail", "configuration", text, f"correct {CONFIG_FILE}{joined}") for text in problems),
-        ]
+    findings: list[Finding] = []
+    config = _configuration(folder, findings)
+    findings += _exposed(folder)
+    identity = _keys(folder, findings)
+    if config is None or identity is None:
+        return findings
+    organization = assemble(folder.absolute(), config, identity)
     findings += [*_policy(organization), *_models(organization), *_data(organization), *_budget(organization)]
     findings += _disk(folder)
     running = _is_running(folder)
-    if not offline:
+    if not offline and is_joined(config):
         findings += _server(organization, running)
     state = "running" if running else "not running"
-    return [*findings, Finding("ok", "node", state, "" if running else f"start it: gradtf org run {folder}")]
+    start = "" if running or not is_joined(config) else f"start it: gradtf org run {folder}"
+    return [*findings, Finding("ok", "node", state, start)]
 
 
-def _modes(folder: Path) -> Iterator[Finding]:
-    for name in PRIVATE_FILES:
-        path = folder / name
-        if path.exists() and (mode := path.stat().st_mode & 0o777) & 0o077:
-            yield Finding("fail", str(path), f"mode {mode:04o}: others can read it", f"chmod 600 {path}")
+def _configuration(folder: Path, findings: list[Finding]) -> OrganizationConfig | None:
+    what = f"organization {folder}"
+    try:
+        config = read_config(folder)
+    except ConfigError as error:
+        findings += [Finding("fail", what, text, f"correct {ORGANIZATION_CONFIG}") for text in error.problems]
+        return None
+    findings.append(
+        Finding("ok", what, config.name)
+        if is_joined(config)
+        else Finding("fail", what, f"{config.name} {NOT_JOINED}", how_to_join(folder))
+    )
+    return config
+
+
+def _exposed(folder: Path) -> Iterator[Finding]:
+    """Whatever somebody else than this process's user may read."""
+    for path in (folder, *(folder / name for name in ORGANIZATION_PRIVATE)):
+        try:
+            found = exposure(path, path.stat())
+        except OSError:
+            continue  # not there, or told by whoever reads it
+        if found is not None:
+            yield Finding("fail", str(path), found.found, found.remedy)
+
+
+def _keys(folder: Path, findings: list[Finding]) -> Identity | None:
+    """The identity, or None where it cannot be used. What `_exposed` says is not said again."""
+    identity, said = None, {finding.what for finding in findings}
+    path = folder / NODE_KEY
+    try:
+        public_of(path)
+        findings.append(Finding("ok", "node key", f"{path.absolute()}"))
+    except ConfigError as error:
+        if str(path) not in said:
+            findings.append(Finding("fail", "node key", str(error), "restore it from the backup, or enrol anew"))
+    path = folder / IDENTITY_KEY
+    try:
+        identity = Identity.load(path)
+    except ConfigError as error:
+        if str(path) not in said:
+            findings.append(Finding("fail", "identity key", str(error), "restore it from the backup, or enrol anew"))
+    return identity
 
 
 def _policy(organization: Organization) -> Iterator[Finding]:
     config, limits = organization.config, organization.config.secagg
-    if organization.identity.public.hex() not in limits.roster:
+    if not is_joined(config):
+        pass  # told by `_configuration`
+    elif organization.identity.public.hex() not in limits.roster:
         yield Finding("fail", "roster", "this organization is not in it", "join an invitation that lists it")
     else:
         yield Finding("ok", "roster", f"{len(limits.roster)} organizations, this one among them")
@@ -66,11 +106,6 @@ def _policy(organization: Organization) -> Iterator[Finding]:
         yield Finding("fail", "policy", "a [simulation] table: noise is not private", "remove the table")
     text = f"at least {limits.n_min} in a sum, update clip up to {limits.max_clip:g}"
     yield Finding("ok", "policy", text + (", metrics are shared" if config.share_metrics else ", metrics stay here"))
-    try:
-        public_of(organization.folder / NODE_KEY)
-        yield Finding("ok", "node key", f"{organization.folder / NODE_KEY}")
-    except ConfigError as error:
-        yield Finding("fail", "node key", str(error), "restore it from the backup, or enrol anew")
 
 
 def _models(organization: Organization) -> Iterator[Finding]:
@@ -96,9 +131,9 @@ def _data(organization: Organization) -> Iterator[Finding]:
             continue
         try:
             yield Finding("ok", what, f"{len(read_rows(path)):,} in {path}")
-            if path.stat().st_mode & 0o077:
-                found = f"{path}: other accounts of this machine can read them"
-                yield Finding("warn", what, found, f"chmod 600 {path}, unless its folder is closed to them")
+            if exposed := exposure(path, path.stat()):
+                remedy = f"{exposed.remedy}, unless its folder is closed to others"
+                yield Finding("warn", what, f"{path}: {exposed.found}", remedy)
         except ConfigError as error:
             yield Finding("fail", what, error.problems[0], "correct the file or [data]")
 
@@ -145,7 +180,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 def _is_running(folder: Path) -> bool:
     try:
-        with held(folder / LOCK_FILE, "running"):
+        with held(folder / LOCK, "running"):
             return False
     except ConfigError:
         return True
@@ -154,7 +189,7 @@ def _is_running(folder: Path) -> bool:
 def _server(organization: Organization, running: bool) -> Iterator[Finding]:
     server = organization.config.server
     if server is None:
-        return (yield Finding("fail", "server", "none", "gradtf org join DIR invitation.json"))
+        return (yield Finding("fail", "server", "none", how_to_join(organization.folder)))
     host, _, port = server.address.rpartition(":")
     ca = organization.folder / server.ca
     try:

@@ -30,10 +30,19 @@ from clients.node.worker_link import WorkerLink
 from clients.organization import Organization
 from gradtf_fl.deployment import ChildProcess, JsonLog, environment, free_port, held, last_line
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import (
+    EVENTS,
+    FLOWER_HOME,
+    LOCK,
+    NODE_KEY,
+    ONLINE,
+    ORGANIZATION_CONFIG,
+    RUNTIME_SECRET,
+    SUPERNODE_LOG,
+)
 from gradtf_fl.files import PRIVATE, alive, replace_file
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES
 
-LOCK_FILE, NODE_KEY, EVENTS_FILE = ".lock", "supernode", "events.jsonl"
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0  # before the SuperNode is started again
 STEADY_SECONDS = 120.0  # a SuperNode that lived so long was well: the next pause is short again
@@ -65,17 +74,19 @@ class NodeRun:
         self, organization: Organization, tell: Callable[[str], None], stage_seconds: float = STAGE_SECONDS
     ) -> None:
         if organization.config.server is None:
-            raise ConfigError(f"{organization.folder}/organization.toml: server: missing; `gradtf org join` writes it")
+            raise ConfigError(
+                f"{organization.folder / ORGANIZATION_CONFIG}: server: missing; `gradtf org join` writes it"
+            )
         self._server = organization.config.server
         self.organization, self._tell, self._stage_seconds = organization, tell, stage_seconds
-        self.home = organization.folder / "flower"
+        self.home = organization.folder / FLOWER_HOME
         self.link = WorkerLink(organization.folder)
         self._port = free_port()
         self._supernode: ChildProcess | None = None
         self._executor: Executor | None = None
         self._leave = threading.Event()
         self._restarts, self._cause, self._known = 0, "", 0
-        self._log = JsonLog(organization.folder / EVENTS_FILE, "organization", [*MESSAGE_TYPES.values(), DELIVER_TYPE])
+        self._log = JsonLog(organization.folder / EVENTS, "organization", [*MESSAGE_TYPES.values(), DELIVER_TYPE])
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT.
@@ -84,12 +95,12 @@ class NodeRun:
             ConfigError: another ``org run`` serves this folder. WorkerGone: the worker cannot be started at all.
         """
         folder = self.organization.folder
-        with held(folder / LOCK_FILE, f"{folder}: another `gradtf org run` serves this organization"):
+        with held(folder / LOCK, f"{folder}: another `gradtf org run` serves this organization"):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._asked_to_leave)
             self.home.mkdir(mode=0o700, exist_ok=True)
             secret = secrets.token_bytes(32)
-            replace_file(self.home / "runtime.secret", secret, PRIVATE)
+            replace_file(self.home / RUNTIME_SECRET, secret, PRIVATE)
             try:
                 self.link.start()
                 self._note("started")
@@ -173,8 +184,8 @@ class NodeRun:
         command += ["--root-certificates", str((folder / self._server.ca).absolute())]
         command += ["--auth-supernode-private-key", str((folder / NODE_KEY).absolute())]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--isolation", "process", "--superexec-auth-secret-file", str(self.home / "runtime.secret")]
-        log = self.home / "supernode.log"
+        command += ["--isolation", "process", "--superexec-auth-secret-file", str(self.home / RUNTIME_SECRET)]
+        log = self.home / SUPERNODE_LOG
         mark(log)
         return ChildProcess(command, environment(self.home), log)
 
@@ -219,7 +230,7 @@ CAUSES = (
     ("terminated gracefully", "the server refuses our signature, as when our clock or its clock is wrong"),
 )
 NODE_ID = re.compile(r"SuperNode ID: ([0-9]+)")
-ONLINE, LOST_SIGN = "online.json", "Connection attempt failed"
+LOST_SIGN = "Connection attempt failed"
 MARK = "--- gradtf: the SuperNode is started"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
-from clients.node.run import NODE_KEY
-from clients.organization import CONFIG_FILE
-from gradtf_fl.config import OrganizationConfig, read_toml, to_toml, validate
+from clients.organization import read_config, with_stand_ins
+from gradtf_fl.config import OrganizationConfig, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
     Invitation,
@@ -20,11 +20,9 @@ from gradtf_fl.deployment import (
     write_node_key,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import CA_CERTIFICATE, ENROLMENT, IDENTITY_KEY, INVITATION, ORGANIZATION_CONFIG
 from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
-
-ENROLMENT_FILE, INVITATION_FILE, CA_FILE = "enrolment.json", "invitation.json", "ca.crt"
-NOBODY = "0" * 64
 
 
 def make_organization(
@@ -40,8 +38,8 @@ def make_organization(
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
     The policy's defaults are the strictest that work: at least three organizations, nothing about metrics, no rows of
-    fewer than the plan's noise. What is not known before the invitation (roster, provider, server) is left out, so the
-    folder cannot be served yet.
+    fewer than the plan's noise. What is not known before the invitation (roster, provider, server) is left empty, so
+    the folder cannot be served yet.
 
     Raises:
         ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
@@ -56,56 +54,54 @@ def make_organization(
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}),
         "privacy": {"budget": budget, "delta": delta},
-        "secagg": {"roster": [NOBODY[:-1] + digit for digit in "123"], "provider_key": NOBODY},
     }
     options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
     try:
-        config = validate(OrganizationConfig, values, lambda key: options.get(key, key))
+        config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
     new_folder(folder, "an organization")
     identity = Identity.generate()
-    identity.save(folder / "identity.key")
-    private, _ = write_node_key(folder, NODE_KEY)
+    identity.save(folder / IDENTITY_KEY)
+    private, _ = write_node_key(folder)
     enrolment = enrol(name, identity.private, public_of(private))
-    replace_file(folder / ENROLMENT_FILE, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
-    text = to_toml(
-        config.model_copy(update={"secagg": config.secagg.model_copy(update={"roster": (), "provider_key": None})})
-    )
-    replace_file(folder / CONFIG_FILE, text.encode(), PRIVATE)
+    replace_file(folder / ENROLMENT, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
+    unnamed = config.secagg.model_copy(update={"roster": (), "provider_key": ""})
+    replace_file(folder / ORGANIZATION_CONFIG, to_toml(config.model_copy(update={"secagg": unnamed})).encode(), PRIVATE)
     return enrolment
 
 
 def join_federation(folder: Path, invitation: Invitation) -> list[str]:
     """Pin the invitation's roster, provider, server and authority in ``organization.toml``.
 
+    Nothing else in that file changes: comments, order and layout stay as the operator left them.
+
     Returns: what differs from the invitation joined before, in words; empty the first time.
 
     Raises:
         ConfigError: this organization is not in the roster; the folder's own configuration is wrong.
     """
-    path = folder / CONFIG_FILE
-    identity = Identity.load(folder / "identity.key")
+    path = folder / ORGANIZATION_CONFIG
+    identity = Identity.load(folder / IDENTITY_KEY)
     if identity.public.hex() not in invitation.roster:
         raise ConfigError(
             f"the invitation's roster is without this organization ({identity.public.hex()[:16]}...): "
-            f"send {folder / ENROLMENT_FILE} to the server's operator"
+            f"send {folder / ENROLMENT} to the server's operator"
         )
-    values = read_toml(path)
-    values["secagg"] = {
-        **values.get("secagg", {}),
-        "roster": list(invitation.roster),
-        "provider_key": invitation.provider_key,
+    read_config(folder)
+    pinned: dict[str, dict[str, object]] = {
+        "secagg": {"roster": list(invitation.roster), "provider_key": invitation.provider_key},
+        "server": {"address": invitation.server, "ca": CA_CERTIFICATE},
     }
-    values["server"] = {**values.get("server", {}), "address": invitation.server, "ca": CA_FILE}
-    config = validate(OrganizationConfig, values, lambda key: f"{path}: {key}")
-    old = folder / INVITATION_FILE
+    text = with_values(path.read_text(encoding="utf-8"), OrganizationConfig, pinned)
+    validate(OrganizationConfig, tomllib.loads(text), lambda key: f"{path}: {key}")
+    old = folder / INVITATION
     changed = differences(read_invitation(old), invitation) if old.exists() else []
-    replace_file(folder / CA_FILE, invitation.ca.encode(), PUBLIC)
+    replace_file(folder / CA_CERTIFICATE, invitation.ca.encode(), PUBLIC)
     replace_file(old, canonical(invitation).encode(), PUBLIC)
-    replace_file(path, to_toml(config).encode(), PRIVATE)
+    replace_file(path, text.encode(), PRIVATE)
     return changed
 
 

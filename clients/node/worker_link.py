@@ -23,9 +23,10 @@ import msgpack
 from clients.refusals import Vanished
 from gradtf_fl.deployment import ChildProcess, environment
 from gradtf_fl.errors import GradtfError
+from gradtf_fl.file_names import FLOWER_HOME, WORKER_LOG, WORKER_SOCKET
 from gradtf_fl.round_messages import Fields
 
-SOCKET, LOG, PING = "worker.sock", "worker.log", "ping"
+PING = "ping"
 PING_SECONDS = 60.0  # a worker between two requests that is silent for so long is stuck, and started again
 START_SECONDS = 180.0  # importing torch and reading the models on a busy machine
 MAX_FRAME = 2**31 - 1  # Flower's own limit for a message
@@ -75,7 +76,7 @@ def socket_address(folder: Path) -> Iterator[str]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         through = Path(f"/proc/self/fd/{descriptor}")
-        yield str((through if through.exists() else folder) / SOCKET)
+        yield str((through if through.exists() else folder) / WORKER_SOCKET)
     finally:
         os.close(descriptor)
 
@@ -104,7 +105,9 @@ class WorkerLink:
                 answer = self._exchange(request)
             except (ConnectionError, FileNotFoundError) as error:
                 if attempt:
-                    raise WorkerGone(f"the worker died twice with {message_type}; see {self.folder / LOG}") from error
+                    raise WorkerGone(
+                        f"the worker died twice with {message_type}; see {self.folder / WORKER_LOG}"
+                    ) from error
                 continue
             if "vanished" in answer:
                 raise Vanished
@@ -117,12 +120,12 @@ class WorkerLink:
             return
         self.stop()
         command = [sys.executable, "-m", "clients.node.worker", str(self.folder)]
-        self._process = ChildProcess(command, environment(self.folder / "flower"), self.folder / LOG)
+        self._process = ChildProcess(command, environment(self.folder / FLOWER_HOME), self.folder / WORKER_LOG)
         end = time.monotonic() + START_SECONDS
         while not self.alive():
             if self._process.ended is not None or time.monotonic() > end:
                 self.stop()
-                raise WorkerGone(f"the worker does not start; see {self.folder / LOG}")
+                raise WorkerGone(f"the worker does not start; see {self.folder / WORKER_LOG}")
             time.sleep(0.1)
 
     def trim_log(self) -> None:

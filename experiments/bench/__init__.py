@@ -9,6 +9,13 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from experiments.bench.dp import FULL_DP, QUICK_DP, bench_dp
     from experiments.bench.federation import FULL_FEDERATION, QUICK_FEDERATION, bench_federation
+    from experiments.bench.flower_private import (
+        Key,
+        dequantize,
+        generate_key_pairs,
+        generate_shared_key,
+        pseudo_rand_gen,
+    )
     from experiments.bench.flower_secagg import FlowerClient, Residues, ServerView, pair_mask_sign, play_round
     from experiments.bench.secagg import FULL_SECAGG, QUICK_SECAGG, bench_secagg
     from experiments.bench.secagg_round import MeasuredRound
@@ -23,12 +30,17 @@ __all__ = [
     "QUICK_FEDERATION",
     "QUICK_SECAGG",
     "FlowerClient",
+    "Key",
     "MeasuredRound",
     "Residues",
     "ServerView",
     "bench_dp",
     "bench_federation",
     "bench_secagg",
+    "dequantize",
+    "generate_key_pairs",
+    "generate_shared_key",
     "pair_mask_sign",
     "play_round",
+    "pseudo_rand_gen",
 ]

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients import NODE_KEY, join_federation, make_organization
+from clients import join_federation, make_organization
 from experiments.measuring import Progress, Row, machine
 from gradtf_fl.deployment import (
-    EVENTS_FILE,
     ChildProcess,
     environment,
     free_port,
@@ -31,6 +30,7 @@ from gradtf_fl.deployment import (
     load_server,
     read_lines,
 )
+from gradtf_fl.file_names import ENROLMENT, EVENTS, FLOWER_HOME, NODE_KEY
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.tasks import house_rules_federation, write_rows
 from strategies import ServerRun, make_server
@@ -94,7 +94,7 @@ def exchanges(folder: Path, who: str, plan: FederationBench) -> dict[str, list[f
     with nodes(organizations, who, server):
         ServerRun(load_server(server), tell=lambda line: print(line, file=sys.stderr)).run()
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for line in read_lines(server / EVENTS_FILE):
+    for line in read_lines(server / EVENTS):
         if line["event"] == "exchange" and line["round"] > 1:
             seconds[line["stage"]].append(float(line["seconds"]))
     return seconds
@@ -119,7 +119,7 @@ def deployment(
         make_organization(path, path.name, train, test if score else None, 100.0, 1e-5, *pair)
     address = f"127.0.0.1:{free_port()}"
     tls = {"ca": folder / "ca/ca.crt", "certificate": folder / "tls/server.crt", "key": folder / "tls/server.key"}
-    enrolments = [path / "enrolment.json" for path in organizations]
+    enrolments = [path / ENROLMENT for path in organizations]
     values: dict[str, Any] = {"rounds": plan.rounds + 1, "steps": plan.steps, "deadline_s": 300.0, "join_s": 300.0}
     values |= {"tiny": pair[0], "llm": pair[1], "transformer": str(transformer)}
     invitation = make_server(folder / "server", enrolments, address, address, tls, values)
@@ -139,7 +139,7 @@ def nodes(organizations: list[Path], who: str, server: Path) -> Iterator[None]:
         for folder in organizations:
             command = _ours(folder) if who == OURS else _flowers(folder)
             if not leave.is_set():
-                running.enter_context(ChildProcess(command, environment(folder / "flower"), folder / "node.log"))
+                running.enter_context(ChildProcess(command, environment(folder / FLOWER_HOME), folder / "node.log"))
         leave.wait()  # the kernel ends children with the thread that started them
 
     thread = threading.Thread(target=start)
@@ -154,7 +154,7 @@ def nodes(organizations: list[Path], who: str, server: Path) -> Iterator[None]:
 
 def _registered(server: Path) -> int:
     try:
-        return sum(map(len, json.loads((server / "flower" / "registered.json").read_text()).values()))
+        return sum(map(len, json.loads((server / FLOWER_HOME / "registered.json").read_text()).values()))
     except (OSError, ValueError):
         return 0
 

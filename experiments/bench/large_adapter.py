@@ -25,7 +25,8 @@ from gradtf_fl.adapters import (
     AdaptedModel,
     AdapterSpec,
 )
-from gradtf_fl.deployment import EVENTS_FILE, load_server, read_lines
+from gradtf_fl.deployment import load_server, read_lines
+from gradtf_fl.file_names import EVENTS, LLM_ADAPTER
 from gradtf_fl.transformer import Backbone, GradTransformer, GradTransformerModel, PartitionPlan, Standardisation
 from strategies import RoundEvent, ServerRun
 
@@ -79,8 +80,8 @@ def large_adapter(folder: Path, rank: int = RANK) -> dict[str, Any]:
         ServerRun(load_server(server), after_round, lambda line: keep_peaks()).run()
         keep_peaks()
     wall = time.monotonic() - started
-    adapters = [one / "rounds" / str(ROUNDS) / "llm_adapter" / "adapter_model.safetensors" for one in organizations]
-    events = read_lines(server / EVENTS_FILE)
+    adapters = [one / "rounds" / str(ROUNDS) / LLM_ADAPTER / "adapter_model.safetensors" for one in organizations]
+    events = read_lines(server / EVENTS)
     return {
         "revision": revision(),
         "machine": machine(("flwr", "torch", "peft")),

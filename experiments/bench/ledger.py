@@ -26,6 +26,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from experiments.measuring import Progress, Row, machine, median
+from gradtf_fl.file_names import LEDGER
 from gradtf_fl.privacy import (
     GENESIS_HASH,
     DpEvent,
@@ -146,7 +147,7 @@ def _reports(plan: LedgerBench, folder: Path) -> Iterator[Row]:
 
 def _ledger(folder: Path, budget: float) -> Ledger:
     key = Ed25519PrivateKey.generate()
-    return Ledger.open(folder / "ledger.sqlite", identity_key=key, organization="bench", delta=1e-5, budget=budget)
+    return Ledger.open(folder / LEDGER, identity_key=key, organization="bench", delta=1e-5, budget=budget)
 
 
 def _charge(ledger: Ledger, pairs: int, with_head: bool = False) -> None:
@@ -196,8 +197,8 @@ def _filled(folder: Path, rows: int, rounds: int) -> Path:
         add("reserve", canonical({**head, **event, "dataset": "train", "noise": "not recorded", "when": WHEN}))
         noise = "CSPRNG-seeded, floating point, not hardened"
         add("settle", canonical({**event, "noise": noise, "reservation": len(entries), "when": WHEN}))
-    import_ledger(entries, folder / "ledger.sqlite")
-    return folder / "ledger.sqlite"
+    import_ledger(entries, folder / LEDGER)
+    return folder / LEDGER
 
 
 def _seconds(command: list[str]) -> float:

@@ -30,8 +30,18 @@ import flwr
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.bench import FlowerClient, Residues, ServerView, pair_mask_sign, play_round
-from experiments.bench.flower_private import Key, dequantize, generate_key_pairs, generate_shared_key, pseudo_rand_gen
+from experiments.bench import (
+    FlowerClient,
+    Key,
+    Residues,
+    ServerView,
+    dequantize,
+    generate_key_pairs,
+    generate_shared_key,
+    pair_mask_sign,
+    play_round,
+    pseudo_rand_gen,
+)
 
 Seeds = NDArray[np.uint32]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
     from gradtf_fl.adapters.kinds import PREFIX, find_targets, split_name
     from gradtf_fl.adapters.models import ASSETS, EMBEDDED, kept_model, load_model, model_folder, model_hash
@@ -33,6 +34,9 @@ __all__ = [
     "adapter_state",
     "apply_update",
     "attach",
+    "check_adapter",
+    "check_base",
+    "check_model",
     "find_targets",
     "folder_problems",
     "initial_state",

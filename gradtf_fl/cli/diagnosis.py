@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import sqlite3
-import stat
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,6 @@ OFFLINE_SWITCHES = {
     ),
     "HF_HUB_OFFLINE": ("1", "a hub id in a configuration is looked up on the network"),
 }
-PRIVATE_FILES = ("identity.key", "ledger.sqlite", "ledger.head", "state.sqlite", "client.log")
 MIN_FREE_BYTES = 2 * 10**9
 MIN_MEMORY_BYTES = 3 * 10**9
 MAX_CLOCK_ERROR_S = 1.0
@@ -34,11 +32,16 @@ TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 
 def diagnose(organizations: Iterable[Path] = ()) -> list[Finding]:
-    """All findings, in the order in which they are shown."""
+    """All findings, in the order in which they are shown: the machine's, then those of each organization's folder.
+
+    The server of an organization is not asked: ``gradtf org check`` does.
+    """
     findings = [*_python(), *_packages(), *_devices(), *_machine(), *_clock(), *_sqlite(), *_assets()]
     findings += _offline(os.environ)
     for folder in organizations:
-        findings += check_organization(folder)
+        from clients import check_organization
+
+        findings += check_organization(folder, offline=True)
     return findings
 
 
@@ -180,44 +183,3 @@ def _offline(environment: os._Environ[str] | dict[str, str]) -> Iterator[Finding
         else:
             shown = "not set" if found is None else repr(found)
             yield Finding("warn", name, f"{shown}: {otherwise}", f"export {name}={value}")
-
-
-def check_organization(folder: Path) -> Iterator[Finding]:
-    """Configuration, identity and file modes of one organization's folder."""
-    from gradtf_fl.config import OrganizationConfig, load_toml
-    from gradtf_fl.errors import ConfigError, GradtfError
-
-    what = f"organization {folder}"
-    try:
-        config = load_toml(OrganizationConfig, folder / "organization.toml")
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Finding("fail", what, problem, "correct organization.toml")
-        return
-    yield Finding("ok", what, f"{config.name}, budget {config.privacy.budget:g}")
-    if config.simulation is not None:
-        yield Finding("warn", what, "has a [simulation] table", "remove the table before real data is used")
-    try:
-        from gradtf_fl.secagg import Identity
-
-        public = Identity.load(folder / "identity.key").public.hex()
-        if public not in config.secagg.roster:
-            yield Finding("fail", f"{folder}/identity.key", "is not in the roster", "send the roster's owner the key")
-    except (GradtfError, OSError, ValueError) as error:
-        yield Finding("fail", f"{folder}/identity.key", str(error), "restore the key or enrol anew")
-    yield from _modes(folder)
-
-
-def _modes(folder: Path) -> Iterator[Finding]:
-    for name in PRIVATE_FILES:
-        path = folder / name
-        if not path.exists():
-            continue
-        status = path.stat()
-        mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o077:
-            yield Finding("fail", str(path), f"mode {mode:04o}", f"chmod 600 {path}")
-        elif status.st_uid != os.getuid():
-            yield Finding("warn", str(path), f"owned by user {status.st_uid}", f"chown {os.getuid()} {path}")
-        else:
-            yield Finding("ok", str(path), f"mode {mode:04o}")

@@ -17,7 +17,7 @@ from gradtf_fl.cli.options import emit_json, json_option
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="DIR",
-    help="Also check the keys, ledger and file modes of this organization's folder. Repeatable.",
+    help="Also check this organization's folder, as gradtf org check --offline does. Repeatable.",
 )
 @json_option
 def doctor(organizations: tuple[Path, ...], as_json: bool) -> int:

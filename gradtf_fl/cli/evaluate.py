@@ -139,8 +139,7 @@ class _Problems:
 
 def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
     """The adapter of model ``name``; says what can be known to be wrong with either without loading the model."""
-    from gradtf_fl.adapters import load_adapter, model_folder
-    from gradtf_fl.transformer import check_base
+    from gradtf_fl.adapters import check_base, load_adapter, model_folder
 
     problems = _Problems()
     with problems:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.plan import Combine, FederationPlan
     from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
-    from gradtf_fl.config.toml import load_toml, read_toml, to_toml, toml_of
+    from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -58,7 +58,8 @@ __all__ = [
     "SimulationConfig",
     "load_toml",
     "read_toml",
+    "tables_to_toml",
     "to_toml",
-    "toml_of",
     "validate",
+    "with_values",
 ]

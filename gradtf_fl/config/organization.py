@@ -23,18 +23,29 @@ from gradtf_fl.config.base import (
     Seed,
     Share,
 )
+from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
 
 
 class ModelsSection(Section):
-    """``[models]``: names (``embedded:tiny``), local folders or hub ids."""
+    """``[models]``: the pair, each by name (``embedded:tiny``), local folder or hub id.
+
+    Attributes:
+        tiny: the TinyLM, which is trained here.
+        llm: the LLM, which takes the adapters that the server delivers.
+    """
 
     tiny: ModelName = "embedded:tiny"
     llm: ModelName = "embedded:llm"
 
 
 class DataSection(Section):
-    """``[data]``: JSONL of ``{"prompt": ..., "answer": ...}`` lines; paths relative to the folder."""
+    """``[data]``: JSONL of ``{"prompt": ..., "answer": ...}`` lines; paths relative to the folder.
+
+    Attributes:
+        train: private rows that are trained on.
+        test: private rows that each round's models are scored on, here at home; without them none are.
+    """
 
     train: Location
     test: Location | None = None
@@ -44,8 +55,9 @@ class PrivacySection(Section):
     """``[privacy]``: the lifetime budget of the rows in ``[data] train``. Adjacency: add or remove one row.
 
     Attributes:
-        dataset: what the ledger calls those rows. Rows that were never trained on before, and only those, may have
-            a name and so a budget of their own.
+        budget: epsilon that these rows may spend over all runs.
+        delta: delta of that epsilon.
+        dataset: what the ledger calls these rows; only rows that were never trained on may have a new name.
     """
 
     budget: Epsilon
@@ -56,8 +68,18 @@ class PrivacySection(Section):
 class SecAggSection(Section):
     """``[secagg]``: what this organization accepts in a round. The server cannot change any of it.
 
+    Its limits become a `ClientPolicy`, field by field.
+
     Attributes:
         required: secure aggregation is the only way in which an update ever leaves; false is refused.
+        roster: public keys of the organizations that take part, written by gradtf org join.
+        provider_key: public key that signs LLM adapters, written by gradtf org join.
+        n_min: smallest number of organizations in a sum.
+        t_min: smallest threshold: organizations that must stay to the end (default: by the roster's size).
+        max_bits: most bits per encoded value.
+        max_clip: largest L2 norm bound of an update vector.
+        max_weight: largest weight that one organization may have in a sum.
+        allow_two: accept sums over two organizations, in which each learns the other's update.
         colluders: share of the organizations that may collude with the server.
         min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
     """
@@ -91,11 +113,12 @@ class ServerSection(Section):
     """``[server]``: where this organization's SuperNode connects. Deployment only; written by ``gradtf org join``.
 
     Attributes:
-        address: HOST:PORT. ca: PEM file of the authority that the server's certificate must come from.
+        address: HOST:PORT of the server.
+        ca: PEM file of the authority that the server's certificate must come from.
     """
 
     address: Address
-    ca: Location = Path("ca.crt")
+    ca: Location = Path(CA_CERTIFICATE)
 
 
 class WorkerSection(Section):
@@ -116,7 +139,13 @@ class DropPoint(Section):
 
 
 class OrganizationSimulation(Section):
-    """``[simulation]``: absent in deployment. A seed makes DP noise reproducible, so it is not private."""
+    """``[simulation]``: absent in deployment. A seed makes DP noise reproducible, so it is not private.
+
+    Attributes:
+        seed: of training, noise and protocol secrets; without it they come from the operating system.
+        keep_updates: keep each round's own update in the organization's folder.
+        drop: stages at which the organization vanishes.
+    """
 
     seed: Seed | None = None
     keep_updates: bool = False
@@ -124,7 +153,21 @@ class OrganizationSimulation(Section):
 
 
 class OrganizationConfig(Section):
-    """``organization.toml``: the same file in simulation and deployment."""
+    """What an organization has, may spend and accepts. The server cannot change any of it.
+
+    The same file, ``organization.toml``, in simulation and deployment.
+
+    Attributes:
+        name: what the others call this organization.
+        models: see `ModelsSection`.
+        data: see `DataSection`.
+        privacy: see `PrivacySection`.
+        secagg: see `SecAggSection`.
+        server: see `ServerSection`; absent before ``gradtf org join``.
+        worker: see `WorkerSection`.
+        share_metrics: tell the server how each round's models score on the test rows; false keeps that here.
+        simulation: see `OrganizationSimulation`.
+    """
 
     name: OrganizationName
     models: ModelsSection = ModelsSection()

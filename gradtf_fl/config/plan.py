@@ -44,6 +44,12 @@ class RoundSettings(Section):
     """What a simulation and a deployment settle alike.
 
     Attributes:
+        tiny: the TinyLM, which the organizations train: ``embedded:tiny``, a folder or a hub id.
+        llm: the LLM, which the adapters are for: ``embedded:llm``, a folder or a hub id.
+        transformer: checkpoint of the Grad-Transformer: ``embedded`` or a file.
+        organizations: how many take part.
+        allow_two: accept two organizations, of which each learns the other's update.
+        rounds: rounds of the run.
         steps: DP-SGD steps per round.
         batch: expected Poisson batch, in rows.
         clip: L2 norm bound of one row's gradient.
@@ -57,6 +63,7 @@ class RoundSettings(Section):
         noise_multiplier: distributed DP: standard deviation of the Skellam noise on a sum, in units of update_clip.
         max_norm: L2 norm of a mean above which the whole round is rejected (default: update_clip).
         deadline_s: how long a stage waits for organizations, in seconds.
+        seed: simulation only: of what the server draws.
     """
 
     tiny: ModelName = "embedded:tiny"

@@ -33,25 +33,13 @@ if TYPE_CHECKING:
         free_port,
         last_line,
     )
-    from gradtf_fl.deployment.run_status import EVENTS_FILE, ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
-    from gradtf_fl.deployment.server_config import (
-        CONFIG_FILE,
-        ENROLMENTS,
-        INVITATION_FILE,
-        OURS,
-        ListenSection,
-        Server,
-        load_server,
-    )
+    from gradtf_fl.deployment.run_status import ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
+    from gradtf_fl.deployment.server_config import OURS, ListenSection, Server, load_server
     from gradtf_fl.deployment.server_view import NOT_KNOWN, OrganizationView, ServerView, health, view_server
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "CONFIG_FILE",
-    "ENROLMENTS",
-    "EVENTS_FILE",
-    "INVITATION_FILE",
     "MAX_LOG_BYTES",
     "NOT_KNOWN",
     "OURS",

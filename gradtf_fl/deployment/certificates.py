@@ -28,11 +28,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from gradtf_fl.deployment.certificate_checks import check
 from gradtf_fl.deployment.host_names import alternative_names, shown_names
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, replace_link, write_synced
 
 __all__ = ["Authority", "Issued", "check", "fingerprint", "init_authority", "issue_server", "load_authority"]
 
-CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
+CA_KEY = "ca.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 ISSUED = ".issued"
 SUBJECT = "Flower SuperLink"  # for people; hosts are matched with the alternative names alone

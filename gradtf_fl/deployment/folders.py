@@ -19,10 +19,18 @@ LOOK_SECONDS = 0.05
 
 
 def new_folder(folder: Path, what: str) -> None:
-    """Make ``folder`` (0700); ConfigError when something is in it already."""
+    """Make ``folder``, or take an empty one: 0700 either way.
+
+    Raises:
+        ConfigError: something is in it already, or it belongs to another user.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty; {what} is never written over another")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be closed to others ({error.strerror})") from error
 
 
 @contextmanager

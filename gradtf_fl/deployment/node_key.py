@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import NODE_KEY
 from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, replace_file
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
-def write_node_key(folder: Path, name: str = "supernode") -> tuple[Path, Path]:
+def write_node_key(folder: Path, name: str = NODE_KEY) -> tuple[Path, Path]:
     """(FOLDER/NAME, FOLDER/NAME.pub): the private key (0600) for ``flower-supernode``, the public one for the provider.
 
     Raises:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from gradtf_fl.errors import CorruptFile
+from gradtf_fl.file_names import STATUS
 
-STATUS_FILE, EVENTS_FILE = "status.json", "events.jsonl"
 VERSION = 1
 
 RunState = Literal["running", "completed", "stopped", "aborted", "rejected", "budget", "failed"]
@@ -98,12 +98,12 @@ class RunStatus:
 
     def write(self, out: Path) -> None:
         """Replace OUT/status.json (0600): a reader sees the old file or the whole new one. Raises: OSError."""
-        staging = out / f".{STATUS_FILE}.new"
+        staging = out / f".{STATUS}.new"
         descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(asdict(self), file, allow_nan=False)
-            os.replace(staging, out / STATUS_FILE)
+            os.replace(staging, out / STATUS)
         except BaseException:
             staging.unlink(missing_ok=True)
             raise
@@ -117,7 +117,7 @@ class RunStatus:
         """
         from pydantic import TypeAdapter, ValidationError
 
-        path = out / STATUS_FILE
+        path = out / STATUS
         try:
             data = path.read_bytes()
             status = TypeAdapter(cls).validate_json(data)

@@ -17,17 +17,20 @@ from typing import Any
 from gradtf_fl.config import Address, FederationPlan, Location, Section, read_toml, validate
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, read_enrolment, read_invitation
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG
 
-CONFIG_FILE, INVITATION_FILE, ENROLMENTS = "server.toml", "invitation.json", "enrolments"
 OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # keys of a plan that the folder decides
 
 
 class ListenSection(Section):
-    """``[server]``.
+    """``[server]``: where the server listens, and with which certificate.
 
     Attributes:
-        address: HOST:PORT by which organizations reach the server. listen: HOST:PORT that it binds.
-        ca, certificate, key: PEM files; the certificate may be anybody's, as long as it comes from ``ca``.
+        address: HOST:PORT by which organizations reach the server.
+        listen: HOST:PORT that it binds.
+        ca: PEM file of the authority, which every organization pins.
+        certificate: PEM file of the server's certificate; anybody's, as long as it comes from ``ca``.
+        key: PEM file of the certificate's private key.
         retries: attempts that a round gets after aborted ones, before the run ends.
     """
 
@@ -55,15 +58,15 @@ def load_server(folder: Path) -> Server:
     Raises:
         ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence.
     """
-    path = folder / CONFIG_FILE
+    path = folder / SERVER_CONFIG
     document = read_toml(path)
-    invitation = read_invitation(folder / INVITATION_FILE)
+    invitation = read_invitation(folder / INVITATION)
     problems: list[str] = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
     given = dict(document.get("plan", {}))
     problems += [f"{path}: plan.{key}: is decided by the folder; take it out" for key in OURS if key in given]
     decided: dict[str, Any] = {
         "out": folder,
-        "provider_key": folder / "provider.key",
+        "provider_key": folder / PROVIDER_KEY,
         "organizations": len(invitation.organizations),
     }
     parts: dict[str, Section] = {}

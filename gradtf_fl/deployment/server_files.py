@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.deployment.json_logs import read_lines
-from gradtf_fl.deployment.run_status import EVENTS_FILE
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import ENROLMENTS, EVENTS, FEDERATION, LOCK, ROSTER
 
 if TYPE_CHECKING:
     from gradtf_fl.deployment.enrolment import Enrolment
-
-FEDERATION_FILE, ROSTER_FILE, ENROLMENTS, LOCK_FILE = "federation.json", "roster.txt", "enrolments", ".lock"
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Traffic:
 def holds_lock(folder: Path) -> bool:
     """Whether a process runs the rounds in ``folder``."""
     try:
-        with (folder / LOCK_FILE).open("rb") as file:
+        with (folder / LOCK).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -46,7 +44,7 @@ def holds_lock(folder: Path) -> bool:
 
 def read_federation(folder: Path, problems: list[str]) -> dict[str, Any]:
     """``federation.json``, its records checked as far as a view needs them; empty where there is none."""
-    path = folder / FEDERATION_FILE
+    path = folder / FEDERATION
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         for record in document["records"]:
@@ -61,7 +59,7 @@ def read_federation(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 def read_roster(folder: Path, problems: list[str]) -> list[str]:
     """Keys of ``roster.txt`` (hex); empty where there is none."""
-    path = folder / ROSTER_FILE
+    path = folder / ROSTER
     try:
         lines = path.read_text(encoding="ascii").split()
         return [bytes.fromhex(line).hex() for line in lines]
@@ -97,7 +95,7 @@ def _enrolment(path: Path, mtime_ns: int, size: int) -> Enrolment:
 
 def read_traffic(folder: Path) -> Mapping[str, list[Traffic]]:
     """Key -> what the log has about its messages; a log that was rotated away has less."""
-    path = folder / EVENTS_FILE
+    path = folder / EVENTS
     try:
         known = path.stat()
     except OSError:

@@ -17,7 +17,6 @@ from typing import Any
 
 from gradtf_fl.deployment.run_status import NodeStatus, RunStatus
 from gradtf_fl.deployment.server_files import (
-    ROSTER_FILE,
     Traffic,
     holds_lock,
     read_enrolled,
@@ -26,6 +25,7 @@ from gradtf_fl.deployment.server_files import (
     read_traffic,
 )
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.file_names import ROSTER
 
 LATE = 2.0  # a stage that lasts this many deadlines hangs
 
@@ -140,7 +140,7 @@ def view_server(folder: Path) -> ServerView:
     document = read_federation(folder, problems)
     roster = read_roster(folder, problems)
     if status is None and not document and not roster and not problems:
-        raise ConfigError(f"{folder}: no server's folder: neither a run nor a {ROSTER_FILE} is in it")
+        raise ConfigError(f"{folder}: no server's folder: neither a run nor a {ROSTER} is in it")
     records = tuple(document.get("records", ()))
     refused: dict[str, int] = {}
     for record in records:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.file_names import LEDGER
 from gradtf_fl.privacy.accounting.accountants import (
     ROUNDING,
     Epsilons,
@@ -206,7 +207,7 @@ def differences(plan: RunPlan) -> tuple[str, ...]:
 
 def outlook(plan: RunPlan, sigma: float, ledger: Path, dataset: str | None = None) -> LedgerOutlook:
     """What the planned run would do to an account in the ledger at ``ledger`` (the file, or a folder with it)."""
-    reading = read_ledger(ledger / "ledger.sqlite" if ledger.is_dir() else ledger)
+    reading = read_ledger(ledger / LEDGER if ledger.is_dir() else ledger)
     if reading.problems:
         raise VerificationFailed("\n".join(f"{reading.path}: {problem}" for problem in reading.problems))
     genesis, account = reading.content.genesis, _account(reading, dataset)

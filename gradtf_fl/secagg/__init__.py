@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.client import SecAggClient
     from gradtf_fl.secagg.crypto.masks import CHUNK_BYTES, MaskStreams
     from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
-    from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
     from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
     from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
     from gradtf_fl.secagg.graph import group_members, point
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.secagg.run import PlayedRound, new_identities, roster_of, run_secure_sum
     from gradtf_fl.secagg.server import SecAggServer, SecureSum
-    from gradtf_fl.secagg.vectors import distributed_noise, encoding_of
+    from gradtf_fl.secagg.vectors import distributed_noise
     from gradtf_fl.secagg.violations import (
         AdvertMismatch,
         BadKey,
@@ -88,7 +87,6 @@ __all__ = [
     "Roster",
     "RosterMismatch",
     "RoundConfig",
-    "RoundSecrets",
     "SecAggClient",
     "SecAggServer",
     "SecureSum",
@@ -110,7 +108,6 @@ __all__ = [
     "distributed_noise",
     "element_bytes",
     "encode_configs",
-    "encoding_of",
     "group_members",
     "lagrange_weights",
     "new_identities",

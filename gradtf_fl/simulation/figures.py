@@ -20,6 +20,7 @@ from gradtf_fl.adapters import (
     set_adapter_state,
 )
 from gradtf_fl.config import Combine, SimulationConfig
+from gradtf_fl.file_names import GLOBAL_UPDATE, IDENTITY_KEY, OWN_UPDATE, ROUNDS
 from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
 from gradtf_fl.tasks import OrganizationData, encode_rows, exact_match
@@ -154,13 +155,13 @@ def sum_error(folders: FederationFolders, record: RoundRecord, combine: Combine)
 
     kept = {}
     for folder in folders.organizations:
-        path = folder / "rounds" / str(record.round) / "own_update.safetensors"
+        path = folder / ROUNDS / str(record.round) / OWN_UPDATE
         if path.exists():
-            kept[Identity.load(folder / "identity.key").public.hex()] = load_file(path)["update"]
+            kept[Identity.load(folder / IDENTITY_KEY).public.hex()] = load_file(path)["update"]
     sums = [
         SecureSum(np.mean([kept[key].astype(np.float64).reshape(-1) for key in keys], axis=0), len(keys), len(keys))
         for keys in record.sums or (record.included,)
     ]
     plain = combine_groups(sums, combine)
-    decoded = load_file(folders.out / "rounds" / str(record.round) / "global_update.safetensors")["mean"]
+    decoded = load_file(folders.out / ROUNDS / str(record.round) / GLOBAL_UPDATE)["mean"]
     return float(np.abs(decoded.reshape(-1) - plain).max())

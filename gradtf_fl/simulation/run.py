@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gradtf_fl.adapters import load_adapter
 from gradtf_fl.config import SimulationConfig
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
 from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport
 from gradtf_fl.secagg import Identity
@@ -179,7 +180,7 @@ def _measure(
     finished = sum(record.state == "completed" for record in outcome.records)
     if not finished or outcome.global_update is None:
         return {}
-    generated, spec, _ = load_adapter(folders.out / "rounds" / str(finished) / "llm_adapter")
+    generated, spec, _ = load_adapter(folders.out / ROUNDS / str(finished) / LLM_ADAPTER)
     figures = tiny_figures(config, data, outcome.global_update, finished, clock.enter)
     figures |= llm_figures(config, spec, data, outcome.global_update, generated, clock.enter)
     clock.enter("tune LLM (ceiling)")
@@ -208,11 +209,11 @@ def _organizations(
 
 def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
     """Epsilon in an organization's ledger, all charges composed jointly (PRV); 0 before the first one."""
-    if not (folder / "ledger.sqlite").exists():
+    if not (folder / LEDGER).exists():
         return 0.0
     ledger = Ledger.open(
-        folder / "ledger.sqlite",
-        identity_key=Identity.load(folder / "identity.key").private,
+        folder / LEDGER,
+        identity_key=Identity.load(folder / IDENTITY_KEY).private,
         organization=folder.name,
         delta=config.delta,
         budget=config.lifetime_budget,
@@ -222,9 +223,9 @@ def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
 
 def client_epsilon(folder: Path, config: SimulationConfig) -> float | None:
     """Client-level epsilon in an organization's ledger, all sums composed jointly; None without Skellam noise."""
-    if not (folder / "ledger.sqlite").exists():
+    if not (folder / LEDGER).exists():
         return None
-    events = read_ledger(folder / "ledger.sqlite").content.client_level
+    events = read_ledger(folder / LEDGER).content.client_level
     return epsilon_skellam(events, config.delta) if events else None
 
 

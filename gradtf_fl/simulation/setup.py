@@ -21,12 +21,14 @@ from gradtf_fl.config import (
     to_toml,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LOCK, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.round_messages import Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
 
 PUBLIC_PROMPTS = 1536
-RUN_MARKERS = ("report.json", "organizations", "rounds")
+RUN_MARKERS = ("report.json", "organizations", ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ def check_inputs(config: SimulationConfig) -> None:
 
 def discard_unused(folders: FederationFolders) -> None:
     """Remove the folders of a federation that never trained, so that its ``--out`` can be used again."""
-    if any((folder / "ledger.sqlite").exists() for folder in folders.organizations):
+    if any((folder / LEDGER).exists() for folder in folders.organizations):
         return
     shutil.rmtree(folders.organizations_dir)
     folders.provider_key.unlink()
     if folders.prompts is not None:
         folders.prompts.unlink()
-    (folders.out / ".lock").unlink(missing_ok=True)
+    (folders.out / LOCK).unlink(missing_ok=True)
 
 
 def claim_out(out: Path) -> None:
@@ -96,7 +98,7 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
 
     Identities come from the seed, so that a run can be repeated: such keys are for simulations only.
     """
-    provider_key = out / "provider.key"
+    provider_key = out / PROVIDER_KEY
     entropy = np.random.default_rng([config.seed, 0x4B455953])
     provider = Identity.generate(entropy.bytes)
     provider.save(provider_key)
@@ -107,7 +109,7 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
     for number, (organization, identity) in enumerate(zip(data, identities, strict=True)):
         folder = out / "organizations" / organization.name
         folder.mkdir(parents=True, mode=0o700)
-        identity.save(folder / "identity.key")
+        identity.save(folder / IDENTITY_KEY)
         write_rows(folder / "train.jsonl", organization.train)
         write_rows(folder / "test.jsonl", organization.test)
         values = OrganizationConfig(
@@ -127,7 +129,7 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
                 seed=int(seeds[number]), keep_updates=True, drop=drop_points(config, number)
             ),
         )
-        (folder / "organization.toml").write_text(to_toml(values), encoding="utf-8")
+        replace_file(folder / ORGANIZATION_CONFIG, to_toml(values).encode(), PRIVATE)
         folders.append(folder)
     prompts = out / "public_prompts.jsonl" if config.refine else None
     if prompts is not None:

@@ -8,7 +8,6 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.transformer.backbone import SIZES, Backbone
-    from gradtf_fl.transformer.base_model import check_base
     from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
     from gradtf_fl.transformer.conversion import convert
     from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
@@ -42,7 +41,6 @@ __all__ = [
     "TaskLibrary",
     "TrainConfig",
     "certainty",
-    "check_base",
     "convert",
     "embedded_checkpoint",
     "embedded_tasks",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.adapters import (
-    apply_update,
-    initial_state,
+    AdaptedModel,
+    check_adapter,
+    check_model,
     load_adapter,
-    load_model,
     model_folder,
     save_adapter,
     state_hash,
@@ -19,7 +19,6 @@ from gradtf_fl.adapters import (
 )
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import read_prompts
-from gradtf_fl.transformer.base_model import check_adapter_of, check_side
 from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
 from gradtf_fl.transformer.known_tasks import embedded_tasks
 from gradtf_fl.transformer.refinement import RefiningGenerator
@@ -100,11 +99,11 @@ def convert(
     grad = GradTransformer.load(embedded_checkpoint() if embedded else transformer)
     source, target = grad.source, grad.target
     state, spec, base = load_adapter(update)
-    check_adapter_of(f"update {update}", base, spec, source)
-    for side in (source, target):
-        check_side(f"transformer {transformer}", side)
-    moved = update_vector(source.layout, state, initial_state(load_model(source.model)[0], source.spec))
-    initial = initial_state(load_model(target.model)[0], target.spec)
+    check_adapter(f"update {update}", base, spec, source)
+    for space in (source, target):
+        check_model(f"transformer {transformer}", space)
+    moved = update_vector(source.layout, state, AdaptedModel.load(source.model, source.spec).initial)
+    llm = AdaptedModel.load(target.model, target.spec)
     refinement = None
     if prompts is None:
         values = grad.generate(moved)
@@ -113,7 +112,7 @@ def convert(
         found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens, known=known).refined(moved)
         values = found.updates[0].numpy()
         refinement = found.summary()
-    generated = apply_update(target.layout, initial, values)
+    generated = llm.state_at(values)
     save_adapter(out, generated, target.spec, model_folder(target.model))
     assumed = None if (update / "gradtf.json").is_file() else source.spec.seed
     return Conversion(out, target.model, state_hash(generated).hex(), grad.sha256, refinement, assumed)

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from gradtf_fl.config import FederationPlan
-from gradtf_fl.deployment import EVENTS_FILE, ExchangeStatus, JsonLog, NodeStatus, PlanStatus, RunState, RunStatus
+from gradtf_fl.deployment import ExchangeStatus, JsonLog, NodeStatus, PlanStatus, RunState, RunStatus
 from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.file_names import EVENTS
 from gradtf_fl.round_messages import Refusal
 from strategies.records import NodeOutcome, OnEvent, RoundEvent, RoundRecord
 from strategies.server.tracking import Tracker, scalars_of
@@ -48,7 +49,7 @@ class Observer:
             pid=os.getpid(),
         )
         self._nodes: dict[int, NodeStatus] = {}
-        self._log = JsonLog(plan.out / EVENTS_FILE, "serverapp")
+        self._log = JsonLog(plan.out / EVENTS, "serverapp")
         self._written = float("-inf")
         self._exchange_seconds: dict[str, float] = {}
         self._complaints: set[str] = set()

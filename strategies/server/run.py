@@ -22,8 +22,9 @@ from typing import Any
 
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, Server, environment, held
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
+from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK
 from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
-from strategies.checkpoints import FEDERATION_FILE, LOCK_FILE, read_records
+from strategies.checkpoints import read_records
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, write_connection
 from strategies.engines.ray_engine import raise_failure
@@ -46,7 +47,7 @@ class ServerRun:
 
     def __init__(self, server: Server, on_event: OnEvent | None = None, tell: Callable[[str], None] = print) -> None:
         self.server, self._on_event, self._tell = server, on_event, tell
-        self.home = server.folder / "flower"
+        self.home = server.folder / FLOWER_HOME
         self._env = environment(self.home)
         self._superlink: ChildProcess | None = None
         self._superexec: ChildProcess | None = None
@@ -60,7 +61,7 @@ class ServerRun:
             ConfigError: another server runs in this folder. FlowerFailed.
         """
         self.home.mkdir(mode=0o700, exist_ok=True)
-        with held(self.home / ".lock", f"{self.server.folder}: another `gradtf server run` is at work there"):
+        with held(self.home / LOCK, f"{self.server.folder}: another `gradtf server run` is at work there"):
             self._end_orphan()
             self._seen, self._last_app = len(read_records(self.server.plan.out)), self._server_app()
             try:
@@ -100,7 +101,7 @@ class ServerRun:
     def _holder(self) -> int:
         """Process id of whoever holds the run's folder now; 0 when nobody does."""
         try:
-            with held(self.server.plan.out / LOCK_FILE, "held"):
+            with held(self.server.plan.out / LOCK, "held"):
                 return 0
         except ConfigError:
             return self._server_app()
@@ -256,7 +257,7 @@ class ServerRun:
     def _server_app(self) -> int:
         """Process id of the ServerApp that holds the run's folder; 0 while there is none."""
         try:
-            return int((self.server.plan.out / LOCK_FILE).read_text() or 0)
+            return int((self.server.plan.out / LOCK).read_text() or 0)
         except (OSError, ValueError):
             return 0
 
@@ -278,7 +279,7 @@ class ServerRun:
 def progress(out: Path) -> tuple[int, int, int] | None:
     """(rounds done, attempts made, rounds whose adapter went out) of the run in ``out``; None where there is none."""
     records = read_records(out)
-    if not (out / FEDERATION_FILE).exists():
+    if not (out / FEDERATION).exists():
         return None
-    delivered = int(json.loads((out / FEDERATION_FILE).read_text(encoding="utf-8"))["delivered"])
+    delivered = int(json.loads((out / FEDERATION).read_text(encoding="utf-8"))["delivered"])
     return len({record.round for record in records if record.state == "completed"}), len(records), delivered

@@ -8,11 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.config import FederationPlan, toml_of, validate
+from gradtf_fl.config import FederationPlan, tables_to_toml, validate
 from gradtf_fl.deployment import (
-    CONFIG_FILE,
-    ENROLMENTS,
-    INVITATION_FILE,
     OURS,
     Enrolment,
     Invitation,
@@ -23,6 +20,7 @@ from gradtf_fl.deployment import (
     read_enrolment,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG
 from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
 from strategies.checkpoints import write_roster
@@ -80,19 +78,15 @@ def make_server(
     }
     invitation = validate(Invitation, values, lambda key: f"invitation: {key}" if key else "--enrolment")
     new_folder(folder, "a server")
-    provider.save(folder / "provider.key")
+    provider.save(folder / PROVIDER_KEY)
     (folder / ENROLMENTS).mkdir(mode=0o700)
     for organization in invitation.organizations:
         text = json.dumps(organization.model_dump(), indent=1) + "\n"
         replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
     write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
-    replace_file(folder / INVITATION_FILE, canonical(invitation).encode(), PUBLIC)
-    plan_section = checked.model_dump(mode="json", exclude_none=True, exclude=set(OURS))
-    replace_file(
-        folder / CONFIG_FILE,
-        toml_of({"server": section.model_dump(mode="json"), "plan": plan_section}).encode(),
-        PRIVATE,
-    )
+    replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
+    text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
+    replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
     return invitation
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.node.worker_link import SOCKET, WorkerGone, WorkerLink
+from clients.node.worker_link import WorkerGone, WorkerLink
+from gradtf_fl.file_names import WORKER_SOCKET
 from gradtf_fl.round_messages import DELIVER_TYPE, MESSAGE_TYPES, REFUSAL
 from tests.clients.test_client_border import Bench, delivery
 from tests.strategies.federation_kit import Kit
@@ -35,7 +36,7 @@ def test_a_round_of_the_worker_is_a_round_of_the_handlers(kit: Kit, link: Worker
     bench = Bench(kit)
     link.start()
     pid = link.pid
-    assert stat.S_IMODE((kit.folders[0] / SOCKET).stat().st_mode) == 0o600
+    assert stat.S_IMODE((kit.folders[0] / WORKER_SOCKET).stat().st_mode) == 0o600
     message = bench.begin()
     answer = link.ask(MESSAGE_TYPES["advertise"], message.to_fields())
     assert answer["round"] == 1
@@ -59,7 +60,7 @@ def test_a_round_of_the_worker_is_a_round_of_the_handlers(kit: Kit, link: Worker
 
 
 def test_a_worker_that_cannot_start_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    (kit.folders[0] / SOCKET).mkdir()
+    (kit.folders[0] / WORKER_SOCKET).mkdir()
     with pytest.raises(WorkerGone, match=r"worker\.log"):
         WorkerLink(kit.folders[0]).start()
 

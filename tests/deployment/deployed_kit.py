@@ -18,8 +18,9 @@ from clients.node.setup import join_federation, make_organization
 from gradtf_fl.config import OrganizationConfig, load_toml, to_toml
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.processes import free_port
-from gradtf_fl.deployment.run_status import EVENTS_FILE, RunStatus
+from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import EVENTS
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import write_rows
 from strategies.checkpoints import read_records
@@ -164,7 +165,7 @@ class Deployment:
 
     def events(self) -> list[dict[str, Any]]:
         """The server's event log."""
-        path = self.server.folder / EVENTS_FILE
+        path = self.server.folder / EVENTS
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     # waiting ------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ import clients.node.worker_link
 import clients.refusals
 import strategies.server.run
 from clients.node.run import NodeRun, boot_id
-from clients.node.worker_link import SOCKET, WorkerLink
+from clients.node.worker_link import WorkerLink
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, environment
+from gradtf_fl.file_names import WORKER_SOCKET
 from strategies.server.run import ServerRun
 
 
@@ -113,7 +114,7 @@ def test_worker_that_is_stuck_is_not_alive(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(clients.node.worker_link, "PING_SECONDS", 0.2)
     link = WorkerLink(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / SOCKET))
+        listener.bind(str(tmp_path / WORKER_SOCKET))
         listener.listen()
         with ChildProcess(["sleep", "60"], environment(tmp_path), tmp_path / "log") as process:
             link._process = process

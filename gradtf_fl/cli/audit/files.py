@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.file_names import LEDGER
 from gradtf_fl.reports import WorkProgress
 
 MANY = 8
@@ -45,7 +46,7 @@ def ledger_files(ledgers: tuple[Path, ...], paths: tuple[Path, ...]) -> list[Pat
 
 def ledger_file(path: Path) -> Path:
     """A folder stands for the ledger in it."""
-    return path / "ledger.sqlite" if path.is_dir() else path
+    return path / LEDGER if path.is_dir() else path
 
 
 def read_each(

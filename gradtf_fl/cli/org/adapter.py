@@ -11,6 +11,7 @@ import click
 
 from gradtf_fl.cli.options import emit_json, json_option
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import CURRENT_ADAPTER, ORGANIZATION_CONFIG
 
 if TYPE_CHECKING:
     from clients import KeptAdapter
@@ -111,12 +112,12 @@ def _check(folder: Path, chosen: Mapping[str, Any], work: Mapping[str, Any], pro
 
 
 def _document(folder: Path, found: KeptAdapter) -> dict[str, Any]:
-    from clients import CURRENT, is_pinned, newest
+    from clients import is_pinned, newest
 
     path = found.path.absolute()
     pinned = is_pinned(folder)
     statement = found.statement
-    in_use = (folder / CURRENT).resolve() == path.resolve()
+    in_use = (folder / CURRENT_ADAPTER).resolve() == path.resolve()
     base = _base_model(found)
     return {
         "path": str(path),
@@ -155,7 +156,7 @@ def _key(folder: Path, provider_key: str | None) -> str:
         return provider_key
     from gradtf_fl.config import OrganizationConfig, load_toml
 
-    return load_toml(OrganizationConfig, folder / "organization.toml").secagg.provider_key
+    return load_toml(OrganizationConfig, folder / ORGANIZATION_CONFIG).secagg.provider_key
 
 
 def _verified(folder: Path, found: KeptAdapter, provider_key: str | None, as_json: bool) -> dict[str, Any]:
@@ -180,8 +181,6 @@ def _export(found: KeptAdapter, base_model: str, out: Path, dtype: str | None) -
 
 
 def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
-    from clients import CURRENT
-
     state = ["pinned" if document["pinned"] else "in use"] if document["in_use"] else ["not in use"]
     if document["round"] != document["newest_round"]:
         state.append(f"the newest is round {document['newest_round']}")
@@ -198,16 +197,16 @@ def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
         lines += ["", "from transformers import AutoModelForCausalLM", ""]
         return [*lines, f"model = AutoModelForCausalLM.from_pretrained({made['out']!r})"]
     if document["in_use"]:
-        lines.append(f"{folder / CURRENT} leads there")
+        lines.append(f"{folder / CURRENT_ADAPTER} leads there")
     return [*lines, "", document["load"]]
 
 
 def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
-    from clients import CURRENT, is_pinned, kept
+    from clients import is_pinned, kept
     from gradtf_fl.adapters import WEIGHTS
 
     key = _key(folder, provider_key)
-    used, pinned = (folder / CURRENT).resolve(), is_pinned(folder)
+    used, pinned = (folder / CURRENT_ADAPTER).resolve(), is_pinned(folder)
     rows = []
     for found in kept(folder):
         problems = found.problems(key)

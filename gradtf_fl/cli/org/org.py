@@ -10,6 +10,7 @@ import click
 from gradtf_fl.cli.options import emit_json, json_option
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import ENROLMENT
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 
@@ -58,12 +59,12 @@ def init(
                 "folder": str(folder),
                 "name": enrolment.name,
                 "fingerprint": enrolment.fingerprint,
-                "enrolment": str(folder / "enrolment.json"),
+                "enrolment": str(folder / ENROLMENT),
             }
         )
     click.echo(f"organization {enrolment.name} in {folder}: keys (0600), organization.toml, enrolment.json")
     click.echo(f"fingerprint {enrolment.fingerprint}")
-    click.echo(f"Next: send {folder / 'enrolment.json'} to the server's operator (nothing in it is secret); read the")
+    click.echo(f"Next: send {folder / ENROLMENT} to the server's operator (nothing in it is secret); read the")
     click.echo(
         f"fingerprint to them by telephone. They answer with an invitation: gradtf org join {folder} invitation.json"
     )
@@ -123,10 +124,10 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
 
     Exit code 2 when a finding stops the node from working, 0 otherwise.
     """
-    from clients import check_node
+    from clients import check_organization
     from gradtf_fl.cli.finding_table import failures, findings_document, print_findings
 
-    findings = check_node(folder, offline)
+    findings = check_organization(folder, offline)
     if as_json:
         emit_json(findings_document(findings))
     else:

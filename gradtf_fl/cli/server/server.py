@@ -10,6 +10,7 @@ import click
 from gradtf_fl.cli.options import emit_json, json_option
 from gradtf_fl.cli.server.status import status
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import INVITATION, SERVER_CONFIG
 
 if TYPE_CHECKING:
     from strategies import RoundEvent
@@ -72,7 +73,7 @@ def init(
         return emit_json(
             {
                 "folder": str(folder),
-                "invitation": str(folder / "invitation.json"),
+                "invitation": str(folder / INVITATION),
                 "fingerprint": invitation.fingerprint,
                 "organizations": {o.name: o.fingerprint for o in invitation.organizations},
             }
@@ -82,7 +83,7 @@ def init(
     click.echo(
         f"server for {len(invitation.organizations)} organizations in {folder}: server.toml, provider.key (0600)"
     )
-    click.echo(f"invitation {folder / 'invitation.json'}: fingerprint {invitation.fingerprint}")
+    click.echo(f"invitation {folder / INVITATION}: fingerprint {invitation.fingerprint}")
     click.echo(
         "Next: compare each fingerprint above with its organization, send the invitation to all of them (nothing in"
     )
@@ -105,7 +106,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
     import time
     from contextlib import ExitStack
 
-    from gradtf_fl.deployment import CONFIG_FILE, HealthServer, load_server
+    from gradtf_fl.deployment import HealthServer, load_server
     from strategies import ServerRun, progress
 
     loaded = load_server(folder.absolute())
@@ -114,7 +115,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
         raise ConfigError(f"{folder}: holds a run with {done[0]} finished rounds; --resume goes on with it")
     if done is not None and done[0] >= loaded.plan.rounds and done[2] >= loaded.plan.rounds:
         click.echo(
-            f"server: all {loaded.plan.rounds} rounds are done; more: set rounds in {folder / CONFIG_FILE}", err=True
+            f"server: all {loaded.plan.rounds} rounds are done; more: set rounds in {folder / SERVER_CONFIG}", err=True
         )
         return emit_json(_document(loaded.plan.out, 0.0)) if as_json else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

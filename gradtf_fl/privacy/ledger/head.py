@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
+from gradtf_fl.file_names import LEDGER, LEDGER_HEAD
 from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Problem
 
 SIZE = 256
@@ -44,7 +45,7 @@ EMPTY_HEAD = Head(0, GENESIS_HASH)
 @lru_cache(maxsize=1024)
 def head_path(ledger: Path) -> Path:
     """Where the head of ``ledger`` is kept."""
-    return ledger.with_name("ledger.head" if ledger.name == "ledger.sqlite" else ledger.name + ".head")
+    return ledger.with_name(LEDGER_HEAD if ledger.name == LEDGER else ledger.name + ".head")
 
 
 class HeldHead:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gradtf_fl.adapters import model_folder, model_hash
+from gradtf_fl.adapters.models import model_folder, model_hash
+from gradtf_fl.adapters.spec import AdapterSpec
+from gradtf_fl.adapters.update_space import UpdateSpace
 from gradtf_fl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdapterSpec, UpdateSpace
 
 
 def check_base(where: str, claimed: str, wanted: str) -> None:
@@ -27,10 +25,10 @@ def check_base(where: str, claimed: str, wanted: str) -> None:
         raise ConfigError(f"{where}: made for another base model ({claimed}), not for {wanted}")
 
 
-def check_adapter_of(where: str, claimed: str, spec: AdapterSpec, side: UpdateSpace) -> None:
-    """Whether an adapter is one that a Grad-Transformer's ``side`` takes; ConfigError lists every difference."""
-    check_base(where, claimed, side.model)
-    wanted = side.spec
+def check_adapter(where: str, claimed: str, spec: AdapterSpec, space: UpdateSpace) -> None:
+    """Whether an adapter is one that a Grad-Transformer takes from ``space``; ConfigError lists every difference."""
+    check_base(where, claimed, space.model)
+    wanted = space.spec
     if spec != wanted:
         names = ("rank", "alpha", "targets", "train_a", "seed")
         differing = [n for n in names if getattr(spec, n) != getattr(wanted, n)]
@@ -39,10 +37,10 @@ def check_adapter_of(where: str, claimed: str, spec: AdapterSpec, side: UpdateSp
         )
 
 
-def check_side(where: str, side: UpdateSpace) -> None:
+def check_model(where: str, space: UpdateSpace) -> None:
     """Whether the model that a Grad-Transformer was trained for is the one that is here under its name."""
-    if Path(model_folder(side.model)).is_dir() and model_hash(side.model) != side.model_sha256:
-        raise ConfigError(f"{where}: trained for another {side.model} (its files differ from the ones here)")
+    if Path(model_folder(space.model)).is_dir() and not space.model_is_at_hand():
+        raise ConfigError(f"{where}: trained for another {space.model} (its files differ from the ones here)")
 
 
 def _fingerprint(name: str) -> str:

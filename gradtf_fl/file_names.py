@@ -1,0 +1,63 @@
+"""Names of the files in an organization's folder and in a server's: each is written here and nowhere else."""
+
+from __future__ import annotations
+
+# In both folders
+INVITATION = "invitation.json"  # `deployment.Invitation`: who takes part, the same file for everybody
+LOCK = ".lock"  # held by the process that serves the folder, and names it
+EVENTS = "events.jsonl"  # what happened, for machines: words of a fixed list, numbers, times; 0600
+ROUNDS = "rounds"  # rounds/ROUND/ holds what a round left
+LLM_ADAPTER = "llm_adapter"  # PEFT folder in rounds/ROUND/
+FLOWER_HOME = "flower"  # Flower's own files and logs, 0700
+
+# An organization's folder
+ORGANIZATION_CONFIG = "organization.toml"  # `config.OrganizationConfig`: configuration and limits, 0600
+IDENTITY_KEY = "identity.key"  # Ed25519 identity, 0600
+NODE_KEY = "supernode"  # ECDSA key of the SuperNode, 0600; the public one lies in supernode.pub
+ENROLMENT = "enrolment.json"  # `deployment.Enrolment`: public keys for the server's operator
+CA_CERTIFICATE = "ca.crt"  # PEM file of the authority of the server's certificate
+STATE = "state.sqlite"  # protocol state between messages, 0600 (`clients.node_store`)
+LEDGER = "ledger.sqlite"  # privacy ledger, 0600
+LEDGER_HEAD = "ledger.head"  # how long the ledger was and how it ended, 0600
+CLIENT_LOG = "client.log"  # refusals and tracebacks, 0600
+EVALUATIONS = "evaluations.jsonl"  # accuracy of each round's models on the organization's own test rows, 0600
+WORKER_SOCKET = "worker.sock"  # of the resident worker, 0600
+WORKER_LOG = "worker.log"  # 0600
+SUPERNODE_LOG = "supernode.log"  # in flower/, 0600
+RUNTIME_SECRET = "runtime.secret"  # in flower/, 0600: between the SuperNode and its executor
+ONLINE = "online.json"  # in flower/, 0600: under which node id the SuperNode is online
+STATEMENT = "adapter.json"  # in rounds/ROUND/, 0600: the provider's signed statement about llm_adapter
+OWN_UPDATE = "own_update.safetensors"  # in rounds/ROUND/, of a simulation that keeps updates
+CURRENT_ADAPTER = "current_adapter"  # link to the adapter in use (`clients.adapters.kept`)
+NEWEST_ADAPTER = "newest_adapter"  # link to the adapter that was delivered last
+
+# A server's folder
+SERVER_CONFIG = "server.toml"  # where it listens, and the plan; 0600 (`deployment.load_server`)
+PROVIDER_KEY = "provider.key"  # Ed25519 key that signs LLM adapters, 0600
+ENROLMENTS = "enrolments"  # enrolments/NAME.json, one for each organization
+ROSTER = "roster.txt"  # Ed25519 keys of the organizations, one hex key a line
+FEDERATION = "federation.json"  # the run so far (`strategies.checkpoints`)
+STATUS = "status.json"  # where the run stands right now
+GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/
+ROUND_RECORD = "round.json"  # in rounds/ROUND/: record, hashes and signature
+
+ORGANIZATION_PRIVATE = (
+    ORGANIZATION_CONFIG,
+    IDENTITY_KEY,
+    NODE_KEY,
+    STATE,
+    LEDGER,
+    f"{LEDGER}-wal",
+    f"{LEDGER}-shm",
+    LEDGER_HEAD,
+    CLIENT_LOG,
+    f"{CLIENT_LOG}.1",
+    EVENTS,
+    EVALUATIONS,
+    WORKER_SOCKET,
+    WORKER_LOG,
+    FLOWER_HOME,
+    f"{FLOWER_HOME}/{RUNTIME_SECRET}",
+    f"{FLOWER_HOME}/{SUPERNODE_LOG}",
+)
+"""What nobody but an organization's own user may read, besides the folder itself."""
