@@ -92,7 +92,7 @@ class FederationPlan(RoundSettings):
     """What the server decides for a run. Travels as Flower's run config: kebab-case keys, plain values.
 
     >>> from gradtf_fl import FederationPlan
-    >>> plan = FederationPlan(organizations=10, groups=2)
+    >>> plan = FederationPlan(organizations=15, groups=3)
     >>> FederationPlan.from_run_config(plan.to_run_config()) == plan
     True
 

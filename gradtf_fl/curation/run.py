@@ -65,8 +65,8 @@ def curate(
     ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
     ... )
     >>> store = curate(trial, f"{mkdtemp()}/tuples")
-    >>> [store.read(name).tensors["tiny"].shape[1] for name in store.names]  # shadow sets in each shard
-    [2, 2, 2]
+    >>> [store.read(name).tensors["tiny"].shape[1] for name in store.names]  # sets: pairs, plain, federations of 5
+    [2, 2, 10]
 
     Args:
         workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out
