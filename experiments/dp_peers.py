@@ -11,14 +11,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training.dp_sgd import NORM_FLOOR, RowLosses, noisy_step, private_optimizer
+from gradtf_fl.training.dp_sgd import RowLosses, noisy_step, private_optimizer
+from gradtf_fl.training.grad_samplers import SamplerName
 from gradtf_fl.training.loss import row_mean_loss
+from gradtf_fl.training.private_adam import NORM_FLOOR
 from gradtf_fl.training.randomness import Draws
 
 CLIP, RATE = 0.5, 1e-3
@@ -66,10 +69,12 @@ def _plain(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: E
     return Way(parameters, step)
 
 
-def _ours(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack) -> Way:
+def _ours(
+    model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack, sampler: SamplerName = "lora"
+) -> Way:
     """A step of `train_dp`, its Poisson draw over all rows included (the rows given are trained on)."""
     parameters, forward, draws = trainable(model), RowLosses(model, rows), Draws.make(None)
-    optimizer = stack.enter_context(private_optimizer(model, parameters, sigma, CLIP, batch, RATE, draws))
+    optimizer = stack.enter_context(private_optimizer(model, parameters, sigma, CLIP, batch, RATE, draws, sampler))
     generator = torch.Generator()
 
     def step(drawn: Tensor) -> None:
@@ -81,7 +86,7 @@ def _ours(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: Ex
 
 
 def _hooks(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack) -> Way:
-    """Opacus' hooks and DPOptimizer."""
+    """Opacus' hooks and its DPOptimizer, both as they come."""
     from opacus.grad_sample.utils import prepare_module
     from opacus.optimizers import DPOptimizer
 
@@ -153,9 +158,12 @@ def _vmap(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: Ex
 
 
 PLAIN, OURS = "plain step", "ours"
+OUR_HOOKS = "ours with Opacus hooks"
+"""`train_dp` with its second sampler."""
 WAYS: dict[str, Callable[[nn.Module, TokenRows, int, float, ExitStack], Way]] = {
     PLAIN: _plain,
     OURS: _ours,
+    OUR_HOOKS: partial(_ours, sampler="opacus"),
     "Opacus hooks": _hooks,
     "Opacus ghost clipping": _ghost,
     "torch.func vmap": _vmap,
