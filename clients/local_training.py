@@ -113,6 +113,7 @@ def train_update(
         steps=plan.steps,
         rate=plan.rate,
         seed=organization.training_seed(key),
+        sampler=organization.config.compute.sampler,
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.layout, adapter_state(tiny.model), tiny.start)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.config import Sampler
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training.dp_sgd import RowLosses, noisy_step, private_optimizer
-from gradtf_fl.training.grad_samplers import SamplerName
 from gradtf_fl.training.loss import row_mean_loss
 from gradtf_fl.training.private_adam import NORM_FLOOR
 from gradtf_fl.training.randomness import Draws
@@ -70,7 +70,7 @@ def _plain(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: E
 
 
 def _ours(
-    model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack, sampler: SamplerName = "lora"
+    model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack, sampler: Sampler = "lora"
 ) -> Way:
     """A step of `train_dp`, its Poisson draw over all rows included (the rows given are trained on)."""
     parameters, forward, draws = trainable(model), RowLosses(model, rows), Draws.make(None)

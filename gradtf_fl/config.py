@@ -22,6 +22,7 @@ Engine = Literal["in-process", "ray"]
 Bits = Literal[16, 20, 24, 32]
 WeightRule = Literal["uniform", "examples"]
 Combine = Literal["mean", "median", "trimmed-mean"]
+Sampler = Literal["lora", "opacus"]
 
 HOUSE_RULES_ANSWER_TOKENS = 2  # two digits; here, because the simulation's plan is made without torch
 STAGES: tuple[Stage, ...] = ("advertise", "share", "mask", "consistency", "unmask")
@@ -135,6 +136,16 @@ class WorkerSection(Section):
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
 
 
+class ComputeSection(Section):
+    """``[compute]``: how this organization trains. It decides the cost of a step, never what a step is.
+
+    Attributes:
+        sampler: who computes each row's gradient: ``lora``, as fast as a plain step, or Opacus' own hooks.
+    """
+
+    sampler: Sampler = "lora"
+
+
 class DropPoint(Section):
     """Simulation only: the organization vanishes before it answers ``stage`` (of one or every round)."""
 
@@ -160,6 +171,7 @@ class OrganizationConfig(Section):
     secagg: SecAggSection
     server: ServerSection | None = None
     worker: WorkerSection = WorkerSection()
+    compute: ComputeSection = ComputeSection()
     share_metrics: bool = False
     simulation: OrganizationSimulation | None = None
 
@@ -274,6 +286,7 @@ class SimulationConfig(Section):
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
         refine: whether the provider refines the LLM update on public prompts.
         controls: baselines file beside the transformer (mean, nearest, ridge).
+        compute: ``[compute]`` of every organization.
     """
 
     organizations: Organizations = 5
@@ -305,6 +318,7 @@ class SimulationConfig(Section):
     noise_multiplier: NoiseMultiplier = 0.0
     max_norm: Norm | None = None
     deadline_s: Seconds = 600.0
+    compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

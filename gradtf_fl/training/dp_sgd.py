@@ -25,9 +25,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from gradtf_fl.config import Sampler
 from gradtf_fl.privacy.events import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
-from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler, SamplerName, trained_layers
+from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler, trained_layers
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
 from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
 from gradtf_fl.training.private_adam import PrivateAdam
@@ -92,7 +93,7 @@ def train_dp(
     progress: Progress | None = None,
     physical_batch: int = PHYSICAL_BATCH,
     checkpoint: DpCheckpoint | None = None,
-    sampler: SamplerName = "lora",
+    sampler: Sampler = "lora",
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -207,7 +208,7 @@ def private_optimizer(
     expected_batch: float,
     rate: float,
     draws: Draws,
-    sampler: SamplerName = "lora",
+    sampler: Sampler = "lora",
 ) -> Iterator[PrivateAdam]:
     """``model`` in train mode with a sampler; forward passes, gradients and mode are as before afterwards."""
     was_training = model.training

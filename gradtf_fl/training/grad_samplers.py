@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.row_gradients import forward_of, full_precision, obstacles
 
-SamplerName = Literal["lora", "opacus"]
 _CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
 
 
@@ -108,7 +108,7 @@ class OpacusGradSampler(GradSampler):
                 vars(module).pop(left, None)
 
 
-SAMPLERS: dict[SamplerName, type[GradSampler]] = {"lora": LoraGradSampler, "opacus": OpacusGradSampler}
+SAMPLERS: dict[Sampler, type[GradSampler]] = {"lora": LoraGradSampler, "opacus": OpacusGradSampler}
 
 
 def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
