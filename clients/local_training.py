@@ -32,7 +32,8 @@ from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import encode_rows, read_rows
-from gradtf_fl.training.dp_sgd import check_trainable, train_dp
+from gradtf_fl.training.dp_sgd import train_dp
+from gradtf_fl.training.preflight import check_trainable
 from gradtf_fl.update_vectors import BlockLayout, apply_update, update_vector
 
 OWN_UPDATE = "own_update.safetensors"

@@ -171,7 +171,7 @@ class Provider:
 def _refuse_untrainable(plan: FederationPlan, tiny_model: Any, spec: AdapterSpec) -> None:
     """ConfigError where every organization would refuse the round."""
     from gradtf_fl.adapters import attach
-    from gradtf_fl.training.dp_sgd import check_trainable
+    from gradtf_fl.training.preflight import check_trainable
 
     try:
         check_trainable(attach(tiny_model, spec))

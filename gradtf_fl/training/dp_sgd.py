@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from gradtf_fl.config import Sampler
 from gradtf_fl.privacy.events import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
-from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler, trained_layers
+from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
 from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
 from gradtf_fl.training.private_adam import PrivateAdam
@@ -41,9 +41,7 @@ __all__ = [
     "DpCheckpoint",
     "DpOutcome",
     "NothingTrained",
-    "PrivateAdam",
     "RowLosses",
-    "check_trainable",
     "noisy_step",
     "train_dp",
 ]
@@ -72,12 +70,6 @@ class DpOutcome:
     mean_loss: float
     noise: str
     resumed_at: int = 0
-
-
-def check_trainable(model: nn.Module) -> None:
-    """ConfigError where `train_dp` could not train ``model``'s adapter, told before a round or a charge, without rows:
-    row gradients are known of plain LoRA on linear layers."""
-    trained_layers(model, adapter_parameters(model))
 
 
 def train_dp(

@@ -15,12 +15,11 @@ from typing import Any, Self
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training.row_gradients import forward_of, full_precision, obstacles
+from gradtf_fl.training.row_gradients import forward_of, full_precision, trained_layers
 
 _CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
 
@@ -109,20 +108,3 @@ class OpacusGradSampler(GradSampler):
 
 
 SAMPLERS: dict[Sampler, type[GradSampler]] = {"lora": LoraGradSampler, "opacus": OpacusGradSampler}
-
-
-def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
-    """The LoRA layers that hold ``parameters``.
-
-    Raises:
-        ConfigError: a trainable parameter whose row gradients are not known here, all of them named.
-    """
-    wanted = {id(p) for p in parameters.values()}
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    trained = [(name, layer) for name, layer in layers if any(id(p) in wanted for p in layer.parameters())]
-    problems = [f"{name}: {why}" for name, layer in trained for why in obstacles(layer)]
-    reached = {id(p) for _, layer in trained for p in layer.parameters()}
-    problems += [f"{name}: it is in no LoRA layer" for name, p in parameters.items() if id(p) not in reached]
-    if problems:
-        raise ConfigError([f"row gradients are not supported here: {problem}" for problem in problems])
-    return [layer for _, layer in trained]

@@ -14,14 +14,14 @@ nothing (`gradtf bench dp`). `grad_samplers.LoraGradSampler` attaches it to a mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
@@ -57,7 +57,7 @@ def _add(matrix: Any, gradient: Tensor) -> None:
 
 
 def forward_of(layer: Any) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a LoRA ``layer`` (PEFT's, without `obstacles`) that leaves row gradients behind."""
+    """PEFT's forward pass of one of `trained_layers`, whose backward pass leaves row gradients behind."""
     adapter = layer.active_adapters[0]
     base, dropout, scale = layer.base_layer, layer.lora_dropout[adapter], float(layer.scaling[adapter])
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
@@ -82,7 +82,24 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def obstacles(layer: LoraLayer) -> list[str]:
+def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
+    """The LoRA layers that hold ``parameters``.
+
+    Raises:
+        ConfigError: a trainable parameter whose row gradients are not known here, all of them named.
+    """
+    wanted = {id(p) for p in parameters.values()}
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    trained = [(name, layer) for name, layer in layers if any(id(p) in wanted for p in layer.parameters())]
+    problems = [f"{name}: {why}" for name, layer in trained for why in _obstacles(layer)]
+    reached = {id(p) for _, layer in trained for p in layer.parameters()}
+    problems += [f"{name}: it is in no LoRA layer" for name, p in parameters.items() if id(p) not in reached]
+    if problems:
+        raise ConfigError([f"row gradients are not supported here: {problem}" for problem in problems])
+    return [layer for _, layer in trained]
+
+
+def _obstacles(layer: LoraLayer) -> list[str]:
     """Why a layer's trainable parameters have no row gradients here; empty for plain LoRA on a linear layer."""
     if type(layer) is not LoraLinear:
         return [f"LoRA on {type(layer.get_base_layer()).__name__} (only linear layers are)"]

@@ -14,9 +14,10 @@ from torch import nn
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training.dp_sgd import RowLosses, noisy_step, private_optimizer, train_dp
-from gradtf_fl.training.grad_samplers import LoraGradSampler, trained_layers
+from gradtf_fl.training.grad_samplers import LoraGradSampler
 from gradtf_fl.training.private_adam import clipped_sum
 from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_gradients import trained_layers
 
 from .conftest import ALL_LINEAR, QV, base_model, lora_model, trainable
 
