@@ -112,6 +112,7 @@ def train_update(
         steps=plan.steps,
         rate=plan.rate,
         seed=organization.training_seed(key),
+        sampler=organization.config.compute.sampler,
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.space.layout, adapter_state(model), start)

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.config import Sampler
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import NORM_FLOOR, Draws, RowLosses, noisy_step, private_optimizer, row_mean_loss
 
@@ -64,10 +66,12 @@ def _plain(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: E
     return Way(parameters, step)
 
 
-def _ours(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack) -> Way:
+def _ours(
+    model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack, sampler: Sampler = "lora"
+) -> Way:
     """A step of `train_dp`, its Poisson draw over all rows included (the rows given are trained on)."""
     parameters, forward, draws = trainable(model), RowLosses(model, rows), Draws.make(None)
-    optimizer = stack.enter_context(private_optimizer(model, parameters, sigma, CLIP, batch, RATE, draws))
+    optimizer = stack.enter_context(private_optimizer(model, parameters, sigma, CLIP, batch, RATE, draws, sampler))
     generator = torch.Generator()
 
     def step(drawn: Tensor) -> None:
@@ -79,7 +83,7 @@ def _ours(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: Ex
 
 
 def _hooks(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: ExitStack) -> Way:
-    """Opacus' hooks and DPOptimizer."""
+    """Opacus' hooks and its DPOptimizer, both as they come."""
     from opacus.grad_sample.utils import prepare_module
     from opacus.optimizers import DPOptimizer
 
@@ -151,9 +155,12 @@ def _vmap(model: nn.Module, rows: TokenRows, batch: int, sigma: float, stack: Ex
 
 
 PLAIN, OURS = "plain step", "ours"
+OUR_HOOKS = "ours with Opacus hooks"
+"""`train_dp` with its second sampler."""
 WAYS: dict[str, Callable[[nn.Module, TokenRows, int, float, ExitStack], Way]] = {
     PLAIN: _plain,
     OURS: _ours,
+    OUR_HOOKS: partial(_ours, sampler="opacus"),
     "Opacus hooks": _hooks,
     "Opacus ghost clipping": _ghost,
     "torch.func vmap": _vmap,

@@ -37,7 +37,7 @@ def secagg(quick: bool, as_json: bool) -> None:
 @click.option("--quick", is_flag=True, help="One batch size, few steps: a first look.")
 @json_option
 def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
-    """A private training step beside the plain one, Opacus' hooks, its ghost clipping, and torch.func."""
+    """A private training step, by either sampler, beside the plain one, stock Opacus, ghost clipping, torch.func."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench dp") as progress:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         OrganizationConfig,
         OrganizationSimulation,
         PrivacySection,
+        Sampler,
         SecAggSection,
     )
     from gradtf_fl.config.plan import Combine, FederationPlan
@@ -52,6 +53,7 @@ __all__ = [
     "PublicKey",
     "Rate",
     "Rules",
+    "Sampler",
     "SecAggSection",
     "Section",
     "Seed",

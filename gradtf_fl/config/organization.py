@@ -26,6 +26,8 @@ from gradtf_fl.config.base import (
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
 
+Sampler = Literal["lora", "opacus"]
+
 
 class ModelsSection(Section):
     """``[models]``: the pair, each by name (``embedded:tiny``), local folder or hub id.
@@ -131,6 +133,16 @@ class WorkerSection(Section):
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
 
 
+class ComputeSection(Section):
+    """``[compute]``: how this organization trains. It decides the cost of a step, never what a step is.
+
+    Attributes:
+        sampler: who computes each row's gradient: lora, as fast as a plain step, or opacus, Opacus' own hooks.
+    """
+
+    sampler: Sampler = "lora"
+
+
 class DropPoint(Section):
     """Simulation only: the organization vanishes before it answers ``stage`` (of one or every round)."""
 
@@ -176,5 +188,6 @@ class OrganizationConfig(Section):
     secagg: SecAggSection
     server: ServerSection | None = None
     worker: WorkerSection = WorkerSection()
+    compute: ComputeSection = ComputeSection()
     share_metrics: bool = False
     simulation: OrganizationSimulation | None = None

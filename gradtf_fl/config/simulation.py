@@ -13,6 +13,7 @@ from gradtf_fl.config.base import (
     ModelName,
     Section,
 )
+from gradtf_fl.config.organization import ComputeSection
 from gradtf_fl.config.plan import FederationPlan, RoundSettings
 from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
 from gradtf_fl.round_messages import STAGES, Stage
@@ -55,7 +56,8 @@ class SimulationConfig(RoundSettings):
         rows, test_rows: private training and test rows of each organization.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
         refine: whether the provider refines the LLM update on public prompts.
-        controls: baselines file beside the transformer (mean, nearest, ridge).
+        controls: baselines file alongside the transformer (mean, nearest, ridge).
+        compute: ``[compute]`` of every organization.
     """
 
     budget: Epsilon | None = None
@@ -65,6 +67,7 @@ class SimulationConfig(RoundSettings):
     drop: tuple[DropRule, ...] = Field(default=(), strict=False)
     out: Location | None = None
     controls: ModelName = "embedded"
+    compute: ComputeSection = ComputeSection()
     rows: int = Field(default=1024, ge=16, le=10_000_000)
     test_rows: int = Field(default=256, ge=1, le=1_000_000)
 

@@ -125,6 +125,7 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
                 max_clip=config.update_clip,
                 allow_two=config.allow_two,
             ),
+            compute=config.compute,
             simulation=OrganizationSimulation(
                 seed=int(seeds[number]), keep_updates=True, drop=drop_points(config, number)
             ),

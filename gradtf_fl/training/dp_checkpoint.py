@@ -25,7 +25,7 @@ from gradtf_fl.safetensors_header import metadata_of
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
-    from gradtf_fl.training.dp_sgd import PrivateAdam
+    from gradtf_fl.training.private_adam import PrivateAdam
 
 _FORMAT = 1
 
@@ -90,21 +90,21 @@ class DpRun:
             raise ConfigError(f"checkpoint {path}: of another run (other rows, model or arguments); delete it first")
         optimizer = self._optimizer
         with torch.no_grad():
-            for name, p in optimizer.parameters.items():
+            for name, p in optimizer.sampler.parameters.items():
                 p.copy_(tensors[f"adapter/{name}"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, key, *rest = name.split("/")
             if kind == "adam":
                 moments.setdefault(int(key), {})[rest[0]] = tensor
-        optimizer.adam.load_state_dict({**optimizer.adam.state_dict(), "state": moments})
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         optimizer.steps = int(header["steps"])
         self.loss_sum = float(header["loss_sum"])
 
     def _pack(self) -> bytes:
         optimizer = self._optimizer
-        tensors = {f"adapter/{name}": p.detach() for name, p in optimizer.parameters.items()}
-        for key, state in optimizer.adam.state_dict()["state"].items():
+        tensors = {f"adapter/{name}": p.detach() for name, p in optimizer.sampler.parameters.items()}
+        for key, state in optimizer.state_dict()["state"].items():
             tensors.update({f"adam/{key}/{kind}": tensor for kind, tensor in state.items()})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {

@@ -7,13 +7,15 @@ One step, for rows drawn independently with probability q (Abadi et al. 2016, al
     Adam takes g
 
 An empty draw is a step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N,
-because the drawn size is private. The rows' gradients come from `row_gradients`, as one matrix [rows, size].
+because the drawn size is private.
+
+Opacus is the engine: one of its gradient samplers fills ``grad_sample`` (`grad_samplers`), and its `DPOptimizer`
+takes the step (`private_adam`). The losses, the draws and the noise are ours (`randomness`).
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +25,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from gradtf_fl.config import Sampler
 from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
+from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
 from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
+from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
-from gradtf_fl.training.row_gradients import RowGradients, full_precision
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -37,17 +41,13 @@ __all__ = [
     "DpCheckpoint",
     "DpOutcome",
     "NothingTrained",
-    "PrivateAdam",
     "RowLosses",
-    "check_trainable",
     "noisy_step",
     "train_dp",
 ]
 
 PHYSICAL_BATCH = 512
 """Rows per forward pass; larger draws are split, clipped part by part and released as one step."""
-NORM_FLOOR = 1e-6
-"""Added to a row's norm before the division, as in Opacus: no division by zero, and slack for rounding."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps to do). Never with a loss or a batch size: neither is covered by epsilon."""
@@ -72,12 +72,6 @@ class DpOutcome:
     resumed_at: int = 0
 
 
-def check_trainable(model: nn.Module) -> None:
-    """ConfigError where `train_dp` could not train ``model``'s adapter, told before a round or a charge, without rows:
-    row gradients are known of plain LoRA on linear layers."""
-    RowGradients(model, adapter_parameters(model))
-
-
 def train_dp(
     model: nn.Module,
     rows: TokenRows,
@@ -91,6 +85,7 @@ def train_dp(
     progress: Progress | None = None,
     physical_batch: int = PHYSICAL_BATCH,
     checkpoint: DpCheckpoint | None = None,
+    sampler: Sampler = "lora",
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -115,10 +110,12 @@ def train_dp(
         physical_batch: most rows in one forward pass.
         checkpoint: where the run saves itself, and resumes from if it was interrupted; see `DpCheckpoint` for what
             is then charged.
+        sampler: who computes the rows' gradients, `grad_samplers`: ``lora`` or Opacus' own hooks.
 
     Raises:
         ConfigError: an argument, model or row that the privacy argument does not hold for, or a checkpoint of
-            another run. CorruptFile: a damaged checkpoint.
+            another run.
+        CorruptFile: a damaged checkpoint.
         NothingTrained: the first step did not move the adapter.
     """
     check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
@@ -128,12 +125,12 @@ def train_dp(
     forward = RowLosses(model, rows)
     with (
         _own_dropout(forward.device) as dropout,
-        private_optimizer(model, parameters, sigma, clip, q * len(rows), rate, draws) as optimizer,
+        private_optimizer(model, parameters, sigma, clip, q * len(rows), rate, draws, sampler) as optimizer,
     ):
-        probe(optimizer.row_gradients, model)
+        probe(optimizer.sampler, model)
         run = None
         if checkpoint is not None:
-            arguments = (sigma, clip, batch, steps, rate, seed, physical_batch)
+            arguments = (sigma, clip, batch, steps, rate, seed, physical_batch, sampler)
             run = checkpoint.open(model, rows, arguments, optimizer)
         resumed_at = optimizer.steps
         losses = run.loss_sum if run is not None else 0.0
@@ -180,77 +177,24 @@ class RowLosses:
         return row_mean_loss(self.model(input_ids=tokens, **options).logits, labels)
 
 
-class PrivateAdam:
-    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it.
-
-    Attributes:
-        steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
-    """
-
-    def __init__(
-        self,
-        row_gradients: RowGradients,
-        parameters: dict[str, nn.Parameter],
-        sigma: float,
-        clip: float,
-        expected_batch: float,
-        rate: float,
-        draws: Draws,
-    ) -> None:
-        self.row_gradients, self.parameters, self.draws = row_gradients, parameters, draws
-        self.sigma, self.clip, self.expected_batch = sigma, clip, expected_batch
-        self.steps = 0
-        values = list(parameters.values())
-        self.gradient = torch.zeros(row_gradients.size, device=values[0].device)
-        for p, part in zip(values, torch.split(self.gradient, [p.numel() for p in values]), strict=True):
-            p.grad = part.view(p.shape)
-        self.adam = torch.optim.Adam(values, lr=rate, fused=True)
-
-    def zero_grad(self) -> None:
-        """Begin a new sum."""
-        self.gradient.zero_()
-
-    def accumulate(self, losses: Tensor) -> None:
-        """Backward pass of a part of the batch: add its rows' clipped gradients to the sum."""
-        with full_precision(losses.device):
-            self.gradient += clipped_sum(self.row_gradients.of(losses), self.clip)
-
-    def step(self) -> None:
-        """Add the noise, divide by the expected batch and let Adam take it."""
-        if self.sigma > 0:
-            noise = self.draws.normals(self.steps, len(self.gradient), self.gradient.device)
-            self.gradient.add_(noise, alpha=self.sigma * self.clip)
-        self.gradient /= self.expected_batch
-        self.adam.step()
-        self.steps += 1
-
-
-def clipped_sum(gradients: Tensor, clip: float) -> Tensor:
-    """Sum [size] of the rows of ``gradients`` [rows, size], each scaled to an L2 norm of at most ``clip``."""
-    norms = torch.linalg.vector_norm(gradients, dim=1)
-    if not math.isfinite(float(norms.max())):  # a row whose gradient overflows must not turn the sum into NaN
-        gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
-        norms = torch.linalg.vector_norm(gradients, dim=1)
-    return clip_factors(norms, clip) @ gradients
-
-
-def clip_factors(norms: Tensor, clip: float) -> Tensor:
-    """min(1, C / norm) for each row [rows]."""
-    return (clip / (norms + NORM_FLOOR)).clamp(max=1.0)
-
-
 def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
     """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private.
 
+    A draw of several parts is Opacus' virtual batch: every step but the last is skipped and only adds to the sum.
     Transformers models fail at B = 0: an empty draw takes no forward pass, only the noise.
     """
     total = 0.0
-    optimizer.zero_grad()
-    for start in range(0, len(drawn), physical_batch):
-        losses = forward(drawn[start : start + physical_batch])
-        optimizer.accumulate(losses)
-        total += float(losses.detach().sum())
-    optimizer.step()
+    parts = torch.split(drawn, physical_batch)  # one part of no rows, where none were drawn
+    for number, part in enumerate(parts, 1):
+        optimizer.zero_grad()
+        if len(part):
+            losses = forward(part)
+            optimizer.sampler.backward(losses)
+            total += float(losses.detach().sum())
+        else:
+            optimizer.sampler.no_rows()
+        optimizer.signal_skip_step(number < len(parts))
+        optimizer.step()
     return total / max(1, len(drawn))
 
 
@@ -263,21 +207,21 @@ def private_optimizer(
     expected_batch: float,
     rate: float,
     draws: Draws,
+    sampler: Sampler = "lora",
 ) -> Iterator[PrivateAdam]:
-    """``model`` in train mode with row gradients; forward passes, gradients and mode are as before afterwards."""
+    """``model`` in train mode with a sampler; forward passes, gradients and mode are as before afterwards."""
     was_training = model.training
-    row_gradients = RowGradients(model, parameters)
-    model.train()  # from_pretrained gives eval mode: no dropout
-    try:
-        with row_gradients:
-            yield PrivateAdam(row_gradients, parameters, sigma, clip, expected_batch, rate, draws)
-    finally:
-        for p in parameters.values():
-            p.grad = None
-        model.train(was_training)
+    with SAMPLERS[sampler](model, parameters) as attached:
+        model.train()  # from_pretrained gives eval mode: no dropout
+        optimizer = PrivateAdam(attached, sigma, clip, expected_batch, rate, draws)
+        try:
+            yield optimizer
+        finally:
+            optimizer.detach()
+            model.train(was_training)
 
 
-def probe(row_gradients: RowGradients, model: nn.Module) -> None:
+def probe(sampler: GradSampler, model: nn.Module) -> None:
     """Two rows of made-up tokens, forth and back: every trainable matrix gets a gradient for each row.
 
     Catches, before private data is read, layers that no gradient reaches and layers that do not keep rows apart.
@@ -286,7 +230,7 @@ def probe(row_gradients: RowGradients, model: nn.Module) -> None:
     from gradtf_fl.tasks import TokenRows
 
     ids = torch.zeros(2, 3, dtype=torch.long)
-    row_gradients.of(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
+    sampler.backward(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.training.loss import IGNORED
+from gradtf_fl.training.row_gradients import trained_layers
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -72,6 +73,16 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if problems:
         raise ConfigError(problems)
     return parameters
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Whether `train_dp` could train ``model``'s adapter: told without rows, before a round or a charge.
+
+    Raises:
+        ConfigError: as `adapter_parameters` and `trained_layers` say; row gradients are known of plain LoRA on linear
+            layers.
+    """
+    trained_layers(model, adapter_parameters(model))
 
 
 class FirstStep:

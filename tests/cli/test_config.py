@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.simulation_setup import build_folders
 
 from gradtf_fl.config import (
     DataSection,
@@ -22,6 +23,7 @@ from gradtf_fl.config import (
     validate,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import house_rules_federation
 
 ROSTER = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -89,10 +91,21 @@ def test_every_problem_is_reported_with_file_and_key() -> None:
         {"seed": "7"},
         {"batch": 4096},
         {"bits": 23},
+        {"compute": {"sampler": "hooks"}},
     ],
 )
 def test_simulation_refuses(values: dict[str, Any]) -> None:
     assert len(problems(SimulationConfig, values)) == 1
+
+
+def test_a_simulations_compute_table_is_every_organizations(tmp_path: Path) -> None:
+    path = tmp_path / "simulation.toml"
+    path.write_text('organizations = 3\nrows = 64\n[compute]\nsampler = "opacus"\n')
+    config = load_toml(SimulationConfig, path)
+    folders = build_folders(config, house_rules_federation("same", 3, 64, 1, 0), tmp_path)
+    for folder in folders.organizations:
+        assert load_toml(OrganizationConfig, folder / "organization.toml").compute.sampler == "opacus"
+    assert OrganizationConfig.model_fields["compute"].default.sampler == "lora"
 
 
 def test_two_organizations_need_an_explicit_word() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import organization_of
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.config import DataSection
+from gradtf_fl.config import ComputeSection, DataSection, Sampler
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
@@ -35,6 +36,7 @@ from gradtf_fl.round_messages import (
     TrainingPlan,
 )
 from gradtf_fl.secagg import Identity
+from gradtf_fl.training.dp_sgd import train_dp
 from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
@@ -100,6 +102,22 @@ def test_no_text_of_an_exception_leaves(
     assert "Traceback" in log
     assert MARKER in caplog.text  # whoever runs the simulation sees it
     assert (bench.kit.folders[0] / "client.log").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("sampler", ["lora", "opacus"])
+def test_an_organization_trains_with_the_sampler_of_its_own_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, sampler: Sampler
+) -> None:
+    used = []
+
+    def spy(*rows: Any, **options: Any) -> Any:
+        used.append(options["sampler"])
+        return train_dp(*rows, **options)
+
+    monkeypatch.setattr(local_training, "train_dp", spy)
+    bench.kit.change(0, compute=ComputeSection(sampler=sampler))
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    assert used == [sampler]
 
 
 UNTRAINABLE = {

@@ -19,8 +19,9 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED, DpEvent
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import dp_sgd
-from gradtf_fl.training.dp_sgd import NothingTrained, PrivateAdam, RowLosses, noisy_step, private_optimizer, train_dp
+from gradtf_fl.training.dp_sgd import NothingTrained, RowLosses, noisy_step, private_optimizer, train_dp
 from gradtf_fl.training.loss import row_mean_loss
+from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
 
 from .conftest import adapter_model
@@ -95,7 +96,8 @@ def test_per_sample_gradients_equal_a_loop(ragged_rows: TokenRows, train_a: bool
     expected = looped_gradients(model, ragged_rows)
     assert any("lora_A" in name for name in expected) == train_a
     with private_optimizer(model, trainable(model), 0.0, 1.0, 8, 1e-2, Draws.make(0)) as optimizer:
-        matrix = optimizer.row_gradients.of(RowLosses(model, ragged_rows)(torch.arange(8)))
+        optimizer.sampler.backward(RowLosses(model, ragged_rows)(torch.arange(8)))
+        matrix = optimizer.row_gradients()
     wanted = torch.cat([expected[name].flatten(1) for name in trainable(model)], dim=1)
     torch.testing.assert_close(matrix, wanted, atol=1e-6, rtol=1e-4)
     assert all(expected[name].abs().max() > 1e-4 for name in expected)
@@ -309,4 +311,6 @@ def test_the_denominator_is_the_expected_batch(
 
     monkeypatch.setattr(dp_sgd, "noisy_step", spy)
     train_dp(model, rows, **QUIET)
-    assert (seen[0].expected_batch, seen[0].clip, seen[0].sigma, seen[0].steps) == (16, 0.5, 0.0, 3)
+    optimizer = seen[0]
+    assert (optimizer.expected_batch_size, optimizer.max_grad_norm) == (16, 0.5)
+    assert (optimizer.noise_multiplier, optimizer.steps) == (0.0, 3)

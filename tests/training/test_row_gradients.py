@@ -13,9 +13,11 @@ from torch import nn
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training.dp_sgd import RowLosses, clipped_sum, noisy_step, private_optimizer, train_dp
+from gradtf_fl.training.dp_sgd import RowLosses, noisy_step, private_optimizer, train_dp
+from gradtf_fl.training.grad_samplers import LoraGradSampler
+from gradtf_fl.training.private_adam import clipped_sum
 from gradtf_fl.training.randomness import Draws
-from gradtf_fl.training.row_gradients import RowGradients
+from gradtf_fl.training.row_gradients import trained_layers
 
 from .conftest import ALL_LINEAR, QV, base_model, lora_model, trainable
 
@@ -25,7 +27,14 @@ EVERY = torch.arange(12)
 def ours(model: nn.Module, rows: TokenRows, drawn: torch.Tensor = EVERY) -> torch.Tensor:
     """Row gradients [rows, size] as the trainer computes them."""
     with private_optimizer(model, trainable(model), 0.0, 1.0, 8, 1e-2, Draws.make(0)) as optimizer:
-        return optimizer.row_gradients.of(RowLosses(model, rows)(drawn))
+        optimizer.sampler.backward(RowLosses(model, rows)(drawn))
+        return optimizer.row_gradients()
+
+
+def matrix(sampler: LoraGradSampler, losses: torch.Tensor) -> torch.Tensor:
+    """Row gradients [rows, size] of the losses [rows]."""
+    sampler.backward(losses)
+    return torch.cat([p.grad_sample.flatten(1) for p in sampler.parameters.values()], dim=1)
 
 
 def opacus(model: nn.Module, rows: TokenRows) -> torch.Tensor:
@@ -71,7 +80,7 @@ def test_the_forward_pass_is_pefts(random_rows: TokenRows) -> None:
     model = lora_model(targets=ALL_LINEAR)
     with torch.no_grad():
         peft = model(input_ids=random_rows.input_ids).logits
-        with RowGradients(model, trainable(model)):
+        with LoraGradSampler(model, trainable(model)):
             lean = model(input_ids=random_rows.input_ids).logits
         again = model(input_ids=random_rows.input_ids).logits
     torch.testing.assert_close(lean, peft, atol=1e-5, rtol=0)
@@ -92,10 +101,10 @@ def test_by_hand() -> None:
     """Two rows of one token; loss = y_1 - y_2 in row 1 and y_2 in row 2, so g = (1, -1) and (0, 1)."""
     model, _ = toy()
     x = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
-    with RowGradients(model, trainable(model)) as row_gradients:
+    with LoraGradSampler(model, trainable(model)) as sampler:
         y = model(x)
         assert y.tolist() == [[[6, -2]], [[18, -6]]]
-        found = row_gradients.of(torch.stack([y[0, 0, 0] - y[0, 0, 1], y[1, 0, 1]]))
+        found = matrix(sampler, torch.stack([y[0, 0, 0] - y[0, 0, 1], y[1, 0, 1]]))
     # dA = 2 (g B) x: g B = 4 and -1; dB = 2 g (A x): A x = 1 and 3
     assert found.tolist() == [[8, 0, 2, -2], [-2, -2, 0, 6]]
 
@@ -103,9 +112,9 @@ def test_by_hand() -> None:
 def test_a_layer_that_is_used_twice_has_both_parts() -> None:
     model, layer = toy()
     x = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
-    with RowGradients(model, trainable(model)) as row_gradients:
-        found = row_gradients.of((layer(x) + layer(3 * x)).sum((1, 2)))
-        once = row_gradients.of(layer(x).sum((1, 2)))
+    with LoraGradSampler(model, trainable(model)) as sampler:
+        found = matrix(sampler, (layer(x) + layer(3 * x)).sum((1, 2)))
+        once = matrix(sampler, layer(x).sum((1, 2)))
     assert torch.equal(found, 4 * once)
 
 
@@ -175,7 +184,7 @@ def test_layers_that_do_not_keep_rows_apart_are_refused(random_rows: TokenRows, 
 def test_adapters_without_row_gradients_are_refused(options: dict[str, Any], message: str) -> None:
     model = lora_model(base_model(attention_bias=True), **options)
     with pytest.raises(ConfigError, match=message):
-        RowGradients(model, trainable(model))
+        trained_layers(model, trainable(model))
 
 
 def test_more_than_one_way_through_a_layer_is_refused() -> None:
@@ -183,15 +192,15 @@ def test_more_than_one_way_through_a_layer_is_refused() -> None:
     model.add_adapter("other", LoraConfig(r=2, target_modules=list(QV)))
     model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ConfigError, match="exactly one adapter"):
-        RowGradients(model, trainable(model))
+        trained_layers(model, trainable(model))
     model = lora_model()
     wanted = trainable(model)
     model.merge_adapter()
     with pytest.raises(ConfigError, match="not merged"):
-        RowGradients(model, wanted)
+        trained_layers(model, wanted)
     plain = base_model()
     with pytest.raises(ConfigError, match="in no LoRA layer"):
-        RowGradients(plain, trainable(plain))
+        trained_layers(plain, trainable(plain))
 
 
 def test_batch_normalisation_is_refused(random_rows: TokenRows) -> None:
@@ -251,4 +260,4 @@ def test_other_peft_methods_are_refused() -> None:
         IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
     )
     with pytest.raises(ConfigError, match="in no LoRA layer"):
-        RowGradients(model, trainable(model))
+        trained_layers(model, trainable(model))

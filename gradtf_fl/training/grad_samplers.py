@@ -1,0 +1,110 @@
+"""Who computes each row's gradient: two samplers that are both Opacus' `GradSampleHooks`.
+
+Attached to a PEFT model, a sampler leaves in ``p.grad_sample`` [rows, *p.shape] the gradients of every row, for each
+trainable parameter p. There Opacus' `DPOptimizer` looks for them (`private_adam`).
+
+- ``lora`` (`LoraGradSampler`): our forward pass of a LoRA layer instead of hooks; nearly as fast as a plain step.
+- ``opacus`` (`OpacusGradSampler`): the stock hooks on PEFT's own forward pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from torch import Tensor, nn
+
+from gradtf_fl.config import Sampler
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.training.row_gradients import forward_of, full_precision, trained_layers
+
+_CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
+
+
+class GradSampler(GradSampleHooks):  # type: ignore[misc]
+    """Gradients of every row with respect to the trainable LoRA matrices of a PEFT model.
+
+    At the end of the ``with`` block the model is as it was.
+
+        with LoraGradSampler(model, parameters) as sampler:
+            sampler.backward(losses)                # p.grad_sample [rows, *p.shape] for each p of parameters
+
+    Attributes:
+        parameters: the model's trainable parameters by name.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Attach to ``model``.
+
+        Raises:
+            ConfigError: a trainable parameter whose row gradients are not known here, all of them named.
+        """
+        self.parameters: dict[str, Any] = dict(parameters)
+        self._layers = trained_layers(model, parameters)
+        super().__init__(model, loss_reduction="sum")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+    def backward(self, losses: Tensor) -> None:
+        """The backward pass of ``losses`` [rows], which depend on a row each.
+
+        Raises:
+            ConfigError: no gradient reaches a trainable matrix, or a layer has not seen one sequence for each row.
+        """
+        for p in self.parameters.values():
+            p.grad_sample = None
+        if not losses.requires_grad:
+            raise ConfigError(f"no gradient reaches the adapter; {_CHECKPOINTING_HINT}")
+        with full_precision(losses.device):
+            torch.autograd.backward(losses.sum())
+        missing = [name for name, p in self.parameters.items() if p.grad_sample is None]
+        if missing:
+            raise ConfigError(f"no gradient reaches {len(missing)} matrices, e.g. {missing[0]}; {_CHECKPOINTING_HINT}")
+        odd = [name for name, p in self.parameters.items() if len(p.grad_sample) != len(losses)]
+        if odd:
+            raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows")
+
+    def no_rows(self) -> None:
+        """What a backward pass over an empty draw would leave: gradients of 0 rows."""
+        for p in self.parameters.values():
+            p.grad_sample = p.new_zeros(0, *p.shape)
+
+
+class LoraGradSampler(GradSampler):
+    """The LoRA layers' forward pass is ours (`row_gradients`); no hook is called."""
+
+    def add_hooks(self, **_: object) -> None:
+        """Put our forward pass in front of the class's own."""
+        for layer in self._layers:
+            layer.forward = forward_of(layer)
+
+    def remove_hooks(self) -> None:
+        """The class's own forward pass shows again."""
+        for layer in self._layers:
+            del layer.forward
+
+
+class OpacusGradSampler(GradSampler):
+    """Opacus' own hooks, forward and backward, on both matrices of every LoRA layer."""
+
+    def backward(self, losses: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the base is frozen
+            super().backward(losses)
+
+    def remove_hooks(self) -> None:
+        """Also what Opacus leaves on the modules; a forward pass without a backward leaves activations there."""
+        super().remove_hooks()
+        for module in self._module.modules():
+            for left in ("activations", "max_batch_len"):
+                vars(module).pop(left, None)
+
+
+SAMPLERS: dict[Sampler, type[GradSampler]] = {"lora": LoraGradSampler, "opacus": OpacusGradSampler}

@@ -1,0 +1,124 @@
+"""Opacus' `DPOptimizer` around Adam: clipping in one piece, and noise from our own keystream.
+
+Opacus runs the step and decides when it is taken; its three extension points are ours:
+
+    clip_and_accumulate     norms and clipped sum of all parameters together, one matrix [rows, size]
+    add_noise               the noise of this step's number, from `Draws` (AES-256-CTR)
+    scale_grad              division by the expected batch
+
+One product instead of a loop over parameters: in a small model's step the loop would show (`gradtf bench dp`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+from gradtf_fl.training.grad_samplers import GradSampler
+from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_gradients import full_precision
+
+NORM_FLOOR = 1e-6
+"""Added to a row's norm before the division, as in Opacus: no division by zero, and slack for rounding."""
+
+
+class PrivateAdam(DPOptimizer):  # type: ignore[misc]
+    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it.
+
+    Attributes:
+        sampler: fills the parameters' ``grad_sample``.
+        steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
+        gradient: what Adam was last given [size].
+    """
+
+    def __init__(
+        self,
+        sampler: GradSampler,
+        sigma: float,
+        clip: float,
+        expected_batch: float,
+        rate: float,
+        draws: Draws,
+    ) -> None:
+        values = list(sampler.parameters.values())
+        super().__init__(
+            torch.optim.Adam(values, lr=rate, fused=True),
+            noise_multiplier=sigma,
+            max_grad_norm=clip,
+            expected_batch_size=expected_batch,
+        )
+        self.sampler, self.draws, self.steps = sampler, draws, 0
+        self._sum: Tensor | None = None  # of clipped rows; taken by the step that adds noise to it
+        self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
+        parts = torch.split(self.gradient, [p.numel() for p in values])
+        self._parts = [part.view(p.shape) for p, part in zip(values, parts, strict=True)]
+
+    def row_gradients(self) -> Tensor:
+        """The parameters' ``grad_sample`` as one matrix [rows, size], float32.
+
+        Raises:
+            ValueError: from Opacus, where no backward pass has filled them since the last step.
+        """
+        return torch.cat([sample.flatten(1) for sample in self.grad_samples], dim=1).float()
+
+    def clip_and_accumulate(self) -> None:
+        """Add the rows' clipped gradients to this step's sum; the rows are then used up."""
+        with full_precision(self.gradient.device):
+            clipped = clipped_sum(self.row_gradients(), self.max_grad_norm)
+        self._sum = clipped if self._sum is None else self._sum + clipped
+        for p in self.params:
+            p.grad_sample = None
+
+    def add_noise(self) -> None:
+        """The sum with this step's noise becomes the gradient; the sum is then used up."""
+        assert self._sum is not None, "clip_and_accumulate comes first"
+        if self.noise_multiplier > 0:
+            noise = self.draws.normals(self.steps, len(self.gradient), self.gradient.device)
+            torch.add(self._sum, noise, alpha=self.noise_multiplier * self.max_grad_norm, out=self.gradient)
+        else:
+            self.gradient.copy_(self._sum)
+        self._sum = None
+        for p, part in zip(self.params, self._parts, strict=True):
+            p.grad = part
+
+    def scale_grad(self) -> None:
+        """Divide by the EXPECTED batch: the drawn size is private."""
+        self.gradient /= self.expected_batch_size
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Begin anew, or the next part of the same draw after a skipped step."""
+        for p in self.params:
+            p.grad_sample = None
+        if not self._is_last_step_skipped:
+            self._sum = None
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """As Opacus has it: a step that was signalled to be skipped only adds to the sum."""
+        loss: float | None = super().step(closure)
+        if not self._is_last_step_skipped:
+            self.steps += 1
+        return loss
+
+    def detach(self) -> None:
+        """Leave the parameters as they were."""
+        for p in self.params:
+            p.grad = None
+            del p.summed_grad
+
+
+def clipped_sum(gradients: Tensor, clip: float) -> Tensor:
+    """Sum [size] of the rows of ``gradients`` [rows, size], each scaled to an L2 norm of at most ``clip``."""
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    if len(norms) and not math.isfinite(float(norms.max())):  # one overflowing row must not turn the sum into NaN
+        gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+    return clip_factors(norms, clip) @ gradients
+
+
+def clip_factors(norms: Tensor, clip: float) -> Tensor:
+    """min(1, C / norm) for each row [rows]."""
+    return (clip / (norms + NORM_FLOOR)).clamp(max=1.0)
