@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments.simulation_setup import build_folders
 
 from gradtf_fl.config import (
     DataSection,
@@ -23,6 +22,7 @@ from gradtf_fl.config import (
     validate,
 )
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.simulation.setup import build_folders
 from gradtf_fl.tasks import house_rules_federation
 
 ROSTER = ("a" * 64, "b" * 64, "c" * 64)

@@ -21,7 +21,8 @@ from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import organization_of
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.config import ComputeSection, DataSection, Sampler
+from gradtf_fl.config import DataSection, Sampler
+from gradtf_fl.config.organization import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
