@@ -1,6 +1,6 @@
 """JSON transcripts of whole rounds, for other implementations of the protocol to be checked against.
 
-``python -m secagg.transcript``, run in tests/, rewrites tests/vectors/secagg/*.json; do that only with a new protocol
+``python -m tests.secagg.transcript`` rewrites tests/vectors/secagg/*.json; do that only with a new protocol
 version. README.md there explains the fields. Every secret is in the files: seeds of the identities and of the rounds.
 """
 
