@@ -132,7 +132,7 @@ def load_organization(folder: Path) -> Organization:
     """
     config = read_config(folder)
     if not is_joined(config):
-        raise ConfigError(f"{folder}: {NOT_JOINED}; {how_to_join(folder)}")
+        raise ConfigError(f"{folder}: {NOT_JOINED}: {how_to_join(folder)}")
     return assemble(folder, config, Identity.load(folder / IDENTITY_KEY))
 
 

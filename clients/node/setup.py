@@ -95,7 +95,7 @@ def join_federation(folder: Path, invitation: Invitation) -> list[str]:
         "secagg": {"roster": list(invitation.roster), "provider_key": invitation.provider_key},
         "server": {"address": invitation.server, "ca": CA_CERTIFICATE},
     }
-    text = with_values(path.read_text(encoding="utf-8"), OrganizationConfig, pinned)
+    text = with_values(path.read_bytes().decode(), OrganizationConfig, pinned)
     validate(OrganizationConfig, tomllib.loads(text), lambda key: f"{path}: {key}")
     old = folder / INVITATION
     changed = differences(read_invitation(old), invitation) if old.exists() else []

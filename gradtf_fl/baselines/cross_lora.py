@@ -53,8 +53,8 @@ class CrossLora:
     >>> import numpy as np
     >>> from gradtf_fl import AdapterSpec, CrossLora, Pair
     >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
-    >>> update = np.full(pair.tiny.stack.initial.shape, 0.01, np.float32)
-    >>> CrossLora(pair.tiny, pair.llm).generate(update).shape == pair.llm.stack.initial.shape
+    >>> update = np.full(pair.tiny.initial.shape, 0.01, np.float32)
+    >>> CrossLora(pair.tiny, pair.llm).generate(update).shape == pair.llm.initial.shape
     True
     """
 

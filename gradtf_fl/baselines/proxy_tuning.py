@@ -22,7 +22,7 @@ class ProxyTuning:
     >>> import torch
     >>> from gradtf_fl import AdapterSpec, Case, Pair, ProxyTuning, Row, run_baseline
     >>> pair = Pair.load("embedded:tiny", "embedded:llm", AdapterSpec())
-    >>> case = Case(torch.zeros(2, *pair.tiny.stack.initial.shape), seed=0)  # two organizations that did not train
+    >>> case = Case(torch.zeros(2, *pair.tiny.initial.shape), seed=0)  # two organizations that did not train
     >>> outcome = run_baseline(ProxyTuning(), pair, case)
     >>> row = Row("[_][_][_]37?58=", "13")
     >>> [0 <= share <= 1 for share in outcome.score([[row], [row]]).exact_match]

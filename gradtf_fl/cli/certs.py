@@ -9,6 +9,7 @@ import click
 
 from gradtf_fl.cli.finding_table import failures, findings_document, print_findings
 from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.file_names import CA_CERTIFICATE
 
 FAILED = 5
 DAYS = click.IntRange(1, 36_500)
@@ -96,7 +97,7 @@ def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: b
     click.echo(f"{made.key_path}: its key, mode 0600")
     click.echo(f"SHA-256 {made.fingerprint}")
     files = f"--certificate {made.certificate_path} --key {made.key_path}"
-    click.echo(f"for gradtf server init: --ca {folder / 'ca.crt'} {files}")
+    click.echo(f"for gradtf server init: --ca {folder / CA_CERTIFICATE} {files}")
 
 
 @certs.command(

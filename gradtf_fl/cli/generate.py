@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import emit_json, json_option, naming_options
 
 
 @click.command(
@@ -40,7 +40,8 @@ def generate(
     """Turn a fine-tuned TinyLM adapter into an adapter for the LLM, without the data it was trained on."""
     from gradtf_fl.transformer import convert
 
-    made = convert(update, out, transformer=transformer, prompts=prompts, answer_tokens=answer_tokens)
+    with naming_options("update", "transformer", "prompts", "out"):
+        made = convert(update, out, transformer=transformer, prompts=prompts, answer_tokens=answer_tokens)
     if made.assumed_seed is not None:
         click.echo(
             f"gradtf: --update {update}: gradtf.json is missing; assuming that its training started from the shared "

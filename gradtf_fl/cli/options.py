@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -63,3 +66,14 @@ def configured(model: type[M], config_file: Path | None, given: Mapping[str, Any
 def chosen(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given (click passes None for the others)."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def naming_options(*arguments: str) -> Iterator[None]:
+    """Around a library call: problems that begin with the name of one of its ``arguments`` name the option instead."""
+    try:
+        yield
+    except ConfigError as error:
+        words = tuple(f"{argument} " for argument in arguments)
+        problems = [f"--{problem}" if problem.startswith(words) else problem for problem in error.problems]
+        raise type(error)(problems) from error

@@ -144,7 +144,12 @@ class ComputeSection(Section):
 
 
 class DropPoint(Section):
-    """Simulation only: the organization vanishes before it answers ``stage`` (of one or every round)."""
+    """Simulation only: the organization vanishes before it answers.
+
+    Attributes:
+        stage: the stage that it does not answer.
+        round: of this round only; without it, of every round.
+    """
 
     stage: Stage
     round: int | None = Field(default=None, ge=1)

@@ -6,9 +6,9 @@ the package installed at each node.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from gradtf_fl import __version__
 from gradtf_fl.adapters import model_folder
@@ -27,13 +27,15 @@ def write_app(folder: Path, plan: FederationPlan) -> Path:
     Raises:
         ConfigError: a local model folder of the plan is missing.
     """
+    import tomlkit
+
     for package in PACKAGES:
         for file in (SOURCE / package).rglob("*.py"):
             copy = folder / file.relative_to(SOURCE)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
     (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
-    (folder / "pyproject.toml").write_text(_project(absolute(plan)), encoding="utf-8")
+    (folder / "pyproject.toml").write_text(tomlkit.dumps(_project(absolute(plan))), encoding="utf-8")
     return folder
 
 
@@ -54,23 +56,27 @@ def absolute(plan: FederationPlan) -> FederationPlan:
     return plan.model_copy(update=update)
 
 
-def _project(plan: FederationPlan) -> str:
-    config = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plan.to_run_config().items())
-    return f"""[project]
-name = "gradtf-run"
-version = "{__version__}"
-description = "One federated run of gradtf-fl"
-license = {{ file = "LICENSE" }}
-dependencies = ["{REQUIREMENT}"]
-
-[tool.flwr.app]
-publisher = "gradtf"
-fab-format-version = 1
-flwr-version-target = "{TARGET}"
-
-[tool.flwr.app.components]
-serverapp = "strategies.server_app:app"
-clientapp = "clients.client_app:app"
-
-[tool.flwr.app.config]
-{config}"""
+def _project(plan: FederationPlan) -> dict[str, Any]:
+    return {
+        "project": {
+            "name": "gradtf-run",
+            "version": __version__,
+            "description": "One federated run of gradtf-fl",
+            "license": {"file": "LICENSE"},
+            "dependencies": [REQUIREMENT],
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "gradtf",
+                    "fab-format-version": 1,
+                    "flwr-version-target": TARGET,
+                    "components": {
+                        "serverapp": "strategies.server_app:app",
+                        "clientapp": "clients.client_app:app",
+                    },
+                    "config": plan.to_run_config(),
+                }
+            }
+        },
+    }

@@ -17,11 +17,12 @@ def superlink_command(port: int, *options: str) -> list[str]:
     return ["flower-superlink", *fixed, *options]
 
 
-def write_connection(home: Path, name: str, settings: Mapping[str, Any], options: str = "") -> None:
-    """``$FLWR_HOME/config.toml`` with one SuperLink connection. ``options``: further TOML lines."""
+def write_connection(home: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """``$FLWR_HOME/config.toml`` with one SuperLink connection."""
+    import tomlkit
+
     home.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    text = f'[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\n' + "\n".join(lines) + f"\n{options}\n"
+    text = tomlkit.dumps({"superlink": {"default": name, name: dict(settings)}})
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 

@@ -51,9 +51,14 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
         write_connection(
             home,
             "simulation",
-            {"address": f"127.0.0.1:{port}", "insecure": True},
-            f"options.num-supernodes = {plan.organizations}\n"
-            f"options.backend.client-resources.num-cpus = {CLIENT_CPUS}\n",
+            {
+                "address": f"127.0.0.1:{port}",
+                "insecure": True,
+                "options": {
+                    "num-supernodes": plan.organizations,
+                    "backend": {"client-resources": {"num-cpus": CLIENT_CPUS}},
+                },
+            },
         )
         command = superlink_command(port, "--insecure", "--simulation", "--isolation", "subprocess")
         with ChildProcess(command, env, log) as superlink:

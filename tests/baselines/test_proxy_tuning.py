@@ -16,6 +16,7 @@ from gradtf_fl.baselines.vocabulary import vocabulary_problems
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
+from tests.baselines.pair_recipes import with_tokenizer
 from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
@@ -62,7 +63,7 @@ class Renamed:
 def with_vocabulary(pair: Pair, change: dict[str, int], gone: str = "") -> Pair:
     vocabulary = {**pair.llm.tokenizer.get_vocab(), **change}
     vocabulary.pop(gone, None)
-    return replace(pair, tiny=replace(pair.tiny, tokenizer=Renamed(vocabulary)))
+    return replace(pair, tiny=with_tokenizer(pair.tiny, Renamed(vocabulary)))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
-from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE
+from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE, with_tokenizer
 from tests.benchmark_data import MODELS, needs_models
 
 Rows = tuple[tuple[Row, ...], ...]
@@ -129,7 +129,7 @@ def test_soft_labels_of_two_vocabularies_are_refused(pair: Pair, case: Case) -> 
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0}
 
-    other = replace(pair, tiny=replace(pair.tiny, tokenizer=Other()))
+    other = replace(pair, tiny=with_tokenizer(pair.tiny, Other()))
     with pytest.raises(ConfigError, match="soft labels needs one vocabulary"):
         run_baseline(replace(PUBLIC, labels="soft"), other, case)
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from clients.organization import load_organization
 from gradtf_fl.config import (
     DataSection,
     DropPoint,
     FederationPlan,
+    ModelsSection,
     OrganizationConfig,
     OrganizationSimulation,
     PrivacySection,
@@ -20,8 +26,12 @@ from gradtf_fl.config import (
     load_toml,
     to_toml,
     validate,
+    with_values,
 )
+from gradtf_fl.config.toml import descriptions
+from gradtf_fl.deployment import ListenSection
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.secagg import ClientPolicy, Identity
 from gradtf_fl.simulation.setup import build_folders
 from gradtf_fl.tasks import house_rules_federation
 
@@ -48,6 +58,72 @@ def test_organization_toml_comes_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "organization.toml"
     path.write_text(to_toml(organization()))
     assert load_toml(OrganizationConfig, path) == organization()
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(name=TEXT, path=TEXT, budget=st.floats(1e-9, 1000), n_min=st.integers(2, 3), seed=st.none() | st.integers(0, 9))
+def test_whatever_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, name: str, path: str, budget: float, n_min: int, seed: int | None
+) -> None:
+    config = organization(n_min=n_min, allow_two=True).model_copy(
+        update={
+            "models": ModelsSection(tiny=name, llm=name[::-1]),
+            "data": DataSection(train=Path(path)),
+            "privacy": PrivacySection(budget=budget),
+            "simulation": None if seed is None else OrganizationSimulation(seed=seed),
+        }
+    )
+    file = tmp_path_factory.getbasetemp() / "organization.toml"
+    file.write_bytes(to_toml(config).encode())
+    assert load_toml(OrganizationConfig, file) == config
+    moved = with_values(to_toml(config), OrganizationConfig, {"models": {"tiny": path, "llm": name}})
+    file.write_bytes(moved.encode())
+    again = load_toml(OrganizationConfig, file)
+    assert again == config.model_copy(update={"models": ModelsSection(tiny=path, llm=name)})
+
+
+@pytest.mark.parametrize("model", [OrganizationConfig, FederationPlan, ListenSection])
+def test_every_key_is_explained(model: type[BaseModel]) -> None:
+    models = [model]
+    for one in models:
+        assert set(descriptions(one)) == set(one.model_fields), one
+        assert all(text and "\n" not in text for text in descriptions(one).values())
+        for field in one.model_fields.values():
+            parts = field.annotation, *get_args(field.annotation)
+            models += [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def test_every_key_is_in_the_file_below_its_explanation() -> None:
+    values = organization()
+    lines = to_toml(values).splitlines()
+    for section in (values.models, values.data, values.privacy, values.secagg, values.worker, values.simulation):
+        about = descriptions(type(section))
+        for key, value in section:
+            shown = f"# {key} =" if value is None else f"{key} = "
+            (place,) = [number for number, line in enumerate(lines) if line.startswith(shown)]
+            assert lines[place - 1] == f"# {about[key]}"
+    assert "# t_min =" in lines
+
+
+def test_the_protocol_gets_every_limit_of_the_file(tmp_path: Path) -> None:
+    """`ClientPolicy` is made from ``[secagg]`` field by field: names and defaults are the same."""
+    defaults = organization().secagg
+    assert all(getattr(defaults, one.name) == one.default for one in fields(ClientPolicy))
+    limits = {
+        "n_min": 2,
+        "t_min": 3,
+        "max_bits": 24,
+        "max_clip": 2.0,
+        "max_weight": 0.5,
+        "allow_two": True,
+        "colluders": 0.2,
+        "min_noise": 1.5,
+    }
+    Identity.generate().save(tmp_path / "identity.key")
+    (tmp_path / "organization.toml").write_text(to_toml(organization(**limits)))
+    assert asdict(load_organization(tmp_path).policy) == limits
 
 
 @pytest.mark.parametrize(

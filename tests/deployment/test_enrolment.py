@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
     server = load_server(tmp_path / "server")
     assert (server.plan.rounds, server.plan.epsilon, server.plan.organizations) == (2, 4.0, 3)
     for folder in three:
-        with pytest.raises(ConfigError, match="provider_key"):
+        with pytest.raises(ConfigError, match="has not joined a federation yet: gradtf org join"):
             load_organization(folder)
         assert join_federation(folder, invitation) == []
         loaded = load_organization(folder)
@@ -195,3 +196,57 @@ def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, th
         serve(tmp_path, three[:2], "two")
     with pytest.raises(ConfigError, match="the same name"):
         serve(tmp_path, [*three, three[0]], "twice")
+
+
+OURS = """# Rows of the spring; talk to Ada before you change the budget
+name='org-1'   # not our full name
+privacy = {budget = 8.0, dataset = "spring"}   # one line is enough
+
+[secagg]
+  n_min = 3   # never fewer
+# asked for on the phone
+  provider_key = ""
+
+\t# who takes part:
+  roster = []
+[data]
+train = "../rows.jsonl"
+"""
+
+
+def test_comments_and_layout_survive_a_join(tmp_path: Path, three: list[Path]) -> None:
+    path = three[0] / "organization.toml"
+    path.write_bytes(OURS.replace("\n", "\r\n").encode())
+    first = serve(tmp_path, three)
+    join_federation(three[0], first)
+    joined = path.read_bytes()
+    config = load_organization(three[0]).config
+    assert config.secagg.roster == first.roster
+    assert config.server is not None
+    assert (config.server.address, config.privacy.dataset) == (first.server, "spring")
+    left = joined.decode().replace("\r\n", "\n").partition("\n# Where this")[0]
+    left = left.replace(f'provider_key = "{first.provider_key}"', 'provider_key = ""')
+    assert re.sub(r"roster = \[[^]]*\]", "roster = []", left).rstrip() == OURS.rstrip()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    join_federation(three[0], first)
+    assert path.read_bytes() == joined
+
+
+def test_a_generated_file_is_joined_in_place(tmp_path: Path, three: list[Path]) -> None:
+    path = three[0] / "organization.toml"
+    before = path.read_text().splitlines()
+    join_federation(three[0], serve(tmp_path, three))
+    after = path.read_text().splitlines()
+    lost = [line for line in before if line not in after]
+    assert lost == ["roster = []", 'provider_key = ""']
+
+
+def test_a_configuration_that_is_wrong_is_not_touched(tmp_path: Path, three: list[Path]) -> None:
+    invitation = serve(tmp_path, three)
+    path = three[0] / "organization.toml"
+    for wrong in ("secagg = 3\n", "[secagg]\nroster = 3\n", path.read_text().replace("n_min = 3", "n_min = 4")):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"organization\.toml: "):
+            join_federation(three[0], invitation)
+        assert path.read_text() == wrong
+        assert not (three[0] / "invitation.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradtf_fl.deployment import folders
-from gradtf_fl.deployment.folders import held
+from gradtf_fl.deployment.folders import held, new_folder
 from gradtf_fl.deployment.processes import environment
 from gradtf_fl.errors import ConfigError
 
@@ -60,3 +61,12 @@ def test_a_lock_of_a_running_process_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="another"), held(tmp_path / ".lock", "another"):
             pass
         assert time.monotonic() - began < 2.0
+
+
+def test_a_new_folder_is_closed_to_others_even_if_it_was_there(tmp_path: Path) -> None:
+    for folder in (tmp_path / "made", tmp_path / "there"):
+        if folder.name == "there":
+            folder.mkdir(mode=0o755)
+            folder.chmod(0o755)
+        new_folder(folder, "a thing")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gradtf_fl.files import PRIVATE, PUBLIC, place_new, replace_file, replace_link
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, PUBLIC, Exposure, exposure, place_new, read_private, replace_file, replace_link
 
 KILLED = """
 import os, signal, sys
@@ -69,3 +70,32 @@ def test_a_link_is_replaced_in_one_step(tmp_path: Path) -> None:
     replace_link(link, "two")
     assert os.readlink(link) == "two"
     assert list(tmp_path.iterdir()) == [link]
+
+
+def test_private_is_one_users_alone(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    place_new(path, b"secret", PRIVATE)
+    assert exposure(path, path.stat()) is None
+    assert read_private(path, "key") == b"secret"
+    for mode_, shown in ((0o640, "0640"), (0o604, "0604"), (0o620, "0620"), (0o601, "0601")):
+        path.chmod(mode_)
+        found = exposure(path, path.stat())
+        assert found == Exposure(f"mode {shown}: others can read it", f"chmod 600 {path}")
+        with pytest.raises(ConfigError, match=f"key: the key: mode {shown}: others can read it; chmod 600 "):
+            read_private(path, "key")
+    tmp_path.chmod(0o750)
+    found = exposure(tmp_path, tmp_path.stat())
+    assert found == Exposure("mode 0750: others can read it", f"chmod 700 {tmp_path}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
+def test_another_users_file_is_not_private(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    place_new(path, b"secret", PRIVATE)
+    os.chown(path, 54321, -1)
+    with pytest.raises(ConfigError, match="owned by user 54321, not by user 0, who runs gradtf; chown 0 "):
+        read_private(path, "key")
+    path.chmod(0o640)
+    found = exposure(path, path.stat())
+    assert found is not None
+    assert found.remedy == f"chown 0 {path} && chmod 600 {path}"

@@ -89,7 +89,7 @@ def test_who_agrees_on_half_is_overruled_only_by_a_sure_tinylm(
 ) -> None:
     """The same search, judged with and without an agreement that counts as enough."""
     rows = generator._answered(generator._tiny.initial + updates[1:])
-    tokens = encode_rows(rows, generator._llm_side.tokenizer)
+    tokens = encode_rows(rows, generator._llm.tokenizer)
     taken = [
         bool(refine(transformer, generator._llm, updates[1:], Answered(tokens, torch.tensor([sure])), recipe).taken)
         for sure in (0.5, 0.99)
@@ -102,7 +102,7 @@ def test_updates_are_refined_alike_alone_and_side_by_side(
     transformer: GradTransformer, generator: RefiningGenerator, updates: Tensor
 ) -> None:
     both = [generator._answered(generator._tiny.initial + updates[k : k + 1]) for k in range(2)]
-    tokens = encode_rows([row for rows in both for row in rows], generator._llm_side.tokenizer)
+    tokens = encode_rows([row for rows in both for row in rows], generator._llm.tokenizer)
     sure = torch.tensor([0.5, 0.5])
     side_by_side = refine(transformer, generator._llm, updates, Answered(tokens, sure), QUICK)
     assert side_by_side.taken.tolist() == [False, True]
@@ -112,7 +112,7 @@ def test_updates_are_refined_alike_alone_and_side_by_side(
 
 def test_certainty_is_the_mean_probability_of_the_answers(generator: RefiningGenerator, updates: Tensor) -> None:
     tiny, theta = generator._tiny, generator._tiny.initial + updates
-    rows = encode_rows(generator._answered(theta[1:])[:4], generator._tiny_side.tokenizer)
+    rows = encode_rows(generator._answered(theta[1:])[:4], generator._tiny.tokenizer)
     both = stack_rows([rows, rows])
     found = certainty(tiny, theta, both)
     tiny.set(theta[1:])
