@@ -1,14 +1,18 @@
 # make demo      set-up and one federation on this machine
 # make demo-deployment   the same as real processes: certificates, a server, three nodes, on loopback
-# make test      set-up and the tests (under 12 minutes on two cores)
+# make test-fast set-up and the tests that need no torch (under a minute on two cores)
+# make test      set-up, lint and all tests but the slow proofs (under 8 minutes on two quiet cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n $(or $(WORKERS),2) --dist loadfile
+NO_TORCH := tests/secagg tests/privacy tests/files tests/theory tests/cli $(wildcard tests/test_*.py)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-deployment test test-all lint clean
+.PHONY: demo demo-deployment test test-fast test-all lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -17,11 +21,16 @@ demo: $(VENV)/.run
 demo-deployment: $(VENV)/.run
 	BIN=$(BIN) experiments/demos/demo_deployment.sh
 
+test-fast: $(VENV)/.dev
+	$(PYTEST) $(SIDE_BY_SIDE) -p tests.no_torch -m "not slow and not long and not alone" $(NO_TORCH)
+
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not alone"
+	$(PYTEST) -m "alone and not slow"
 
 test-all: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not alone"
+	$(PYTEST) -m "alone or slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ def test_dir_lists_the_face_without_importing_anything_heavy() -> None:
     assert len(NAMES) >= 20
 
 
+@pytest.mark.alone
 def test_the_secure_sum_needs_no_torch_and_is_there_in_half_a_second() -> None:
     code = (
         "import sys, time; began = time.perf_counter(); import gradtf_fl; gradtf_fl.run_secure_sum; "

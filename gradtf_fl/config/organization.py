@@ -182,6 +182,7 @@ class OrganizationConfig(Section):
         secagg: see `SecAggSection`.
         server: see `ServerSection`; absent before ``gradtf org join``.
         worker: see `WorkerSection`.
+        compute: see `ComputeSection`.
         share_metrics: tell the server how each round's models score on the test rows; false keeps that here.
         simulation: see `OrganizationSimulation`.
     """

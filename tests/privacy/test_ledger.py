@@ -88,6 +88,7 @@ def test_using_more_than_reserved_is_recorded_and_raised(ledger: Ledger) -> None
     assert ledger.events() == (more,)
 
 
+@pytest.mark.long
 def test_a_crash_while_training_leaves_the_charge_counted(ledger: Ledger, key: Ed25519PrivateKey) -> None:
     code = (
         "import os\n" + PREPARE + "ledger.reserve('run', 1, 0, DpEvent(1.75, 1 / 16, 50))\nos._exit(9)  # in the middle"
@@ -151,6 +152,7 @@ def run_python(code: str, ledger: Ledger, key: Ed25519PrivateKey) -> subprocess.
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.long
 def test_two_processes_take_turns_and_share_one_budget(ledger: Ledger, key: Ed25519PrivateKey) -> None:
     code = (
         PREPARE

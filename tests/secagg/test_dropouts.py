@@ -70,6 +70,7 @@ def distinct(n: int, threshold: int) -> Iterator[Pattern]:
             yield pattern
 
 
+@pytest.mark.long
 def test_every_dropout_pattern_of_five() -> None:
     """6^5 = 7776 patterns, of which those that cannot differ run once."""
     patterns = list(distinct(5, threshold=4))
@@ -176,6 +177,7 @@ def random_drops(
     return drop
 
 
+@pytest.mark.long
 def test_random_dropouts_on_a_small_circle() -> None:
     """n = 12, k = 6, t = 5, Q = 6: so few that members are starved of neighbours and have to leave on their own."""
     rng, ends, left = random.Random(1), set(), set()
@@ -202,6 +204,7 @@ def branches(n: int, cases: int, seed: int) -> list[str]:
     return [check_regular(trunk.fork(), drop | early, start="mask") for drop in drops]
 
 
+@pytest.mark.long
 def test_random_dropouts_of_a_hundred() -> None:
     assert set(branches(100, cases=5, seed=6)) == {"sum", "mask", "consistency"}
 
@@ -223,6 +226,7 @@ def test_early_dropouts_on_regular_graphs(seed: int) -> None:
         check_regular(federation, random_drops(rng, range(100), 14))
 
 
+@pytest.mark.long
 def test_the_published_run_takes_dropouts_at_every_stage_of_a_regular_graph() -> None:
     drop = {"advertise": [0, 1], "share": [2, 3], "mask": [4, 5], "consistency": [6, 7], "unmask": [8, 9, 10]}
     vectors = [np.full(2, i / 200) for i in range(100)]

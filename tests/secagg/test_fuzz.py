@@ -86,6 +86,7 @@ def finish_honestly(found: list[Moment]) -> None:
         np.testing.assert_array_equal(result.mean, federation.expected(federation.members))
 
 
+@pytest.mark.long
 def test_fifty_thousand_mutants() -> None:
     tally = fuzz(50_000, seed=1)
     assert tally.tried.total() >= 50_000

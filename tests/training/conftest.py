@@ -1,14 +1,17 @@
-"""Tiny untrained causal LMs of two families, and rows of random tokens of different lengths."""
+"""Tiny untrained causal LMs of two families, random rows of different lengths, and House Rules rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from gradtf_fl.tasks import TokenRows
+from experiments.embedded.pretrain_pair import build_model
+from gradtf_fl.adapters import AdapterSpec, attach
+from gradtf_fl.tasks import TokenRows, house_rules
 
 VOCABULARY = 40
 QV = ("q_proj", "v_proj")
@@ -55,3 +58,38 @@ def random_rows() -> TokenRows:
     mask = (torch.arange(9) < lengths[:, None]).long()
     prompt = torch.arange(9) < (2 + torch.arange(12) % 2)[:, None]
     return TokenRows(ids * mask, mask, torch.where(prompt | (mask == 0), -100, ids))
+
+
+def adapter_model(seed: int = 0, train_a: bool = True) -> torch.nn.Module:
+    return attach(build_model("tiny", seed), AdapterSpec(train_a=train_a))
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    return adapter_model()
+
+
+@pytest.fixture(scope="session")
+def rows() -> TokenRows:
+    """128 rows of 11 tokens, loss on the last two."""
+    pairs = house_rules.code_pairs("private")[:128]
+    tokens = house_rules.encode(np.full(128, 7), pairs[:, 0], pairs[:, 1], np.zeros((128, 3), bool))
+    ids = torch.from_numpy(tokens)
+    labels = ids.clone()
+    labels[:, : house_rules.PROMPT_TOKENS] = -100
+    return TokenRows(ids, torch.ones_like(ids), labels)
+
+
+@pytest.fixture(scope="session")
+def ragged_rows(rows: TokenRows) -> TokenRows:
+    """The first eight rows, right-padded by 0..3 tokens, prompts and answers of different lengths."""
+    ids, mask, labels = (
+        rows.input_ids[:8].clone(),
+        rows.attention_mask[:8].clone(),
+        rows.input_ids[:8].clone(),
+    )
+    for i in range(8):
+        labels[i, : 5 + i % 4] = -100
+        end = 11 - i % 4
+        ids[i, end:], mask[i, end:], labels[i, end:] = 0, 0, -100
+    return TokenRows(ids, mask, labels)
