@@ -220,6 +220,8 @@ def test_comments_and_layout_survive_a_join(tmp_path: Path, three: list[Path]) -
     first = serve(tmp_path, three)
     join_federation(three[0], first)
     joined = path.read_bytes()
+    kept = [line for line in OURS.splitlines() if "roster" not in line and "provider_key" not in line]
+    assert all(f"{line}\r\n".encode() in joined for line in kept)
     config = load_organization(three[0]).config
     assert config.secagg.roster == first.roster
     assert config.server is not None
