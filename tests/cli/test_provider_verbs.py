@@ -56,7 +56,7 @@ def test_generate_names_every_missing_path_at_once(tmp_path: Path) -> None:
     (tmp_path / "something").write_text("")
     result = gradtf("generate", *arguments)
     assert result.exit_code == 2
-    assert [line.split()[1] for line in result.stderr.splitlines()] == ["update", "transformer", "out"]
+    assert [line.split()[1] for line in result.stderr.splitlines()] == ["--update", "--transformer", "--out"]
 
 
 @pytest.mark.parametrize("what", ["base", "rank", "unnamed"])
