@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradtf_fl.lazy_names import lazy_names
-
-__version__ = "0.1.0"
+from gradtf_fl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters import (

@@ -192,7 +192,7 @@ class ImportGraph:
                 yield Problem("own face", where, f"imports {one.name or 'it'} from {target}, the room that it is in")
             return
         if target == PUBLIC_FACE:
-            if one.name != "__version__" and (source != PROGRAMS or one.name not in self.faces[PUBLIC_FACE].homes):
+            if source != PROGRAMS or one.name not in self.faces[PUBLIC_FACE].homes:
                 yield Problem("up", where, f"imports {one.name or 'all'} from the public face")
             return
         if self._place(target) > self._place(source):

@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from gradtf_fl import __version__
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.version import __version__
 
 INTERRUPTED = 130
 LIBRARIES = ("opacus", "peft", "transformers", "torch")

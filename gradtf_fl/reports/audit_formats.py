@@ -8,12 +8,12 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradtf_fl import __version__
 from gradtf_fl.privacy import CLIENT_ASSUMPTIONS
 from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, RoundCost, finite, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
 from gradtf_fl.reports.audit_table import AuditTable
 from gradtf_fl.reports.audit_words import limit, noisers, number, printable, rounds_left, title
+from gradtf_fl.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

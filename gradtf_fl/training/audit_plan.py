@@ -9,9 +9,9 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradtf_fl import __version__
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import DpEvent, attainable_bound, epsilon_prv, noise_multiplier
+from gradtf_fl.version import __version__
 
 SCORES = {
     "steps": "gradient canaries: log likelihood ratio of drawn against not drawn, over every noisy gradient",

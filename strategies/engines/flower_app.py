@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl import __version__
 from gradtf_fl.adapters import model_folder
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.flower_versions import REQUIREMENT, TARGET
+from gradtf_fl.version import __version__
 
 PACKAGES = ("strategies", "clients")
 SOURCE = Path(__file__).resolve().parents[2]
