@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -44,7 +45,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         rate: float,
         draws: Draws,
     ) -> None:
-        values = list(sampler.parameters.values())
+        self._parameters = values = list(sampler.parameters.values())
         super().__init__(
             torch.optim.Adam(values, lr=rate, fused=True),
             noise_multiplier=sigma,
@@ -56,6 +57,11 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
         parts = torch.split(self.gradient, [p.numel() for p in values])
         self._parts = [part.view(p.shape) for p, part in zip(values, parts, strict=True)]
+
+    @property
+    def params(self) -> list[Any]:
+        """The adapter's parameters. Opacus gathers them anew at every use: 5 microseconds each time."""
+        return self._parameters
 
     def row_gradients(self) -> Tensor:
         """The parameters' ``grad_sample`` as one matrix [rows, size], float32.
@@ -90,11 +96,9 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         self.gradient /= self.expected_batch_size
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Begin anew, or the next part of the same draw after a skipped step."""
+        """Forget row gradients. The sum needs no clearing: the step that adds noise to it takes it."""
         for p in self.params:
             p.grad_sample = None
-        if not self._is_last_step_skipped:
-            self._sum = None
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """As Opacus has it: a step that was signalled to be skipped only adds to the sum."""
