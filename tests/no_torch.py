@@ -51,3 +51,4 @@ def pytest_configure(config: pytest.Config) -> None:
     finder = NoTorch()
     sys.meta_path.insert(0, finder)
     config.pluginmanager.register(finder, "no-torch")
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnhandledThreadExceptionWarning")
