@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n $(or $(WORKERS),2) --dist loadfile
+SIDE_BY_SIDE := -n $(or $(WORKERS),2) --dist loadfile --durations 15
 NO_TORCH := tests/secagg tests/privacy tests/files tests/theory tests/cli $(wildcard tests/test_*.py)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -74,24 +75,28 @@ def command(name: str) -> list[str]:
     return shlex.split(lines[0].split(" [")[0])
 
 
-def run(name: str) -> str:
-    python, *rest = command(name)
-    assert python == "python"
-    assert rest[-1] == f"experiments.examples.{name}"
-    done = subprocess.run([sys.executable, *rest], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("name", CHECKS)
-def test_an_example_shows_what_it_is_there_for(name: str) -> None:
-    CHECKS[name](run(name))
+def test_an_example_shows_what_it_is_there_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has torch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name])
+        runpy.run_module(f"experiments.examples.{name}", run_name="__main__")
+    CHECKS[name](capsys.readouterr().out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_a_long_example_shows_what_it_is_there_for(name: str) -> None:
-    SLOW[name](run(name))
+@pytest.mark.parametrize("name", [*CHECKS, *SLOW])
+def test_the_command_in_its_header_runs_it(name: str) -> None:
+    python, *rest = command(name)
+    assert python == "python"
+    done = subprocess.run([sys.executable, *rest], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (CHECKS | SLOW)[name](done.stdout)
+
+
+@pytest.mark.parametrize("name", [*CHECKS, *SLOW])
+def test_the_command_in_its_header_is_its_own(name: str) -> None:
+    assert command(name)[-1] == f"experiments.examples.{name}"
 
 
 def test_every_example_is_run_and_short() -> None:

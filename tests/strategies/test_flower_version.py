@@ -50,7 +50,7 @@ def test_another_minor_release_is_refused_by_name(installed: str) -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("side", ["clients", "strategies", "experiments"])
+@pytest.mark.parametrize("side", ["clients", "strategies", "experiments.bench"])
 def test_each_side_checks_before_it_imports_a_private_name(side: str, tmp_path: Path) -> None:
     """With another Flower the first thing that happens is our message, and no private module was loaded for it."""
     code = (
