@@ -87,7 +87,7 @@ def finish_honestly(found: list[Moment]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_thousands_of_mutants(count: int) -> None:
     tally = fuzz(count, seed=1)
     assert tally.tried.total() >= count

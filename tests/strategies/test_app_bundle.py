@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -30,8 +31,11 @@ print(strategies.__file__, gradtf_fl.__file__, gradtf_fl.adapters.model_hash("em
 
 
 @pytest.fixture(scope="module")
-def bundle() -> bytes:
-    return bytes(build_fab_from_disk(REPOSITORY))
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Of the checkout without what git ignores: Flower would look through all of a virtual environment."""
+    folder = tmp_path_factory.mktemp("bundle") / "checkout"
+    shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*cache*", "vectors"))
+    return bytes(build_fab_from_disk(folder))
 
 
 def names(bundle: bytes) -> set[str]:

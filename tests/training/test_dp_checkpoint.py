@@ -162,6 +162,7 @@ def train_under_fire(rows: TokenRows, folder: Path) -> None:
     (folder / "end.new").rename(folder / "end")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_changes_no_bit(random_rows: TokenRows, tmp_path: Path, kills: int) -> None:
     context = multiprocessing.get_context("forkserver")
