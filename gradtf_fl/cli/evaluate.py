@@ -1,6 +1,6 @@
 """``gradtf evaluate``: a model's score on a task, with or without an adapter, and PGR.
 
-House Rules and JSONL files are scored by exact match of the whole answer, without generating. Text tasks (the paper's
+House Rules and files of rows are scored by exact match of the whole answer, without generating. Text tasks (the paper's
 six data sets, own ones by TOML) are generated greedily and scored by their own metric.
 """
 
@@ -35,14 +35,14 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
     "--task",
     required=True,
     metavar="T",
-    help='A JSONL file of {"prompt", "answer"} lines; house-rules:RULE with three tag letters, e.g. afk; aqua_rat, '
-    "gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
+    help="A file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder; house-rules:RULE with three tag letters, "
+    "e.g. afk; aqua_rat, gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Text tasks: folder with train, validation, test .jsonl or .jsonl.gz.  [default: the hub or the TOML's files]",
+    help="Text tasks: folder with train, validation, test files of rows.  [default: the hub or the TOML's files]",
 )
 @click.option(
     "--split", type=click.Choice(["train", "validation", "test"]), help="Text tasks: rows to use.  [default: test]"
@@ -155,7 +155,7 @@ def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
 
 
 def _text_task(task: str) -> TextTask | None:
-    """The text task that ``--task`` names, None for House Rules and JSONL files."""
+    """The text task that ``--task`` names, None for House Rules and files of rows."""
     from gradtf_fl.tasks import PAPER_TASKS, load_own_task
 
     if task.endswith(".toml"):
@@ -175,9 +175,10 @@ def _rows(task: str, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import PAPER_TASKS, read_rows
 
     if not task.startswith("house-rules:"):
-        if not Path(task).is_file():
+        if not Path(task).exists():
             raise ConfigError(
-                f"--task {task}: no such file (house-rules:RULE, {', '.join(PAPER_TASKS)}, a JSONL or a TOML file)"
+                f"--task {task}: no such file "
+                f"(house-rules:RULE, {', '.join(PAPER_TASKS)}, a file of rows or a TOML file)"
             )
         return read_rows(task)[:limit]
 

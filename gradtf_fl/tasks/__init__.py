@@ -25,16 +25,9 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-    from gradtf_fl.tasks.rows import (
-        IGNORED,
-        Row,
-        TokenRows,
-        encode_rows,
-        exact_match,
-        read_prompts,
-        read_rows,
-        write_rows,
-    )
+    from gradtf_fl.tasks.reading import count_rows
+    from gradtf_fl.tasks.row_forms import read_prompts, read_rows
+    from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, write_rows
     from gradtf_fl.tasks.scoring import score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
@@ -61,6 +54,7 @@ __all__ = [
     "TokenRows",
     "code_pairs",
     "context_length",
+    "count_rows",
     "decode",
     "encode_rows",
     "exact_match",

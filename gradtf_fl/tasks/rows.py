@@ -1,19 +1,16 @@
-"""Rows of a task: prompt and answer as text, read from JSONL, encoded for a model, scored by exact match."""
+"""Rows of a task: prompt and answer as text, encoded for a model, scored by exact match. `row_forms` reads them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from gradtf_fl.errors import ConfigError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 IGNORED = -100  # label of a token without loss
 
 
@@ -60,60 +57,6 @@ class TokenRows:
         labels = self.labels[:, 1:]
         first = int((labels != IGNORED).any(0).nonzero()[0])
         return labels[:, first:]
-
-
-def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten).
-
-    >>> from pathlib import Path
-    >>> from tempfile import mkdtemp
-    >>> from gradtf_fl import read_rows
-    >>> path = Path(mkdtemp()) / "rows.jsonl"
-    >>> _ = path.write_text('{"prompt": "The capital of France is", "answer": " Paris"}')
-    >>> read_rows(path)
-    [Row(prompt='The capital of France is', answer=' Paris')]
-    """
-
-    def parse(document: Any) -> Row:
-        prompt, answer = document["prompt"], document["answer"]
-        if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
-            raise ValueError
-        return Row(prompt, answer)
-
-    return _read_lines(Path(path), "data", parse, 'an object with "prompt" and a non-empty "answer"')
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a JSONL file of objects with a "prompt"; ConfigError lists every bad line (up to ten)."""
-
-    def parse(document: Any) -> str:
-        prompt = document["prompt"]
-        if not isinstance(prompt, str) or not prompt:
-            raise ValueError
-        return prompt
-
-    return _read_lines(Path(path), "prompts", parse, 'an object with a non-empty "prompt"')
-
-
-def _read_lines(path: Path, what: str, parse: Callable[[Any], T], wanted: str) -> list[T]:
-    """One value for each line that isn't blank; ``parse`` raises where a document is not what is ``wanted``."""
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path}: can't be read ({error.__class__.__name__})") from error
-    values, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            values.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"{what} {path}, line {number}: not {wanted}")
-    if problems:
-        raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
-    if not values:
-        raise ConfigError(f"{what} {path}: no rows")
-    return values
 
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
