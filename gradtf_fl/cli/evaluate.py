@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
 
+HOUSE_RULES = "house-rules:"
 METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 
 
@@ -99,7 +100,7 @@ def evaluate(
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, work)}
+        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, task, work)}
         score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
     else:
         assert work is not None
@@ -174,7 +175,7 @@ def _loaded(task: TextTask, data: Path | None, split: Any, max_malformed: float 
 def _rows(task: str, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import PAPER_TASKS, read_rows
 
-    if not task.startswith("house-rules:"):
+    if not task.startswith(HOUSE_RULES):
         if not Path(task).exists():
             raise ConfigError(
                 f"--task {task}: no such file "
@@ -187,7 +188,7 @@ def _rows(task: str, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import HiddenTask, code_pairs, rule_named, tokens_to_rows
 
     try:
-        rule = rule_named(task.removeprefix("house-rules:"))
+        rule = rule_named(task.removeprefix(HOUSE_RULES))
     except ValueError as error:
         raise ConfigError(f"--task: {error}") from None
     count = min(limit or len(code_pairs("test")), len(code_pairs("test")))
@@ -205,11 +206,15 @@ def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     return adapted.attach(state), adapted.tokenizer
 
 
-def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:
-    from gradtf_fl.tasks import encode_rows, exact_match
+def _score(model_name: str, adapter: Adapter | None, task: str, rows: list[Row]) -> float:
+    from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
 
     model, tokenizer = _model(model_name, adapter)
-    return exact_match(model, encode_rows(rows, tokenizer))
+    if getattr(tokenizer, "chat_template", None) and not task.startswith(HOUSE_RULES):
+        rows = read_rows(task, tokenizer)[: len(rows)]
+    encoded = encode_rows(rows, tokenizer)
+    refuse_unscored(encoded, f"--task {task}")
+    return exact_match(model, encoded)
 
 
 def _generated(

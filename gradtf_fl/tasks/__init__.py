@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
     from gradtf_fl.tasks.reading import count_rows
     from gradtf_fl.tasks.row_forms import read_prompts, read_rows
-    from gradtf_fl.tasks.rows import IGNORED, Row, TokenRows, encode_rows, exact_match, write_rows
+    from gradtf_fl.tasks.rows import (
+        IGNORED,
+        MAX_TOKENS,
+        Row,
+        RowCounts,
+        TokenRows,
+        count_encoded,
+        encode_rows,
+        exact_match,
+        refuse_unscored,
+        write_rows,
+    )
     from gradtf_fl.tasks.scoring import score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
@@ -40,6 +51,7 @@ __all__ = [
     "DIRICHLET_ALPHA",
     "IGNORED",
     "MAX_MALFORMED",
+    "MAX_TOKENS",
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
     "Example",
@@ -48,12 +60,14 @@ __all__ = [
     "LoadedTask",
     "OrganizationData",
     "Row",
+    "RowCounts",
     "StopRule",
     "TaskRows",
     "TextTask",
     "TokenRows",
     "code_pairs",
     "context_length",
+    "count_encoded",
     "count_rows",
     "decode",
     "encode_rows",
@@ -69,6 +83,7 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "read_task_rows",
+    "refuse_unscored",
     "rule_named",
     "score_task",
     "split_public_private",
