@@ -176,7 +176,7 @@ def test_a_file_with_mark_carriage_returns_and_blank_lines_is_trained_on(bench: 
     train.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
     (event,) = read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events
-    assert event.q == bench.kit.plan.training.batch / 64
+    assert event.q == bench.kit.plan.batch / 64
 
 
 def test_a_roster_without_the_organization_is_a_matter_of_its_policy(bench: Bench) -> None:
