@@ -72,6 +72,14 @@ def test_what_is_written_reads_back_equal(rows: list[Row], name: str, form: str)
         assert count_rows(path) == len(rows)
 
 
+@pytest.mark.parametrize("name", sorted(FLAT_FORMATS))
+def test_line_ends_inside_a_text_end_no_row(name: str, tmp_path: Path) -> None:
+    rows = [Row(f"a{end}b", f"{end}c") for end in ("\r\n", *LINE_ENDS)]
+    FLAT_FORMATS[name](tmp_path / name, [as_form("prompt", row) for row in rows])
+    assert read_rows(tmp_path / name) == rows
+    assert count_rows(tmp_path / name) == len(rows)
+
+
 def turns(*contents: str) -> dict[str, Any]:
     roles = ["system"] * (len(contents) % 2) + ["user", "assistant"] * (len(contents) // 2)
     return {
