@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from clients.adapters.kept import follow, next_delivery, set_aside
 from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
-from clients.refusals import Refused
+from clients.refusals import Refused, keep_cause
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import EVALUATIONS, LLM_ADAPTER
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
@@ -110,21 +111,29 @@ def _fitted(llm: AdaptedModel, state: Mapping[str, Any]) -> Any:
 
 
 def _evaluate(organization: Organization, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any) -> Evaluation | None:
+    """How the round's models score; None where they can't be scored. That never stands before the next round."""
     if organization.test_path is None:
         return None
-    from clients.local_training import load_tiny, start_of
-    from gradtf_fl.tasks import encode_rows, exact_match, read_rows
-
     try:
-        rows = read_rows(organization.test_path)
-    except ConfigError as error:
-        raise Refused(Refusal.DATA, str(error)) from error
+        return _scores(organization, organization.test_path, delivery, llm, llm_tokenizer)
+    except Exception as error:  # whatever it is, it concerns nobody but us
+        keep_cause(error, f"round {delivery.round} is not scored", organization.folder)
+        return None
+
+
+def _scores(
+    organization: Organization, path: Path, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any
+) -> Evaluation:
+    from clients.local_training import load_tiny, start_of
+    from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
+
     tiny = load_tiny(organization, delivery.spec, delivery.initial_hash)
+    sides = [encode_rows(read_rows(path, tokenizer), tokenizer) for tokenizer in (tiny.tokenizer, llm_tokenizer)]
+    for rows in sides:
+        refuse_unscored(rows, f"data {path}")
     tiny_model = tiny.attach(start_of(tiny, delivery.update)[0])
     return Evaluation(
-        tiny_global=exact_match(tiny_model, encode_rows(rows, tiny.tokenizer)),
-        llm_generated=exact_match(llm, encode_rows(rows, llm_tokenizer)),
-        rows=len(rows),
+        tiny_global=exact_match(tiny_model, sides[0]), llm_generated=exact_match(llm, sides[1]), rows=len(sides[0])
     )
 
 

@@ -29,7 +29,7 @@ from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
-from gradtf_fl.tasks import encode_rows, read_rows
+from gradtf_fl.tasks import count_rows, encode_rows, read_rows, refuse_unscored
 from gradtf_fl.training import check_trainable, train_dp
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train_update(
 
     Raises:
         Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``.
-        BudgetExhausted: the charge does not fit; no row was parsed.
+        BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
     """
     tiny = load_tiny(organization, message.spec, message.initial_hash)
     start, start_hash = start_of(tiny, message.update)
@@ -70,7 +70,10 @@ def train_update(
         check_trainable(model)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
-    rows = count_rows(organization.train_path)
+    try:
+        rows = count_rows(organization.train_path)
+    except ConfigError as error:
+        raise Refused(Refusal.DATA, str(error)) from error
     if plan.batch > rows:
         raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")
     q = plan.batch / rows
@@ -95,9 +98,10 @@ def train_update(
     )
     try:
         claim()
-        data = encode_rows(read_rows(organization.train_path), tiny.tokenizer)
+        data = encode_rows(read_rows(organization.train_path, tiny.tokenizer), tiny.tokenizer)
         if len(data) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
+        refuse_unscored(data, f"data {organization.train_path}")
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)
         if isinstance(error, ConfigError):
@@ -158,18 +162,6 @@ def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor]
         raise Refused(Refusal.MODEL_HASH, f"the global update has {values.size} values, wanted {space.layout.size}")
     start = tiny.state_at(values.reshape(space.shape))
     return start, global_model_hash(space.model_sha256, space.initial_hash, update)
-
-
-def count_rows(path: Path) -> int:
-    """Rows of a JSONL file (non-blank lines); nothing is parsed. Refused when it cannot be read."""
-    try:
-        with path.open("rb") as lines:
-            rows = sum(1 for line in lines if line.strip())
-    except OSError as error:
-        raise Refused(Refusal.DATA, f"{path}: {error.strerror}") from error
-    if rows == 0:
-        raise Refused(Refusal.DATA, f"{path}: no rows")
-    return rows
 
 
 def clip_update(vector: NDArray[np.float32], clip: float) -> NDArray[np.float32]:

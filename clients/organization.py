@@ -36,12 +36,12 @@ class Organization:
 
     @property
     def train_path(self) -> Path:
-        """JSONL of private training rows."""
+        """File of private training rows."""
         return self.folder / self.config.data.train
 
     @property
     def test_path(self) -> Path | None:
-        """JSONL of private test rows, where there are any."""
+        """File of private test rows, where there are any."""
         return None if self.config.data.test is None else self.folder / self.config.data.test
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from gradtf_fl.deployment import MAX_LOG_BYTES
-from gradtf_fl.errors import BudgetExhausted
+from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import CLIENT_LOG
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedFields, Refusal
 
@@ -53,7 +53,7 @@ def answered(work: Callable[[], Fields], message_type: str, folder: Callable[[],
         raise
     except (Exception, SystemExit) as error:
         code = code_of(error)
-        _keep(error, code, message_type, _quietly(folder))
+        keep_cause(error, f"{message_type} refused ({code})", _quietly(folder))
         return {REFUSAL: str(code)}
 
 
@@ -93,11 +93,15 @@ def _quietly(folder: Callable[[], Path | None]) -> Path | None:
         return None
 
 
-def _keep(error: BaseException, code: Refusal, message_type: str, folder: Path | None) -> None:
-    """Append to the organization's log file (0600) and show the person at this machine's terminal."""
-    expected = isinstance(error, Refused | BudgetExhausted)
+def keep_cause(error: BaseException, what: str, folder: Path | None) -> None:
+    """Append to the organization's log file (0600) and show the person at this machine's terminal.
+
+    Args:
+        what: what came of the error, in words of ours.
+    """
+    expected = isinstance(error, Refused | BudgetExhausted | ConfigError)
     text = f"{error}" if expected else "".join(traceback.format_exception(error)).rstrip()
-    line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {message_type} refused ({code}): {text}\n"
+    line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {what}: {text}\n"
     place = folder.name if folder is not None else "unknown organization"
     logger.log(logging.WARNING if expected else logging.ERROR, "%s: %s", place, line.rstrip())
     if folder is None:

@@ -7,18 +7,19 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
 from gradtf_fl.config import OrganizationConfig
-from gradtf_fl.deployment import Finding, held, public_of
+from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import MAX_TOKENS, RowCounts, count_encoded, read_rows
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
@@ -123,19 +124,54 @@ def _models(organization: Organization) -> Iterator[Finding]:
 
 
 def _data(organization: Organization) -> Iterator[Finding]:
-    from gradtf_fl.tasks import read_rows
+    models, train, test = organization.config.models, organization.train_path, organization.test_path
+    yield from _rows("training rows", train, (models.tiny,), "fail", "correct the file or [data]")
+    if test is None:
+        yield Finding("ok", "test rows", "none: rounds are not scored here")
+        return
+    remedy = "rounds run, and are not scored here: correct the file or [data]"
+    yield from _rows("test rows", test, (models.tiny, models.llm), "warn", remedy)
 
-    for what, path in (("training rows", organization.train_path), ("test rows", organization.test_path)):
-        if path is None:
-            yield Finding("ok", what, "none: rounds are not scored here")
-            continue
-        try:
-            yield Finding("ok", what, f"{len(read_rows(path)):,} in {path}")
-            if exposed := exposure(path, path.stat()):
-                remedy = f"{exposed.remedy}, unless its folder is closed to others"
-                yield Finding("warn", what, f"{path}: {exposed.found}", remedy)
-        except ConfigError as error:
-            yield Finding("fail", what, error.problems[0], "correct the file or [data]")
+
+def _rows(what: str, path: Path, models: Sequence[str], level: Level, remedy: str) -> Iterator[Finding]:
+    """Findings of ``level`` about rows that can't be used. Each of ``models`` that is here encodes them."""
+    try:
+        counts = [_encoded(path, name) for name in models]
+        unscorable = [f"{one.unscorable:,} of {one.rows:,}" for one in counts if one.unscorable]
+        if unscorable:
+            text = f"{path}: {unscorable[0]} rows have no token that is scored: the tokenizer can't write their answers"
+            yield Finding(level, what, text, remedy)
+        else:
+            said = [f"{counts[0].rows:,} in {path}", *_told(counts[0])]
+            cut = f"a row has at most {MAX_TOKENS} tokens: shorten them" if counts[0].cut else ""
+            yield Finding("warn" if cut else "ok", what, ", ".join(said), cut)
+        if exposed := exposure(path, path.stat()):
+            yield Finding(
+                "warn", what, f"{path}: {exposed.found}", f"{exposed.remedy}, unless its folder is closed to others"
+            )
+    except ConfigError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        yield Finding(level, what, error.problems[0] + more, remedy)
+
+
+def _encoded(path: Path, model: str) -> RowCounts:
+    """What the model's tokenizer makes of the rows; without a model at hand they are only read."""
+    from gradtf_fl.adapters import load_tokenizer, model_folder
+
+    rows = read_rows(path)
+    try:
+        at_hand = Path(model_folder(model)).is_dir()
+    except ConfigError:  # told by `_models`
+        at_hand = False
+    if not at_hand:
+        return RowCounts(len(rows), 0, 0, 0, len(rows) - len(set(rows)))
+    tokenizer = load_tokenizer(model)
+    return count_encoded(read_rows(path, tokenizer), tokenizer)
+
+
+def _told(counts: RowCounts) -> list[str]:
+    found = {"cut": counts.cut, "with an empty prompt": counts.empty, "there twice": counts.duplicate}
+    return [f"{number:,} {what}" for what, number in found.items() if number]
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:

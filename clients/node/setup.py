@@ -47,7 +47,7 @@ def make_organization(
     problems = [
         f"--{what}: {path}: no such file"
         for what, path in (("data", data), ("test", test))
-        if path is not None and not path.is_file()
+        if path is not None and not path.exists()
     ]
     values = {
         "name": name,

@@ -48,22 +48,32 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     >>> model.training, tokenizer.padding_side
     (False, 'right')
     """
+    model = _pretrained("AutoModelForCausalLM", name, dtype="float32")
+    return model.eval(), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, as `load_model` gives it. ConfigError as there."""
+    tokenizer = _pretrained("AutoTokenizer", name)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    found: PreTrainedTokenizerBase = tokenizer
+    return found
+
+
+def _pretrained(kind: str, name: str, **options: str) -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = model_folder(name)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        return getattr(transformers, kind).from_pretrained(folder, **options)
     except Exception as error:  # the library raises many kinds: all mean that this model can't be loaded
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"model {name!r} can't be loaded: {cause}") from error
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
 
 
 def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

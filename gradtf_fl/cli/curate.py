@@ -61,8 +61,8 @@ class WorkersType(click.ParamType[int | str]):
 @click.option(
     "--tasks",
     metavar="NAME[,NAME...]",
-    help="Instead of House Rules: tasks beneath --data (a folder with train.jsonl, or a text file without its .txt), "
-    "or an own task's TOML file. Any two models.",
+    help="Instead of House Rules: tasks beneath --data (a folder with a train file of rows, or a text file without "
+    "its .txt), or an own task's TOML file. Any two models.",
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Tasks: where their files are.")
 @click.option(

@@ -1,6 +1,6 @@
 """``gradtf evaluate``: a model's score on a task, with or without an adapter, and PGR.
 
-House Rules and JSONL files are scored by exact match of the whole answer, without generating. Text tasks (the paper's
+House Rules and files of rows are scored by exact match of the whole answer, without generating. Text tasks (the paper's
 six data sets, own ones by TOML) are generated greedily and scored by their own metric.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
 
+HOUSE_RULES = "house-rules:"
 METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 
 
@@ -35,14 +36,14 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
     "--task",
     required=True,
     metavar="T",
-    help='A JSONL file of {"prompt", "answer"} lines; house-rules:RULE with three tag letters, e.g. afk; aqua_rat, '
-    "gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
+    help="A file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder; house-rules:RULE with three tag letters, "
+    "e.g. afk; aqua_rat, gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Text tasks: folder with train, validation, test .jsonl or .jsonl.gz.  [default: the hub or the TOML's files]",
+    help="Text tasks: folder with train, validation, test files of rows.  [default: the hub or the TOML's files]",
 )
 @click.option(
     "--split", type=click.Choice(["train", "validation", "test"]), help="Text tasks: rows to use.  [default: test]"
@@ -99,7 +100,7 @@ def evaluate(
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, work)}
+        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, task, work)}
         score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
     else:
         assert work is not None
@@ -155,7 +156,7 @@ def _adapter_for(name: str, adapter: Path | None) -> Adapter | None:
 
 
 def _text_task(task: str) -> TextTask | None:
-    """The text task that ``--task`` names, None for House Rules and JSONL files."""
+    """The text task that ``--task`` names, None for House Rules and files of rows."""
     from gradtf_fl.tasks import PAPER_TASKS, load_own_task
 
     if task.endswith(".toml"):
@@ -174,10 +175,11 @@ def _loaded(task: TextTask, data: Path | None, split: Any, max_malformed: float 
 def _rows(task: str, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import PAPER_TASKS, read_rows
 
-    if not task.startswith("house-rules:"):
-        if not Path(task).is_file():
+    if not task.startswith(HOUSE_RULES):
+        if not Path(task).exists():
             raise ConfigError(
-                f"--task {task}: no such file (house-rules:RULE, {', '.join(PAPER_TASKS)}, a JSONL or a TOML file)"
+                f"--task {task}: no such file "
+                f"(house-rules:RULE, {', '.join(PAPER_TASKS)}, a file of rows or a TOML file)"
             )
         return read_rows(task)[:limit]
 
@@ -186,7 +188,7 @@ def _rows(task: str, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import HiddenTask, code_pairs, rule_named, tokens_to_rows
 
     try:
-        rule = rule_named(task.removeprefix("house-rules:"))
+        rule = rule_named(task.removeprefix(HOUSE_RULES))
     except ValueError as error:
         raise ConfigError(f"--task: {error}") from None
     count = min(limit or len(code_pairs("test")), len(code_pairs("test")))
@@ -204,11 +206,15 @@ def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     return adapted.attach(state), adapted.tokenizer
 
 
-def _score(model_name: str, adapter: Adapter | None, rows: list[Row]) -> float:
-    from gradtf_fl.tasks import encode_rows, exact_match
+def _score(model_name: str, adapter: Adapter | None, task: str, rows: list[Row]) -> float:
+    from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
 
     model, tokenizer = _model(model_name, adapter)
-    return exact_match(model, encode_rows(rows, tokenizer))
+    if getattr(tokenizer, "chat_template", None) and not task.startswith(HOUSE_RULES):
+        rows = read_rows(task, tokenizer)[: len(rows)]
+    encoded = encode_rows(rows, tokenizer)
+    refuse_unscored(encoded, f"--task {task}")
+    return exact_match(model, encoded)
 
 
 def _generated(

@@ -30,7 +30,8 @@ from gradtf_fl.cli.options import emit_json, json_option, naming_options
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help='Refine on public prompts of the same task: JSONL of objects with a "prompt". The tuned TinyLM answers them.',
+    help="Refine on public prompts of the same task: a file of rows, or of prompts alone. The tuned TinyLM answers "
+    "them.",
 )
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer.")
 @json_option

@@ -25,9 +25,9 @@ MEANING = {
 
 
 @click.command(epilog="Example: gradtf readiness --private my_rows.jsonl --public public_rows.jsonl")
-@click.option("--private", type=click.Path(path_type=Path), required=True, metavar="ROWS.jsonl", help="Your rows.")
+@click.option("--private", type=click.Path(path_type=Path), required=True, metavar="ROWS", help="Your rows.")
 @click.option(
-    "--public", type=click.Path(path_type=Path), required=True, metavar="ROWS.jsonl", help="The provider's public rows."
+    "--public", type=click.Path(path_type=Path), required=True, metavar="ROWS", help="The provider's public rows."
 )
 @click.option("--show-rows", is_flag=True, help="Also print the farthest of your rows, on a terminal only.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures here (JSON, mode 0600).")
@@ -36,8 +36,8 @@ MEANING = {
 def readiness(private: Path, public: Path, show_rows: bool, out: Path | None, seed: int, as_json: bool) -> None:
     """Compare your rows with the public ones, on this machine alone: near, some way off or far.
 
-    Both files hold lines of {"prompt": ..., "answer": ...}. No row is printed unless you ask for it. The figures are
-    computed from private rows without noise, so that no epsilon covers them: do not pass them on.
+    Each is a file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder. No row is printed unless you ask for it.
+    The figures are computed from private rows without noise, so that no epsilon covers them: do not pass them on.
     """
     _check_output(show_rows, out, as_json)
     rows, public_rows = _read(private, public)

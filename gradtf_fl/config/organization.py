@@ -42,7 +42,7 @@ class ModelsSection(Section):
 
 
 class DataSection(Section):
-    """``[data]``: JSONL of ``{"prompt": ..., "answer": ...}`` lines; paths relative to the folder.
+    """``[data]``: files of rows (JSONL, JSON, CSV, Parquet) or datasets folders; paths relative to the folder.
 
     Attributes:
         train: private rows that are trained on.

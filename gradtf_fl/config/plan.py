@@ -102,7 +102,7 @@ class FederationPlan(RoundSettings):
         colluders: share of the organizations that the graph of 100 and more must withstand as colluders.
         dropouts: the share that it must withstand as dropouts.
         join_s: how long the run waits for the organizations' nodes, in seconds.
-        prompts: JSONL file with public prompts of the organizations' task; the LLM update is then refined on what the
+        prompts: file with public prompts of the organizations' task; the LLM update is then refined on what the
             tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`).
         answer_tokens: length of such an answer, in tokens.
         out: folder of records, checkpoints and adapters.

@@ -20,7 +20,7 @@ from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TaskRows, longest_row, read_task_rows
+from gradtf_fl.tasks import Row, TaskRows, count_encoded, longest_row, read_task_rows
 from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters
 
 T = TypeVar("T")
@@ -123,11 +123,19 @@ class TaskCuration:
         return plain_shard(self, tiny, llm if kind == "pairs" else None, rows, groups, seed)
 
     def _not_fitting(self, model_name: str, loaded: tuple[Any, Any], found: dict[str, TaskRows]) -> list[str]:
-        """Tasks whose rows lose a part of their answer in the context of a model (with its tokenizer)."""
+        """Tasks whose rows a model can't be scored on, or lose a part of their answer in its context."""
         model, tokenizer = loaded
         room = longest_row(model) - 1
         problems = []
         for name, task in found.items():
+            lost = count_encoded(task.public[:CHECKED_ROWS], tokenizer).unscorable
+            if lost:
+                problems.append(
+                    f"task {name}: {lost} of {len(task.public[:CHECKED_ROWS])} rows have no token that {model_name} "
+                    "is scored on: its tokenizer can't write their answers, or their prompt is empty and their answer "
+                    "one token"
+                )
+                continue
             lengths = answer_lengths(task.public[:CHECKED_ROWS], tokenizer)
             if np.mean([length > room for length in lengths]) > MOST_CUT:
                 way = "smaller --window" if self.window else "--window, which reads it as plain text,"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         read_invitation,
         same_fingerprint,
     )
-    from gradtf_fl.deployment.findings import Finding
+    from gradtf_fl.deployment.findings import Finding, Level
     from gradtf_fl.deployment.folders import held, new_folder
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
@@ -52,6 +52,7 @@ __all__ = [
     "HealthServer",
     "Invitation",
     "JsonLog",
+    "Level",
     "ListenSection",
     "NodeStatus",
     "OrganizationView",

@@ -25,14 +25,18 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
+    from gradtf_fl.tasks.reading import count_rows
+    from gradtf_fl.tasks.row_forms import read_prompts, read_rows
     from gradtf_fl.tasks.rows import (
         IGNORED,
+        MAX_TOKENS,
         Row,
+        RowCounts,
         TokenRows,
+        count_encoded,
         encode_rows,
         exact_match,
-        read_prompts,
-        read_rows,
+        refuse_unscored,
         write_rows,
     )
     from gradtf_fl.tasks.scoring import score_task
@@ -47,6 +51,7 @@ __all__ = [
     "DIRICHLET_ALPHA",
     "IGNORED",
     "MAX_MALFORMED",
+    "MAX_TOKENS",
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
     "Example",
@@ -55,12 +60,15 @@ __all__ = [
     "LoadedTask",
     "OrganizationData",
     "Row",
+    "RowCounts",
     "StopRule",
     "TaskRows",
     "TextTask",
     "TokenRows",
     "code_pairs",
     "context_length",
+    "count_encoded",
+    "count_rows",
     "decode",
     "encode_rows",
     "exact_match",
@@ -75,6 +83,7 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "read_task_rows",
+    "refuse_unscored",
     "rule_named",
     "score_task",
     "split_public_private",

@@ -41,10 +41,11 @@ from pydantic import Field, field_validator
 from gradtf_fl.config import Section, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import first_line, has_first_line
+from gradtf_fl.tasks.reading import MalformedRow
 from gradtf_fl.tasks.rouge import scoreable
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import SPLITS, FileSource, HubSource
-from gradtf_fl.tasks.text_tasks import Example, MalformedRow, Metric, Source, TextTask, one_line, same_text
+from gradtf_fl.tasks.text_tasks import Example, Metric, Source, TextTask, one_line, same_text
 
 Piece = tuple[str, str | None]  # literal text, then the placeholder after it
 

@@ -22,10 +22,11 @@ from gradtf_fl.tasks.answers import (
     only_number,
     states_final_answer,
 )
+from gradtf_fl.tasks.reading import MalformedRow
 from gradtf_fl.tasks.rouge import scoreable
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import HubSource, Split
-from gradtf_fl.tasks.text_tasks import Example, MalformedRow, TextTask, one_line, same_text, text_field, text_list
+from gradtf_fl.tasks.text_tasks import Example, TextTask, one_line, same_text, text_field, text_list
 
 _OPTION = re.compile(r"\(?([A-E])\s*[).:]\s*(.*)", re.DOTALL)
 # A rationale's own last word on the matter ("Answer: E", "The answer is B.", "C"): the final answer line says it

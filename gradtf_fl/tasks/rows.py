@@ -1,20 +1,21 @@
-"""Rows of a task: prompt and answer as text, read from JSONL, encoded for a model, scored by exact match."""
+"""Rows of a task: prompt and answer as text, encoded for a model, scored by exact match. `row_forms` reads them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 IGNORED = -100  # label of a token without loss
+MAX_TOKENS = 512
+"""Of a row; a longer one is cut."""
 
 
 @dataclass(frozen=True)
@@ -62,58 +63,51 @@ class TokenRows:
         return labels[:, first:]
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a JSONL file with "prompt" and "answer" strings; ConfigError lists every bad line (up to ten).
+@dataclass(frozen=True)
+class RowCounts:
+    """What a tokenizer makes of rows.
 
-    >>> from pathlib import Path
-    >>> from tempfile import mkdtemp
-    >>> from gradtf_fl import read_rows
-    >>> path = Path(mkdtemp()) / "rows.jsonl"
-    >>> _ = path.write_text('{"prompt": "The capital of France is", "answer": " Paris"}')
-    >>> read_rows(path)
-    [Row(prompt='The capital of France is', answer=' Paris')]
+    Attributes:
+        rows: all of them.
+        cut: longer than the most tokens that a row may have.
+        empty: without a token in the prompt.
+        unscorable: without a token that is scored; such rows are refused.
+        duplicate: the same prompt and answer as an earlier row.
     """
 
-    def parse(document: Any) -> Row:
-        prompt, answer = document["prompt"], document["answer"]
-        if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
-            raise ValueError
-        return Row(prompt, answer)
-
-    return _read_lines(Path(path), "data", parse, 'an object with "prompt" and a non-empty "answer"')
+    rows: int
+    cut: int
+    empty: int
+    unscorable: int
+    duplicate: int
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a JSONL file of objects with a "prompt"; ConfigError lists every bad line (up to ten)."""
+def count_encoded(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS) -> RowCounts:
+    """How many rows are cut, empty, unscorable or there already, as `encode_rows` would have them."""
+    pairs = _token_ids(rows, tokenizer)
+    return RowCounts(
+        rows=len(rows),
+        cut=sum(len(prompt) + len(answer) > max_tokens for prompt, answer in pairs),
+        empty=sum(not prompt for prompt, _ in pairs),
+        unscorable=sum(not _is_scored(prompt, answer) for prompt, answer in pairs),
+        duplicate=len(rows) - len(set(rows)),
+    )
 
-    def parse(document: Any) -> str:
-        prompt = document["prompt"]
-        if not isinstance(prompt, str) or not prompt:
-            raise ValueError
-        return prompt
 
-    return _read_lines(Path(path), "prompts", parse, 'an object with a non-empty "prompt"')
+def refuse_unscored(rows: TokenRows, where: str) -> None:
+    """ConfigError, with their number and the first one, when rows have no token that is scored.
 
+    Training on them would learn nothing for its epsilon, and any model would score 1.0 on them.
 
-def _read_lines(path: Path, what: str, parse: Callable[[Any], T], wanted: str) -> list[T]:
-    """One value for each line that isn't blank; ``parse`` raises where a document is not what is ``wanted``."""
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path}: can't be read ({error.__class__.__name__})") from error
-    values, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            values.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"{what} {path}, line {number}: not {wanted}")
-    if problems:
-        raise ConfigError(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
-    if not values:
-        raise ConfigError(f"{what} {path}: no rows")
-    return values
+    Args:
+        where: begins the message: the file, or what else the rows are.
+    """
+    lost = (~(rows.labels[:, 1:] != IGNORED).any(1)).nonzero().flatten().tolist()
+    if lost:
+        raise ConfigError(
+            f"{where}: {len(lost)} of {len(rows)} rows have no token that is scored, for example row {lost[0] + 1}: "
+            "the tokenizer has no token for its answer, or its prompt is empty and its answer one token"
+        )
 
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
@@ -122,7 +116,7 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     Path(path).write_text(text, encoding="utf8")
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = 512) -> TokenRows:
+def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS) -> TokenRows:
     """Prompt and answer tokens of each row [N, T], right padding; loss on the answer only.
 
     Prompt and answer are tokenised apart, so that the border between them is exact. A row longer than
@@ -135,9 +129,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = 512) -> T
     """
     import torch
 
-    prompts = tokenizer([row.prompt for row in rows])["input_ids"]
-    answers = tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"]
-    pairs = [(p[-max(1, max_tokens - len(a)) :], a[: max_tokens - 1]) for p, a in zip(prompts, answers, strict=True)]
+    found = _token_ids(rows, tokenizer)
+    pairs = [(p[-max(1, max_tokens - len(a)) :], a[: max_tokens - 1]) for p, a in found]
     width = max(len(p) + len(a) for p, a in pairs)
     ids = torch.full((len(pairs), width), int(tokenizer.pad_token_id))
     mask = torch.zeros_like(ids)
@@ -150,12 +143,29 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = 512) -> T
     return TokenRows(ids, mask, labels)
 
 
+def _token_ids(rows: Sequence[Row], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each row's prompt and of its answer, all of them."""
+    prompts = tokenizer([row.prompt for row in rows])["input_ids"]
+    answers = tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"]
+    return list(zip(prompts, answers, strict=True))
+
+
+def _is_scored(prompt: Sequence[int], answer: Sequence[int]) -> bool:
+    """Whether a token of the answer has one before it, from which a model can predict it."""
+    return bool(answer) and len(prompt) + len(answer) > 1
+
+
 def exact_match(model: Any, rows: TokenRows, batch: int = 512) -> float:
     """Share of rows whose every answer token is the model's greedy choice, given the tokens before it.
 
     Equals exact match of greedy decoding: the first token that decoding gets wrong is wrong here too.
+
+    Raises:
+        ConfigError: see `refuse_unscored`.
     """
     import torch
+
+    refuse_unscored(rows, "rows to score")
 
     right = 0
     training = model.training

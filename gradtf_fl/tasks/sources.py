@@ -1,35 +1,18 @@
-"""Where a text task's raw rows come from: JSONL files, plain or gzipped, and the Hugging Face hub."""
+"""Where a text task's raw rows come from: files that `reading` reads, and the Hugging Face hub."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks.reading import RawRow, raw_rows
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-ENDINGS = (".jsonl", ".jsonl.gz")
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row as it was found.
-
-    Attributes:
-        place: where, for messages: ``data FILE, line 3`` or ``data openai/gsm8k test, row 3`` (both from 1).
-        document: what was read, not yet looked at.
-        problem: why nothing could be read; empty where ``document`` is good.
-    """
-
-    place: str
-    document: Any = None
-    problem: str = ""
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """One JSONL file for each split, plain or gzipped."""
+    """One file for each split."""
 
     files: tuple[tuple[Split, Path], ...]
 
@@ -75,18 +58,18 @@ class FileSource:
         path = dict(self.files).get(split)
         if path is None:
             raise ConfigError(f"no file is named for the {split} split, only for {_names(dict(self.files))}")
-        return read_jsonl(path)
+        return raw_rows(path)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder with train, validation and test files, each .jsonl or .jsonl.gz."""
+    """A folder with train, validation and test files, each with one of `ENDINGS`."""
 
     folder: Path
 
     def rows(self, split: Split) -> Iterator[RawRow]:
         """Rows of ``split``; a folder without test file gives its validation rows as ``test``."""
-        return read_jsonl(self.file(split))
+        return raw_rows(self.file(split))
 
     def file(self, split: Split) -> Path:
         """The file of ``split``; ConfigError when the folder has none, or has it twice."""
@@ -100,33 +83,8 @@ class FolderSource:
                 raise ConfigError(f"data {self.folder}: both {found[0].name} and {found[1].name} are there; keep one")
             if found:
                 return found[0]
-        raise ConfigError(f"data {self.folder}: holds neither {split}.jsonl nor {split}.jsonl.gz")
-
-
-def read_jsonl(path: Path) -> Iterator[RawRow]:
-    """Every line that is not blank, as a `RawRow`; a line that is not UTF-8 or not JSON carries its problem.
-
-    Raises:
-        ConfigError: the file is missing, or damaged as a whole (a gzip stream that breaks off).
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _parsed(f"data {path}, line {number}", line)
-    except FileNotFoundError:
-        raise ConfigError(f"data {path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"data {path}: can't be read to its end ({error})") from error
-
-
-def _parsed(place: str, line: bytes) -> RawRow:
-    try:
-        return RawRow(place, json.loads(line.decode("utf-8-sig")))
-    except UnicodeDecodeError:
-        return RawRow(place, problem="not UTF-8")
-    except (ValueError, RecursionError):
-        return RawRow(place, problem="not JSON")
+        wanted = f"{split}.jsonl nor {split}.jsonl.gz, .json, .csv or .parquet"
+        raise ConfigError(f"data {self.folder}: holds neither {wanted}")
 
 
 def _names(values: dict[Split, Any]) -> str:

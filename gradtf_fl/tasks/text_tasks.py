@@ -12,17 +12,13 @@ from typing import Any, Literal, Protocol
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import AnswerKind
+from gradtf_fl.tasks.reading import MOST_NAMED, MalformedRow, named
 from gradtf_fl.tasks.rows import Row
-from gradtf_fl.tasks.sources import FolderSource, RawRow, Split
+from gradtf_fl.tasks.sources import FolderSource, Split
 
 Metric = Literal["exact_match", "rouge1"]
 
 MAX_MALFORMED = 0.01  # share of rows that may be skipped
-NAMED = 10  # skipped rows that a message names
-
-
-class MalformedRow(ValueError):
-    """A raw row that a task can't use; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +110,16 @@ def load_task(
     problems: list[str] = []
     for raw in source.rows(split):
         try:
-            examples.append(task.convert(_fields(raw)))
+            examples.append(task.convert(raw.fields()))
         except MalformedRow as reason:
             problems.append(f"{raw.place}: {reason}")
     total = len(examples) + len(problems)
     if not total:
         raise ConfigError(f"task {task.name}: its {split} split has no rows")
     if not examples or len(problems) > max_malformed * total:
-        more = [f"... and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
         allowed = f"task {task.name}: {len(problems)} of {total} rows are malformed, at most {max_malformed:.2%} may be"
-        raise ConfigError([*problems[:NAMED], *more, allowed])
-    return LoadedTask(task, split, tuple(examples), len(problems), tuple(problems[:NAMED]))
+        raise ConfigError([*named(problems), allowed])
+    return LoadedTask(task, split, tuple(examples), len(problems), tuple(problems[:MOST_NAMED]))
 
 
 def text_field(document: Mapping[str, Any], name: str) -> str:
@@ -158,11 +153,3 @@ def same_text(text: str) -> str:
 def one_line(text: str) -> str:
     """``text`` with every run of blanks and newlines folded to one space."""
     return " ".join(text.split())
-
-
-def _fields(raw: RawRow) -> Mapping[str, Any]:
-    if raw.problem:
-        raise MalformedRow(raw.problem)
-    if not isinstance(raw.document, Mapping):
-        raise MalformedRow("not an object with fields")
-    return raw.document

@@ -20,10 +20,12 @@ from typing import Any
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.own_tasks import load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
+from gradtf_fl.tasks.reading import MalformedRow
+from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of, joined
 from gradtf_fl.tasks.rows import Row
-from gradtf_fl.tasks.sources import ENDINGS, FolderSource
+from gradtf_fl.tasks.sources import ENDINGS, FolderSource, Split
 from gradtf_fl.tasks.splits import split_public_private
-from gradtf_fl.tasks.text_tasks import Example, MalformedRow, TextTask, load_task, same_text, text_field, text_list
+from gradtf_fl.tasks.text_tasks import Example, LoadedTask, TextTask, load_task, same_text, text_field, text_list
 
 STORY_END = "<|endoftext|>"
 """Between the documents of a text file; a file without it is cut at blank lines."""
@@ -54,8 +56,8 @@ def read_task_rows(name: str, data: Path, window: int | None, seed: int) -> Task
     """Rows of task ``name``, a function of files and seed alone.
 
     Args:
-        name: a folder in ``data`` that holds train.jsonl(.gz), a text file there (``text/shakespeare`` for
-            text/shakespeare.txt or .txt.gz), or an own task's TOML file.
+        name: a folder in ``data`` that holds a train file in a format of `reading`, a text file there
+            (``text/shakespeare`` for text/shakespeare.txt or .txt.gz), or an own task's TOML file.
         window: characters of a window of plain text; None for prompts and answers.
         seed: of the split into public and private documents.
 
@@ -111,20 +113,38 @@ def _examples(name: str, data: Path, as_text: bool) -> tuple[list[Example], list
     folder = FolderSource(data / name)
     if not folder.folder.is_dir():
         raise ConfigError(f"task {name}: {data} holds neither a folder {name} nor {name}.txt or {name}.txt.gz")
-    task = _text_of(name) if as_text else _paper_task(name)
     with_test = any((data / name / f"{split}{end}").is_file() for split in ("test", "validation") for end in ENDINGS)
-    splits = [load_task(task, split, folder) for split in (("train", "test") if with_test else ("train",))]
+    asked: tuple[Split, ...] = ("train", "test") if with_test else ("train",)
+    splits = [_loaded(name, split, folder, as_text) for split in asked]
     found = [_one_a_group(loaded.examples) if as_text else list(loaded.examples) for loaded in splits]
     return found[0], found[1] if with_test else []
 
 
-def _paper_task(name: str) -> TextTask:
-    if name not in PAPER_TASKS:
+def _loaded(name: str, split: Split, folder: FolderSource, as_text: bool) -> LoadedTask:
+    """One split of a folder. Of own rows none may be malformed, as at an organization."""
+    if name in PAPER_TASKS:
+        return load_task(_text_of(name, TEXT_OF[name]) if as_text else PAPER_TASKS[name], split, folder)
+    first = next(iter(folder.rows(split)), None)
+    if first is not None and isinstance(first.document, Mapping) and form_of(first.document):
+        return load_task(_own_rows(name, as_text), split, folder, max_malformed=0)
+    if not as_text:
         raise ConfigError(
-            f"task {name}: not one of {', '.join(PAPER_TASKS)}; describe it in a TOML file, or read it as text "
-            "(--window N)"
+            f"task {name}: not one of {', '.join(PAPER_TASKS)}, and its rows have none of the forms "
+            f"{FORM_NAMES}; describe it in a TOML file, or read it as text (--window N)"
         )
-    return PAPER_TASKS[name]
+    return load_task(_text_of(name, (_field("text"),)), split, folder)
+
+
+def _own_rows(name: str, as_text: bool) -> TextTask:
+    """Rows in a form of `row_forms`. As text, a row is its prompt and its answer, a line each."""
+    reader = RowReader()
+
+    def convert(document: Mapping[str, Any]) -> Example:
+        row = reader(document)
+        whole = joined([row.prompt.removesuffix("\n"), row.answer]).removesuffix("\n")
+        return Example(Row("", whole) if as_text else row, (row.answer,), same_text(row.prompt or row.answer))
+
+    return replace(PAPER_TASKS["gsm8k"], name=name, convert=convert, source=None)
 
 
 def _rows(examples: Sequence[Example], window: int | None) -> tuple[Row, ...]:
@@ -142,7 +162,7 @@ def _one_a_group(examples: Sequence[Example]) -> list[Example]:
 def _read_text(path: Path) -> str:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf8")
+        return data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"data {path}: can't be read as UTF-8 text ({error})") from error
 
@@ -167,12 +187,11 @@ TEXT_OF: dict[str, tuple[Callable[[Mapping[str, Any]], str], ...]] = {
     "dialogsum": (_field("dialogue"), _field("summary")),
 }
 """What is text in a row of the paper's data sets, the first part being what rows of one group share. Other folders
-have a field "text"."""
+have rows in a form of `row_forms`, or a field "text"."""
 
 
-def _text_of(name: str) -> TextTask:
+def _text_of(name: str, parts: Sequence[Callable[[Mapping[str, Any]], str]]) -> TextTask:
     """The task ``name`` as plain text, without the instructions that its prompts begin with."""
-    parts = TEXT_OF.get(name, (_field("text"),))
 
     def convert(document: Mapping[str, Any]) -> Example:
         texts = [part(document) for part in parts]

@@ -126,7 +126,7 @@ def _check_paths(update: Path, transformer: str | Path, out: Path, prompts: str 
         problems.append(f"update {update}: no PEFT adapter in it (adapter_config.json is missing)")
     if transformer != "embedded" and not Path(transformer).is_file():
         problems.append(f"transformer {transformer}: no such file")
-    if prompts is not None and not Path(prompts).is_file():
+    if prompts is not None and not Path(prompts).exists():
         problems.append(f"prompts {prompts}: no such file")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"out {out}: exists and is not an empty folder")

@@ -26,7 +26,7 @@ STRANGER = 54321  # a user id that is nobody's
 def fresh(tmp_path: Path) -> Path:
     """An organization that has not joined."""
     rows = tmp_path / "rows.jsonl"
-    write_rows(rows, [Row("a", "b")])
+    write_rows(rows, [Row("[_][_][_]37?58=", "13")])
     rows.chmod(0o600)
     make_organization(tmp_path / "o1", "o1", rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
     return tmp_path / "o1"
@@ -150,6 +150,43 @@ def test_an_organization_that_has_not_joined_is_told_to_join(fresh: Path) -> Non
     assert "privacy.budget" in finding.found
     fresh.joinpath(NODE_KEY).chmod(0o644)
     assert str(fresh / NODE_KEY) in [finding.what for finding in failed(fresh)]
+
+
+def told_of_rows(folder: Path, what: str) -> Finding:
+    (finding,) = [finding for finding in check_organization(folder, offline=True) if finding.what == what]
+    return finding
+
+
+def test_rows_are_encoded_by_the_organizations_own_tokenizer(organization: Path) -> None:
+    rows = organization.parent / "rows.jsonl"
+    good = Row("[_][_][_]37?58=", "13")
+    write_rows(rows, [good, good, Row("", "13"), Row("1" * 600, "2")])
+    finding = told_of_rows(organization, "training rows")
+    assert (finding.level, finding.found) == ("warn", f"4 in {rows}, 1 cut, 1 with an empty prompt, 1 there twice")
+    assert "512 tokens" in finding.remedy
+    write_rows(rows, [good, Row("Which ward?", "Ward twelve"), Row("", "7")])
+    finding = told_of_rows(organization, "training rows")
+    assert finding.level == "fail"
+    assert "2 of 3 rows have no token that is scored" in finding.found
+
+
+def test_bad_test_rows_are_a_warning_and_no_failure(organization: Path) -> None:
+    """They stop no round: its models are not scored here."""
+    test = organization.parent / "test.jsonl"
+    path = organization / ORGANIZATION_CONFIG
+    path.write_text(path.read_text().replace("[data]\n", f'[data]\ntest = "{test}"\n'))
+    for text, said in (
+        (r'{"prompt": "[_]12?34=", "answer": "\ud83d"}', "line 1: holds half a character"),
+        ('{"prompt": "Where?", "answer": "Ward"}', "1 of 1 rows have no token that is scored"),
+        ("", "no rows"),
+    ):
+        test.write_text(text)
+        test.chmod(0o600)
+        finding = told_of_rows(organization, "test rows")
+        assert finding.level == "warn"
+        assert said in finding.found
+        assert "not scored here" in finding.remedy
+        assert failed(organization) == []
 
 
 def test_everything_that_is_not_ok_says_what_to_do() -> None:

@@ -159,6 +159,26 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
 
+@pytest.mark.parametrize("row", [{"prompt": "Which ward?", "answer": "Twelve"}, {"prompt": "", "answer": "7"}])
+def test_a_row_that_teaches_nothing_is_refused_and_not_charged(bench: Bench, row: dict[str, str]) -> None:
+    train = bench.kit.folders[0] / "train.jsonl"
+    train.write_text(train.read_text() + json.dumps(row) + "\n")
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "data"
+    assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
+    log = (bench.kit.folders[0] / "client.log").read_text()
+    assert "1 of 65 rows have no token that is scored, for example row 65" in log
+
+
+def test_a_file_with_mark_carriage_returns_and_blank_lines_is_trained_on(bench: Bench) -> None:
+    """A line of U+00A0 was counted and not read: every round was refused as "the training file changed"."""
+    train = bench.kit.folders[0] / "train.jsonl"
+    text = train.read_text().replace("\n", "\r\n") + "\u00a0\r\n\u2028\n"
+    train.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    (event,) = read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events
+    assert event.q == bench.kit.plan.batch / 64
+
+
 def test_a_roster_without_the_organization_is_a_matter_of_its_policy(bench: Bench) -> None:
     config = bench.kit.config(0)
     others = tuple(Identity.generate().public.hex() for _ in config.secagg.roster)
@@ -285,6 +305,27 @@ def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
 def test_an_adapter_of_another_model_is_refused(bench: Bench) -> None:
     bench.kit.change(0, models=bench.kit.config(0).models.model_copy(update={"llm": bench.kit.plan.tiny}))
     assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (r'{"prompt": "[_]12?34=", "answer": "\ud83d"}', "line 1: holds half a character"),
+        ('{"prompt": "Which ward?", "answer": "Twelve"}', "1 of 1 rows have no token that is scored"),
+        ("", "no rows"),
+    ],
+)
+def test_a_bad_test_row_never_stands_between_us_and_a_round(bench: Bench, text: str, said: str) -> None:
+    folder = bench.kit.folders[0]
+    (folder / "test.jsonl").write_text(text)
+    bench.kit.change(0, share_metrics=True)
+    reply = bench.ask(DELIVER_TYPE, delivery(bench).to_fields())
+    assert dict(reply.content[SECTION]) == {"status": "stored"}
+    assert (folder / "rounds" / "1" / "llm_adapter").is_dir()
+    assert not (folder / "evaluations.jsonl").exists()
+    log = (folder / "client.log").read_text()
+    assert "round 1 is not scored: data " in log
+    assert said in log
 
 
 def test_metrics_leave_only_when_shared(bench: Bench) -> None:

@@ -31,8 +31,8 @@ def org() -> None:
 @org.command(epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8")
 @FOLDER
 @click.option("--name", help="What the others call you (default: the folder's name).")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help='JSONL of {"prompt", "answer"} rows.')
-@click.option("--test", type=click.Path(path_type=Path), help="JSONL of rows to score each round's models on, at home.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="File of rows or datasets folder.")
+@click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
 @click.option("--tiny", default="embedded:tiny", show_default=True, help="TinyLM: folder or name.")
