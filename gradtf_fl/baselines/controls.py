@@ -72,7 +72,7 @@ class Controls:
         """Fit on the pairs of a tuple store (see `gradtf_fl.curation`): every set that has an LLM update."""
         from gradtf_fl.curation import TupleStore
 
-        shards = [shard for shard in TupleStore.open(folder).read_all() if "llm" in shard.tensors]
+        shards = [shard for shard in TupleStore.open(folder).shards() if "llm" in shard.tensors]
         if not shards:
             raise ConfigError(f"tuple store {folder}: no LLM updates to fit controls on")
         tiny = np.concatenate([shard.tensors["tiny"][-1].numpy() for shard in shards])

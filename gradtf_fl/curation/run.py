@@ -65,7 +65,7 @@ def curate(
     ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
     ... )
     >>> store = curate(trial, f"{mkdtemp()}/tuples")
-    >>> [store.read(name).tensors["tiny"].shape[1] for name in store.names]  # sets: pairs, plain, federations of 5
+    >>> [store.shard(name).tensors["tiny"].shape[1] for name in store.names]  # sets: pairs, plain, federations of 5
     [2, 2, 10]
 
     Args:
@@ -78,7 +78,7 @@ def curate(
     store = TupleStore.create(out, _header(curation))
     groups = dict(curation.plan())
     for name in store.names:
-        store.read(name)  # verifies it
+        store.shard(name)  # verifies it
     missing = [(number, name) for number, name in enumerate(groups) if name not in store.names]
     done = len(groups) - len(missing)
     for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers):

@@ -42,15 +42,15 @@ def whole(files: TextFiles, tmp_path_factory: pytest.TempPathFactory) -> TupleSt
 def same(first: TupleStore, second: TupleStore) -> bool:
     if first.names != second.names or first.header != second.header:
         return False
-    shards = [(first.read(name), second.read(name)) for name in first.names]
+    shards = [(first.shard(name), second.shard(name)) for name in first.names]
     return all(
-        a.about == b.about and all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors | b.tensors)
+        a.about == b.about and all(torch.equal(a.tensors[key], b.tensors[key]) for key in {*a.tensors, *b.tensors})
         for a, b in shards
     )
 
 
 def test_a_store_holds_each_mechanism_and_the_llms_tokens(files: TextFiles, whole: TupleStore) -> None:
-    shards = {shard.name: shard for shard in whole.read_all()}
+    shards = {shard.name: shard for shard in whole.shards()}
     assert list(shards) == ["pairs-0000", "pairs-0001", "plain-0000", "plain-0001", "sgld-0000", "dp-0000"]
     pairs = shards["pairs-0000"]
     spec = AdapterSpec()
@@ -219,7 +219,7 @@ def test_the_whole_way_from_text_to_an_adapter_for_another_tokenizer(
 
 
 def test_functional_batches_hold_the_rows_of_the_drawn_task(whole: TupleStore) -> None:
-    sampler = ShadowSampler(whole.read_all(), 1.0, 0.0)
+    sampler = ShadowSampler(whole.shards(), 1.0, 0.0)
     batch = sampler.batch(np.random.default_rng(0), 16, 2)
     numbers = batch.rows.input_ids >= 10  # the LLM's words come first, then numbers
     of_numbers = torch.tensor([task == (None, "numbers") for task in batch.tasks]).repeat_interleave(2)

@@ -40,7 +40,7 @@ def test_settings_that_no_machine_can_train_with_are_named_together(random_tuple
 
 
 def test_held_out_federations_are_of_every_kind_and_training_never_sees_them(random_tuples: Path) -> None:
-    shards = TupleStore.open(random_tuples).read_all()
+    shards = TupleStore.open(random_tuples).shards()
     held = hold_out(shards, 0.25, seed=0)
     kinds = [(number, len(shards[number].about["groups"][g]["parts"]) > 1) for number, g in held]
     assert {kind: kinds.count(kind) for kind in sorted(kinds)} == {  # a quarter of 12 singles, of 4 mixtures
@@ -69,7 +69,7 @@ def test_validation_scores_what_is_generated(
     stacks: dict[str, StackedAdapters],
 ) -> None:
     config, made = replace(CONFIG, objective=objective), objectives(ALONE)
-    validation = Validation.of(TupleStore.open(random_tuples).read_all(), config)
+    validation = Validation.of(TupleStore.open(random_tuples).shards(), config)
     rng, model, losses = np.random.default_rng([config.seed, 13]), made.model.eval(), []
     for _ in range(BATCHES):
         if objective == "mse":
