@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
     from gradtf_fl.adapters.kinds import PREFIX, find_targets, split_name
-    from gradtf_fl.adapters.models import ASSETS, EMBEDDED, kept_model, load_model, model_folder, model_hash
+    from gradtf_fl.adapters.models import (
+        ASSETS,
+        EMBEDDED,
+        kept_model,
+        load_encoder,
+        load_model,
+        model_folder,
+        model_hash,
+    )
     from gradtf_fl.adapters.packed import pack_adapter, unpack_adapter
     from gradtf_fl.adapters.proof import CONFIG, WEIGHTS, folder_problems, packed_header
     from gradtf_fl.adapters.spec import AdapterSpec
@@ -42,6 +50,7 @@ __all__ = [
     "initial_state",
     "kept_model",
     "load_adapter",
+    "load_encoder",
     "load_model",
     "model_folder",
     "model_hash",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.kept_models import kept_stack
 from gradtf_fl.curation.shadow import (
     EPSILONS,
     EXTRA_EPSILON,
@@ -28,7 +29,7 @@ from gradtf_fl.curation.shadow import (
 )
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, stack_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, stack_rows
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class CurationConfig:
         """Tensors of shard ``number`` of the plan, from the seed alone."""
         name, groups = self.plan()[number]
         seed = [self.seed, 7, number]
-        tiny = StackedAdapters.load(self.tiny, self.spec, device)
+        tiny = kept_stack(self.tiny, self.spec, device)
         rng = np.random.default_rng(seed)
         tokens = stack_rows([group_rows(rng, group, self.rows) for group in groups])
         rows = ShardRows(tokens, tokens)
         if name.startswith("dp"):
             return dp_shard(self, tiny, rows, groups, seed)
-        llm = StackedAdapters.load(self.llm, self.spec, device) if name.startswith("pairs") else None
+        llm = kept_stack(self.llm, self.spec, device) if name.startswith("pairs") else None
         return plain_shard(self, tiny, llm, rows, groups, seed)

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdaptedModel, AdapterSpec
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.kept_models import forget_models, kept_stack
 from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
@@ -75,7 +76,19 @@ def curate(
 
     Raises ConfigError when ``out`` holds a store with other settings, a model or rows can't be had, or Ray is missing.
     """
-    store = TupleStore.create(out, _header(curation))
+    try:
+        store = TupleStore.create(out, _header(curation, device))
+        if workers != 1:
+            forget_models()  # the workers load their own
+        return _fill(store, curation, progress, workers, device)
+    finally:
+        forget_models()
+
+
+def _fill(
+    store: TupleStore, curation: Curation, progress: CurationProgress | None, workers: Workers | None, device: str
+) -> TupleStore:
+    """Make the shards that are missing."""
     groups = dict(curation.plan())
     for name in store.names:
         store.shard(name)  # verifies it
@@ -92,10 +105,10 @@ def curate(
     return store
 
 
-def _header(curation: Curation) -> dict[str, Any]:
+def _header(curation: Curation, device: str) -> dict[str, Any]:
     spec = curation.spec
     header = curation.header() | {"spec": spec.to_json()}
     for role, name in (("tiny", curation.tiny), ("llm", curation.llm)):
-        space = AdaptedModel.load(name, spec).space
+        space = kept_stack(name, spec, device).adapted.space
         header[role] = {"name": name, "sha256": space.model_sha256, "layout": space.layout.to_json()}
     return header
