@@ -29,7 +29,7 @@ from gradtf_fl.curation.shadow import (
 )
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.training import DpRecipe, PlainRecipe, stack_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone, stack_rows
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CurationConfig:
         extra = [single_task(rule) for _ in range(self.extra_singles) for rule in public]
         return shards + packed("dp-extra", [draw_group(rng, task, 1, EXTRA_EPSILON) for task in extra], self.stack)
 
-    def make_shard(self, number: int, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed alone."""
         name, groups = self.plan()[number]
         seed = [self.seed, 7, number]
@@ -116,6 +116,6 @@ class CurationConfig:
         tokens = stack_rows([group_rows(rng, group, self.rows) for group in groups])
         rows = ShardRows(tokens, tokens)
         if name.startswith("dp"):
-            return dp_shard(self, tiny, rows, groups, seed)
+            return dp_shard(self, tiny, rows, groups, seed, progress)
         llm = kept_stack(self.llm, self.spec, device) if name.startswith("pairs") else None
-        return plain_shard(self, tiny, llm, rows, groups, seed)
+        return plain_shard(self, tiny, llm, rows, groups, seed, progress)

@@ -19,6 +19,7 @@ from gradtf_fl.curation.kept_models import forget_models, kept_stack
 from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
+from gradtf_fl.training import StepsDone
 
 CurationProgress = Callable[[str, int, int], None]
 
@@ -44,7 +45,7 @@ class Curation(Protocol):
     def plan(self) -> Sequence[tuple[str, Sequence[Group]]]:
         """All shards by name and the shadow federations in each, in order, from the seed alone."""
 
-    def make_shard(self, number: int, device: str) -> dict[str, Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, Tensor]:
         """Tensors of shard ``number`` of the plan, made on ``device``; see `store`."""
 
 
@@ -56,6 +57,8 @@ def curate(
     device: str = "cpu",
 ) -> TupleStore:
     """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
+
+    What a kill loses is the shards that were being made, one for each worker: `stack` shadow sets each.
 
     >>> from tempfile import mkdtemp
     >>> from gradtf_fl import CurationConfig, curate
@@ -70,6 +73,7 @@ def curate(
     [2, 2, 10]
 
     Args:
+        progress: called with what is being done (a shard and its optimizer step), shards done, and all.
         workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out
             the same in any of them.
         device: where models are fine-tuned, as torch has it.
@@ -94,7 +98,12 @@ def _fill(
         store.shard(name)  # verifies it
     missing = [(number, name) for number, name in enumerate(groups) if name not in store.names]
     done = len(groups) - len(missing)
-    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers):
+
+    def told(name: str, step: int, steps: int) -> None:
+        if progress is not None:
+            progress(f"{name}, step {step} of {steps}", done, len(groups))
+
+    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers, told):
         if progress is not None:
             progress(name, done, len(groups))
         store.add(name, tensors, {"groups": [group.about() for group in groups[name]]})

@@ -22,7 +22,7 @@ from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row, TaskRows, read_task_rows
-from gradtf_fl.training import DpRecipe, PlainRecipe
+from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone
 
 T = TypeVar("T")
 Mechanism = Literal["adamw", "sgld", "dp-sgd"]
@@ -106,7 +106,7 @@ class TaskCuration:
             shards += packed(kind, [members[i] for i in rng.permutation(len(members))], self.stack)
         return shards
 
-    def make_shard(self, number: int, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed and the files alone."""
         from gradtf_fl.curation.langevin import langevin_shard
 
@@ -118,11 +118,11 @@ class TaskCuration:
         tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
         rows = ShardRows(*(encode_causal(texts, encoder.tokenizer, encoder.max_tokens) for encoder in encoders))
         if kind == "dp":
-            return dp_shard(self, tiny, rows, groups, seed)
+            return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":
-            return langevin_shard(self, tiny, rows, groups, seed)
+            return langevin_shard(self, tiny, rows, groups, seed, progress)
         llm = kept_stack(self.llm, self.spec, device) if kind == "pairs" else None
-        return plain_shard(self, tiny, llm, rows, groups, seed)
+        return plain_shard(self, tiny, llm, rows, groups, seed, progress)
 
     def _not_fitting(self, model_name: str, encoder: Encoder, found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows lose a part of their answer in the context of a model."""

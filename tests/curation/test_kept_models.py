@@ -36,6 +36,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TextFiles:
     return write_files(tmp_path_factory.mktemp("text"))
 
 
+def quiet(done: int, steps: int) -> None:
+    pass
+
+
 def number_of(curation: Any, kind: str) -> int:
     return next(number for number, (name, _) in enumerate(curation.plan()) if name.startswith(kind))
 
@@ -52,14 +56,14 @@ def test_a_curation_loads_each_model_once(loads: list[str], files: TextFiles, tm
 @pytest.mark.parametrize("kind", ["plain", "sgld", "dp"])
 def test_only_pairs_load_the_llm(kind: str, loads: list[str], files: TextFiles) -> None:
     curation = files.curation()
-    curation.make_shard(number_of(curation, kind), "cpu")
+    curation.make_shard(number_of(curation, kind), quiet, "cpu")
     assert loads == [str(files.tiny)]
-    curation.make_shard(number_of(curation, "pairs"), "cpu")
+    curation.make_shard(number_of(curation, "pairs"), quiet, "cpu")
     assert loads == [str(files.tiny), str(files.llm)]
     if kind != "sgld":
         loads.clear()
         forget_models()
-        TRIAL.make_shard(number_of(TRIAL, kind), "cpu")
+        TRIAL.make_shard(number_of(TRIAL, kind), quiet, "cpu")
         assert loads == ["embedded:tiny"]
 
 
@@ -69,12 +73,12 @@ def test_a_shard_does_not_depend_on_those_that_its_models_made_before(loads: lis
         alone = []
         for number in numbers:
             forget_models()
-            alone.append(curation.make_shard(number, "cpu"))
+            alone.append(curation.make_shard(number, quiet, "cpu"))
         assert len(loads) > len(numbers)
         loads.clear()
         forget_models()
         for number in [*reversed(numbers), *numbers]:  # every one behind every kind, and twice
-            again = curation.make_shard(number, "cpu")
+            again = curation.make_shard(number, quiet, "cpu")
             assert again.keys() == alone[number].keys()
             for key, tensor in again.items():
                 assert torch.equal(tensor, alone[number][key]), (number, key)
