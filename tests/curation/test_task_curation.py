@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,29 @@ def test_curate_by_command_line(files: TextFiles, tmp_path: Path) -> None:
     bare = command("--out", tmp_path / "no", "--tasks", "animals")
     assert [line.split()[1].rstrip(":") for line in bare.stderr.splitlines()] == ["--tiny", "--llm", "--data"]
     assert command("--out", tmp_path / "no", "--workers", "many").exit_code == 2
+
+
+def test_adapter_tuning_and_device_by_command_line(files: TextFiles, tmp_path: Path) -> None:
+    models = ("--tiny", files.tiny, "--llm", files.llm, "--data", files.data, "--tasks", "animals,numbers")
+    sizes = ("--rows", 64, "--shadow-sets", 1, "--pair-sets", 1, "--window", 5, "--workers", 1)
+    adapter = ("--rank", 3, "--alpha", 6, "--targets", "k_proj,o_proj")
+    tuning = ("--steps", 8, "--batch", 4, "--rate", 0.02, "--stack", 1, "--device", "cpu")
+    result = command("--out", tmp_path / "store", *models, *sizes, *adapter, *tuning, "--json")
+    assert result.exit_code == 0, result.stderr
+    header = json.loads(result.stdout)["header"]
+    assert header["spec"] == AdapterSpec(3, 6.0, ("k_proj", "o_proj")).to_json()
+    assert header["config"]["plain"] == header["config"]["llm_recipe"] == asdict(PlainRecipe(8, 4, 0.02))
+    assert header["config"]["snapshots"] == [2, 4, 6, 8]  # a quarter each, as by default
+    store = TupleStore.open(tmp_path / "store")
+    assert [len(shard.tensors["group"]) for shard in store.shards()] == [1] * 4
+    assert store.shards()[0].tensors["tiny"].shape[0] == 4
+    if not torch.cuda.is_available():
+        refused = command("--out", tmp_path / "no", *models, *sizes, "--device", "cuda")
+        assert refused.exit_code == 2
+        assert "no CUDA device" in refused.stderr
+    unknown = command("--out", tmp_path / "no", *models, *sizes, "--targets", "q_prj")
+    assert unknown.exit_code == 2
+    assert "q_prj" in unknown.stderr
 
 
 def test_a_task_curation_is_frozen_and_its_plan_is_the_seeds(files: TextFiles) -> None:
