@@ -61,6 +61,43 @@ def test_reading_a_store_takes_no_memory_of_its_own(tmp_path: Path) -> None:
     assert int(held) < size / 6  # 50 MB were read
 
 
+FIT_CONTROLS = """
+import sys
+from pathlib import Path
+from gradtf_fl.baselines import Controls, update_parts
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+update_parts.GRAM_BYTES = 1 << 20
+Controls.fit_on_store(sys.argv[2])
+before = anonymous()
+controls = Controls.fit_on_store(sys.argv[1])
+update = controls._tiny[70]
+print(controls.nearest_set(0.5 * update), controls.ridge(update).shape[0], anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's memory from /proc")
+def test_controls_leave_the_tuples_in_the_store(tmp_path: Path) -> None:
+    generator, sizes = torch.Generator().manual_seed(0), {}
+    for name, count in (("many", 12), ("few", 1)):
+        made = TupleStore.create(tmp_path / name, {})
+        ids = torch.zeros(SETS, 1, 2, dtype=torch.int32)
+        for number in range(count):
+            tensors = {"input_ids": ids, "labels": ids.clone(), "group": ids[:, 0, 0].clone()}
+            tensors["tiny"] = torch.randn(1, SETS, BLOCKS, DIM, generator=generator)
+            tensors["llm"] = torch.randn(SETS, BLOCKS, DIM, generator=generator)
+            made.add(f"pairs-{number}", tensors, {})
+        sizes[name] = sum(path.stat().st_size for path in made.folder.iterdir())
+    script = [sys.executable, "-c", FIT_CONTROLS, tmp_path / "many", tmp_path / "few"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    nearest, blocks, held = map(int, done.stdout.split())
+    assert (nearest, blocks) == (70, BLOCKS)
+    assert held < sizes["many"] / 5  # 50 MB
+
+
 def test_a_shard_is_hashed_once_unless_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = add_shards(tmp_path, 2)
     hashed: list[str] = []
