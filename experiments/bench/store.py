@@ -71,11 +71,11 @@ def write_store(folder: Path, tuples: int, layouts: dict[str, BlockLayout]) -> T
         for role, layout in layouts.items()
     }
     store = TupleStore.create(folder, {"tuples": tuples, "spec": AdapterSpec().to_json(), **sides})
-    generator = torch.Generator().manual_seed(0)
     for first in range(0, tuples, STACK):
         name, sets = f"pairs-{first // STACK:05d}", range(first, min(tuples, first + STACK))
         if name in store.names:
             continue
+        generator = torch.Generator().manual_seed(first)
         ids = torch.randint(2, 12, (len(sets), ROWS, TOKENS), generator=generator, dtype=torch.int32)
         tensors = {
             role: 0.1 * torch.randn(len(sets), layout.blocks, layout.block_dim, generator=generator)

@@ -146,10 +146,11 @@ class ShadowSampler:
         if not tasks:
             return []
         fitting = max(3, RESIDUAL_BYTES // (4 * self._last(tasks[0][0]).numel()))
-        wanted = sum(map(len, tasks))
+        tasks = _some(tasks, fitting // 3)
+        wanted, least = sum(map(len, tasks)), 3 * len(tasks)
         if wanted <= fitting:
             return tasks
-        return [_some(refs, max(3, len(refs) * fitting // wanted)) for refs in _some(tasks, fitting // 3)]
+        return [_some(refs, 3 + (len(refs) - 3) * (fitting - least) // (wanted - least)) for refs in tasks]
 
     @cached_property
     def _residuals(self) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from gradtf_fl.curation import Shard, TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.transformer import TrainConfig, train_grad_transformer
+from gradtf_fl.transformer import TrainConfig, train_grad_transformer, training
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.processes import ALONE, Processes
 from gradtf_fl.transformer.sampling import ShadowSampler
@@ -37,6 +37,17 @@ def test_settings_that_no_machine_can_train_with_are_named_together(random_tuple
     ]
     with pytest.raises(ConfigError, match="groups 4"):
         CONFIG.check(processes=5)
+
+
+def test_the_scale_is_the_same_learnt_a_block_at_a_time(random_tuples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TupleStore.open(random_tuples)
+    sampler = ShadowSampler(store.shards(), 0.5, 0.2)
+    sides = [training._space(store.header, role) for role in ("tiny", "llm")]
+    whole = training._new_model(CONFIG, sampler, *sides)
+    monkeypatch.setattr(training, "FIT_BYTES", 1)
+    sampler = ShadowSampler(store.shards(), 0.5, 0.2)
+    for name, value in training._new_model(CONFIG, sampler, *sides).state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name])
 
 
 def test_held_out_federations_are_of_every_kind_and_training_never_sees_them(random_tuples: Path) -> None:
