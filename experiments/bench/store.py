@@ -120,13 +120,17 @@ def watched() -> Iterator[dict[str, int]]:
 def train_watched(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Train on the store ``folder`` in this process: its memory before and at most, and seconds."""
     before, began = memory(), time.monotonic()
+    steps: list[float] = []
     with watched() as most, tempfile.TemporaryDirectory() as scratch:
-        made = train_grad_transformer(config, folder, Path(scratch) / "checkpoint")
+        made = train_grad_transformer(
+            config, folder, Path(scratch) / "checkpoint", lambda done, total, loss: steps.append(time.monotonic())
+        )
     parameters = sum(parameter.numel() for parameter in made.model.parameters())
     return {
         "config": asdict(config),
         "parameters": parameters,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds_to_first_step_done": round(steps[0] - began, 1),
+        "seconds_for_a_step": round((steps[-1] - steps[0]) / max(1, len(steps) - 1), 2),
         "before_bytes": before,
         "most_bytes": most,
         "anonymous_beyond_start_bytes": most["RssAnon"] - before["RssAnon"],
@@ -156,9 +160,7 @@ def sampling_rates(shards: list[Shard], groups: int) -> dict[str, Any]:
 def measure_store(folder: Path, tuples: int, compared: int, config: TrainConfig) -> dict[str, Any]:
     """The document that `main` prints."""
     layouts = paper_layouts()
-    began = time.monotonic()
     store = write_store(folder, tuples, layouts)
-    written = time.monotonic() - began
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         trained = pool.submit(train_watched, folder, config).result()
     return {
@@ -168,7 +170,6 @@ def measure_store(folder: Path, tuples: int, compared: int, config: TrainConfig)
         "tuples": tuples,
         "shapes": {role: [layout.blocks, layout.block_dim] for role, layout in layouts.items()},
         "store_bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "write_seconds": round(written, 1),
         "training": trained,
         "sampling": sampling_rates([store.shard(name) for name in store.names[: compared // STACK]], config.groups),
     }

@@ -155,13 +155,19 @@ class ShadowSampler:
     @cached_property
     def _residuals(self) -> Tensor:
         """Noise of single DP sets [R, L1 * n1]: what is left of each beyond the direction of its task's mean."""
-        parts = []
-        for refs in self._dp_sets():
+        tasks = self._dp_sets()
+        if not tasks:
+            return torch.zeros(0, 0)
+        residuals = torch.empty(sum(map(len, tasks)), self._last(tasks[0][0]).numel())
+        begin = 0
+        for refs in tasks:
             updates = torch.stack([self._last(ref).flatten() for ref in refs])
             mean = updates.mean(0)
             along = updates @ mean / mean.square().sum()  # moving further the same way is no noise
-            parts.append((updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5)
-        return torch.cat(parts) if parts else torch.zeros(0, 0)
+            end = begin + len(refs)
+            residuals[begin:end] = (updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5
+            begin = end
+        return residuals
 
     def noise(self, updates: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """Noise like that of DP shadow sets for ``updates`` [B, L1, n1]; each one's strength is U(0, ``scale``).
