@@ -54,7 +54,7 @@ def within_share(updates: Iterable[tuple[str, Tensor]]) -> float:
 def updates_of(store: TupleStore, role: str) -> list[tuple[str, Tensor]]:
     """Task and last update of every shadow set on one rule; ``role`` is "tiny" or "llm"."""
     found = []
-    for shard in store.read_all():
+    for shard in store.shards():
         updates = shard.tensors[role] if role == "llm" else shard.tensors[role][-1]
         for group, update in zip(shard.about["groups"], updates, strict=True):
             if len(group["parts"]) == 1:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
 Signature = tuple[tuple[str, int, int, int], ...]
 EMBEDDED = {"embedded:tiny": ASSETS / "house-rules-tiny", "embedded:llm": ASSETS / "house-rules-llm"}
@@ -48,29 +50,54 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     >>> model.training, tokenizer.padding_side
     (False, 'right')
     """
-    model = _pretrained("AutoModelForCausalLM", name, dtype="float32")
-    return model.eval(), load_tokenizer(name)
+
+    def weights(folder: str) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        return model.eval()
+
+    return _from_folder(name, weights), load_tokenizer(name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, as `load_model` gives it. ConfigError as there."""
-    tokenizer = _pretrained("AutoTokenizer", name)
+    """The tokenizer alone, as `load_model` gives it. ConfigError as there.
+
+    It pads on the right, with the end-of-sequence token where it has none of its own for it.
+    """
+
+    def loaded(folder: str) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    tokenizer: PreTrainedTokenizerBase = _from_folder(name, loaded)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    found: PreTrainedTokenizerBase = tokenizer
-    return found
+    return tokenizer
 
 
-def _pretrained(kind: str, name: str, **options: str) -> Any:
+def load_encoder(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """What rows are encoded with for the model called ``name``: its config and tokenizer. ConfigError as above."""
+
+    def config(folder: str) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder)
+
+    return _from_folder(name, config), load_tokenizer(name)
+
+
+def _from_folder(name: str, load: Callable[[str], T]) -> T:
+    """What ``load`` makes of a model's folder or hub id; ConfigError, with the cause in one line, when it can't."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = model_folder(name)
     try:
-        return getattr(transformers, kind).from_pretrained(folder, **options)
+        return load(folder)
     except Exception as error:  # the library raises many kinds: all mean that this model can't be loaded
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"model {name!r} can't be loaded: {cause}") from error

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradtf_fl.adapters import ASSETS, Vector
+from gradtf_fl.baselines.update_parts import Matrix, UpdateParts
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.safetensors_header import metadata_of
-
-Matrix = NDArray[np.float64]
 
 
 class Controls:
@@ -34,77 +33,93 @@ class Controls:
     (3, (4, 5))
     """
 
-    def __init__(self, tiny: Vector, llm: Vector, penalty: float) -> None:
-        self.tiny = tiny
-        self.llm = llm
+    def __init__(self, tiny: Vector | UpdateParts, llm: Vector | UpdateParts, penalty: float) -> None:
+        self._tiny, self._llm = _in_parts(tiny), _in_parts(llm)
         self.penalty = penalty
-        flat = tiny.reshape(len(tiny), -1).astype(np.float64)
-        self._center = flat.mean(0)
-        self._centered = flat - self._center
-        kernel = self._centered @ self._centered.T
-        self._mean = llm.mean(0)
-        regular = kernel + penalty * float(np.trace(kernel)) / len(tiny) * np.eye(len(tiny))
-        self._coefficients = np.linalg.solve(regular, (llm - self._mean).reshape(len(llm), -1).astype(np.float64))
+
+    @property
+    def tiny(self) -> Vector:
+        """TinyLM updates [N, L1, n1], in memory."""
+        return self._tiny.whole
+
+    @property
+    def llm(self) -> Vector:
+        """LLM updates [N, L2, n2], in memory."""
+        return self._llm.whole
 
     @classmethod
-    def fit(cls, tiny: Vector, llm: Vector, folds: int = 5) -> Controls:
+    def fit(cls, tiny: Vector | UpdateParts, llm: Vector | UpdateParts, folds: int = 5) -> Controls:
         """Choose ridge's penalty by cross-validation on the tuples (relative to the kernel's mean eigenvalue).
+
+        Memory: two matrices [N, N]; of the updates a little at a time.
 
         Raises ConfigError when there are fewer than three tuples: too few to hold one out.
         """
         if len(tiny) < 3:
             raise ConfigError(f"controls: {len(tiny)} shadow sets have an LLM update, at least 3 are wanted")
+        tiny, llm = _in_parts(tiny), _in_parts(llm)
         grid = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
         order = np.random.default_rng(0).permutation(len(tiny))
+        inputs, outputs = tiny.gram(), llm.gram()
         errors = []
         for penalty in grid:
             error = 0.0
             for fold in range(folds):
                 held = order[fold::folds]
                 rest = np.setdiff1d(order, held)
-                part = cls(tiny[rest], llm[rest], penalty)
-                error += sum(float(np.square(part.ridge(tiny[i]) - llm[i]).sum()) for i in held)
+                weights = _Ridge(inputs[np.ix_(rest, rest)], penalty).weights(inputs[np.ix_(rest, held)])
+                along = np.einsum("jh,jk,kh->", weights, outputs[np.ix_(rest, rest)], weights, optimize=True)
+                across = (weights * outputs[np.ix_(rest, held)]).sum()
+                error += float(along - 2 * across + outputs[held, held].sum())
             errors.append(error)
         return cls(tiny, llm, grid[int(np.argmin(errors))])
 
     @classmethod
     def fit_on_store(cls, folder: str | Path) -> Controls:
-        """Fit on the pairs of a tuple store (see `gradtf_fl.curation`): every set that has an LLM update."""
+        """Fit on the pairs of a tuple store (see `gradtf_fl.curation`): every set that has an LLM update.
+
+        Its shards stay mapped.
+        """
         from gradtf_fl.curation import TupleStore
 
-        shards = [shard for shard in TupleStore.open(folder).read_all() if "llm" in shard.tensors]
+        shards = [shard for shard in TupleStore.open(folder).shards() if "llm" in shard.tensors]
         if not shards:
             raise ConfigError(f"tuple store {folder}: no LLM updates to fit controls on")
-        tiny = np.concatenate([shard.tensors["tiny"][-1].numpy() for shard in shards])
-        return cls.fit(tiny, np.concatenate([shard.tensors["llm"].numpy() for shard in shards]))
+        tiny = UpdateParts([shard.tensors["tiny"][-1].numpy() for shard in shards])
+        return cls.fit(tiny, UpdateParts([shard.tensors["llm"].numpy() for shard in shards]))
 
     def mean_update(self) -> Vector:
         """The average LLM update over shadow sets, the same for every input."""
-        mean: Vector = self._mean
-        return mean
+        return self._mean
+
+    @cached_property
+    def _mean(self) -> Vector:
+        return self._llm.mean()
 
     def nearest(self, update: Vector) -> Vector:
         """The LLM update of the shadow set whose TinyLM update has the largest cosine with ``update``.
 
         Cosine, not distance: an average over organizations, or an early round, is shorter than a shadow update.
         """
-        chosen: Vector = self.llm[self.nearest_set(update)]
-        return chosen
+        return self._llm[self.nearest_set(update)]
 
     def nearest_set(self, update: Vector) -> int:
         """The number of that shadow set."""
-        flat = self.tiny.reshape(len(self.tiny), -1)
-        query = update.reshape(-1)
-        scores = flat @ query / (np.linalg.norm(flat, axis=1) * np.linalg.norm(query) + 1e-12)
-        return int(np.argmax(scores))
+        return int(np.argmax(self._tiny.products(update) / (self._norms * np.linalg.norm(update) + 1e-12)))
+
+    @cached_property
+    def _norms(self) -> Matrix:
+        return np.concatenate([np.linalg.norm(part.reshape(len(part), -1), axis=1) for part in self._tiny.parts])
 
     def ridge(self, update: Vector) -> Vector:
         """Ridge regression between flattened, centred updates in its dual form."""
-        similarities = self._centered @ (update.reshape(-1).astype(np.float64) - self._center)
-        predicted: Vector = (self._mean + (similarities @ self._coefficients).reshape(self._mean.shape)).astype(
-            np.float32
-        )
+        weights = self._ridge.weights(self._tiny.products(update)[:, None])[:, 0]
+        predicted: Vector = self._llm.weighted(weights).astype(np.float32)
         return predicted
+
+    @cached_property
+    def _ridge(self) -> _Ridge:
+        return _Ridge(self._tiny.gram(), self.penalty)
 
     def save(self, path: str | Path) -> None:
         """Write tuples and penalty (values as float16) atomically."""
@@ -132,6 +147,31 @@ class Controls:
             return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))
         except Exception as error:
             raise CorruptFile(f"controls {path}: damaged ({error})") from error
+
+
+class _Ridge:
+    """Ridge regression by inner products alone: what it predicts is a weighted sum of the tuples' outputs.
+
+    Args:
+        gram: inner products [N, N] of the inputs, not centred.
+        penalty: relative to the mean eigenvalue of the centred kernel.
+    """
+
+    def __init__(self, gram: Matrix, penalty: float) -> None:
+        self._means = gram.mean(0)
+        kernel = gram - self._means - self._means[:, None] + gram.mean()
+        self._inverse = np.linalg.inv(kernel + penalty * float(np.trace(kernel)) / len(gram) * np.eye(len(gram)))
+
+    def weights(self, products: Matrix) -> Matrix:
+        """Weights [N, Q], which sum to 1, for Q new inputs with these inner products [N, Q] with the tuples' inputs."""
+        centred = products - products.mean(0) - (self._means - self._means.mean())[:, None]
+        weights = self._inverse @ centred
+        with_mean: Matrix = weights + (1 - weights.sum(0)) / len(weights)
+        return with_mean
+
+
+def _in_parts(updates: Vector | UpdateParts) -> UpdateParts:
+    return updates if isinstance(updates, UpdateParts) else UpdateParts([updates])
 
 
 def embedded_controls() -> Path:

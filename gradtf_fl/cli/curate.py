@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import click
 
 from gradtf_fl.cli.options import chosen, emit_json, json_option
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.transformer import DEVICES, Place
 
 if TYPE_CHECKING:
-    from gradtf_fl.curation import Curation
+    from gradtf_fl.curation import Curation, CurationConfig, TaskCuration
 
 RULE_OPTIONS = (
     "rules",
@@ -27,6 +29,8 @@ RULE_OPTIONS = (
 TEXT_TRAINING = "--objective mse-then-functional --steps 1000 --groups 16 --rows 1"
 """A row of text costs far more than one of House Rules: smaller batches, fewer steps."""
 TASK_OPTIONS = ("data", "window", "shadow_sets", "pair_sets", "mixtures", "mechanisms")
+ADAPTER_OPTIONS = ("rank", "alpha", "targets")
+TUNING_OPTIONS = ("steps", "batch", "rate")
 
 
 class WorkersType(click.ParamType[int | str]):
@@ -81,26 +85,50 @@ class WorkersType(click.ParamType[int | str]):
     multiple=True,
     help="Tasks: how the TinyLM learns; several share the shadow sets.  [default: adamw]",
 )
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of both models' adapters.  [default: 2]")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Their LoRA alpha.  [default: 4]")
+@click.option("--targets", metavar="NAME[,NAME...]", help="Layers they go on, by last name.  [default: q_proj,v_proj]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Optimizer steps of a shadow set without DP, of both models.  [default: 150; tasks: 60]",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Rows in such a step.  [default: 32, LLM 12; tasks: 8]")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Learning rate of such steps.  [default: 0.01, LLM 0.015; tasks: 0.005]",
+)
+@click.option(
+    "--stack",
+    type=click.IntRange(min=1),
+    help="Shadow sets tuned at once: memory, and what a kill loses.  [default: 32; tasks: 8]",
+)
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="Where to tune.")
 @click.option(
     "--workers",
     type=WorkersType(),
     metavar="N|ray",
-    help="Processes, one thread each, or Ray tasks over processes and machines.  [default: one per core]",
+    help="Processes, one thread each, or Ray tasks over processes and machines.  [default: one per core; 1 on cuda]",
 )
 @json_option
-def curate(out: Path, workers: Any, as_json: bool, **given: Any) -> None:
+def curate(out: Path, workers: Any, device: str, as_json: bool, **given: Any) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
-    A killed run resumes: shards that are there are verified and kept.
+    A killed run resumes: shards that are there are verified and kept. Lost are the shards that were being made, one for
+    each worker.
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
     _check(options)
+    place = str(Place.find(device, "float32").device)
+    if workers is None and place != "cpu":
+        workers = 1  # several would each hold both models there
 
     from gradtf_fl.curation import curate as run
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("curate") as progress:
-        store = run(_curation(options), out, progress.show, workers)
+        store = run(_curation(options), out, progress.show, workers, place)
     document = {"out": str(out), "shards": len(store.names), "header": store.header}
     if as_json:
         emit_json(document)
@@ -126,6 +154,27 @@ def _option(name: str) -> str:
 
 
 def _curation(options: dict[str, Any]) -> Curation:
+    adapter = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
+    tuning = {name: options.pop(name) for name in TUNING_OPTIONS if name in options}
+    curation = _untuned(options)
+    if "targets" in adapter:
+        adapter["targets"] = tuple(name for name in str(adapter["targets"]).split(",") if name)
+    plain = replace(curation.plain, **tuning)
+    return replace(
+        curation,
+        spec=replace(curation.spec, **adapter),
+        plain=plain,
+        llm_recipe=replace(curation.llm_recipe, **tuning),
+        snapshots=same_shares(curation.snapshots, curation.plain.steps, plain.steps),
+    )
+
+
+def same_shares(snapshots: Sequence[int], steps: int, now: int) -> tuple[int, ...]:
+    """Steps of a training of ``now`` steps at the shares of it where ``snapshots`` lie in one of ``steps``."""
+    return tuple(sorted({max(1, round(snapshot * now / steps)) for snapshot in snapshots}))
+
+
+def _untuned(options: dict[str, Any]) -> CurationConfig | TaskCuration:
     from gradtf_fl.curation import CurationConfig, TaskCuration
 
     if "tasks" not in options:

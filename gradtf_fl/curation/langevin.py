@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtf_fl.curation.shards import Group, Recipes, ShardRows, common_tensors
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training import StackedAdapters, batch_indices
+from gradtf_fl.training import StackedAdapters, StepsDone, batch_indices
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def langevin_fine_tune(
     seeds: Sequence[Sequence[int]],
     recipe: LangevinRecipe,
     recipes: Recipes,
+    progress: StepsDone | None = None,
 ) -> Tensor:
     """Updates [snapshots, K, blocks, block_dim] of ``len(seeds)`` adapters; the batches are those of plain training."""
     adapters = len(seeds)
@@ -57,14 +58,21 @@ def langevin_fine_tune(
         theta = theta.detach() - recipe.rate * gradient + recipe.noise * noise.to(theta.device) * stack.mask
         if step + 1 in recipes.snapshots:
             taken.append(theta - stack.initial)
+        if progress is not None:
+            progress(step + 1, plain.steps)
     return torch.stack(taken)
 
 
 def langevin_shard(
-    recipes: Recipes, tiny: StackedAdapters, rows: ShardRows, groups: Sequence[Group], seed: list[int]
+    recipes: Recipes,
+    tiny: StackedAdapters,
+    rows: ShardRows,
+    groups: Sequence[Group],
+    seed: list[int],
+    progress: StepsDone,
 ) -> dict[str, Tensor]:
     """A shard whose TinyLM updates are learned by Langevin dynamics."""
     tensors = common_tensors(rows, groups)
     seeds = [[*seed, number] for number in range(len(tensors["group"]))]
-    tensors["tiny"] = langevin_fine_tune(tiny, rows.tiny, seeds, LangevinRecipe(), recipes).cpu()
+    tensors["tiny"] = langevin_fine_tune(tiny, rows.tiny, seeds, LangevinRecipe(), recipes, progress).cpu()
     return tensors

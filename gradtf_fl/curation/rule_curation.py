@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.kept_models import kept_stack
 from gradtf_fl.curation.shadow import (
     EPSILONS,
     EXTRA_EPSILON,
@@ -28,7 +29,7 @@ from gradtf_fl.curation.shadow import (
 )
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, stack_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone, stack_rows
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,15 @@ class CurationConfig:
         extra = [single_task(rule) for _ in range(self.extra_singles) for rule in public]
         return shards + packed("dp-extra", [draw_group(rng, task, 1, EXTRA_EPSILON) for task in extra], self.stack)
 
-    def make_shard(self, number: int, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed alone."""
         name, groups = self.plan()[number]
         seed = [self.seed, 7, number]
-        tiny = StackedAdapters.load(self.tiny, self.spec, device)
+        tiny = kept_stack(self.tiny, self.spec, device)
         rng = np.random.default_rng(seed)
         tokens = stack_rows([group_rows(rng, group, self.rows) for group in groups])
         rows = ShardRows(tokens, tokens)
         if name.startswith("dp"):
-            return dp_shard(self, tiny, rows, groups, seed)
-        llm = StackedAdapters.load(self.llm, self.spec, device) if name.startswith("pairs") else None
-        return plain_shard(self, tiny, llm, rows, groups, seed)
+            return dp_shard(self, tiny, rows, groups, seed, progress)
+        llm = kept_stack(self.llm, self.spec, device) if name.startswith("pairs") else None
+        return plain_shard(self, tiny, llm, rows, groups, seed, progress)

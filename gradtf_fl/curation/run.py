@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdaptedModel, AdapterSpec
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.kept_models import forget_models, kept_stack
 from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
 from gradtf_fl.curation.workers import Workers, finished_shards
+from gradtf_fl.training import StepsDone
 
 CurationProgress = Callable[[str, int, int], None]
 
@@ -43,7 +45,7 @@ class Curation(Protocol):
     def plan(self) -> Sequence[tuple[str, Sequence[Group]]]:
         """All shards by name and the shadow federations in each, in order, from the seed alone."""
 
-    def make_shard(self, number: int, device: str) -> dict[str, Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, Tensor]:
         """Tensors of shard ``number`` of the plan, made on ``device``; see `store`."""
 
 
@@ -56,6 +58,8 @@ def curate(
 ) -> TupleStore:
     """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
 
+    What a kill loses is the shards that were being made, one for each worker: `stack` shadow sets each.
+
     >>> from tempfile import mkdtemp
     >>> from gradtf_fl import CurationConfig, curate
     >>> from gradtf_fl.training import DpRecipe, PlainRecipe
@@ -65,23 +69,41 @@ def curate(
     ...     pair_singles=1, pair_mixtures=0, plain=brief, llm_recipe=brief, dp=DpRecipe(1, 2, 4), snapshots=(1, 2),
     ... )
     >>> store = curate(trial, f"{mkdtemp()}/tuples")
-    >>> [store.read(name).tensors["tiny"].shape[1] for name in store.names]  # sets: pairs, plain, federations of 5
+    >>> [store.shard(name).tensors["tiny"].shape[1] for name in store.names]  # sets: pairs, plain, federations of 5
     [2, 2, 10]
 
     Args:
+        progress: called with what is being done (a shard and its optimizer step), shards done, and all.
         workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out
             the same in any of them.
         device: where models are fine-tuned, as torch has it.
 
     Raises ConfigError when ``out`` holds a store with other settings, a model or rows can't be had, or Ray is missing.
     """
-    store = TupleStore.create(out, _header(curation))
+    try:
+        store = TupleStore.create(out, _header(curation, device))
+        if workers != 1:
+            forget_models()  # the workers load their own
+        return _fill(store, curation, progress, workers, device)
+    finally:
+        forget_models()
+
+
+def _fill(
+    store: TupleStore, curation: Curation, progress: CurationProgress | None, workers: Workers | None, device: str
+) -> TupleStore:
+    """Make the shards that are missing."""
     groups = dict(curation.plan())
     for name in store.names:
-        store.read(name)  # verifies it
+        store.shard(name)  # verifies it
     missing = [(number, name) for number, name in enumerate(groups) if name not in store.names]
     done = len(groups) - len(missing)
-    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers):
+
+    def told(name: str, step: int, steps: int) -> None:
+        if progress is not None:
+            progress(f"{name}, step {step} of {steps}", done, len(groups))
+
+    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers, told):
         if progress is not None:
             progress(name, done, len(groups))
         store.add(name, tensors, {"groups": [group.about() for group in groups[name]]})
@@ -92,10 +114,10 @@ def curate(
     return store
 
 
-def _header(curation: Curation) -> dict[str, Any]:
+def _header(curation: Curation, device: str) -> dict[str, Any]:
     spec = curation.spec
     header = curation.header() | {"spec": spec.to_json()}
     for role, name in (("tiny", curation.tiny), ("llm", curation.llm)):
-        space = AdaptedModel.load(name, spec).space
+        space = kept_stack(name, spec, device).adapted.space
         header[role] = {"name": name, "sha256": space.model_sha256, "layout": space.layout.to_json()}
     return header

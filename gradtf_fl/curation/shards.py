@@ -11,7 +11,14 @@ from torch import Tensor
 
 from gradtf_fl.curation.store import as_int32
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters, dp_fine_tune_stacked, fine_tune_stacked
+from gradtf_fl.training import (
+    DpRecipe,
+    PlainRecipe,
+    StackedAdapters,
+    StepsDone,
+    dp_fine_tune_stacked,
+    fine_tune_stacked,
+)
 
 DELTA = 1e-5
 """Of a DP shadow set's whole training."""
@@ -86,16 +93,26 @@ def plain_shard(
     rows: ShardRows,
     groups: Sequence[Group],
     seed: list[int],
+    progress: StepsDone,
 ) -> dict[str, Tensor]:
     """Fine-tune the TinyLM without DP on each set, and the LLM too where it is given."""
+    first = recipes.plain.steps
+    steps = first + (0 if llm is None else recipes.llm_recipe.steps)
     tensors = common_tensors(rows, groups)
     sets = len(tensors["group"])
     seeds = [[*seed, number] for number in range(sets)]
-    tensors["tiny"] = fine_tune_stacked(tiny, rows.tiny, sets, recipes.plain, seeds, recipes.snapshots).cpu()
+
+    def of_tiny(done: int, _: int) -> None:
+        progress(done, steps)
+
+    def of_llm(done: int, _: int) -> None:
+        progress(first + done, steps)
+
+    tensors["tiny"] = fine_tune_stacked(tiny, rows.tiny, sets, recipes.plain, seeds, recipes.snapshots, of_tiny).cpu()
     if llm is None:
         return tensors
     last = range(recipes.llm_recipe.steps - recipes.last_k + 1, recipes.llm_recipe.steps + 1)
-    final = fine_tune_stacked(llm, rows.llm, sets, recipes.llm_recipe, seeds, list(last)).cpu()
+    final = fine_tune_stacked(llm, rows.llm, sets, recipes.llm_recipe, seeds, list(last), of_llm).cpu()
     tensors["llm"] = final[-1].clone()
     if recipes.last_k > 1:
         tensors["llm_last"] = final.half()
@@ -103,7 +120,12 @@ def plain_shard(
 
 
 def dp_shard(
-    recipes: Recipes, tiny: StackedAdapters, rows: ShardRows, groups: Sequence[Group], seed: list[int]
+    recipes: Recipes,
+    tiny: StackedAdapters,
+    rows: ShardRows,
+    groups: Sequence[Group],
+    seed: list[int],
+    progress: StepsDone,
 ) -> dict[str, Tensor]:
     """Shadow federations that train the TinyLM in rounds under DP-SGD, exactly as organizations do."""
     from gradtf_fl.privacy import noise_multiplier
@@ -117,5 +139,5 @@ def dp_shard(
     }
     sigmas = [sigma[group.epsilon] for group in groups if group.epsilon for _ in range(group.members)]
     members = tensors["group"].tolist()
-    tensors["tiny"] = dp_fine_tune_stacked(tiny, rows.tiny, members, sigmas, recipes.dp, [*seed, 1]).cpu()
+    tensors["tiny"] = dp_fine_tune_stacked(tiny, rows.tiny, members, sigmas, recipes.dp, [*seed, 1], progress).cpu()
     return tensors

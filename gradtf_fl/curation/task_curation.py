@@ -15,13 +15,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec, load_model
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.curation.kept_models import Encoder, kept_encoder, kept_stack
 from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TaskRows, count_encoded, longest_row, read_task_rows
-from gradtf_fl.training import DpRecipe, PlainRecipe, StackedAdapters
+from gradtf_fl.tasks import Row, TaskRows, count_encoded, read_task_rows
+from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone
 
 T = TypeVar("T")
 Mechanism = Literal["adamw", "sgld", "dp-sgd"]
@@ -69,7 +70,7 @@ class TaskCuration:
     def header(self) -> dict[str, Any]:
         """Settings and the rows' checksums. ConfigError with everything that is missing, too small or too long."""
         problems: list[str] = []
-        models = _each(load_model, (self.tiny, self.llm), problems)
+        encoders = _each(kept_encoder, (self.tiny, self.llm), problems)
         found = _each(self.task_rows, self.tasks, problems)
         problems += [f"task {name}: named twice" for name in found if self.tasks.count(name) > 1]
         problems += [
@@ -78,7 +79,7 @@ class TaskCuration:
             if len(task.public) < self.rows
         ]
         if not problems:
-            problems = [text for name, model in models.items() for text in self._not_fitting(name, model, found)]
+            problems = [text for name, encoder in encoders.items() for text in self._not_fitting(name, encoder, found)]
         if problems:
             raise ConfigError(problems)
         settings = {key: value for key, value in asdict(self).items() if key != "data"}
@@ -105,7 +106,7 @@ class TaskCuration:
             shards += packed(kind, [members[i] for i in rng.permutation(len(members))], self.stack)
         return shards
 
-    def make_shard(self, number: int, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed and the files alone."""
         from gradtf_fl.curation.langevin import langevin_shard
 
@@ -114,21 +115,21 @@ class TaskCuration:
         rng = np.random.default_rng(seed)
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
-        tiny, llm = (StackedAdapters.load(name, self.spec, device) for name in (self.tiny, self.llm))
-        rows = ShardRows(*(encode_causal(texts, side.tokenizer, side.max_tokens) for side in (tiny, llm)))
+        tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
+        rows = ShardRows(*(encode_causal(texts, encoder.tokenizer, encoder.max_tokens) for encoder in encoders))
         if kind == "dp":
-            return dp_shard(self, tiny, rows, groups, seed)
+            return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":
-            return langevin_shard(self, tiny, rows, groups, seed)
-        return plain_shard(self, tiny, llm if kind == "pairs" else None, rows, groups, seed)
+            return langevin_shard(self, tiny, rows, groups, seed, progress)
+        llm = kept_stack(self.llm, self.spec, device) if kind == "pairs" else None
+        return plain_shard(self, tiny, llm, rows, groups, seed, progress)
 
-    def _not_fitting(self, model_name: str, loaded: tuple[Any, Any], found: dict[str, TaskRows]) -> list[str]:
+    def _not_fitting(self, model_name: str, encoder: Encoder, found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows a model can't be scored on, or lose a part of their answer in its context."""
-        model, tokenizer = loaded
-        room = longest_row(model) - 1
+        room = encoder.max_tokens - 1
         problems = []
         for name, task in found.items():
-            lost = count_encoded(task.public[:CHECKED_ROWS], tokenizer).unscorable
+            lost = count_encoded(task.public[:CHECKED_ROWS], encoder.tokenizer).unscorable
             if lost:
                 problems.append(
                     f"task {name}: {lost} of {len(task.public[:CHECKED_ROWS])} rows have no token that {model_name} "
@@ -136,7 +137,7 @@ class TaskCuration:
                     "one token"
                 )
                 continue
-            lengths = answer_lengths(task.public[:CHECKED_ROWS], tokenizer)
+            lengths = answer_lengths(task.public[:CHECKED_ROWS], encoder.tokenizer)
             if np.mean([length > room for length in lengths]) > MOST_CUT:
                 way = "smaller --window" if self.window else "--window, which reads it as plain text,"
                 problems.append(

@@ -4,12 +4,17 @@ Sums over organizations, early rounds and DP-SGD shape an update, so the inputs 
 federation or of several with the same hidden task, snapshots along the whole course of fine-tuning, and updates
 trained under DP-SGD at several epsilons. DP shadow sets are dear, so their noise is used twice: residuals around each
 task's mean, mixed at random, are added to other tasks' updates (`ShadowSampler.noise`).
+
+Shards may be larger than memory (see `TupleStore`): a batch reads the sets that it draws, and nothing else is kept but
+`RESIDUAL_BYTES` of residuals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +33,14 @@ WEIGHT_CONCENTRATION = 8.0
 UNTRIED, FLOOR, KEPT = 1.0, 0.05, 0.8
 """A task is drawn in proportion to its running loss (nats, decay .8) plus .05; before the first draw it counts 1."""
 
+RESIDUAL_BYTES = 1 << 28
+"""Of residuals of DP sets in memory at most. Where a store has more, sets drawn once stand for all: a mixture of 145 of
+them at the paper's shapes, of all 2,000 of the shipped store, which take 18 MB."""
+LARGEST_SAMPLE = 2048
+"""LLM updates that the output's scale is learnt from at most."""
+
+ALL_BLOCKS = slice(None)
+T = TypeVar("T")
 SetRef = tuple[int, int]  # (shard, set in it)
 FederationRef = tuple[int, int]  # (shard, federation in it)
 Task = tuple[float | None, str]  # (epsilon, None without DP; the hidden task, see `Shard`)
@@ -40,6 +53,32 @@ class Batch:
     updates: Tensor
     rows: TokenRows
     tasks: list[Task]
+
+
+@dataclass(frozen=True)
+class Average:
+    """A weighted average of TinyLM updates that was drawn; `ShadowSampler.average` reads it.
+
+    Attributes:
+        snapshot: which update of each set.
+        members: the sets.
+        weights: float32 [members], which sum to 1.
+    """
+
+    snapshot: int
+    members: list[SetRef]
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An input of a batch that was drawn: row ``rows[n]`` of set ``sets[n]`` of a shard, int64 [R] each."""
+
+    task: Task
+    average: Average
+    shard: int
+    sets: Tensor
+    rows: Tensor
 
 
 class ShadowSampler:
@@ -88,27 +127,47 @@ class ShadowSampler:
         self._epsilons = sorted({epsilon for epsilon, _ in self._pools if epsilon is not None})
         self.difficulty = dict.fromkeys(self.federations, UNTRIED)
         self._paired = [task for task in self.federations if task[1] in self.pairs]
-        self._residuals = self._dp_residuals()
 
-    def outputs(self) -> Tensor:
-        """LLM updates [N, L2, n2] of all sets that have one, in the store's order."""
-        refs = sorted(ref for refs in self.pairs.values() for ref in refs)
-        return torch.stack([self.shards[number].tensors["llm"][k] for number, k in refs])
+    def outputs(self) -> list[SetRef]:
+        """Sets that have an LLM update, in the store's order; of more than `LARGEST_SAMPLE` so many, drawn once."""
+        return _some(sorted(ref for refs in self.pairs.values() for ref in refs), LARGEST_SAMPLE)
+
+    def llm_updates(self, refs: Sequence[SetRef], blocks: slice = ALL_BLOCKS) -> Tensor:
+        """These ``blocks`` of the LLM updates [N, L2, n2] of sets that have one."""
+        return torch.stack([self.shards[number].tensors["llm"][k, blocks] for number, k in refs])
 
     def _last(self, ref: SetRef) -> Tensor:
         last: Tensor = self.shards[ref[0]].tensors["tiny"][-1, ref[1]]
         return last
 
-    def _dp_residuals(self) -> Tensor:
+    def _dp_sets(self) -> list[list[SetRef]]:
+        """DP sets by task, more than two of each and of all so many that they fit into `RESIDUAL_BYTES`."""
+        tasks = [refs for task, refs in self.sets.items() if task[0] is not None and len(refs) > 2]
+        if not tasks:
+            return []
+        fitting = max(3, RESIDUAL_BYTES // (4 * self._last(tasks[0][0]).numel()))
+        tasks = _some(tasks, fitting // 3)
+        wanted, least = sum(map(len, tasks)), 3 * len(tasks)
+        if wanted <= fitting:
+            return tasks
+        return [_some(refs, 3 + (len(refs) - 3) * (fitting - least) // (wanted - least)) for refs in tasks]
+
+    @cached_property
+    def _residuals(self) -> Tensor:
         """Noise of single DP sets [R, L1 * n1]: what is left of each beyond the direction of its task's mean."""
-        parts = []
-        for task, refs in self.sets.items():
-            if task[0] is not None and len(refs) > 2:
-                updates = torch.stack([self._last(ref).flatten() for ref in refs])
-                mean = updates.mean(0)
-                along = updates @ mean / mean.square().sum()  # moving further the same way is no noise
-                parts.append((updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5)
-        return torch.cat(parts) if parts else torch.zeros(0, 0)
+        tasks = self._dp_sets()
+        if not tasks:
+            return torch.zeros(0, 0)
+        residuals = torch.empty(sum(map(len, tasks)), self._last(tasks[0][0]).numel())
+        begin = 0
+        for refs in tasks:
+            updates = torch.stack([self._last(ref).flatten() for ref in refs])
+            mean = updates.mean(0)
+            along = updates @ mean / mean.square().sum()  # moving further the same way is no noise
+            end = begin + len(refs)
+            residuals[begin:end] = (updates - along[:, None] * mean) * (len(refs) / (len(refs) - 1)) ** 0.5
+            begin = end
+        return residuals
 
     def noise(self, updates: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """Noise like that of DP shadow sets for ``updates`` [B, L1, n1]; each one's strength is U(0, ``scale``).
@@ -136,8 +195,8 @@ class ShadowSampler:
         for task, loss in zip(tasks, losses, strict=True):
             self.difficulty[task] = KEPT * self.difficulty[task] + (1 - KEPT) * loss
 
-    def _update(self, rng: np.random.Generator, task: Task, federation: list[SetRef]) -> Tensor:
-        """An average [L1, n1] over some members of ``federation``, or over sets anywhere with its task."""
+    def _draw_average(self, rng: np.random.Generator, task: Task, federation: list[SetRef]) -> Average:
+        """An average over some members of ``federation``, or over sets anywhere with its task."""
         kind = 1.0 if task[0] is None else rng.random()
         if kind < OWN_FEDERATION:
             members = federation
@@ -149,39 +208,55 @@ class ShadowSampler:
         snapshots = self.shards[members[0][0]].tensors["tiny"].shape[0]
         snapshot = max(int(rng.integers(snapshots)), int(rng.integers(snapshots)))  # late ones more often
         chosen = [members[i] for i in rng.choice(len(members), count, replace=False)]
-        parts = torch.stack([self.shards[n].tensors["tiny"][snapshot, k] for n, k in chosen])
         weights = torch.from_numpy(rng.dirichlet([WEIGHT_CONCENTRATION] * count)).float()
-        average: Tensor = torch.tensordot(weights, parts, 1)
+        return Average(snapshot, chosen, weights)
+
+    def average(self, drawn: Average, blocks: slice = ALL_BLOCKS) -> Tensor:
+        """These ``blocks`` of an average [L1, n1]."""
+        parts = torch.stack([self.shards[n].tensors["tiny"][drawn.snapshot, k, blocks] for n, k in drawn.members])
+        average: Tensor = torch.tensordot(drawn.weights, parts, 1)
         return average
 
     def _any_federation(self, rng: np.random.Generator, task: Task) -> list[SetRef]:
         federations = self.federations[task]
         return federations[rng.integers(len(federations))]
 
-    def batch(self, rng: np.random.Generator, groups: int, rows: int) -> Batch:
-        """Inputs of ``groups`` federations and ``rows`` public rows of each."""
-        tasks = [self.draw_task(rng) for _ in range(groups)]
-        updates, drawn = [], []
-        for task in tasks:
+    def draws(self, rng: np.random.Generator, groups: int, rows: int) -> list[Draw]:
+        """A batch of ``groups`` federations and ``rows`` public rows of each, drawn and not read yet."""
+        drawn = []
+        for task in [self.draw_task(rng) for _ in range(groups)]:
             federation = self._any_federation(rng, task)
-            updates.append(self._update(rng, task, federation))
-            shard = self.shards[federation[0][0]]
+            average = self._draw_average(rng, task, federation)
+            number = federation[0][0]
             members = torch.tensor([k for _, k in federation])
             sets = members[torch.from_numpy(rng.integers(len(members), size=rows))]
-            which = torch.from_numpy(rng.integers(shard.tensors["input_ids"].shape[1], size=rows))
-            drawn.append(token_rows(shard, sets, which))
-        ids, labels = token_tensors(drawn)
-        return Batch(torch.stack(updates), TokenRows(ids, torch.ones_like(ids), labels), tasks)
+            held = self.shards[number].tensors["input_ids"].shape[1]
+            drawn.append(Draw(task, average, number, sets, torch.from_numpy(rng.integers(held, size=rows))))
+        return drawn
+
+    def batch(self, rng: np.random.Generator, groups: int, rows: int) -> Batch:
+        """Inputs of ``groups`` federations and ``rows`` public rows of each."""
+        drawn = self.draws(rng, groups, rows)
+        updates = torch.stack([self.average(draw.average) for draw in drawn])
+        ids, labels = token_tensors([token_rows(self.shards[draw.shard], draw.sets, draw.rows) for draw in drawn])
+        return Batch(updates, TokenRows(ids, torch.ones_like(ids), labels), [draw.task for draw in drawn])
 
     def tuples(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
         """(TinyLM updates [count, L1, n1], LLM updates [count, L2, n2] of sets with the same hidden task)."""
         tiny, llm = [], []
         for _ in range(count):
             task = self._paired[rng.integers(len(self._paired))]
-            tiny.append(self._update(rng, task, self._any_federation(rng, task)))
+            tiny.append(self.average(self._draw_average(rng, task, self._any_federation(rng, task))))
             twins = self.pairs[task[1]]
             number, k = twins[rng.integers(len(twins))]
             tensors = self.shards[number].tensors
-            snapshots = tensors["llm_last"].float() if "llm_last" in tensors else tensors["llm"][None]
-            llm.append(snapshots[int(rng.integers(len(snapshots))), k])
+            snapshots = tensors["llm_last"] if "llm_last" in tensors else tensors["llm"][None]
+            llm.append(snapshots[int(rng.integers(len(snapshots))), k].float())
         return torch.stack(tiny), torch.stack(llm)
+
+
+def _some(items: list[T], most: int) -> list[T]:
+    """All ``items``, or ``most`` of them, always the same ones, in their order."""
+    if len(items) <= most:
+        return items
+    return [items[i] for i in sorted(np.random.default_rng(0).choice(len(items), most, replace=False))]

@@ -37,6 +37,8 @@ from gradtf_fl.transformer.validation import Validation
 __all__ = ["TrainConfig", "new_optimizers", "take_step", "train_grad_transformer"]
 
 TrainingProgress = Callable[[int, int, float], None]
+FIT_BYTES = 1 << 27
+"""Of updates that are read at once to learn a scale; `Standardisation.fit` takes three times as much."""
 
 
 def train_grad_transformer(
@@ -72,7 +74,7 @@ def train_grad_transformer(
     for side in (source, target):
         if not side.model_is_at_hand():
             raise ConfigError(f"tuple store {tuples}: curated with another {side.model!r} than the one at hand")
-    shards = store.read_all()
+    shards = store.shards()
     validation = Validation.of(shards, config) if config.validate_every else None
     left_out = validation.federations if validation else frozenset()
     sampler = ShadowSampler(shards, config.plain_share, config.mixture_share, left_out, config.averaged)
@@ -162,21 +164,36 @@ def _space(header: dict[str, Any], role: str) -> UpdateSpace:
 def _new_model(
     config: TrainConfig, sampler: ShadowSampler, source: UpdateSpace, target: UpdateSpace
 ) -> GradTransformerModel:
-    inputs = sampler.batch(np.random.default_rng([config.seed, 3]), 2048, 1).updates
-    outputs = sampler.outputs()
+    averages = [draw.average for draw in sampler.draws(np.random.default_rng([config.seed, 3]), 2048, 1)]
+    pairs = sampler.outputs()
+
+    def inputs(blocks: slice) -> Tensor:
+        return torch.stack([sampler.average(average, blocks) for average in averages])
+
+    def outputs(blocks: slice) -> Tensor:
+        return sampler.llm_updates(pairs, blocks)
+
     torch.manual_seed(config.seed)
     return GradTransformerModel(
         config.backbone,
-        _standardisation(config, inputs, source.layout),
-        _standardisation(config, outputs, target.layout),
+        _standardisation(config, inputs, len(averages), source.layout),
+        _standardisation(config, outputs, len(pairs), target.layout),
         PLANS[config.partition].between(source.layout, target.layout),
     )
 
 
-def _standardisation(config: TrainConfig, updates: Tensor, layout: BlockLayout) -> Standardisation:
+def _standardisation(
+    config: TrainConfig, read: Callable[[slice], Tensor], count: int, layout: BlockLayout
+) -> Standardisation:
+    """Learnt from ``count`` updates, of which ``read`` gives some blocks [count, blocks, dim]: a few at a time."""
     if not config.scaled:
-        return Standardisation.identity(*updates.shape[1:])
-    return Standardisation.fit(updates, [(slot.start, slot.stop) for slot in layout.slots])
+        return Standardisation.identity(layout.blocks, layout.block_dim)
+    at_once = max(1, FIT_BYTES // (4 * count * layout.block_dim))
+    slots = [(slot.start, slot.stop) for slot in layout.slots]
+    fitted = [
+        Standardisation.fit(read(slice(first, first + at_once)), slots) for first in range(0, layout.blocks, at_once)
+    ]
+    return Standardisation(torch.cat([part.mean for part in fitted]), torch.cat([part.scale for part in fitted]))
 
 
 def new_optimizers(model: GradTransformerModel, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -88,15 +88,15 @@ def test_a_store_holds_both_kinds_and_resumes_after_a_kill(tmp_path: Path) -> No
     whole = curate(TRIAL, tmp_path / "whole")
     assert resumed.names == whole.names == [name for name, _ in TRIAL.plan()]
     for name in whole.names:
-        first, second = resumed.read(name).tensors, whole.read(name).tensors
+        first, second = resumed.shard(name).tensors, whole.shard(name).tensors
         assert set(first) == set(second)
         assert all(torch.equal(first[key], second[key]) for key in first)
-    assert "llm" not in whole.read("plain-0000").tensors
-    pairs = whole.read("pairs-0000").tensors
+    assert "llm" not in whole.shard("plain-0000").tensors
+    pairs = whole.shard("pairs-0000").tensors
     assert pairs["tiny"].shape[0] == 2
     assert pairs["llm_last"].shape[0] == 2
     assert (pairs["llm"].abs().amax((1, 2)) > 0).all()
-    assert whole.read("dp-0000").tensors["tiny"].shape[0] == TRIAL.dp.rounds
+    assert whole.shard("dp-0000").tensors["tiny"].shape[0] == TRIAL.dp.rounds
 
 
 def test_damage_and_other_settings_are_refused(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_damage_and_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / f"{store.names[0]}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(CorruptFile, match="SHA-256"):
-        store.read(store.names[0])
+        store.shard(store.names[0])
     path.unlink()
     with pytest.raises(CorruptFile, match="missing"):
-        store.read(store.names[0])
+        store.shard(store.names[0])
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(CorruptFile, match=r"index\.json"):
         TupleStore.open(tmp_path)

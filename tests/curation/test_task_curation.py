@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,15 @@ def whole(files: TextFiles, tmp_path_factory: pytest.TempPathFactory) -> TupleSt
 def same(first: TupleStore, second: TupleStore) -> bool:
     if first.names != second.names or first.header != second.header:
         return False
-    shards = [(first.read(name), second.read(name)) for name in first.names]
+    shards = [(first.shard(name), second.shard(name)) for name in first.names]
     return all(
-        a.about == b.about and all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors | b.tensors)
+        a.about == b.about and all(torch.equal(a.tensors[key], b.tensors[key]) for key in {*a.tensors, *b.tensors})
         for a, b in shards
     )
 
 
 def test_a_store_holds_each_mechanism_and_the_llms_tokens(files: TextFiles, whole: TupleStore) -> None:
-    shards = {shard.name: shard for shard in whole.read_all()}
+    shards = {shard.name: shard for shard in whole.shards()}
     assert list(shards) == ["pairs-0000", "pairs-0001", "plain-0000", "plain-0001", "sgld-0000", "dp-0000"]
     pairs = shards["pairs-0000"]
     spec = AdapterSpec()
@@ -219,7 +220,7 @@ def test_the_whole_way_from_text_to_an_adapter_for_another_tokenizer(
 
 
 def test_functional_batches_hold_the_rows_of_the_drawn_task(whole: TupleStore) -> None:
-    sampler = ShadowSampler(whole.read_all(), 1.0, 0.0)
+    sampler = ShadowSampler(whole.shards(), 1.0, 0.0)
     batch = sampler.batch(np.random.default_rng(0), 16, 2)
     numbers = batch.rows.input_ids >= 10  # the LLM's words come first, then numbers
     of_numbers = torch.tensor([task == (None, "numbers") for task in batch.tasks]).repeat_interleave(2)
@@ -248,6 +249,29 @@ def test_curate_by_command_line(files: TextFiles, tmp_path: Path) -> None:
     bare = command("--out", tmp_path / "no", "--tasks", "animals")
     assert [line.split()[1].rstrip(":") for line in bare.stderr.splitlines()] == ["--tiny", "--llm", "--data"]
     assert command("--out", tmp_path / "no", "--workers", "many").exit_code == 2
+
+
+def test_adapter_tuning_and_device_by_command_line(files: TextFiles, tmp_path: Path) -> None:
+    models = ("--tiny", files.tiny, "--llm", files.llm, "--data", files.data, "--tasks", "animals,numbers")
+    sizes = ("--rows", 64, "--shadow-sets", 1, "--pair-sets", 1, "--window", 5, "--workers", 1)
+    adapter = ("--rank", 3, "--alpha", 6, "--targets", "k_proj,o_proj")
+    tuning = ("--steps", 8, "--batch", 4, "--rate", 0.02, "--stack", 1, "--device", "cpu")
+    result = command("--out", tmp_path / "store", *models, *sizes, *adapter, *tuning, "--json")
+    assert result.exit_code == 0, result.stderr
+    header = json.loads(result.stdout)["header"]
+    assert header["spec"] == AdapterSpec(3, 6.0, ("k_proj", "o_proj")).to_json()
+    assert header["config"]["plain"] == header["config"]["llm_recipe"] == asdict(PlainRecipe(8, 4, 0.02))
+    assert header["config"]["snapshots"] == [2, 4, 6, 8]  # a quarter each, as by default
+    store = TupleStore.open(tmp_path / "store")
+    assert [len(shard.tensors["group"]) for shard in store.shards()] == [1] * 4
+    assert store.shards()[0].tensors["tiny"].shape[0] == 4
+    if not torch.cuda.is_available():
+        refused = command("--out", tmp_path / "no", *models, *sizes, "--device", "cuda")
+        assert refused.exit_code == 2
+        assert "no CUDA device" in refused.stderr
+    unknown = command("--out", tmp_path / "no", *models, *sizes, "--targets", "q_prj")
+    assert unknown.exit_code == 2
+    assert "q_prj" in unknown.stderr
 
 
 def test_a_task_curation_is_frozen_and_its_plan_is_the_seeds(files: TextFiles) -> None:

@@ -98,7 +98,7 @@ def test_no_scaling_really_hands_the_model_raw_updates(place: Path) -> None:
     for scaled in (True, False):
         config = replace(base.train, scaled=scaled)
         made[scaled] = train_grad_transformer(config, store.folder, place / f"scaled-{scaled}").model
-    raw = store.read_all()[0].tensors["tiny"][-1]
+    raw = store.shards()[0].tensors["tiny"][-1]
     torch.testing.assert_close(made[False]._source_parts(raw)[0], raw)
     rms = [float(made[scaled]._source_parts(raw)[0].square().mean().sqrt()) for scaled in (True, False)]
     assert rms[0] > 3 * rms[1]
@@ -107,10 +107,10 @@ def test_no_scaling_really_hands_the_model_raw_updates(place: Path) -> None:
 def test_the_averages_switch_leaves_single_updates(place: Path) -> None:
     base = parameters(place, pair_mixtures=0, plain_mixtures=0, plain_singles=2).trial(0)
     store = curate(base.store, store_folder(Site(place), base.store))
-    kept = torch.cat([shard.tensors["tiny"].flatten(0, 1) for shard in store.read_all()]).flatten(1)
+    kept = torch.cat([shard.tensors["tiny"].flatten(0, 1) for shard in store.shards()]).flatten(1)
     furthest = {}
     for averaged in (True, False):
-        sampler = ShadowSampler(store.read_all(), 1.0, 0.0, averaged=averaged)
+        sampler = ShadowSampler(store.shards(), 1.0, 0.0, averaged=averaged)
         drawn = sampler.batch(np.random.default_rng(0), 16, 1).updates.flatten(1)
         furthest[averaged] = float((drawn[:, None] - kept).norm(dim=2).min(1).values.max())
     assert furthest[False] < 1e-5
@@ -136,7 +136,7 @@ def test_the_first_sets_of_a_store_are_a_store(place: Path) -> None:
     store = curate(base.store, store_folder(Site(place), base.store))
     part = TupleStore.open(first_sets(store.folder, 8))
     assert part.names == store.names[:2]
-    assert sum(len(shard.tensors["group"]) for shard in part.read_all()) == 8
+    assert sum(len(shard.tensors["group"]) for shard in part.shards()) == 8
     with pytest.raises(ConfigError, match="holds 7 shadow sets"):
         first_sets(store.folder, 7)
 

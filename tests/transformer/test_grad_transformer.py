@@ -124,7 +124,7 @@ def test_every_objective_lowers_its_loss(tuples: Path, tmp_path: Path, objective
     config = TrainConfig(objective=objective, steps=60, groups=6, rows=4, rate=3e-3, warm_up=5, backbone=SMALL)  # type: ignore[arg-type]
     made = train_grad_transformer(config, tuples, tmp_path / "gt", lambda step, total, loss: losses.append(loss))
     assert sum(losses[-10:]) < 0.9 * sum(losses[-60:-50])
-    update = TupleStore.open(tuples).read_all()[0].tensors["tiny"][-1, 0].numpy()
+    update = TupleStore.open(tuples).shards()[0].tensors["tiny"][-1, 0].numpy()
     assert made.generate(update).shape == (made.target.layout.blocks, made.target.layout.block_dim)
 
 

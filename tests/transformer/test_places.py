@@ -46,7 +46,7 @@ def test_a_place_that_is_not_there_is_refused_before_any_work(tmp_path: Path, mo
 
 
 def test_bf16_is_close_to_float32(objectives: Callable[[Processes], Objectives], random_tuples: Path) -> None:
-    sampler = ShadowSampler(TupleStore.open(random_tuples).read_all(), 0.5, 0.2)
+    sampler = ShadowSampler(TupleStore.open(random_tuples).shards(), 0.5, 0.2)
     batch, pairs = sampler.batch(np.random.default_rng(0), 4, 2), sampler.tuples(np.random.default_rng(0), 4)
     exact = objectives(ALONE)
     place = replace(CPU, precision="bf16")
@@ -67,7 +67,7 @@ def test_bf16_is_close_to_float32(objectives: Callable[[Processes], Objectives],
 def test_shares_of_several_processes_add_up_to_one_process(
     random_tuples: Path, objectives: Callable[[Processes], Objectives]
 ) -> None:
-    sampler = ShadowSampler(TupleStore.open(random_tuples).read_all(), 0.5, 0.2)
+    sampler = ShadowSampler(TupleStore.open(random_tuples).shards(), 0.5, 0.2)
     batch, pairs = sampler.batch(np.random.default_rng(0), 5, 2), sampler.tuples(np.random.default_rng(0), 5)
     model = objectives(ALONE).model
 

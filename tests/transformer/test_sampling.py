@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradtf_fl.curation.store import Shard
+from gradtf_fl.transformer import sampling
 from gradtf_fl.transformer.sampling import ShadowSampler
 
 ROWS, BLOCKS, DIM = 4, 2, 3
@@ -107,6 +108,26 @@ def test_noise_has_the_covariance_of_dp_sets_beyond_their_task_mean() -> None:
     torch.testing.assert_close(shown, torch.tensor([3.0, 1.0, 0.0]), atol=0.1, rtol=0.1)
     assert torch.equal(sampler.noise(constant(0.0, 5), 0.0, generator), constant(0.0, 5))
     assert not ShadowSampler(store()[:2], 0.5, 0.0).noise(constant(0.0, 2), 1.0, generator).any()
+
+
+@pytest.mark.parametrize(("fitting", "kept"), [(100, 80), (31, 30), (6, 6), (5, 5)])
+def test_residuals_have_a_bound_and_stand_for_all(fitting: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "RESIDUAL_BYTES", fitting * 4 * BLOCKS * DIM)
+    sampler = ShadowSampler(store(), 0.5, 0.0)
+    noise = sampler.noise(constant(0.0, 4000), 1.0, torch.Generator().manual_seed(3))
+    assert len(sampler._residuals) == kept
+    again = ShadowSampler(store(), 0.5, 0.0).noise(constant(0.0, 4000), 1.0, torch.Generator().manual_seed(3))
+    assert torch.equal(noise, again)
+    if kept >= 30:
+        assert abs(float(noise.std()) * 3**0.5 - 1) < 0.25  # strength U(0, 1): E s^2 = 1/3
+
+
+def test_the_outputs_scale_is_learnt_from_so_many_pairs_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = ShadowSampler(store(), 0.5, 0.0)
+    assert sampler.outputs() == [(0, 0), (0, 1)]
+    monkeypatch.setattr(sampling, "LARGEST_SAMPLE", 1)
+    (one,) = sampler.outputs()
+    torch.testing.assert_close(sampler.llm_updates([one], slice(1, 2)), constant(10.0 * (1 + one[1]))[:, 1:2])
 
 
 def test_moving_further_the_same_way_is_no_noise() -> None:

@@ -19,7 +19,7 @@ import torch
 from gradtf_fl.curation import Shard, TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.stacked import StackedAdapters
-from gradtf_fl.transformer import TrainConfig, train_grad_transformer
+from gradtf_fl.transformer import TrainConfig, train_grad_transformer, training
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.processes import ALONE, Processes
 from gradtf_fl.transformer.sampling import ShadowSampler
@@ -39,8 +39,19 @@ def test_settings_that_no_machine_can_train_with_are_named_together(random_tuple
         CONFIG.check(processes=5)
 
 
+def test_the_scale_is_the_same_learnt_a_block_at_a_time(random_tuples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TupleStore.open(random_tuples)
+    sampler = ShadowSampler(store.shards(), 0.5, 0.2)
+    sides = [training._space(store.header, role) for role in ("tiny", "llm")]
+    whole = training._new_model(CONFIG, sampler, *sides)
+    monkeypatch.setattr(training, "FIT_BYTES", 1)
+    sampler = ShadowSampler(store.shards(), 0.5, 0.2)
+    for name, value in training._new_model(CONFIG, sampler, *sides).state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name])
+
+
 def test_held_out_federations_are_of_every_kind_and_training_never_sees_them(random_tuples: Path) -> None:
-    shards = TupleStore.open(random_tuples).read_all()
+    shards = TupleStore.open(random_tuples).shards()
     held = hold_out(shards, 0.25, seed=0)
     kinds = [(number, len(shards[number].about["groups"][g]["parts"]) > 1) for number, g in held]
     assert {kind: kinds.count(kind) for kind in sorted(kinds)} == {  # a quarter of 12 singles, of 4 mixtures
@@ -69,7 +80,7 @@ def test_validation_scores_what_is_generated(
     stacks: dict[str, StackedAdapters],
 ) -> None:
     config, made = replace(CONFIG, objective=objective), objectives(ALONE)
-    validation = Validation.of(TupleStore.open(random_tuples).read_all(), config)
+    validation = Validation.of(TupleStore.open(random_tuples).shards(), config)
     rng, model, losses = np.random.default_rng([config.seed, 13]), made.model.eval(), []
     for _ in range(BATCHES):
         if objective == "mse":

@@ -122,7 +122,7 @@ def nearest_tuned_longer(made: Provider) -> FromUpdate:
     what is left between the two does not come from more rows.
     """
     updates = _tuned_longer(made)
-    shards = [shard for shard in TupleStore.open(made.folder / "tuples").read_all() if "llm" in shard.tensors]
+    shards = [shard for shard in TupleStore.open(made.folder / "tuples").shards() if "llm" in shard.tensors]
     tasks = [shard.about["groups"][group]["task"] for shard in shards for group in shard.tensors["group"].tolist()]
     place = [made.curation.tasks.index(task) for task in tasks]
 

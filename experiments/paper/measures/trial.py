@@ -186,7 +186,7 @@ def first_sets(folder: Path, sets: int) -> Path:
         for name in whole.names:
             if held >= sets:
                 break
-            shard = whole.read(name)
+            shard = whole.shard(name)
             held += len(shard.tensors["group"])
             if name not in part.names:
                 part.add(name, shard.tensors, shard.about)
