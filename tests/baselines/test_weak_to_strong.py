@@ -46,8 +46,17 @@ def test_hard_labels_train_exactly_as_plain_fine_tuning_does(pair: Pair, case: C
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
-@pytest.mark.parametrize("objective", [WeakLoss(), ConfidenceLoss(), AdaptiveLoss()])
+@pytest.mark.parametrize(
+    ("objective", "labels"),
+    [
+        (WeakLoss(), "hard"),
+        (ConfidenceLoss(), "soft"),
+        (AdaptiveLoss(), "hard"),
+        pytest.param(WeakLoss(), "soft", marks=pytest.mark.slow),
+        pytest.param(ConfidenceLoss(), "hard", marks=pytest.mark.slow),
+        pytest.param(AdaptiveLoss(), "soft", marks=pytest.mark.slow),
+    ],
+)
 def test_each_method_learns_the_rule_and_is_deterministic(
     pair: Pair, case: Case, test_rows: Rows, objective: WeakLoss, labels: str
 ) -> None:

@@ -148,6 +148,7 @@ def test_private_sets_draw_seen_rules_with_a_gap_and_unseen_rules(place: Path) -
     assert len(set(rules["seen"])) == len(set(rules["unseen"])) == 8
 
 
+@pytest.mark.slow
 def test_measures_give_a_cell_for_each_variant_and_refuse_unknown_keys(place: Path) -> None:
     values = {**SIZES, "cache": str(place), "steps": 1}
     cells = partitions(values, 0, silent)

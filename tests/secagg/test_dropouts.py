@@ -71,6 +71,15 @@ def distinct(n: int, threshold: int) -> Iterator[Pattern]:
 
 
 @pytest.mark.long
+def test_every_dropout_pattern_of_four() -> None:
+    """6^4 = 1296 patterns, of which those that cannot differ run once."""
+    patterns = list(distinct(4, threshold=3))
+    assert len(patterns) == (1 + 4 * 5) + sum(11 + 4 * s * 7 for s in range(5))  # as for five, below
+    for pattern in patterns:
+        check(Federation(n=4, dim=2, threshold=3), pattern, threshold=3)
+
+
+@pytest.mark.slow
 def test_every_dropout_pattern_of_five() -> None:
     """6^5 = 7776 patterns, of which those that cannot differ run once."""
     patterns = list(distinct(5, threshold=4))
