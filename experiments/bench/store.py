@@ -37,7 +37,6 @@ STACK, TASKS, ROWS, TOKENS = 8, 100, 2, 8
 TIMED_BATCHES = 9
 EVERY_S = 0.02
 """Between two looks at the process's memory."""
-COMMAND = "python -m experiments.bench.store --out experiments/results/store.json"
 
 
 def paper_layouts() -> dict[str, BlockLayout]:
@@ -164,7 +163,7 @@ def measure_store(folder: Path, tuples: int, compared: int, config: TrainConfig)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         trained = pool.submit(train_watched, folder, config).result()
     return {
-        "command": COMMAND,
+        "command": " ".join(["python -m experiments.bench.store", *sys.argv[1:]]),
         "revision": revision(),
         "machine": machine(PACKAGES),
         "tuples": tuples,
