@@ -40,6 +40,7 @@ EARLIER = {
     "bench_federation": "gradtf bench federation --json",
     "known_tasks": "python -m experiments.embedded.tune_known_tasks --install",
     "soak": "python -m experiments.bench.soak --json",
+    "store": "python -m experiments.bench.store --out experiments/results/store.json",
     "large_adapter": "python -m experiments.bench.large_adapter --json",
     "ledger": "python -m experiments.bench.ledger --out experiments/results/ledger.json",
     "pretraining": "python -m experiments.embedded.pretrain_pair --install build/pair",
