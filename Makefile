@@ -1,7 +1,7 @@
 # make demo      set-up and one federation on this machine
 # make demo-deployment   the same as real processes: certificates, a server, three nodes, on loopback
 # make test-fast set-up and the tests that need no torch (under a minute on two cores)
-# make test      set-up, lint and all tests but the slow proofs (under 8 minutes on two quiet cores)
+# make test      set-up, lint and all tests but the slow proofs (about 8 minutes on two quiet cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
 PYTHON ?= python3

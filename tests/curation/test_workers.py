@@ -59,7 +59,7 @@ def test_each_worker_has_one_thread() -> None:
     assert {name: one["threads"].tolist() for name, one in found.items()} == {"a": [0, 1], "b": [1, 1]}
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_shard_in_the_making_says_how_far_it_is(count: int) -> None:
     seen: list[tuple[str, int, int]] = []
     made = finished_shards(
