@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from gradtf_fl.adapters.models import model_folder, model_hash
@@ -30,8 +31,7 @@ def check_adapter(where: str, claimed: str, spec: AdapterSpec, space: UpdateSpac
     check_base(where, claimed, space.model)
     wanted = space.spec
     if spec != wanted:
-        names = ("rank", "alpha", "targets", "train_a", "seed")
-        differing = [n for n in names if getattr(spec, n) != getattr(wanted, n)]
+        differing = [n for n in (field.name for field in fields(spec)) if getattr(spec, n) != getattr(wanted, n)]
         raise ConfigError(
             [f"{where}: {n} is {getattr(spec, n)}, the Grad-Transformer takes {getattr(wanted, n)}" for n in differing]
         )

@@ -59,10 +59,11 @@ def test_generate_names_every_missing_path_at_once(tmp_path: Path) -> None:
     assert [line.split()[1] for line in result.stderr.splitlines()] == ["--update", "--transformer", "--out"]
 
 
-@pytest.mark.parametrize("what", ["base", "rank", "unnamed"])
+@pytest.mark.parametrize("what", ["base", "rank", "kind", "unnamed"])
 def test_generate_refuses_an_adapter_of_another_kind(what: str, files: Files, tmp_path: Path) -> None:
-    spec = AdapterSpec(rank=4, alpha=8.0) if what == "rank" else AdapterSpec()
-    base = {"base": files.llm, "rank": files.tiny, "unnamed": ""}[what]
+    specs = {"rank": AdapterSpec(rank=4, alpha=8.0), "kind": AdapterSpec(kind="lora-xs")}
+    spec = specs.get(what, AdapterSpec())
+    base = {"base": files.llm, "unnamed": ""}.get(what, files.tiny)
     state = initial_state(load_model(base or files.tiny)[0], spec)
     save_adapter(tmp_path / "adapter", state, spec, base)
     result = gradtf(
@@ -70,6 +71,7 @@ def test_generate_refuses_an_adapter_of_another_kind(what: str, files: Files, tm
     )
     assert result.exit_code == 2
     expected = {"base": "another base model", "rank": "rank is 4", "unnamed": "does not say which base model"}
+    expected |= {"kind": "kind is lora-xs"}
     assert expected[what] in result.stderr
     assert not (tmp_path / "out").exists()
 
