@@ -29,14 +29,8 @@ from gradtf_fl.config.base import (
 from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
 
 WeightRule = Literal["uniform", "examples"]
-
-
 Combine = Literal["mean", "median", "trimmed-mean"]
-
-
 Groups = Annotated[int, Field(ge=1, le=200)]
-
-
 TrackingPlace = Annotated[str, AfterValidator(lambda text: _sound_tracking(text))]
 
 

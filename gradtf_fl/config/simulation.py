@@ -19,11 +19,7 @@ from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
 from gradtf_fl.round_messages import STAGES, Stage
 
 Rules = Literal["same", "mixed", "unseen"]
-
-
 Engine = Literal["in-process", "ray"]
-
-
 HOUSE_RULES_ANSWER_TOKENS = 2  # two digits; here, because the simulation's plan is made without torch
 
 

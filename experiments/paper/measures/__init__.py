@@ -1,1 +1,1 @@
-""""""
+"""One measure for each table or figure of the paper; presets name them."""

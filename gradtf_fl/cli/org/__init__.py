@@ -1,1 +1,1 @@
-""""""
+"""``gradtf org``: an organization's keys, checks, node and adapters."""

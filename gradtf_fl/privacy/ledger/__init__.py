@@ -1,1 +1,1 @@
-""""""
+"""The organization's privacy ledger: signed, chained, charged before training."""

@@ -1,1 +1,1 @@
-""""""
+"""Cryptography of the protocol: primitives, secret sharing, a round's secrets, masks."""

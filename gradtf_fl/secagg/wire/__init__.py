@@ -1,1 +1,1 @@
-""""""
+"""Messages of the protocol as bytes."""
