@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SecAggSection,
     )
     from gradtf_fl.config.plan import Combine, FederationPlan
+    from gradtf_fl.config.rows import Format, RowFormat
     from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
@@ -44,6 +45,7 @@ __all__ = [
     "DropPoint",
     "Epsilon",
     "FederationPlan",
+    "Format",
     "Location",
     "ModelsSection",
     "OrganizationConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "PrivacySection",
     "PublicKey",
     "Rate",
+    "RowFormat",
     "Rules",
     "Sampler",
     "SecAggSection",

@@ -23,6 +23,7 @@ from gradtf_fl.config.base import (
     Seed,
     Share,
 )
+from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
 
@@ -41,7 +42,7 @@ class ModelsSection(Section):
     llm: ModelName = "embedded:llm"
 
 
-class DataSection(Section):
+class DataSection(RowFormat):
     """``[data]``: files of rows (JSONL, JSON, CSV, Parquet) or datasets folders; paths relative to the folder.
 
     Attributes:

@@ -1,0 +1,37 @@
+"""How a file's rows become tokens: the same words in ``federation.toml`` and ``organization.toml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gradtf_fl.config.base import Section
+
+Format = Literal["auto", "prompt-answer", "instruction", "messages", "columns", "text"]
+MAX_TOKENS = 512
+WINDOW = 128
+
+
+class RowFormat(Section):
+    """How rows are read and encoded. All who take part in a federation must have it alike.
+
+    Attributes:
+        format: what the fields of a row are: auto (told by the first row), prompt-answer, instruction, messages (through
+            the tokenizer's chat template), columns (by the templates below) or text (windows of plain text).
+        max_tokens: tokens of a row, prompt and answer; a longer one loses the start of its prompt.
+        end: whether the answer's end is trained: an end-of-turn or end-of-sequence token; false for answers of one
+            length and for windows of text.
+        window: characters of a window of text.
+        prompt: of columns, the template of a prompt: fields stand in braces.
+        answer: of columns, the template of an answer.
+        max_cut: share of rows that may be longer than max_tokens; above it the file is refused.
+    """
+
+    format: Format = "auto"
+    max_tokens: Annotated[int, Field(ge=2, le=10_000_000)] = MAX_TOKENS
+    end: bool = True
+    window: Annotated[int, Field(ge=8, le=10_000_000)] = WINDOW
+    prompt: str | None = None
+    answer: str | None = None
+    max_cut: Annotated[float, Field(ge=0, le=1)] = 0.25
