@@ -29,15 +29,21 @@ if TYPE_CHECKING:
         Sampler,
         SecAggSection,
     )
-    from gradtf_fl.config.plan import Combine, FederationPlan
+    from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
+    from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
+    from gradtf_fl.config.provider import Mechanism, ProviderSection
     from gradtf_fl.config.rows import Format, RowFormat
-    from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
+    from gradtf_fl.config.simulation import SimulationConfig
+    from gradtf_fl.config.task import HOUSE_RULES, HOUSE_RULES_ANSWER_TOKENS, Rules, SharingOut, TaskSection
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "FEDERATION",
+    "HOUSE_RULES",
     "HOUSE_RULES_ANSWER_TOKENS",
+    "NO_TRANSFORMER",
     "Address",
     "Combine",
     "Count",
@@ -47,21 +53,29 @@ __all__ = [
     "FederationPlan",
     "Format",
     "Location",
+    "Mechanism",
     "ModelsSection",
     "OrganizationConfig",
     "OrganizationName",
     "OrganizationSimulation",
     "PrivacySection",
+    "ProviderSection",
     "PublicKey",
     "Rate",
+    "RoundSettings",
     "RowFormat",
     "Rules",
     "Sampler",
     "SecAggSection",
     "Section",
     "Seed",
+    "SharingOut",
     "SimulationConfig",
+    "TaskSection",
     "load_toml",
+    "plan_values",
+    "project_toml",
+    "read_project",
     "read_toml",
     "tables_to_toml",
     "to_toml",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gradtf_fl.config.base import (
     Bits,
@@ -26,10 +26,17 @@ from gradtf_fl.config.base import (
     Share,
     validate,
 )
-from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
+from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
 
 WeightRule = Literal["uniform", "examples"]
 Combine = Literal["mean", "median", "trimmed-mean"]
+AdapterKind = Literal["lora", "lora-b", "lora-xs", "full"]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+NO_TRANSFORMER = "none"
+Targets = Annotated[
+    str, BeforeValidator(lambda value: ",".join(map(str, value)) if isinstance(value, list | tuple) else value)
+]
+"""Names between commas; TOML may have a list of them."""
 Groups = Annotated[int, Field(ge=1, le=200)]
 TrackingPlace = Annotated[str, AfterValidator(lambda text: _sound_tracking(text))]
 
@@ -40,9 +47,15 @@ class RoundSettings(Section):
     Attributes:
         tiny: the TinyLM, which the organizations train: ``embedded:tiny``, a folder or a hub id.
         llm: the LLM, which the adapters are for: ``embedded:llm``, a folder or a hub id.
-        transformer: checkpoint of the Grad-Transformer: ``embedded`` or a file.
+        transformer: checkpoint of the Grad-Transformer: ``embedded``, a file, or ``none``: the sum is delivered as an
+            adapter of the TinyLM itself.
+        adapter: kind of the TinyLM's adapter: lora, lora-b (only B is trained), lora-xs or full.
+        targets: layers that it goes on, by last name, between commas; auto: the architecture's attention projections.
+        rank: of the adapter.
+        lora_alpha: its alpha: what it adds is multiplied by lora_alpha / rank.
         organizations: how many take part.
         allow_two: accept two organizations, of which each learns the other's update.
+        weight_rule: whether organizations count alike (uniform) or by their rows (examples).
         rounds: rounds of the run.
         steps: DP-SGD steps per round.
         batch: expected Poisson batch, in rows.
@@ -63,8 +76,13 @@ class RoundSettings(Section):
     tiny: ModelName = "embedded:tiny"
     llm: ModelName = "embedded:llm"
     transformer: ModelName = "embedded"
+    adapter: AdapterKind = "lora"
+    targets: Targets = "auto"
+    rank: Rank = 2
+    lora_alpha: Annotated[float, Field(gt=0, le=1e6)] = 4.0
     organizations: Organizations = 5
     allow_two: bool = False
+    weight_rule: WeightRule = "uniform"
     rounds: Rounds = 3
     steps: Count = 50
     batch: Count = 64
@@ -91,7 +109,6 @@ class FederationPlan(RoundSettings):
     True
 
     Attributes:
-        weight_rule: whether organizations count alike or by their rows.
         threshold: organizations that must stay to the end (default: by the roster's size).
         colluders: share of the organizations that the graph of 100 and more must withstand as colluders.
         dropouts: the share that it must withstand as dropouts.
@@ -105,7 +122,6 @@ class FederationPlan(RoundSettings):
         tracking: where each round's figures go alongside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
     """
 
-    weight_rule: WeightRule = "uniform"
     threshold: int | None = Field(default=None, ge=2, le=1000)
     colluders: Share = 0.1
     dropouts: Share = 0.1
@@ -123,8 +139,9 @@ class FederationPlan(RoundSettings):
         if self.threshold is not None and not self.organizations / 2 < self.threshold <= self.organizations:
             raise ValueError(f"threshold must lie above half of and up to {self.organizations} organizations")
         refuse_small_groups(self.organizations, self.groups, self.threshold)
-        if self.noise_multiplier > 0 and self.weight_rule != "uniform":
-            raise ValueError("noise_multiplier needs weight_rule 'uniform'")
+        refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
+        if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:
+            raise ValueError("transformer 'none' delivers adapters of the TinyLM: llm must be the same model as tiny")
         return self
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:

@@ -17,3 +17,8 @@ def refuse_small_groups(organizations: int, groups: int, threshold: int | None =
         raise ValueError("groups must be 1 or at least 3: of two group means neither can be told to be the bad one")
     if groups > 1 and threshold is not None:
         raise ValueError("threshold cannot be set together with groups, each of which has its own")
+
+
+def refuse_noisy_weights(noise_multiplier: float, weight_rule: str) -> None:
+    if noise_multiplier > 0 and weight_rule != "uniform":
+        raise ValueError("noise_multiplier needs weight_rule 'uniform'")

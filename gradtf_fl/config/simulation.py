@@ -7,20 +7,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gradtf_fl.config.base import (
-    Epsilon,
-    Location,
-    ModelName,
-    Section,
-)
+from gradtf_fl.config.base import Epsilon, Location, ModelName, Section
 from gradtf_fl.config.organization import ComputeSection
-from gradtf_fl.config.plan import FederationPlan, RoundSettings
-from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
+from gradtf_fl.config.plan import NO_TRANSFORMER, FederationPlan, RoundSettings
+from gradtf_fl.config.provider import ProviderSection
+from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
+from gradtf_fl.config.task import HOUSE_RULES_ANSWER_TOKENS, SharingOut, TaskSection
 from gradtf_fl.round_messages import STAGES, Stage
 
-Rules = Literal["same", "mixed", "unseen"]
 Engine = Literal["in-process", "ray"]
-HOUSE_RULES_ANSWER_TOKENS = 2  # two digits; here, because the simulation's plan is made without torch
 
 
 class DropRule(Section):
@@ -40,8 +35,8 @@ class DropRule(Section):
         return {"stage": stage, "count": int(count)}
 
 
-class SimulationConfig(RoundSettings):
-    """``gradtf simulate``: a federation on this machine. ``--config`` reads the same keys from TOML.
+class SimulationConfig(RoundSettings, SharingOut):
+    """``gradtf simulate``: a federation on this machine. ``--config`` reads the same from ``federation.toml``.
 
     >>> from gradtf_fl import SimulationConfig
     >>> config = SimulationConfig(organizations=8, rounds=2, epsilon=1.0)
@@ -49,30 +44,37 @@ class SimulationConfig(RoundSettings):
     1.0
 
     Attributes:
-        rows, test_rows: private training and test rows of each organization.
+        task: whose rows.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
         refine: whether the provider refines the LLM update on public prompts.
         controls: baselines file alongside the transformer (mean, nearest, ridge).
         compute: ``[compute]`` of every organization.
+        provider: what `gradtf prepare` does.
     """
 
+    task: TaskSection = TaskSection()
     budget: Epsilon | None = None
-    rules: Rules = "same"
     refine: bool = True
     engine: Engine = "in-process"
     drop: tuple[DropRule, ...] = Field(default=(), strict=False)
     out: Location | None = None
     controls: ModelName = "embedded"
     compute: ComputeSection = ComputeSection()
-    rows: int = Field(default=1024, ge=16, le=10_000_000)
-    test_rows: int = Field(default=256, ge=1, le=1_000_000)
+    provider: ProviderSection = ProviderSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
         refuse_small_groups(self.organizations, self.groups)
-        if self.batch > self.rows:
+        refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
+        if self.task.is_house_rules and not (self.rows and self.test_rows):
+            raise ValueError("rows and test_rows of house-rules must be at least 1: they are drawn")
+        if self.rows and self.batch > self.rows:
             raise ValueError(f"batch ({self.batch}) is larger than rows ({self.rows})")
+        if self.partition == "sizes" and len(self.sizes) != self.organizations:
+            raise ValueError(f"sizes has {len(self.sizes)} shares, there are {self.organizations} organizations")
+        if self.partition == "natural" and self.by is None:
+            raise ValueError("partition 'natural' needs by, the field that names a row's organization")
         gone = sum(rule.count for rule in self.drop)
         if gone > self.organizations:
             raise ValueError(f"drop names {gone} organizations, there are {self.organizations}")
@@ -83,8 +85,14 @@ class SimulationConfig(RoundSettings):
         """Epsilon each organization's ledger allows."""
         return self.epsilon if self.budget is None else self.budget
 
+    @property
+    def adapted_model(self) -> str:
+        """The model that delivered adapters are for: the LLM, or without a Grad-Transformer the TinyLM itself."""
+        return self.tiny if self.transformer == NO_TRANSFORMER else self.llm
+
     def plan(self, out: Path, organizations_dir: Path, provider_key: Path, prompts: Path | None) -> FederationPlan:
         """The server's side of this simulation; ``prompts``: for refinement, None without."""
-        shared = {name: getattr(self, name) for name in RoundSettings.model_fields}
+        shared = {name: getattr(self, name) for name in RoundSettings.model_fields} | {"llm": self.adapted_model}
         paths = {"out": out, "organizations_dir": organizations_dir, "provider_key": provider_key, "prompts": prompts}
-        return FederationPlan(**(shared | paths | {"answer_tokens": HOUSE_RULES_ANSWER_TOKENS}))
+        tokens = HOUSE_RULES_ANSWER_TOKENS if self.task.is_house_rules else self.task.max_new_tokens
+        return FederationPlan(**(shared | paths | {"answer_tokens": tokens}))

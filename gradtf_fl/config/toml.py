@@ -89,11 +89,11 @@ def with_values(text: str, model: type[BaseModel], changes: Mapping[str, Mapping
         for key, value in values.items():
             if key in table:
                 if table[key] != value:
-                    table[key] = _item(value)
+                    table[key] = item_of(value)
                 continue
             if isinstance(table, Table) and about.get(key):
                 table.add(tomlkit.comment(about[key]))
-            table[key] = _item(value)
+            table[key] = item_of(value)
     return tomlkit.dumps(document)
 
 
@@ -173,21 +173,22 @@ def _fill_table(table: Table | TOMLDocument, model: type[BaseModel], values: Map
         if value is None:
             table.add(tomlkit.comment(f"{key} ="))
         else:
-            table.add(key, _item(value))
+            table.add(key, item_of(value))
 
 
-def _item(value: Any) -> Item:
+def item_of(value: Any) -> Item:
+    """A plain value as TOML."""
     import tomlkit
 
     if isinstance(value, Mapping):
         inline = tomlkit.inline_table()
         for key, item in value.items():
             if item is not None:
-                inline.add(key, _item(item))
+                inline.add(key, item_of(item))
         return inline
     if isinstance(value, list):
         array = tomlkit.array()
-        array.extend([_item(item) for item in value])
+        array.extend([item_of(item) for item in value])
         return array.multiline(len(value) >= LONG_LIST)
     plain: Item = tomlkit.item(value)
     return plain

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
+        FederationData,
         HiddenTask,
         OrganizationData,
+        federation_data,
         house_rules_federation,
         public_rows,
         tokens_to_rows,
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.scoring import score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
+    from gradtf_fl.tasks.task_rows import TaskRows, read_task_rows, source_name
     from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
-    from gradtf_fl.tasks.text_windows import TaskRows, read_task_rows
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -55,6 +57,7 @@ __all__ = [
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
     "Example",
+    "FederationData",
     "FolderSource",
     "HiddenTask",
     "LoadedTask",
@@ -72,6 +75,7 @@ __all__ = [
     "decode",
     "encode_rows",
     "exact_match",
+    "federation_data",
     "fit_prompt",
     "generate_greedily",
     "house_rules",
@@ -86,6 +90,7 @@ __all__ = [
     "refuse_unscored",
     "rule_named",
     "score_task",
+    "source_name",
     "split_public_private",
     "tokens_to_rows",
     "write_rows",

@@ -1,28 +1,132 @@
-"""Private rows of a House Rules federation: who holds which rule, and the rows of each organization."""
+"""A federation's rows: who holds which, what is public, and how answers are scored. House Rules is one task among others.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from gradtf_fl.config import Rules
+from gradtf_fl.config import HOUSE_RULES, Rules, SharingOut, TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.tasks.partitions import Indices, share_out, share_out_alike
 from gradtf_fl.tasks.rows import Row
+from gradtf_fl.tasks.task_rows import TaskRows, read_task_rows
+from gradtf_fl.tasks.text_tasks import Example, TextTask
 
+PUBLIC_PROMPTS = 1536
+"""House Rules rows that the provider asks models about."""
 MIXTURE_OPERATIONS = 3
 DIRICHLET_ALPHA = 0.5
 
 
+FederationMetric = Literal["exact_match", "rouge1", "loss"]
+
+
 @dataclass(frozen=True)
 class OrganizationData:
-    """One organization's private rows. ``rule`` says in words what they follow (known to the simulation only)."""
+    """One organization's private rows, as only a simulation knows them.
+
+    Attributes:
+        train: rows that it trains on.
+        test: examples that models are scored on.
+        rule: what its rows follow, in words.
+        holds: rows of ``train`` by label.
+    """
 
     name: str
     train: list[Row]
-    test: list[Row]
+    test: list[Example]
     rule: str
+    holds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class FederationData:
+    """All organizations' rows.
+
+    Attributes:
+        metric: ``exact_match`` or ``rouge1`` of answers, or ``loss``: nats a character, of which less is better.
+        tasks: by label of `Example`, how answers are read out of generated texts; without one an answer has a fixed
+            length, and exact match needs no generation.
+        end: whether the answer's end is trained.
+        public: rows that the provider has; what it asks models is their prompts.
+    """
+
+    organizations: list[OrganizationData]
+    metric: FederationMetric
+    tasks: Mapping[str, TextTask]
+    end: bool
+    public: Sequence[Row]
+
+
+def federation_data(
+    task: TaskSection, sharing: SharingOut, organizations: int, least: int, seed: int
+) -> FederationData:
+    """The rows of a simulated federation.
+
+    Args:
+        least: rows that an organization needs, and gets where chance decides.
+        seed: of the split into public and private rows, and of who holds which.
+
+    Raises:
+        ConfigError: rows that can't be read, scored or shared out in this way.
+    """
+    if task.is_house_rules:
+        held = house_rules_federation(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
+        return FederationData(held, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
+    parts = [read_task_rows(source, task, seed, sharing.by, sharing.test) for source in task.source]
+    metric = _metric(task, parts)
+    private = [example for part in parts for example in part.private]
+    test = [example for part in parts for example in part.test]
+    labels = [example.label for example in private]
+    shares = share_out(labels, organizations, sharing, least, seed)
+    tests = share_out_alike([example.label for example in test], labels, shares, seed)
+    poor = [f"org-{number}" for number, part in enumerate(tests, 1) if not len(part)]
+    if poor:
+        raise ConfigError(f"{', '.join(poor)} would have no test row: give more of them (federation.test)")
+    held = [
+        _organization(f"org-{number}", private, test, mine, to_score, sharing)
+        for number, (mine, to_score) in enumerate(zip(shares, tests, strict=True), 1)
+    ]
+    scored_by = {example.label: part.task for part in parts if part.task for example in (*part.private, *part.test)}
+    public = [example.row for part in parts for example in part.public]
+    return FederationData(held, metric, scored_by, task.end and metric != "loss", public)
+
+
+def _metric(task: TaskSection, parts: Sequence[TaskRows]) -> FederationMetric:
+    """The one metric of all parts; ConfigError where they have several."""
+    if task.metric == "loss":
+        return "loss"
+    found = {part.name: part.task.metric if part.task else "loss" for part in parts}
+    kinds = sorted(set(found.values()))
+    if len(kinds) > 1:
+        said = ", ".join(f"{name} by {metric}" for name, metric in found.items())
+        raise ConfigError(f"the sources are scored differently ({said}): choose one for all (task.metric = 'loss')")
+    (kind,) = kinds
+    if kind == "loss" and task.metric != "auto":
+        raise ConfigError(f"task.metric {task.metric}: windows of text have no answers; they are scored by loss")
+    return kind  # type: ignore[return-value]
+
+
+def _organization(
+    name: str,
+    private: Sequence[Example],
+    test: Sequence[Example],
+    mine: Indices,
+    to_score: Indices,
+    sharing: SharingOut,
+) -> OrganizationData:
+    """One organization's rows; of more than it may have, the first ones in their random order."""
+    train = [private[i] for i in mine[: sharing.rows or None]]
+    holds = dict(sorted(Counter(example.label for example in train).items()))
+    said = ", ".join(f"{label} {count}" for label, count in holds.items())
+    scored = [test[i] for i in to_score[: sharing.test_rows or None]]
+    return OrganizationData(name, [example.row for example in train], scored, said, holds)
 
 
 @dataclass(frozen=True)
@@ -87,8 +191,17 @@ def house_rules_federation(
         weights = rng.dirichlet([alpha] * len(task.rules)) if len(task.rules) > 1 else None
         train = tokens_to_rows(task.draw(rng, rows, "private", weights))
         test = tokens_to_rows(task.draw(rng, test_rows, "test", weights))
-        made.append(OrganizationData(f"org-{number}", train, test, words))
+        examples = [Example(row, (row.answer,), row.prompt, HOUSE_RULES) for row in test]
+        made.append(OrganizationData(f"org-{number}", train, examples, words, _holds(task, train, weights)))
     return made
+
+
+def _holds(task: HiddenTask, train: Sequence[Row], weights: np.ndarray | None) -> dict[str, int]:
+    """Rows of each rule: by the shown tag where there are several."""
+    if weights is None:
+        return {task.rules[0].name: len(train)}
+    tags = Counter(row.prompt.split("]")[1].removeprefix("[") for row in train)
+    return {rule.name: tags[hr.OPERATION_TAGS[rule.operation]] for rule in task.rules}
 
 
 def public_rows(rules: Rules, rows: int, seed: int) -> list[Row]:

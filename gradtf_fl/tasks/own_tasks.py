@@ -32,13 +32,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from gradtf_fl.config import Section, read_toml, validate
+from gradtf_fl.config import Section, TaskSection, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import first_line, has_first_line
 from gradtf_fl.tasks.reading import MalformedRow
@@ -114,16 +114,70 @@ def load_own_task(path: Path) -> TextTask:
         raise ConfigError([*error.problems, *problems]) from None
     if problems:
         raise ConfigError(problems)
+    return replace(_task(own), source=_source(path, own))
+
+
+def column_task(name: str, settings: TaskSection) -> TextTask:
+    """The task that the templates of ``[task]`` describe: a field's name, or its path, stands in braces.
+
+    Raises:
+        ConfigError: a template does not parse, or its answer names no field.
+    """
+    templates = {"prompt": settings.prompt or "", "answer": settings.answer or ""}
+    problems, fields = [], {}
+    for key, template in templates.items():
+        try:
+            found = field_paths(template)
+        except ValueError as error:
+            problems.append(f"task {name}: {key}: {error}")
+            continue
+        if key == "answer" and not found:
+            problems.append(f"task {name}: answer names no field: {{field}} stands for its value")
+        for place in found:
+            fields[_identifier(place)] = place
+            templates[key] = templates[key].replace(f"{{{place}}}", f"{{{_identifier(place)}}}")
+    if problems:
+        raise ConfigError(problems)
+    fields |= {_identifier(place): place for place in settings.group}
+    own = OwnTask(
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", name) or "task",
+        metric="rouge1" if settings.metric == "rouge1" else "exact_match",
+        prompt=templates["prompt"],
+        answer=templates["answer"],
+        answer_pattern=settings.answer_pattern,
+        max_new_tokens=settings.max_new_tokens,
+        group=tuple(map(_identifier, settings.group)),
+        fields=fields,
+    )
+    return replace(_task(own), name=name)
+
+
+def field_paths(template: str) -> list[str]:
+    """The fields of a template whose placeholders may be paths (``meta.tags.0``); ValueError where it is none."""
+    parsed = string.Formatter().parse(template)
+    names = []
+    for _, name, spec, conversion in parsed:
+        if name is not None:
+            if not name or spec or conversion or not all(part for part in name.split(".")):
+                raise ValueError(f"{{{name}}}: a placeholder is a field's name or path in braces and nothing else")
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _identifier(place: str) -> str:
+    return "field_" + re.sub(r"\W", "_", place)
+
+
+def _task(own: OwnTask) -> TextTask:
     pattern = re.compile(own.answer_pattern, re.MULTILINE) if own.answer_pattern else None
     return TextTask(
         name=own.name,
         metric=own.metric,
         kind="text",
         convert=_Converter(own, pattern),
-        extract=_extractor(pattern),
-        finished=_finisher(pattern),
+        extract=extractor(own.answer_pattern),
+        finished=finisher(own.answer_pattern),
         max_new_tokens=own.max_new_tokens,
-        source=_source(path, own),
     )
 
 
@@ -160,7 +214,7 @@ class _Converter:
         answer = (answer.strip() if self.pattern else one_line(answer)) + "\n"
         if not prompt.strip() or not answer.strip():
             raise MalformedRow("its prompt or answer comes out empty")
-        reference = _extractor(self.pattern)(answer)
+        reference = extractor(self.own.answer_pattern)(answer)
         if reference is None:
             raise MalformedRow("answer_pattern finds nothing in its answer")
         if self.own.metric == "rouge1" and not scoreable(reference):
@@ -221,9 +275,11 @@ def _rendered(template: str, values: Mapping[str, str]) -> str:
     return "".join(literal + (values[name] if name is not None else "") for literal, name in pieces_of(template))
 
 
-def _extractor(pattern: re.Pattern[str] | None) -> Callable[[str], str | None]:
-    if pattern is None:
+def extractor(answer_pattern: str | None) -> Callable[[str], str | None]:
+    """What finds the answer in a generated text: the last match of the pattern's group, or the first line."""
+    if answer_pattern is None:
         return first_line
+    pattern = re.compile(answer_pattern, re.MULTILINE)
 
     def extract(text: str) -> str | None:
         found = [match.strip() for match in pattern.findall(text)]
@@ -232,9 +288,11 @@ def _extractor(pattern: re.Pattern[str] | None) -> Callable[[str], str | None]:
     return extract
 
 
-def _finisher(pattern: re.Pattern[str] | None) -> Callable[[str], bool]:
-    if pattern is None:
+def finisher(answer_pattern: str | None) -> Callable[[str], bool]:
+    """What tells that a generated text holds the whole answer: a whole line that matches, or a whole first line."""
+    if answer_pattern is None:
         return has_first_line
+    pattern = re.compile(answer_pattern, re.MULTILINE)
 
     def finished(text: str) -> bool:
         # Whole lines only: a line that is still being written may yet change what matches

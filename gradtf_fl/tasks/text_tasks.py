@@ -30,11 +30,13 @@ class Example:
             with a newline, so that a tuned model knows how to stop.
         references: what counts as right, at least one: final answers, or summaries.
         group: examples with one group share text (a passage, a dialogue, a question) and stay on one side of a split.
+        label: what organizations differ in: see `partitions`.
     """
 
     row: Row
     references: tuple[str, ...]
     group: str
+    label: str = ""
 
 
 class Source(Protocol):

@@ -1,0 +1,49 @@
+"""``[provider]``: how shadow sets are made and the Grad-Transformer is trained (``gradtf prepare``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gradtf_fl.config.base import Count, Location, Rate, Section
+
+Mechanism = Literal["adamw", "sgld", "dp-sgd"]
+Objective = Literal["mse", "functional", "mse-then-functional"]
+
+
+class ProviderSection(Section):
+    """``[provider]``: the provider's own work: shadow sets from public rows, tuples, and the Grad-Transformer.
+
+    Attributes:
+        tuples: folder of the tuple store.
+        shadow_rows: public rows in a shadow set.
+        shadow_sets: TinyLM shadow sets of each source.
+        pair_sets: shadow sets of both models of each source.
+        mixtures: TinyLM shadow sets on mixtures of sources, in all.
+        mechanisms: how the TinyLM learns on shadow sets: adamw, sgld, dp-sgd; several share the sets.
+        tuning_steps: optimizer steps of a shadow set.
+        tuning_batch: rows in such a step.
+        tuning_rate: its learning rate.
+        stack: shadow sets tuned at once: memory, and what a kill loses.
+        objective: what the Grad-Transformer minimises: mse, functional or mse-then-functional.
+        training_steps: its optimizer steps.
+        training_groups: shadow federations in a batch.
+        training_rate: its learning rate.
+    """
+
+    tuples: Location = Path("tuples")
+    shadow_rows: Annotated[int, Field(ge=8, le=10_000_000)] = 256
+    shadow_sets: Count = 8
+    pair_sets: Count = 4
+    mixtures: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    mechanisms: Annotated[tuple[Mechanism, ...], Field(strict=False, min_length=1)] = ("adamw",)
+    tuning_steps: Count = 60
+    tuning_batch: Count = 8
+    tuning_rate: Rate = 5e-3
+    stack: Count = 8
+    objective: Objective = "mse-then-functional"
+    training_steps: Count = 1000
+    training_groups: Count = 16
+    training_rate: Rate = 1.5e-3
