@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clients.node.run import NodeRun, describe
     from clients.node.setup import join_federation, make_organization
     from clients.organization import load_organization
+    from clients.stages import example_weight
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_organization",
     "current",
     "describe",
+    "example_weight",
     "export_merged",
     "is_pinned",
     "join_federation",

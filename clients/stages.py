@@ -48,10 +48,15 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     update = train_update(organization, message, config, plan, lambda: store.claim(key))
     weight = 1.0
     if config.weight_rule == "examples":
-        weight = config.max_weight * min(1.0, update.rows / REFERENCE_ROWS)
+        weight = config.max_weight * example_weight(update.rows)
     advert = client.advertise(update.ledger_head)
     store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight))
     return StagePayload(key.round, key.attempt, advert)
+
+
+def example_weight(rows: int) -> float:
+    """Weight of an organization under the rule "examples", in units of the largest one."""
+    return min(1.0, rows / REFERENCE_ROWS)
 
 
 def _own_config(organization: Organization, configs: bytes) -> RoundConfig:

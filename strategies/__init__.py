@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from strategies.engines.ray_engine import run_on_ray
     from strategies.federation import SecureFederation
     from strategies.groups import combine_groups
-    from strategies.provider import Provider, load_transformer
+    from strategies.provider import Provider, load_transformer, tiny_spec
     from strategies.records import FederationResult, RoundEvent, RoundRecord
     from strategies.server.run import ServerRun, progress
     from strategies.server.setup import make_server
@@ -37,5 +37,6 @@ __all__ = [
     "read_records",
     "run_on_ray",
     "run_server",
+    "tiny_spec",
     "write_roster",
 ]

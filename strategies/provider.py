@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.config import FederationPlan
+from gradtf_fl.config import NO_TRANSFORMER, FederationPlan, RoundSettings
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import PROVIDER_KEY
 from gradtf_fl.round_messages import adapter_statement, global_model_hash
 from gradtf_fl.secagg import Identity
 
 if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdaptedModel, UpdateSpace
+    from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace
     from gradtf_fl.transformer import GradTransformer
 
 
@@ -45,6 +45,23 @@ class GeneratedAdapter:
     sha256: str
     signature: bytes
     refinement: dict[str, Any]
+
+
+class PlainSum:
+    """A federation without a Grad-Transformer: the sum itself is delivered, as an adapter of the TinyLM.
+
+    Attributes:
+        source, target: the TinyLM's space, both.
+        sha256: of the space, since there is no checkpoint.
+    """
+
+    def __init__(self, space: UpdateSpace) -> None:
+        self.source = self.target = space
+        self.sha256 = hashlib.sha256(f"gradtf/plain-sum/v1|{space.layout.digest}".encode()).hexdigest()
+
+    def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The update as it came, float32 [blocks, block_dim]."""
+        return update
 
 
 class Provider:
@@ -85,7 +102,7 @@ class Provider:
     def generate(
         self, run_id: str, round_number: int, update: NDArray[np.float32], first: NDArray[np.float32] | None = None
     ) -> GeneratedAdapter:
-        """U [L1, n1] -> LLM adapter, packed and signed for this round; ``first`` is U after the first one, if that was
+        """U [L1, n1] -> LLM adapter (without a Grad-Transformer the TinyLM's), packed and signed for this round; ``first`` is U after the first one, if that was
         another."""
         from gradtf_fl.adapters import apply_update, pack_adapter
 
@@ -167,8 +184,37 @@ def load_transformer(name: str) -> GradTransformer:
     return GradTransformer.load(embedded_checkpoint() if name == "embedded" else name)
 
 
+def tiny_spec(settings: RoundSettings) -> AdapterSpec:
+    """The organizations' adapter: the Grad-Transformer's, or without one what the settings say.
+
+    Raises:
+        ConfigError: the settings ask for another adapter than the Grad-Transformer takes, or for one that the TinyLM
+            can't have.
+    """
+    from gradtf_fl.adapters import chosen_spec
+
+    if settings.transformer == NO_TRANSFORMER:
+        return chosen_spec(settings)
+    spec = load_transformer(settings.transformer).source.spec
+    wanted = chosen_spec(settings, spec.targets)
+    differing = [
+        f"transformer {settings.transformer}: {name} of its TinyLM adapter is {getattr(spec, name)}, and "
+        f"{getattr(wanted, name)} is asked for ([pair])"
+        for name in ("kind", "train_a", "targets", "rank", "alpha")
+        if getattr(spec, name) != getattr(wanted, name)
+    ]
+    if differing:
+        raise ConfigError(differing)
+    return spec
+
+
 def load_generator(plan: FederationPlan) -> Generator:
     """The plan's Grad-Transformer, with refinement where the plan names public prompts."""
+    if plan.transformer == NO_TRANSFORMER:
+        from gradtf_fl.adapters import AdaptedModel
+
+        return PlainSum(AdaptedModel.load(plan.tiny, tiny_spec(plan)).space)
+    tiny_spec(plan)
     transformer = load_transformer(plan.transformer)
     if plan.prompts is None:
         return transformer

@@ -13,9 +13,7 @@ import click
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    M = TypeVar("M", bound=BaseModel)
+    from gradtf_fl.config import SimulationConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,13 +26,13 @@ def json_option(command: F) -> F:
 
 
 def config_option(command: F) -> F:
-    """``--config FILE.toml``: values for options that are not given."""
+    """``--config federation.toml``: values for options that are not given."""
     return click.option(
         "--config",
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="TOML with the same keys.",
+        help="The project's file, from gradtf init.",
     )(command)
 
 
@@ -43,24 +41,17 @@ def emit_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False))
 
 
-def configured(model: type[M], config_file: Path | None, given: Mapping[str, Any]) -> M:
-    """``model`` from the TOML file overlaid with the options ``given`` (None and () mean "not given").
+def configured(config_file: Path | None, given: Mapping[str, Any]) -> SimulationConfig:
+    """The project of ``--config``, or the embedded one, overlaid with the options ``given`` (None and () mean "not
+    given").
 
     Raises:
         ConfigError: every problem at once, each named by its option or by file and key.
     """
-    from gradtf_fl.config import read_toml, validate
+    from gradtf_fl.config import read_project
 
-    values = read_toml(config_file) if config_file else {}
     options = {name: value for name, value in given.items() if value is not None and value != ()}
-
-    def where(key: str) -> str:
-        name = key.partition(".")[0]
-        if name in options or config_file is None:
-            return "--" + name.replace("_", "-") if name else "options"
-        return f"{config_file}: {key}" if key else f"{config_file} and options"
-
-    return validate(model, {**values, **options}, where)
+    return read_project(config_file, options)
 
 
 def chosen(given: Mapping[str, Any]) -> dict[str, Any]:

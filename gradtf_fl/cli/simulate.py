@@ -11,6 +11,7 @@ import click
 from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
 
+INSIDE = {"task": "task.source", "rules": "task.rules"}
 EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": RoundAborted.exit_code}
 
 
@@ -24,6 +25,21 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 @click.option("--epsilon", type=float, help="What the whole run may spend per organization.  [default: 8]")
 @click.option("--delta", type=float, help="Delta of every organization's ledger.  [default: 1e-5]")
 @click.option("--budget", type=float, help="Lifetime epsilon of every ledger.  [default: --epsilon]")
+@click.option("--task", metavar="SOURCE", multiple=True, help="Whose rows: see [task] source.  [default: house-rules]")
+@click.option("--partition", metavar="NAME", help="iid, dirichlet, shards, pathological, sizes, natural.  [default: iid]")
+@click.option("--alpha", type=float, help="Of dirichlet.  [default: 0.5]")
+@click.option("--by", metavar="FIELD", help="Field of a row that is its label.  [default: the source]")
+@click.option("--rows", type=int, help="Rows of an organization; 0: all that fall to it.  [default: 1024]")
+@click.option("--test-rows", type=int, help="Test rows of an organization.  [default: 256]")
+@click.option("--tiny", metavar="M", help="TinyLM.  [default: embedded:tiny]")
+@click.option("--llm", metavar="M", help="LLM.  [default: embedded:llm]")
+@click.option("--steps", type=int, help="DP-SGD steps of a round.  [default: 50]")
+@click.option("--batch", type=int, help="Expected rows in a step.  [default: 64]")
+@click.option(
+    "--no-transformer",
+    is_flag=True,
+    help="A plain federation of the TinyLM: secure sum, DP, ledgers; its adapter is what is delivered.",
+)
 @click.option(
     "--rules",
     metavar="same|mixed|unseen",
@@ -57,9 +73,7 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     privacy ledgers, Grad-Transformer and evaluation. Nothing leaves this process.
     """
     began = time.monotonic()
-    from gradtf_fl.config import SimulationConfig
-
-    config = configured(SimulationConfig, config_file, given)
+    config = configured(config_file, _placed(given))
 
     from rich.console import Console
 
@@ -79,3 +93,9 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     if report.state != "completed":
         click.echo(f"gradtf: {report.reason}", err=True)
     return EXIT_CODES[report.state]
+
+
+def _placed(given: dict[str, Any]) -> dict[str, Any]:
+    """Options by where they stand in the settings."""
+    placed = {INSIDE.get(name, name): value for name, value in given.items() if name != "no_transformer"}
+    return placed | ({"transformer": "none"} if given["no_transformer"] else {})

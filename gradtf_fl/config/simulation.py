@@ -46,7 +46,7 @@ class SimulationConfig(RoundSettings, SharingOut):
     Attributes:
         task: whose rows.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
-        refine: whether the provider refines the LLM update on public prompts.
+        refine: whether the provider refines the LLM update on public prompts (default: for house-rules).
         controls: baselines file alongside the transformer (mean, nearest, ridge).
         compute: ``[compute]`` of every organization.
         provider: what `gradtf prepare` does.
@@ -54,7 +54,7 @@ class SimulationConfig(RoundSettings, SharingOut):
 
     task: TaskSection = TaskSection()
     budget: Epsilon | None = None
-    refine: bool = True
+    refine: bool | None = None
     engine: Engine = "in-process"
     drop: tuple[DropRule, ...] = Field(default=(), strict=False)
     out: Location | None = None

@@ -92,8 +92,10 @@ def _details(event: SimulationEvent) -> str:
 
 def print_report(report: SimulationReport, console: Console) -> None:
     """The closing tables: organizations, controls, rounds, and what epsilon does and does not cover."""
+    if any(len(organization.holds) > 1 for organization in report.organizations):
+        console.print(_holdings(report))
     console.print(_organizations(report))
-    if report.finished_rounds:
+    if report.finished_rounds and not report.is_plain:
         console.print(_controls(report))
     console.print(_rounds(report))
     console.print()
@@ -133,28 +135,66 @@ _SHOWN = {
     "llm_generated": "LLM\ngenerated",
     "llm_ceiling": "LLM\nceiling",
 }
+_SHOWN_PLAIN = {
+    "tiny_base": "TinyLM\nbase",
+    "tiny_tuned": "tuned\nalone",
+    "tiny_global": "federation",
+    "tiny_ceiling": "tuned\nwithout DP",
+}
+_METRIC = {
+    "exact_match": "Accuracy (exact match)",
+    "rouge1": "ROUGE-1 (F)",
+    "loss": "Loss in nats a character (less is better)",
+}
+WIDTH = 30
+"""Characters of the longest bar."""
+MARKS = "█▓▒░▞▚╳·"
+
+
+def _columns(report: SimulationReport) -> Mapping[str, str]:
+    return _SHOWN_PLAIN if report.is_plain else _SHOWN
 
 
 def _organizations(report: SimulationReport) -> Table:
     rules = sorted({organization.rule for organization in report.organizations})
+    hidden = "\n".join(f"hidden: {rule}" for rule in rules) if len(rules) == 1 else None
+    metric = _METRIC.get(report.metric, report.metric)
+    shown = _columns(report)
+    pgr = [] if report.is_plain else ["PGR"]
     table = _table(
-        "Accuracy on each organization's own private test rows",
-        ["organization", *_SHOWN.values(), "PGR", "epsilon\nspent"],
-        "\n".join(f"hidden: {rule}" for rule in rules),
+        f"{metric} on each organization's own private test rows",
+        ["organization", *shown.values(), *pgr, "epsilon\nspent"],
+        hidden,
     )
     for organization in report.organizations:
-        table.add_row(organization.name, *_figures(organization))
+        table.add_row(organization.name, *_figures(organization, report))
     table.add_section()
     accuracy = report.accuracy
     spent = max((o.epsilon for o in report.organizations), default=0.0)
-    means = [_cell(accuracy[key]) for key in _SHOWN]
-    table.add_row("mean", *means, _cell(report.pgr), f"max {spent:.2f}", style="bold")
+    means = [_cell(accuracy[key]) for key in shown] + ([] if report.is_plain else [_cell(report.pgr)])
+    table.add_row("mean", *means, f"max {spent:.2f}", style="bold")
     return table
 
 
-def _figures(organization: OrganizationResult) -> list[str]:
-    cells = [_cell(organization.accuracy.get(key)) for key in _SHOWN]
-    return [*cells, _cell(organization.pgr), f"{organization.epsilon:.2f} of {organization.budget:g}"]
+def _figures(organization: OrganizationResult, report: SimulationReport) -> list[str]:
+    cells = [_cell(organization.accuracy.get(key)) for key in _columns(report)]
+    pgr = [] if report.is_plain else [_cell(organization.pgr)]
+    return [*cells, *pgr, f"{organization.epsilon:.2f} of {organization.budget:g}"]
+
+
+def _holdings(report: SimulationReport) -> Table:
+    """Who holds how many rows of which label, as bars of one scale."""
+    labels = sorted({label for organization in report.organizations for label in organization.holds})
+    marks = {label: MARKS[number % len(MARKS)] for number, label in enumerate(labels)}
+    most = max((organization.rows for organization in report.organizations), default=1) or 1
+    legend = "   ".join(f"{mark} {label}" for label, mark in list(marks.items())[: len(MARKS)])
+    more = f"   and {len(labels) - len(MARKS)} more labels" if len(labels) > len(MARKS) else ""
+    table = _table("Who holds which rows", ["organization", "training\nrows", "test\nrows", ""], legend + more)
+    table.columns[-1].justify = "left"
+    for organization in report.organizations:
+        bar = "".join(marks[k] * round(WIDTH * count / most) for k, count in sorted(organization.holds.items()))
+        table.add_row(organization.name, f"{organization.rows:,}", f"{organization.test_rows:,}", bar)
+    return table
 
 
 def _controls(report: SimulationReport) -> Table:
@@ -165,8 +205,11 @@ def _controls(report: SimulationReport) -> Table:
         "ridge": "ridge",
         "llm_generated": "Grad-\nTransformer",
     }
-    table = _table("Controls: LLM accuracy with an update made in a simpler way", controls.values())
-    table.add_row(*(_cell(report.accuracy[key]) for key in controls))
+    what = _METRIC.get(report.metric, report.metric)
+    table = _table(f"Controls: {what} of the LLM with an update made in a simpler way", ["", *controls.values()])
+    table.add_row(report.metric.replace("_", " "), *(_cell(report.accuracy[key]) for key in controls))
+    gains = report.gains
+    table.add_row("share of the LLM's own gain", *(_cell(gains[key]) for key in controls))
     return table
 
 

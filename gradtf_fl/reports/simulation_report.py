@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,12 @@ from gradtf_fl.files import PUBLIC, replace_file
 State = Literal["completed", "budget", "aborted"]
 Accuracy = Mapping[str, float | None]
 
-COLUMNS = ("tiny_base", "tiny_tuned", "tiny_global", "llm_base", "llm_generated", "llm_ceiling")
+TINY_COLUMNS = ("tiny_base", "tiny_tuned", "tiny_global")
+COLUMNS = (*TINY_COLUMNS, "llm_base", "llm_generated", "llm_ceiling")
 CONTROLS = ("mean_update", "nearest_update", "ridge")
+PLAIN_COLUMNS = (*TINY_COLUMNS, "tiny_ceiling")
+"""Of a federation without a Grad-Transformer."""
+LESS_IS_BETTER = ("loss",)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,11 @@ class OrganizationResult:
     """One organization's figures on its own private test rows.
 
     Attributes:
-        accuracy: share of rows answered exactly, by `COLUMNS` and `CONTROLS`; None: not measured.
+        rule: what its rows follow, in words.
+        accuracy: score by the federation's metric, by `COLUMNS` and `CONTROLS`; None: not measured.
+        loss: nats a character of the test rows' answers, by the same names.
+        rows, test_rows: how many it has.
+        holds: its training rows by label.
         epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant). budget: lifetime limit.
         client_epsilon: of one whole organization in the opened sums, by their Skellam noise; None without it.
     """
@@ -35,6 +43,10 @@ class OrganizationResult:
     budget: float
     accuracy: Accuracy
     client_epsilon: float | None = None
+    loss: Accuracy = field(default_factory=dict)
+    rows: int = 0
+    test_rows: int = 0
+    holds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pgr(self) -> float | None:
@@ -50,6 +62,8 @@ class SimulationReport:
         state: ``completed``; ``budget`` when the organizations refused a round; ``aborted`` when one failed.
         reason: one line for a person when the state is not ``completed``.
         rounds: one mapping per attempted round. seconds: wall time by stage of the run.
+        metric: of ``accuracy``: ``exact_match``, ``rouge1``, or ``loss``: nats a character, of which less is better.
+        pictures: files of charts by name.
     """
 
     config: Mapping[str, Any]
@@ -60,16 +74,38 @@ class SimulationReport:
     rounds: tuple[Mapping[str, Any], ...]
     seconds: Mapping[str, float]
     out: str
+    metric: str = "exact_match"
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the federation had no Grad-Transformer: its sum is an adapter of the TinyLM."""
+        return self.config.get("transformer") == "none"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is compared."""
+        return PLAIN_COLUMNS if self.is_plain else COLUMNS + CONTROLS
 
     @property
     def accuracy(self) -> dict[str, float | None]:
         """Means over organizations."""
-        return {key: mean([o.accuracy.get(key) for o in self.organizations]) for key in COLUMNS + CONTROLS}
+        return {key: mean([o.accuracy.get(key) for o in self.organizations]) for key in self.names}
+
+    @property
+    def loss(self) -> dict[str, float | None]:
+        """Means over organizations, nats a character."""
+        return {key: mean([o.loss.get(key) for o in self.organizations]) for key in self.names}
 
     @property
     def pgr(self) -> float | None:
         """Performance gap recovered by the means."""
         return gap_recovered(self.accuracy)
+
+    @property
+    def gains(self) -> dict[str, float | None]:
+        """Share of what tuning the LLM itself gains, by everything that makes an LLM update, by the means."""
+        return {key: gain_recovered(self.accuracy, key) for key in ("llm_generated", *CONTROLS) if not self.is_plain}
 
     @property
     def finished_rounds(self) -> int:
@@ -86,7 +122,11 @@ class SimulationReport:
                 "client_epsilon": o.client_epsilon,
                 "delta": o.delta,
                 "budget": o.budget,
+                "rows": o.rows,
+                "test_rows": o.test_rows,
+                "holds": dict(o.holds),
                 "accuracy": dict(o.accuracy),
+                "loss": dict(o.loss),
                 "pgr": o.pgr,
             }
             for o in self.organizations
@@ -96,8 +136,12 @@ class SimulationReport:
             "state": self.state,
             "reason": self.reason,
             "wall_s": round(self.wall_s, 2),
+            "metric": self.metric,
             "accuracy": self.accuracy,
+            "loss": self.loss,
             "pgr": self.pgr,
+            "gain_recovered": self.gains,
+            "pictures": dict(self.pictures),
             "organizations": organizations,
             "rounds": [dict(r) for r in self.rounds],
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
@@ -122,6 +166,14 @@ def gap_recovered(accuracy: Accuracy) -> float | None:
     if generated is None or weak is None or ceiling is None or ceiling == weak:
         return None
     return (generated - weak) / (ceiling - weak)
+
+
+def gain_recovered(accuracy: Accuracy, name: str) -> float | None:
+    """(name - llm_base) / (llm_ceiling - llm_base): the LLM's own gain from tuning; None without one."""
+    made, base, ceiling = (accuracy.get(k) for k in (name, "llm_base", "llm_ceiling"))
+    if made is None or base is None or ceiling is None or ceiling == base:
+        return None
+    return (made - base) / (ceiling - base)
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,31 +11,36 @@ import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
-from gradtf_fl.config import SimulationConfig
+from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
+
+if TYPE_CHECKING:
+    from gradtf_fl.simulation.figures import Figures
 
 WORTH_A_PROCESS = 20_000
 """Examples from which on a second process (5 s of imports) pays."""
 
 
-def ceiling_scores(config: SimulationConfig, rounds: int) -> list[float]:
-    """LLM tuned without DP on all organizations' rows together, scored on each one's test rows.
+def ceiling_figures(config: SimulationConfig, rounds: int) -> Figures:
+    """The LLM, without a Grad-Transformer the TinyLM, tuned without DP on all organizations' rows together.
 
     It sees as many examples as the federation in ``rounds`` rounds. Everything follows from the configuration.
     """
     from gradtf_fl.adapters import AdaptedModel
     from gradtf_fl.simulation.figures import OrganizationTests, ceiling
-    from gradtf_fl.tasks import house_rules_federation
-    from strategies import load_transformer
+    from gradtf_fl.tasks import federation_data
+    from strategies import load_transformer, tiny_spec
 
-    data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
-    llm = AdaptedModel.load(config.llm, load_transformer(config.transformer).target.spec)
-    return ceiling(config, OrganizationTests(llm, data), data, rounds)
+    plain = config.transformer == NO_TRANSFORMER
+    spec = tiny_spec(config) if plain else load_transformer(config.transformer).target.spec
+    data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
+    return ceiling(OrganizationTests(AdaptedModel.load(config.adapted_model, spec), config, data), rounds)
 
 
 @dataclass
 class CeilingWorker:
-    """`ceiling_scores` for all planned rounds, in the background where that pays; a context manager."""
+    """`ceiling_figures` for all planned rounds, in the background where that pays; a context manager."""
 
     config: SimulationConfig
     _process: BaseProcess | None = None
@@ -64,17 +69,17 @@ class CeilingWorker:
             self._process.join()
             self._process = None
 
-    def scores(self, rounds: int) -> list[float]:
-        """The scores after ``rounds`` finished rounds; computed here when the background has no answer to that."""
+    def figures(self, rounds: int) -> Figures:
+        """The figures after ``rounds`` finished rounds; computed here when the background has no answer to that."""
         if self._answer is not None and rounds == self.config.rounds:
             try:
-                found: list[float] | None = self._answer.recv()
+                found: Figures | None = self._answer.recv()
             except EOFError:
                 found = None
             if found is not None:
                 return found
         self.__exit__()
-        return ceiling_scores(self.config, rounds)
+        return ceiling_figures(self.config, rounds)
 
 
 def _work(answer: Connection, config: SimulationConfig, threads: int) -> None:
@@ -87,7 +92,7 @@ def _work(answer: Connection, config: SimulationConfig, threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        scores: list[float] | None = ceiling_scores(config, config.rounds)
+        figures: Figures | None = ceiling_figures(config, config.rounds)
     except Exception:
-        scores = None
-    answer.send(scores)
+        figures = None
+    answer.send(figures)

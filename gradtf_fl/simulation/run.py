@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters import load_adapter
-from gradtf_fl.config import SimulationConfig
+from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
 from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
@@ -31,7 +31,7 @@ from gradtf_fl.simulation.setup import (
     claim_out,
     discard_unused,
 )
-from gradtf_fl.tasks import OrganizationData, house_rules_federation
+from gradtf_fl.tasks import FederationData, federation_data
 
 if TYPE_CHECKING:
     from strategies import RoundEvent
@@ -104,7 +104,7 @@ def simulate(
         claim_out(out)
     clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds)
     clock.enter("set up organizations")
-    data = house_rules_federation(config.rules, config.organizations, config.rows, config.test_rows, config.seed)
+    data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
     folders = build_folders(config, data, out)
     clock.enter("federation")
     with CeilingWorker(config) as ceiling:
@@ -121,7 +121,8 @@ def simulate(
         reason=outcome.reason,
         wall_s=time.monotonic() - began,
         organizations=tuple(_organizations(config, data, folders, figures)),
-        rounds=tuple(_rounds(outcome, folders, config)),
+        rounds=tuple(_rounds(outcome, folders, config, data)),
+        metric=data.metric,
         seconds=clock.seconds,
         out=str(out),
     )
@@ -170,7 +171,7 @@ def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, confi
 
 def _measure(
     config: SimulationConfig,
-    data: Sequence[OrganizationData],
+    data: FederationData,
     outcome: Outcome,
     folders: FederationFolders,
     ceiling: CeilingWorker,
@@ -183,13 +184,14 @@ def _measure(
     generated, spec, _ = load_adapter(folders.out / ROUNDS / str(finished) / LLM_ADAPTER)
     figures = tiny_figures(config, data, outcome.global_update, finished, clock.enter)
     figures |= llm_figures(config, spec, data, outcome.global_update, generated, clock.enter)
-    clock.enter("tune LLM (ceiling)")
-    return figures | {"llm_ceiling": ceiling.scores(finished)}
+    clock.enter("tune without DP (ceiling)")
+    name = "tiny_ceiling" if config.transformer == NO_TRANSFORMER else "llm_ceiling"
+    return figures | {name: ceiling.figures(finished)}
 
 
 def _organizations(
     config: SimulationConfig,
-    data: Sequence[OrganizationData],
+    data: FederationData,
     folders: FederationFolders,
     figures: Mapping[str, Figures],
 ) -> list[OrganizationResult]:
@@ -201,9 +203,13 @@ def _organizations(
             client_epsilon=client_epsilon(folder, config),
             delta=config.delta,
             budget=config.lifetime_budget,
-            accuracy={name: values[number] for name, values in figures.items()},
+            accuracy={name: values.score[number] for name, values in figures.items()},
+            loss={name: values.loss[number] for name, values in figures.items()},
+            rows=len(organization.train),
+            test_rows=len(organization.test),
+            holds=organization.holds,
         )
-        for number, (organization, folder) in enumerate(zip(data, folders.organizations, strict=True))
+        for number, (organization, folder) in enumerate(zip(data.organizations, folders.organizations, strict=True))
     ]
 
 
@@ -233,10 +239,12 @@ def _largest_epsilon(folders: FederationFolders, config: SimulationConfig) -> fl
     return max(spent_epsilon(folder, config) for folder in folders.organizations)
 
 
-def _rounds(outcome: Outcome, folders: FederationFolders, config: SimulationConfig) -> list[Mapping[str, Any]]:
+def _rounds(
+    outcome: Outcome, folders: FederationFolders, config: SimulationConfig, data: FederationData
+) -> list[Mapping[str, Any]]:
     """Records of all attempts, with what only a simulation can know: the error of the decoded mean."""
     return [
         record.to_json()
-        | {"max_abs_error": sum_error(folders, record, config.combine) if record.state == "completed" else None}
+        | {"max_abs_error": sum_error(config, folders, record, data) if record.state == "completed" else None}
         for record in outcome.records
     ]

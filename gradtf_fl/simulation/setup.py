@@ -10,6 +10,7 @@ import numpy as np
 
 from gradtf_fl.adapters import model_folder
 from gradtf_fl.config import (
+    NO_TRANSFORMER,
     DataSection,
     DropPoint,
     ModelsSection,
@@ -25,7 +26,7 @@ from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LOCK, ORGANIZATION_CONFIG
 from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.round_messages import Stage
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import OrganizationData, public_rows, write_rows
+from gradtf_fl.tasks import FederationData, write_rows
 
 PUBLIC_PROMPTS = 1536
 RUN_MARKERS = ("report.json", "organizations", ROUNDS)
@@ -55,16 +56,26 @@ class FederationFolders:
 def check_inputs(config: SimulationConfig) -> None:
     """Whether every model and file that ``config`` names is there; ConfigError lists all that are not."""
     problems: list[str] = []
-    for name in (config.tiny, config.llm):
+    for name in dict.fromkeys((config.tiny, config.adapted_model)):
         try:
             model_folder(name)
         except ConfigError as error:
             problems += error.problems
-    for what, name in (("transformer", config.transformer), ("controls", config.controls)):
-        if name != "embedded" and not Path(name).exists():
-            problems.append(f"{what} {name}: no such file")
+    if config.transformer != NO_TRANSFORMER:
+        problems += _not_prepared(config)
+    if config.refine and config.task.format == "text":
+        problems.append("refine: windows of text have no prompts to refine on; take --no-refine")
     if problems:
         raise ConfigError(problems)
+
+
+def _not_prepared(config: SimulationConfig) -> list[str]:
+    """What of the provider's files is missing, and what to do about it."""
+    files = (("transformer", config.transformer), ("controls", config.controls))
+    missing = [f"{what} {name}: no such file" for what, name in files if name != "embedded" and not Path(name).exists()]
+    if missing:
+        missing.append("gradtf prepare makes them; --no-transformer runs the federation of the TinyLM without them")
+    return missing
 
 
 def discard_unused(folders: FederationFolders) -> None:
@@ -93,7 +104,7 @@ def claim_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: {what} ({', '.join(occupied[:3])}); name a new folder or remove it")
 
 
-def build_folders(config: SimulationConfig, data: list[OrganizationData], out: Path) -> FederationFolders:
+def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> FederationFolders:
     """Write every organization's folder: identity, roster, rows, policy; and the provider's key.
 
     Identities come from the seed, so that a run can be repeated: such keys are for simulations only.
@@ -102,25 +113,31 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
     entropy = np.random.default_rng([config.seed, 0x4B455953])
     provider = Identity.generate(entropy.bytes)
     provider.save(provider_key)
-    identities = [Identity.generate(entropy.bytes) for _ in data]
+    identities = [Identity.generate(entropy.bytes) for _ in data.organizations]
     roster = tuple(identity.public.hex() for identity in identities)
-    seeds = np.random.SeedSequence([config.seed, 0x4F5247]).generate_state(len(data), np.uint32)
+    seeds = np.random.SeedSequence([config.seed, 0x4F5247]).generate_state(len(identities), np.uint32)
     folders = []
-    for number, (organization, identity) in enumerate(zip(data, identities, strict=True)):
+    for number, (organization, identity) in enumerate(zip(data.organizations, identities, strict=True)):
         folder = out / "organizations" / organization.name
         folder.mkdir(parents=True, mode=0o700)
         identity.save(folder / IDENTITY_KEY)
         write_rows(folder / "train.jsonl", organization.train)
-        write_rows(folder / "test.jsonl", organization.test)
+        write_rows(folder / "test.jsonl", [example.row for example in organization.test])
         values = OrganizationConfig(
             name=organization.name,
-            models=ModelsSection(tiny=config.tiny, llm=config.llm),
-            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
+            models=ModelsSection(tiny=config.tiny, llm=config.adapted_model),
+            data=DataSection(
+                train=Path("train.jsonl"),
+                test=Path("test.jsonl"),
+                max_tokens=config.task.max_tokens,
+                end=data.end,
+                max_cut=config.task.max_cut,
+            ),
             privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
             secagg=SecAggSection(
                 roster=roster,
                 provider_key=provider.public.hex(),
-                n_min=min(3, len(data)),
+                n_min=min(3, len(identities)),
                 max_bits=config.bits,
                 max_clip=config.update_clip,
                 allow_two=config.allow_two,
@@ -132,10 +149,17 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
         )
         replace_file(folder / ORGANIZATION_CONFIG, to_toml(values).encode(), PRIVATE)
         folders.append(folder)
-    prompts = out / "public_prompts.jsonl" if config.refine else None
+    prompts = out / "public_prompts.jsonl" if refines(config) else None
     if prompts is not None:
-        write_rows(prompts, public_rows(config.rules, PUBLIC_PROMPTS, config.seed))
+        write_rows(prompts, data.public[:PUBLIC_PROMPTS])
     return FederationFolders(out, tuple(folders), provider_key, prompts)
+
+
+def refines(config: SimulationConfig) -> bool:
+    """Whether the provider refines: as told, else where answers are short enough to ask for thousands (House Rules)."""
+    return config.transformer != NO_TRANSFORMER and (
+        config.task.is_house_rules if config.refine is None else config.refine
+    )
 
 
 def drop_points(config: SimulationConfig, number: int) -> tuple[DropPoint, ...]:

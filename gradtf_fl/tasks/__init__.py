@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         refuse_unscored,
         write_rows,
     )
-    from gradtf_fl.tasks.scoring import score_task
+    from gradtf_fl.tasks.scoring import loss_per_character, score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
     from gradtf_fl.tasks.task_rows import TaskRows, read_task_rows, source_name
@@ -83,6 +83,7 @@ __all__ = [
     "load_own_task",
     "load_task",
     "longest_row",
+    "loss_per_character",
     "public_rows",
     "read_prompts",
     "read_rows",

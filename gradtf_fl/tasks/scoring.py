@@ -1,4 +1,4 @@
-"""A model's score on a text task: greedy generation, then the metric's mean over rows."""
+"""A model's score on a text task: greedy generation, then the metric's mean over rows; and loss per character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 from gradtf_fl.tasks.answers import matches
 from gradtf_fl.tasks.decoding import BATCH, PromptsDone, generate_greedily
 from gradtf_fl.tasks.rouge import rouge1
+from gradtf_fl.tasks.rows import IGNORED, Row, encode_rows
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
+
+LOSS_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,29 @@ def score_task(
         unanswered=sum(score is None for score in scores),
         truncated=sum(generated.dropped > 0 for _, generated in pairs),
     )
+
+
+def loss_per_character(model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int, batch: int = LOSS_BATCH) -> float:
+    """Nats of the answers' tokens over their characters, all rows together: comparable between tokenizers.
+
+    Args:
+        model: a causal LM of transformers; put into eval mode, and back.
+        max_tokens: of a row, see `encode_rows`; an answer cut by it still counts all its characters.
+        batch: rows in one forward pass; changes the speed only.
+    """
+    import torch
+    from torch.nn import functional
+
+    nats, training = 0.0, model.training
+    model.eval()
+    by_length = sorted(rows, key=lambda row: len(row.prompt) + len(row.answer))
+    with torch.no_grad():
+        for start in range(0, len(by_length), batch):
+            part = encode_rows(by_length[start : start + batch], tokenizer, max_tokens).to(model.device)
+            logits = model(input_ids=part.input_ids, attention_mask=part.attention_mask, use_cache=False).logits
+            losses = functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2).float(), part.labels[:, 1:], ignore_index=IGNORED, reduction="sum"
+            )
+            nats += float(losses)
+    model.train(training)
+    return nats / max(1, sum(len(row.answer) for row in rows))
