@@ -175,12 +175,13 @@ def same_shares(snapshots: Sequence[int], steps: int, now: int) -> tuple[int, ..
 
 
 def _untuned(options: dict[str, Any]) -> CurationConfig | TaskCuration:
+    from gradtf_fl.config import WINDOW, TaskSection
     from gradtf_fl.curation import CurationConfig, TaskCuration
 
     if "tasks" not in options:
         return replace(CurationConfig(), **options)
-    tasks = tuple(name for name in str(options["tasks"]).split(",") if name)
-    changed: dict[str, Any] = {"tasks": tasks, "data": str(options["data"])}
-    if "window" in options:
-        changed["window"] = options["window"] or None
-    return TaskCuration(**options | changed)
+    tasks = (name for name in str(options.pop("tasks")).split(",") if name)
+    data, window = Path(options.pop("data")), options.pop("window", WINDOW)
+    sources = tuple(name if name.endswith(".toml") else str(data / name) for name in tasks)
+    how = TaskSection(format="text", window=window) if window else TaskSection()
+    return TaskCuration(sources=sources, task=how, **options)

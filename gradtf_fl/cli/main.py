@@ -33,6 +33,9 @@ class Verb:
 
 
 VERBS = {
+    "init": Verb("gradtf_fl.cli.init:init", "Write a project's federation.toml."),
+    "check": Verb("gradtf_fl.cli.check:check", "Say everything that is wrong with a project."),
+    "prepare": Verb("gradtf_fl.cli.prepare:prepare", "Provider: all of its work for a project."),
     "simulate": Verb("gradtf_fl.cli.simulate:simulate", "Run a whole federation on this machine."),
     "curate": Verb("gradtf_fl.cli.curate:curate", "Provider: make update-vector tuples from public data."),
     "train": Verb("gradtf_fl.cli.train:train", "Provider: train a Grad-Transformer on tuples."),

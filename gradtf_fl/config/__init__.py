@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
     from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
     from gradtf_fl.config.provider import Mechanism, ProviderSection
-    from gradtf_fl.config.rows import Format, RowFormat
+    from gradtf_fl.config.rows import WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
     from gradtf_fl.config.task import HOUSE_RULES, HOUSE_RULES_ANSWER_TOKENS, Rules, SharingOut, TaskSection
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
@@ -44,6 +44,7 @@ __all__ = [
     "HOUSE_RULES",
     "HOUSE_RULES_ANSWER_TOKENS",
     "NO_TRANSFORMER",
+    "WINDOW",
     "Address",
     "Combine",
     "Count",

@@ -165,9 +165,10 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         if isinstance(values.get(name), str) and values[name] not in word:
             values[name] = str(folder / Path(values[name]).expanduser())
     provider = values.setdefault("provider", {})
-    tuples = provider.get("tuples", str(ProviderSection().tuples))
-    if isinstance(tuples, str):
-        provider["tuples"] = str(folder / Path(tuples).expanduser())
+    for name in ("tuples", "library"):
+        given = provider.get(name, str(getattr(ProviderSection(), name)))
+        if isinstance(given, str):
+            provider[name] = str(folder / Path(given).expanduser())
     task = values.get("task", {})
     source = task.get("source")
     if isinstance(source, str):

@@ -18,6 +18,7 @@ class ProviderSection(Section):
 
     Attributes:
         tuples: folder of the tuple store.
+        library: file of the task library: the LLM tuned on each source's public rows.
         shadow_rows: public rows in a shadow set.
         shadow_sets: TinyLM shadow sets of each source.
         pair_sets: shadow sets of both models of each source.
@@ -34,6 +35,7 @@ class ProviderSection(Section):
     """
 
     tuples: Location = Path("tuples")
+    library: Location = Path("task-library.safetensors")
     shadow_rows: Annotated[int, Field(ge=8, le=10_000_000)] = 256
     shadow_sets: Count = 8
     pair_sets: Count = 4

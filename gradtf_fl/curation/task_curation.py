@@ -8,9 +8,8 @@ those of both models, without DP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from gradtf_fl.curation.kept_models import Encoder, kept_encoder, kept_stack
 from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
+from gradtf_fl.config import Mechanism, TaskSection
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TaskRows, count_encoded, read_task_rows
+from gradtf_fl.tasks import Row, TaskRows, count_encoded, read_task_rows, source_name
 from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone
 
 T = TypeVar("T")
-Mechanism = Literal["adamw", "sgld", "dp-sgd"]
 CHECKED_ROWS = 500
 """Public rows of each task that are encoded beforehand to see whether they fit."""
 MOST_CUT = 0.01
@@ -37,7 +36,8 @@ class TaskCuration:
     """What is curated. Per task: ``shadow_sets`` TinyLM shadow sets and ``pair_sets`` sets of both models.
 
     Attributes:
-        tasks, data, window: which rows, see `read_task_rows`; only their public part is used.
+        sources: which rows, see `read_task_rows`; only their public part is used.
+        task: how they are read; its own ``source`` is not looked at.
         rows: rows in a shadow set.
         mixtures: plain TinyLM shadow sets on mixtures of two or three tasks, in all.
         mechanisms: how the TinyLM learns on a task's shadow sets, which they share evenly: without DP, by stochastic
@@ -50,9 +50,8 @@ class TaskCuration:
 
     tiny: str
     llm: str
-    tasks: tuple[str, ...]
-    data: str
-    window: int | None = 128
+    sources: tuple[str, ...]
+    task: TaskSection = TaskSection(format="text")
     seed: int = 0
     rows: int = 256
     shadow_sets: int = 16
@@ -66,6 +65,11 @@ class TaskCuration:
     dp: DpRecipe = DpRecipe(rounds=1, steps=60, batch=32, rate=5e-3)
     snapshots: tuple[int, ...] = (15, 30, 45, 60)
     spec: AdapterSpec = AdapterSpec()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the sources are called."""
+        return tuple(map(source_name, self.sources))
 
     def header(self) -> dict[str, Any]:
         """Settings and the rows' checksums. ConfigError with everything that is missing, too small or too long."""
@@ -82,12 +86,18 @@ class TaskCuration:
             problems = [text for name, encoder in encoders.items() for text in self._not_fitting(name, encoder, found)]
         if problems:
             raise ConfigError(problems)
-        settings = {key: value for key, value in asdict(self).items() if key != "data"}
-        return {"config": settings, "rows_sha256": {name: task.sha256 for name, task in found.items()}}
+        return {"config": self.settings(), "rows_sha256": {name: task.sha256 for name, task in found.items()}}
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as JSON, with the names of the sources in place of where they are."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
+        how = self.task.model_dump(mode="json", exclude={"source", "rules"})
+        return {key: value for key, value in plain.items() if key != "sources"} | {"tasks": self.tasks, "task": how}
 
     def task_rows(self, name: str) -> TaskRows:
         """All parts of one task's rows."""
-        return read_task_rows(name, Path(self.data), self.window, self.seed)
+        return read_task_rows(self.sources[self.tasks.index(name)], self.task, self.seed)
 
     def plan(self) -> list[tuple[str, list[TextGroup]]]:
         """All shards and the federations in them, from the seed alone."""
@@ -116,7 +126,7 @@ class TaskCuration:
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
         tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
-        rows = ShardRows(*(encode_causal(texts, encoder.tokenizer, encoder.max_tokens) for encoder in encoders))
+        rows = ShardRows(*(encode_causal(texts, encoder.tokenizer, self.room(encoder.max_tokens)) for encoder in encoders))
         if kind == "dp":
             return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":
@@ -124,22 +134,27 @@ class TaskCuration:
         llm = kept_stack(self.llm, self.spec, device) if kind == "pairs" else None
         return plain_shard(self, tiny, llm, rows, groups, seed, progress)
 
+    def room(self, context: int) -> int:
+        """Tokens of a row at most, for a model of this context."""
+        return min(self.task.max_tokens, context)
+
     def _not_fitting(self, model_name: str, encoder: Encoder, found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows a model can't be scored on, or lose a part of their answer in its context."""
-        room = encoder.max_tokens - 1
+        room = self.room(encoder.max_tokens) - 1
         problems = []
         for name, task in found.items():
-            lost = count_encoded(task.public[:CHECKED_ROWS], encoder.tokenizer).unscorable
+            some = [example.row for example in task.public[:CHECKED_ROWS]]
+            lost = count_encoded(some, encoder.tokenizer).unscorable
             if lost:
                 problems.append(
-                    f"task {name}: {lost} of {len(task.public[:CHECKED_ROWS])} rows have no token that {model_name} "
+                    f"task {name}: {lost} of {len(some)} rows have no token that {model_name} "
                     "is scored on: its tokenizer can't write their answers, or their prompt is empty and their answer "
                     "one token"
                 )
                 continue
-            lengths = answer_lengths(task.public[:CHECKED_ROWS], encoder.tokenizer)
+            lengths = answer_lengths(some, encoder.tokenizer)
             if np.mean([length > room for length in lengths]) > MOST_CUT:
-                way = "smaller --window" if self.window else "--window, which reads it as plain text,"
+                way = "smaller --window" if self.task.format == "text" else "--window, which reads it as plain text,"
                 problems.append(
                     f"task {name}: answers of up to {max(lengths)} tokens don't fit into the {room} that {model_name} "
                     f"has for them; give a {way} or another model"

@@ -56,7 +56,7 @@ def draw_rows(rng: np.random.Generator, group: TextGroup, rows: int, public: Map
         member: list[Row] = []
         for name, count in zip(group.tasks, counts, strict=True):
             pool = public[name].public
-            member += [pool[i] for i in rng.choice(len(pool), count, replace=False)]
+            member += [pool[i].row for i in rng.choice(len(pool), count, replace=False)]
         drawn.append([member[i] for i in rng.permutation(rows)])
     return drawn
 

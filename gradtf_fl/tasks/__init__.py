@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.scoring import loss_per_character, score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
-    from gradtf_fl.tasks.task_rows import TaskRows, read_task_rows, source_name
+    from gradtf_fl.tasks.task_rows import TaskRows, first_form, read_task_rows, source_name
     from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -76,6 +76,7 @@ __all__ = [
     "encode_rows",
     "exact_match",
     "federation_data",
+    "first_form",
     "fit_prompt",
     "generate_greedily",
     "house_rules",

@@ -32,6 +32,8 @@ from gradtf_fl.tasks.text_windows import TEXT_ENDINGS, cut_windows, read_text, s
 
 HELD_OUT = 0.3
 """Without a test file, this share of the rows that are not public is put aside for tests, unless told otherwise."""
+JUDGED = 0.1
+"""Share of the public rows that no shadow set has."""
 _SHAPES = {
     "dialogsum": ("dialogue", "summary"),
     "aqua_rat": ("question", "options", "rationale", "correct"),
@@ -48,12 +50,14 @@ class TaskRows:
 
     Attributes:
         name: of the source, without folder and ending.
+        judged: public rows, disjoint from ``public``, that the provider judges its work on.
         task: how answers are read out of generated texts; None for windows of plain text.
         sha256: hex, of all rows.
     """
 
     name: str
     public: tuple[Example, ...]
+    judged: tuple[Example, ...]
     private: tuple[Example, ...]
     test: tuple[Example, ...]
     task: TextTask | None
@@ -89,19 +93,20 @@ def read_task_rows(
     found = _Reader(source, name, task, by)
     train, test = found.examples("train"), found.examples("test") if found.has_test else []
     public, rest = split_public_private(train, seed, task.public)
+    public, judged = split_public_private(public, seed, 1 - JUDGED)
     private, held = (rest, test) if test else split_public_private(rest, seed, 1 - held_out)
     window = task.window if found.as_text else None
-    sides = [_windows(part, window, name) for part in (public, private, held)]
+    sides = [_windows(part, window, name) for part in (public, judged, private, held)]
     problems = [
         f"task {name}: its {side} part is shorter than one window of {window} characters"
-        for side, rows in zip(("public", "private", "test"), sides, strict=True)
+        for side, rows in zip(("public", "judged", "private", "test"), sides, strict=True)
         if not rows
     ]
     if problems:
         raise ConfigError(problems)
     content = [[(one.row.prompt, one.row.answer) for one in rows] for rows in sides]
     digest = hashlib.sha256(json.dumps(content).encode())
-    return TaskRows(name, sides[0], sides[1], sides[2], found.task, digest.hexdigest())
+    return TaskRows(name, *sides, found.task, digest.hexdigest())
 
 
 class _Reader:
@@ -261,8 +266,11 @@ def _one_a_group(examples: Sequence[Example]) -> list[Example]:
     return list({example.group: example for example in reversed(examples)}.values())[::-1]
 
 
-def looks_like_text(path: Path) -> bool:
-    """Whether the rows of a file have a field "text" and no other form."""
-    first = next(iter(raw_rows(path)), None)
+def first_form(source: str) -> str:
+    """The form of a source's first row, by its field ("messages", "prompt", ...); "" where it has none."""
+    path = Path(source).expanduser()
+    found = FolderSource(path).file("train") if path.is_dir() and not (path / "state.json").is_file() else path
+    first = next(iter(raw_rows(found)), None) if found.exists() and not _is_text(found) else None
     fields = first.document if first is not None and isinstance(first.document, Mapping) else {}
-    return form_of(fields) is None and "text" in fields
+    form = form_of(fields)
+    return form.fields[0] if form else ""

@@ -27,7 +27,7 @@ from gradtf_fl.baselines import Case, FromUpdate, run_baseline, score_rows, upda
 from gradtf_fl.config import Count
 from gradtf_fl.curation import encode_causal
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TokenRows
+from gradtf_fl.tasks import Row, TokenRows, read_task_rows
 from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune_stacked
 
 BASE, TUNED, TINY_BASE, TINY_TUNED = "LLM base", "LLM tuned", "TinyLM base", "TinyLM tuned"
@@ -126,12 +126,12 @@ def draw_private(made: Provider, domains: Sequence[str], test_rows: int, seed: i
     curation = made.curation
     private, test, problems = [], [], []
     for name in domains:
-        rows = curation.task_rows(name)
+        rows = read_task_rows(made.source(name), curation.task, curation.seed)
         for side, pool, count in (("private", rows.private, curation.rows), ("test", rows.test, test_rows)):
             if len(pool) < count:
                 problems.append(f"task {name}: {len(pool)} {side} rows, {count} are wanted")
                 continue
-            chosen = tuple(pool[i] for i in rng.choice(len(pool), count, replace=False))
+            chosen = tuple(pool[i].row for i in rng.choice(len(pool), count, replace=False))
             (private if side == "private" else test).append(chosen)
     if problems:
         raise ConfigError(problems)

@@ -13,7 +13,7 @@ from experiments.measuring import Progress
 from experiments.paper.measures.trial import key_of
 from gradtf_fl.adapters import Vector
 from gradtf_fl.baselines import Controls, FromUpdate, Pair
-from gradtf_fl.config import Count, Rate, Section, Seed
+from gradtf_fl.config import Count, Rate, Section, Seed, TaskSection
 from gradtf_fl.curation import TaskCuration, TupleStore, curate, encode_causal
 from gradtf_fl.training import StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, Objective, TrainConfig, train_grad_transformer
@@ -26,7 +26,7 @@ class TextPlan(Section):
 
     Attributes:
         shared: folder with ``data`` and ``models``.
-        tiny: the TinyLM's folder in ``models``. tasks: see `gradtf_fl.tasks.text_windows.read_task_rows`.
+        tiny: the TinyLM's folder in ``models``. tasks: see `gradtf_fl.tasks.read_task_rows`.
         window: characters. rows: windows in a shadow set, and of an organization.
         shadow_sets, pair_sets: of each task. mixtures: shadow sets on mixtures of tasks, in all.
         steps, groups, rate: of the Grad-Transformer's training, a row a group.
@@ -54,9 +54,8 @@ class TextPlan(Section):
         return TaskCuration(
             tiny=str(models / self.tiny),
             llm=str(models / llm),
-            tasks=tuple(self.tasks),
-            data=str(Path(self.shared) / "data"),
-            window=self.window,
+            sources=tuple(str(Path(self.shared) / "data" / name) for name in self.tasks),
+            task=TaskSection(format="text", window=self.window),
             seed=self.provider_seed,
             rows=self.rows,
             shadow_sets=self.shadow_sets,
@@ -79,7 +78,8 @@ class TextPlan(Section):
 
 @dataclass(frozen=True)
 class Provider:
-    """What the provider has once it is ready; ``pair`` are both models, ``folder`` is where it all lies."""
+    """What the provider has once it is ready; ``pair`` are both models, ``folder`` is where it all lies,
+    ``data`` where tasks are."""
 
     curation: TaskCuration
     training: TrainConfig
@@ -87,6 +87,11 @@ class Provider:
     controls: Controls
     pair: Pair
     folder: Path
+    data: Path
+
+    def source(self, name: str) -> str:
+        """Where the rows of a task are."""
+        return str(self.data / name)
 
 
 def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
@@ -95,7 +100,7 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
     Raises ConfigError when a model or a task is missing or does not fit.
     """
     curation, training = plan.curation(llm), plan.training()
-    folder = Path(plan.folder) / f"{llm}-{key_of(asdict(curation))}"
+    folder = Path(plan.folder) / f"{llm}-{key_of(curation.settings())}"
     checkpoint = folder / f"{key_of(training.to_json())}.safetensors"
     curate(curation, folder / "tuples", lambda what, done, total: progress(f"curate {what}", done, total))
     if not checkpoint.exists():
@@ -112,6 +117,7 @@ def provider(plan: TextPlan, llm: str, progress: Progress) -> Provider:
         Controls.fit_on_store(folder / "tuples"),
         Pair(*(StackedAdapters.load(name, curation.spec) for name in (curation.tiny, curation.llm))),
         folder,
+        Path(plan.shared) / "data",
     )
 
 
@@ -141,7 +147,7 @@ def _tuned_longer(made: Provider) -> Tensor:
     path = made.folder / f"longer-{key_of(asdict(recipe))}.safetensors"
     if not path.exists():
         rng = np.random.default_rng([curation.seed, 9])
-        pools = [curation.task_rows(name).public for name in curation.tasks]
+        pools = [[example.row for example in curation.task_rows(name).public] for name in curation.tasks]
         count = min(seen, *(len(pool) for pool in pools))
         rows = [pool[i] for pool in pools for i in rng.choice(len(pool), count, replace=False)]
         seeds = [[curation.seed, 9, number] for number in range(len(pools))]

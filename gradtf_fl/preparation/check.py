@@ -1,0 +1,149 @@
+"""Everything that could stop a project, and what to do about it: ``gradtf check``. It trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.adapters import chosen_spec, load_encoder
+from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
+from gradtf_fl.deployment import Finding
+from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.privacy import noise_multiplier
+from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, read_task_rows
+from gradtf_fl.transformer import GradTransformer
+
+MOST_ENCODED = 2000
+"""Rows of a source that each tokenizer encodes."""
+
+
+def check_project(settings: SimulationConfig) -> list[Finding]:
+    """All findings about a project, in the order of its file."""
+    encoders: dict[str, Any] = {}
+    findings = [*_models(settings, encoders), *_adapter(settings)]
+    rows = list(_rows(settings, encoders))
+    findings += rows
+    if not any(finding.level == "fail" for finding in rows):
+        findings += _federation(settings)
+    return [*findings, *_provider(settings)]
+
+
+def _models(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Finding]:
+    for what, name in (("TinyLM", settings.tiny), ("LLM", settings.adapted_model)):
+        try:
+            config, tokenizer = load_encoder(name)
+        except ConfigError as error:
+            yield Finding("fail", what, str(error), f"correct [pair] {'tiny' if what == 'TinyLM' else 'llm'}")
+            continue
+        encoders[name] = tokenizer
+        context = getattr(config, "max_position_embeddings", None)
+        said = f"{config.model_type}, {len(tokenizer):,} tokens" + (f", context {context:,}" if context else "")
+        yield Finding("ok", what, f"{name}: {said}")
+
+
+def _adapter(settings: SimulationConfig) -> Iterator[Finding]:
+    try:
+        spec = chosen_spec(settings)
+    except ConfigError as error:
+        if "model" not in str(error):  # told by `_models`
+            yield Finding("fail", "adapter", str(error), "correct [pair] targets")
+        return
+    kind = settings.adapter if settings.adapter == "full" else f"{settings.adapter} of rank {spec.rank}"
+    yield Finding("ok", "adapter", f"{kind} on {', '.join(spec.targets)}")
+
+
+def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Finding]:
+    task = settings.task
+    if task.is_house_rules:
+        return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
+    for source in task.source:
+        try:
+            found = read_task_rows(source, task, settings.seed, settings.by, settings.test)
+        except ConfigError as error:
+            more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+            yield Finding("fail", "rows", error.problems[0] + more, "correct the file or [task]")
+            continue
+        sides = f"{len(found.public):,} public, {len(found.private):,} private, {len(found.test):,} for tests"
+        yield Finding("ok", f"rows of {found.name}", sides)
+        some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
+        for name, tokenizer in encoders.items():
+            yield from _encoded(settings, found.name, name, tokenizer, some)
+
+
+def _encoded(
+    settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]
+) -> Iterator[Finding]:
+    limit = min(settings.task.max_tokens, _context(model) or settings.task.max_tokens)
+    counts = count_encoded(rows, tokenizer, limit)
+    what = f"{source} for {Path(model).name}"
+    if counts.unscorable:
+        text = f"{counts.unscorable:,} of {counts.rows:,} rows have no token that is scored"
+        return (yield Finding("fail", what, text, "its tokenizer can't write their answers: other rows, or another model"))
+    said = ", ".join([f"{counts.rows:,} encoded", *_told(counts, limit)])
+    share = counts.cut / counts.rows
+    if share > settings.task.max_cut:
+        remedy = (
+            f"{share:.0%} are longer than {limit} tokens, {settings.task.max_cut:.0%} may be: a larger task.max_tokens where "
+            "the model's context allows it, another model, or format = 'text'"
+        )
+        return (yield Finding("fail", what, said, remedy))
+    yield Finding("warn" if counts.cut else "ok", what, said, "cut rows lose the start of their prompt" if counts.cut else "")
+
+
+def _context(model: str) -> int | None:
+    length = getattr(load_encoder(model)[0], "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _told(counts: RowCounts, limit: int) -> list[str]:
+    found = {
+        f"longer than {limit} tokens": counts.cut,
+        "with an empty prompt": counts.empty,
+        "there twice": counts.duplicate,
+    }
+    return [f"{number:,} {what}" for what, number in found.items() if number]
+
+
+def _federation(settings: SimulationConfig) -> Iterator[Finding]:
+    try:
+        data = federation_data(settings.task, settings, settings.organizations, settings.batch, settings.seed)
+    except ConfigError as error:
+        return (yield Finding("fail", "federation", str(error), "correct [federation]"))
+    sizes = [len(one.train) for one in data.organizations]
+    said = f"{len(sizes)} organizations, {settings.partition}: {min(sizes):,} to {max(sizes):,} training rows"
+    yield Finding("ok", "federation", f"{said}; scored by {data.metric.replace('_', ' ')}")
+    steps = settings.rounds * settings.steps
+    try:
+        sigmas = [
+            noise_multiplier(settings.epsilon, settings.delta, settings.batch / size, steps)
+            for size in sorted({min(sizes), max(sizes)})
+        ]
+    except GradtfError as error:
+        return (yield Finding("fail", "privacy", str(error), "a larger epsilon, fewer steps or a smaller batch"))
+    noise = " to ".join(dict.fromkeys(f"{sigma:.2f}" for sigma in sorted(sigmas)))
+    yield Finding(
+        "ok", "privacy", f"epsilon {settings.epsilon:g} at delta {settings.delta:g} in {steps} steps: noise multiplier {noise}"
+    )
+
+
+def _provider(settings: SimulationConfig) -> Iterator[Finding]:
+    if settings.transformer == NO_TRANSFORMER:
+        return (yield Finding("ok", "Grad-Transformer", "none: the sum is an adapter of the TinyLM"))
+    if settings.transformer == "embedded":
+        level, text, remedy = "ok", "embedded", ""
+        if not settings.tiny.startswith("embedded:"):
+            level, text, remedy = "fail", "the embedded one is for the embedded pair", "name a file for prepare to write"
+        return (yield Finding(level, "Grad-Transformer", text, remedy))  # type: ignore[arg-type]
+    if not Path(settings.transformer).is_file():
+        return (
+            yield Finding("warn", "Grad-Transformer", f"{settings.transformer}: not there yet", "gradtf prepare makes it")
+        )
+    try:
+        made = GradTransformer.load(settings.transformer)
+    except GradtfError as error:
+        return (yield Finding("fail", "Grad-Transformer", str(error), "remove it and run gradtf prepare"))
+    other = [side.model for side in (made.source, made.target) if not side.model_is_at_hand()]
+    if other:
+        return (yield Finding("fail", "Grad-Transformer", f"made for another {other[0]}", "remove it, run gradtf prepare"))
+    yield Finding("ok", "Grad-Transformer", settings.transformer)

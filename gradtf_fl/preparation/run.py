@@ -1,0 +1,79 @@
+"""The provider's work from public rows to a judged Grad-Transformer. Every part is kept, so a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradtf_fl.baselines import Controls
+from gradtf_fl.curation import curate
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.preparation.judgement import Judgement, judge
+from gradtf_fl.preparation.library import tune_library
+from gradtf_fl.preparation.work import ProviderWork
+from gradtf_fl.training import StackedAdapters
+from gradtf_fl.transformer import GradTransformer, train_grad_transformer
+
+PrepareProgress = Callable[[str, int, int], None]
+REPORT, SETTINGS = "preparation.json", "preparation-settings.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What there is when the work is done.
+
+    Attributes:
+        report: file that holds the judgement.
+    """
+
+    transformer: GradTransformer
+    judgement: Judgement
+    report: Path
+
+
+def prepare(
+    work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, device: str = "cpu"
+) -> Prepared:
+    """Curate, train, fit the controls, tune the task library, judge. What is there already is kept.
+
+    Raises:
+        ConfigError: a model or rows can't be had, or what is there was made with other settings.
+    """
+    _same_settings(work)
+    curate(work.curation, work.tuples, lambda what, done, all_: progress(f"curate {what}", done, all_), workers, device)
+    if not work.checkpoint.is_file():
+        work.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        train_grad_transformer(
+            work.training, work.tuples, work.checkpoint, lambda done, all_, loss: progress(f"train, loss {loss:.3f}", done, all_)
+        )
+    if not work.controls.is_file():
+        progress("controls", 0, 1)
+        work.controls.parent.mkdir(parents=True, exist_ok=True)
+        Controls.fit_on_store(work.tuples).save(work.controls)
+    curation = work.curation
+    tiny, llm = (StackedAdapters.load(name, curation.spec, device) for name in (curation.tiny, curation.llm))
+    library = tune_library(work, llm, lambda done, all_: progress("task library", done, all_))
+    progress("judge", 0, 1)
+    transformer, controls = GradTransformer.load(work.checkpoint), Controls.load(work.controls)
+    judgement = judge(curation, transformer, controls, library, tiny, llm)
+    report = work.checkpoint.with_name(REPORT)
+    document = judgement.to_json() | {"transformer_sha256": transformer.sha256, "settings": curation.settings()}
+    replace_file(report, (json.dumps(document, indent=1) + "\n").encode(), PUBLIC)
+    progress("judge", 1, 1)
+    return Prepared(transformer, judgement, report)
+
+
+def _same_settings(work: ProviderWork) -> None:
+    """ConfigError when what is there was made with other settings; else they are noted."""
+    path = work.checkpoint.with_name(SETTINGS)
+    text = json.dumps({"curation": work.curation.settings(), "training": work.training.to_json()}, indent=1) + "\n"
+    if path.is_file() and path.read_text() != text:
+        raise ConfigError(
+            f"{path.parent}: prepared with other settings (see {path.name}); remove the folder, or name another one under "
+            "[provider]"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.encode(), PUBLIC)

@@ -1,0 +1,128 @@
+"""A project's first ``federation.toml``, from its models and a look at its rows: ``gradtf init``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradtf_fl.adapters import load_encoder
+from gradtf_fl.config import FEDERATION, HOUSE_RULES, SimulationConfig, project_toml, read_project, validate
+from gradtf_fl.deployment import new_folder
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.preparation.check import MOST_ENCODED
+from gradtf_fl.tasks import count_encoded, first_form, read_task_rows
+
+PREPARED = "prepared"
+OWN_ROUNDS = {"rounds": 2, "steps": 40, "batch": 32, "rate": 5e-3}
+"""Of a starter for own rows: small enough for a first try on a laptop."""
+PAIR = ("tiny", "llm", "adapter", "targets", "rank", "alpha")
+SHOWN: dict[str, tuple[str, ...]] = {
+    "pair": PAIR,
+    "task": ("source", "rules"),
+    "federation": ("organizations", "rows", "test_rows"),
+    "privacy": ("epsilon", "delta", "clip"),
+    "rounds": ("rounds", "steps", "batch", "rate"),
+}
+OWN_TASK = ("source", "format", "max_tokens", "end", "public", "group", "metric", "max_new_tokens", "max_cut")
+OWN_FEDERATION = ("organizations", "partition", "alpha", "by", "rows", "test_rows", "test", "weight_rule")
+OWN_PROVIDER = (
+    *("transformer", "controls", "tuples", "library", "refine", "shadow_rows", "shadow_sets", "pair_sets"),
+    *("tuning_steps", "tuning_batch", "tuning_rate", "training_steps", "training_groups", "training_rate"),
+)
+
+
+@dataclass(frozen=True)
+class Starter:
+    """What was written, and what a person should know about it."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+
+def make_project(folder: Path, sources: Sequence[str], tiny: str | None, llm: str | None) -> Starter:
+    """Write ``FOLDER/federation.toml``.
+
+    Args:
+        sources: the task's rows, see `TaskSection`; none stands for House Rules.
+        tiny, llm: the pair; None: the embedded one.
+
+    Raises:
+        ConfigError: a model or rows can't be had, or the folder is not empty; nothing is written.
+    """
+    values: dict[str, Any] = {"tiny": _absolute(tiny or "embedded:tiny"), "llm": _absolute(llm or "embedded:llm")}
+    shown, notes = dict(SHOWN), []
+    if list(sources) not in ([], [HOUSE_RULES]):
+        values |= {"task": {"source": [_absolute(source) for source in sources]}, **OWN_ROUNDS, "refine": False}
+        values |= {"organizations": 4, "partition": "dirichlet" if len(sources) > 1 else "iid"}
+        values["transformer"] = f"{PREPARED}/grad-transformer.safetensors"
+        values["controls"] = f"{PREPARED}/controls.safetensors"
+        values["provider"] = {"tuples": f"{PREPARED}/tuples", "library": f"{PREPARED}/task-library.safetensors"}
+        notes = _look(values)
+        as_text = values["task"].get("format") == "text"
+        task = ("source", "format", "window", "public", "max_cut") if as_text else OWN_TASK
+        shown |= {"task": task, "federation": OWN_FEDERATION, "provider": OWN_PROVIDER}
+    elif values["tiny"] != "embedded:tiny" or values["llm"] != "embedded:llm":
+        raise ConfigError(f"--task: {HOUSE_RULES} is a task of the embedded pair alone; name the rows of your own")
+    settings = validate(SimulationConfig, values, lambda key: key or "project")
+    text = project_toml(settings, shown)
+    new_folder(folder, "a project")
+    path = folder / FEDERATION
+    replace_file(path, text.encode(), PUBLIC)
+    read_project(path)
+    return Starter(path, tuple(notes))
+
+
+def _look(values: dict[str, Any]) -> list[str]:
+    """Set format and end from the rows, and say why."""
+    problems: list[str] = []
+    encoders = {}
+    for name in (values["tiny"], values["llm"]):
+        try:
+            encoders[name] = load_encoder(name)
+        except ConfigError as error:
+            problems += error.problems
+    sources = values["task"]["source"]
+    here = [source for source in sources if Path(source).exists() or any(Path(source + e).exists() for e in (".txt", ".txt.gz"))]
+    notes = [f"{source}: not on this machine; gradtf check reads it from the hub" for source in sources if source not in here]
+    if here and all(first_form(source) == "messages" for source in here):
+        values["task"]["format"] = "messages"
+        notes.append("rows are chats: each goes through the model's chat template, the loss is on assistant turns only")
+    for source in here:
+        try:
+            notes += _fitting(source, values, encoders)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return notes
+
+
+def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> list[str]:
+    """Read a source as it stands; as windows of text where too many of its rows do not fit."""
+    task = values["task"]
+    settings = validate(SimulationConfig, values, lambda key: key or "project").task
+    found = read_task_rows(source, settings, 0)
+    if found.task is None:
+        task["format"] = "text"
+        return []
+    rows = [example.row for example in (*found.public, *found.private)][:MOST_ENCODED]
+    for name, (config, tokenizer) in encoders.items():
+        context = getattr(config, "max_position_embeddings", None) or settings.max_tokens
+        limit = min(settings.max_tokens, context)
+        cut = count_encoded(rows, tokenizer, limit).cut / len(rows)
+        if cut > settings.max_cut:
+            task["format"] = "text"
+            return [
+                f"{found.name}: {cut:.0%} of its rows are longer than the {limit} tokens that {Path(name).name} reads: read "
+                "as windows of text, scored by loss (format = 'text')"
+            ]
+    return []
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    looks_local = name.startswith((".", "~", "/")) or path.exists()
+    return str(path.resolve()) if looks_local and not name.startswith("embedded:") else name
