@@ -102,8 +102,10 @@ class Provider:
     def generate(
         self, run_id: str, round_number: int, update: NDArray[np.float32], first: NDArray[np.float32] | None = None
     ) -> GeneratedAdapter:
-        """U [L1, n1] -> LLM adapter (without a Grad-Transformer the TinyLM's), packed and signed for this round; ``first`` is U after the first one, if that was
-        another."""
+        """U [L1, n1] -> LLM adapter, packed and signed for this round; without a Grad-Transformer the TinyLM's own.
+
+        ``first`` is U after the first round, if that was another.
+        """
         from gradtf_fl.adapters import apply_update, pack_adapter
 
         values, refinement = self._generated(update, first)

@@ -9,9 +9,7 @@ import click
 from gradtf_fl.cli.options import emit_json, json_option
 
 
-@click.command(
-    epilog="Example: gradtf init my-project --tiny ./SmolLM2-135M-Instruct --llm ./SmolLM2-1.7B-Instruct --task rows.jsonl"
-)
+@click.command(epilog="Example: gradtf init my-project --tiny ./SmolLM2-135M --llm ./SmolLM2-1.7B --task rows.jsonl")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--task",

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 @click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that curate.")
 @json_option
-def prepare(
-    config_file: Path | None, yes: bool, only_estimate: bool, workers: int, as_json: bool
-) -> None:
+def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: int, as_json: bool) -> None:
     """Curate shadow sets, train the Grad-Transformer, fit controls, tune the task library, and judge the result.
 
-    It begins with an estimate of time, memory and disk, measured on this machine. A killed run goes on where it stopped.
+    It begins with an estimate of time, memory and disk, measured on this machine. A killed run goes on.
     """
     settings = configured(config_file, {})
     asks = sys.stdin.isatty() and not as_json
@@ -60,7 +58,8 @@ def _said(expected: Estimate, workers: int) -> str:
     parts = (("shadow sets", expected.curation_s), ("training", expected.training_s), ("library", expected.library_s))
     times = ", ".join(f"{what} {_time(seconds)}" for what, seconds in parts)
     return (
-        f"about {_time(expected.seconds)} on cpu ({times}; one shadow set of both models {_time(expected.shadow_set_s)}), "
+        f"about {_time(expected.seconds)} on cpu ({times}; one shadow set of both models "
+        f"{_time(expected.shadow_set_s)}), "
         f"{expected.peak_bytes / 1e9:.1f} GB of memory a process, {expected.disk_bytes / 1e6:,.0f} MB on disk; "
         f"{expected.shards_left} of {expected.shards} shards are left. "
         "Time is proportional to [provider] shadow_sets, pair_sets and training_steps."

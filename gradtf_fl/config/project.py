@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.config.base import validate
+from gradtf_fl.config.base import Section, validate
 from gradtf_fl.config.organization import ComputeSection
 from gradtf_fl.config.plan import FederationPlan
 from gradtf_fl.config.provider import ProviderSection
@@ -117,7 +117,7 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
         table = tomlkit.table()
         for key in keys:
             place = TABLES[name][key]
-            about = descriptions(_OWNERS.get(place[0], SimulationConfig) if len(place) > 1 else SimulationConfig)
+            about = descriptions(_OWNERS[place[0]] if len(place) > 1 else SimulationConfig)
             table.add(tomlkit.comment(about[place[-1]]))
             value = values
             for part in place:
@@ -131,7 +131,7 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
     return tomlkit.dumps(document)
 
 
-_OWNERS = {"compute": ComputeSection, "task": TaskSection, "provider": ProviderSection}
+_OWNERS: dict[str, type[Section]] = {"compute": ComputeSection, "task": TaskSection, "provider": ProviderSection}
 
 
 def _from_tables(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -8,18 +8,18 @@ those of both models, without DP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.config import Mechanism, TaskSection
 from gradtf_fl.curation.kept_models import Encoder, kept_encoder, kept_stack
 from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
-from gradtf_fl.config import Mechanism, TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row, TaskRows, count_encoded, read_task_rows, source_name
 from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone
@@ -91,7 +91,8 @@ class TaskCuration:
     def settings(self) -> dict[str, Any]:
         """All settings as JSON, with the names of the sources in place of where they are."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
+        recipes = (PlainRecipe, DpRecipe, AdapterSpec)
+        plain = {key: asdict(value) if isinstance(value, recipes) else value for key, value in values.items()}
         how = self.task.model_dump(mode="json", exclude={"source", "rules"})
         return {key: value for key, value in plain.items() if key != "sources"} | {"tasks": self.tasks, "task": how}
 
@@ -126,7 +127,9 @@ class TaskCuration:
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
         tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
-        rows = ShardRows(*(encode_causal(texts, encoder.tokenizer, self.room(encoder.max_tokens)) for encoder in encoders))
+        rows = ShardRows(
+            *(encode_causal(texts, encoder.tokenizer, self.room(encoder.max_tokens)) for encoder in encoders)
+        )
         if kind == "dp":
             return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":

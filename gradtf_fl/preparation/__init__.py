@@ -8,9 +8,9 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.preparation.check import check_project
-    from gradtf_fl.preparation.estimate import Estimate, estimate
     from gradtf_fl.preparation.judgement import Judgement
     from gradtf_fl.preparation.library import from_library
+    from gradtf_fl.preparation.probe import Estimate, estimate
     from gradtf_fl.preparation.run import Prepared, prepare
     from gradtf_fl.preparation.starter import make_project
     from gradtf_fl.preparation.work import ProviderWork

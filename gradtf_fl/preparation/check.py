@@ -71,24 +71,26 @@ def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Find
             yield from _encoded(settings, found.name, name, tokenizer, some)
 
 
-def _encoded(
-    settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]
-) -> Iterator[Finding]:
+def _encoded(settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]) -> Iterator[Finding]:
     limit = min(settings.task.max_tokens, _context(model) or settings.task.max_tokens)
     counts = count_encoded(rows, tokenizer, limit)
     what = f"{source} for {Path(model).name}"
     if counts.unscorable:
         text = f"{counts.unscorable:,} of {counts.rows:,} rows have no token that is scored"
-        return (yield Finding("fail", what, text, "its tokenizer can't write their answers: other rows, or another model"))
+        return (
+            yield Finding("fail", what, text, "its tokenizer can't write their answers: other rows, or another model")
+        )
     said = ", ".join([f"{counts.rows:,} encoded", *_told(counts, limit)])
     share = counts.cut / counts.rows
     if share > settings.task.max_cut:
         remedy = (
-            f"{share:.0%} are longer than {limit} tokens, {settings.task.max_cut:.0%} may be: a larger task.max_tokens where "
-            "the model's context allows it, another model, or format = 'text'"
+            f"{share:.0%} are longer than {limit} tokens, {settings.task.max_cut:.0%} may be: a larger task.max_tokens "
+            "where the model's context allows it, another model, or format = 'text'"
         )
         return (yield Finding("fail", what, said, remedy))
-    yield Finding("warn" if counts.cut else "ok", what, said, "cut rows lose the start of their prompt" if counts.cut else "")
+    yield Finding(
+        "warn" if counts.cut else "ok", what, said, "cut rows lose the start of their prompt" if counts.cut else ""
+    )
 
 
 def _context(model: str) -> int | None:
@@ -123,7 +125,9 @@ def _federation(settings: SimulationConfig) -> Iterator[Finding]:
         return (yield Finding("fail", "privacy", str(error), "a larger epsilon, fewer steps or a smaller batch"))
     noise = " to ".join(dict.fromkeys(f"{sigma:.2f}" for sigma in sorted(sigmas)))
     yield Finding(
-        "ok", "privacy", f"epsilon {settings.epsilon:g} at delta {settings.delta:g} in {steps} steps: noise multiplier {noise}"
+        "ok",
+        "privacy",
+        f"epsilon {settings.epsilon:g} at delta {settings.delta:g} in {steps} steps: noise multiplier {noise}",
     )
 
 
@@ -133,11 +137,17 @@ def _provider(settings: SimulationConfig) -> Iterator[Finding]:
     if settings.transformer == "embedded":
         level, text, remedy = "ok", "embedded", ""
         if not settings.tiny.startswith("embedded:"):
-            level, text, remedy = "fail", "the embedded one is for the embedded pair", "name a file for prepare to write"
+            level, text, remedy = (
+                "fail",
+                "the embedded one is for the embedded pair",
+                "name a file for prepare to write",
+            )
         return (yield Finding(level, "Grad-Transformer", text, remedy))  # type: ignore[arg-type]
     if not Path(settings.transformer).is_file():
         return (
-            yield Finding("warn", "Grad-Transformer", f"{settings.transformer}: not there yet", "gradtf prepare makes it")
+            yield Finding(
+                "warn", "Grad-Transformer", f"{settings.transformer}: not there yet", "gradtf prepare makes it"
+            )
         )
     try:
         made = GradTransformer.load(settings.transformer)
@@ -145,5 +155,7 @@ def _provider(settings: SimulationConfig) -> Iterator[Finding]:
         return (yield Finding("fail", "Grad-Transformer", str(error), "remove it and run gradtf prepare"))
     other = [side.model for side in (made.source, made.target) if not side.model_is_at_hand()]
     if other:
-        return (yield Finding("fail", "Grad-Transformer", f"made for another {other[0]}", "remove it, run gradtf prepare"))
+        return (
+            yield Finding("fail", "Grad-Transformer", f"made for another {other[0]}", "remove it, run gradtf prepare")
+        )
     yield Finding("ok", "Grad-Transformer", settings.transformer)

@@ -42,7 +42,7 @@ def tune_library(work: ProviderWork, llm: StackedAdapters, progress: StepsDone) 
         seeds = [[curation.seed, 9, number]]
         updates.append(fine_tune_stacked(llm, encoded, 1, recipe, seeds, [recipe.steps], told)[0, 0].cpu())
         held = torch.zeros(len(llm.tokenizer), dtype=torch.bool)
-        held[encoded.input_ids.unique()] = True
+        held[encoded.input_ids.reshape(-1)] = True
         tokens.append(held)
     library = TaskLibrary(torch.stack(updates), _signatures(work.tuples, names), torch.stack(tokens))
     work.library.parent.mkdir(parents=True, exist_ok=True)

@@ -34,9 +34,7 @@ class Prepared:
     report: Path
 
 
-def prepare(
-    work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, device: str = "cpu"
-) -> Prepared:
+def prepare(work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, device: str = "cpu") -> Prepared:
     """Curate, train, fit the controls, tune the task library, judge. What is there already is kept.
 
     Raises:
@@ -47,7 +45,10 @@ def prepare(
     if not work.checkpoint.is_file():
         work.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train_grad_transformer(
-            work.training, work.tuples, work.checkpoint, lambda done, all_, loss: progress(f"train, loss {loss:.3f}", done, all_)
+            work.training,
+            work.tuples,
+            work.checkpoint,
+            lambda done, all_, loss: progress(f"train, loss {loss:.3f}", done, all_),
         )
     if not work.controls.is_file():
         progress("controls", 0, 1)
@@ -72,8 +73,8 @@ def _same_settings(work: ProviderWork) -> None:
     text = json.dumps({"curation": work.curation.settings(), "training": work.training.to_json()}, indent=1) + "\n"
     if path.is_file() and path.read_text() != text:
         raise ConfigError(
-            f"{path.parent}: prepared with other settings (see {path.name}); remove the folder, or name another one under "
-            "[provider]"
+            f"{path.parent}: prepared with other settings (see {path.name}); remove the folder, or name another one "
+            "under [provider]"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode(), PUBLIC)

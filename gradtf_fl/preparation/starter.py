@@ -85,8 +85,14 @@ def _look(values: dict[str, Any]) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     sources = values["task"]["source"]
-    here = [source for source in sources if Path(source).exists() or any(Path(source + e).exists() for e in (".txt", ".txt.gz"))]
-    notes = [f"{source}: not on this machine; gradtf check reads it from the hub" for source in sources if source not in here]
+    here = [
+        source
+        for source in sources
+        if Path(source).exists() or any(Path(source + e).exists() for e in (".txt", ".txt.gz"))
+    ]
+    notes = [
+        f"{source}: not on this machine; gradtf check reads it from the hub" for source in sources if source not in here
+    ]
     if here and all(first_form(source) == "messages" for source in here):
         values["task"]["format"] = "messages"
         notes.append("rows are chats: each goes through the model's chat template, the loss is on assistant turns only")
@@ -116,8 +122,8 @@ def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> l
         if cut > settings.max_cut:
             task["format"] = "text"
             return [
-                f"{found.name}: {cut:.0%} of its rows are longer than the {limit} tokens that {Path(name).name} reads: read "
-                "as windows of text, scored by loss (format = 'text')"
+                f"{found.name}: {cut:.0%} of its rows are longer than the {limit} tokens that {Path(name).name} reads: "
+                "read as windows of text, scored by loss (format = 'text')"
             ]
     return []
 

@@ -183,9 +183,7 @@ def llm_figures(
     return figures | {name: tests.figures(tests.adapted.state_at(update)) for name, update in updates.items()}
 
 
-def sum_error(
-    config: SimulationConfig, folders: FederationFolders, record: RoundRecord, data: FederationData
-) -> float:
+def sum_error(config: SimulationConfig, folders: FederationFolders, record: RoundRecord, data: FederationData) -> float:
     """Largest coordinate difference between the decoded mean and the plain mean of the clipped updates in it.
 
     In group mode both are the combination of the groups' means.
@@ -199,12 +197,14 @@ def sum_error(
         path = folder / ROUNDS / str(record.round) / OWN_UPDATE
         if path.exists():
             key = Identity.load(folder / IDENTITY_KEY).public.hex()
-            kept[key] = load_file(path)["update"]
+            kept[key] = load_file(path)["update"].astype(np.float64).reshape(-1)
             weight[key] = example_weight(len(organization.train)) if config.weight_rule == "examples" else 1.0
     sums = [
         SecureSum(
             np.average(
-                [kept[key].astype(np.float64).reshape(-1) for key in keys], axis=0, weights=[weight[key] for key in keys]
+                [kept[key].astype(np.float64).reshape(-1) for key in keys],
+                axis=0,
+                weights=[weight[key] for key in keys],
             ),
             len(keys),
             len(keys),

@@ -1,5 +1,4 @@
-"""A federation's rows: who holds which, what is public, and how answers are scored. House Rules is one task among others.
-"""
+"""A federation's rows: who holds which, what is public, and how answers are scored; House Rules is one of many."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ They mean what the partitioners of the same names in Flower Datasets mean:
 
     iid           at random, equal sizes
     dirichlet     of each label, shares drawn from Dirichlet(alpha) over organizations (Hsu et al. 2019)
-    shards        sorted by label, cut into pieces of equal size, some pieces for each organization (McMahan et al. 2017)
+    shards        sorted by label, cut into equal pieces, some pieces for each organization (McMahan et al. 2017)
     pathological  some labels for each organization, a label's rows shared evenly among those that have it
     sizes         at random, sizes in given proportions
     natural       one organization for each label
@@ -27,9 +27,7 @@ DRAWS = 200
 _KEY = 0x50415254
 
 
-def share_out(
-    labels: Sequence[str], organizations: int, settings: SharingOut, least: int, seed: int
-) -> list[Indices]:
+def share_out(labels: Sequence[str], organizations: int, settings: SharingOut, least: int, seed: int) -> list[Indices]:
     """Indices of each organization's rows, in random order; every row is held by at most one.
 
     Args:
@@ -52,9 +50,7 @@ def share_out(
     return [rng.permutation(part) for part in parts]
 
 
-def share_out_alike(
-    labels: Sequence[str], like: Sequence[str], parts: Sequence[Indices], seed: int
-) -> list[Indices]:
+def share_out_alike(labels: Sequence[str], like: Sequence[str], parts: Sequence[Indices], seed: int) -> list[Indices]:
     """Other rows, shared out in the proportions in which ``parts`` hold rows of the same label.
 
     Args:

@@ -85,7 +85,9 @@ def score_task(
     )
 
 
-def loss_per_character(model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int, batch: int = LOSS_BATCH) -> float:
+def loss_per_character(
+    model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int, batch: int = LOSS_BATCH
+) -> float:
     """Nats of the answers' tokens over their characters, all rows together: comparable between tokenizers.
 
     Args:

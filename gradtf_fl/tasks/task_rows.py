@@ -106,7 +106,7 @@ def read_task_rows(
         raise ConfigError(problems)
     content = [[(one.row.prompt, one.row.answer) for one in rows] for rows in sides]
     digest = hashlib.sha256(json.dumps(content).encode())
-    return TaskRows(name, *sides, found.task, digest.hexdigest())
+    return TaskRows(name, sides[0], sides[1], sides[2], sides[3], found.task, digest.hexdigest())
 
 
 class _Reader:
@@ -188,8 +188,8 @@ class _Reader:
         if settings.format == "text" and "text" in fields:
             return text_task(self.name, None)
         raise ConfigError(
-            f"task {self.name}: its rows ({', '.join(fields) or 'none'}) have none of the forms {FORM_NAMES}; say which "
-            "fields are what (format = 'columns' with the templates prompt and answer), or read them as text "
+            f"task {self.name}: its rows ({', '.join(fields) or 'none'}) have none of the forms {FORM_NAMES}; say "
+            "which fields are what (format = 'columns' with the templates prompt and answer), or read them as text "
             "(format = 'text', for which a field \"text\" is wanted)"
         )
 

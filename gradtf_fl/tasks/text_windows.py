@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ STORY_END = "<|endoftext|>"
 PART_CHARACTERS = 2000
 """Such a part is at least this long, so that neighbouring windows mostly stay on one side of a split."""
 TEXT_ENDINGS = (".txt", ".txt.gz")
+
 
 def cut_windows(text: str, window: int) -> list[str]:
     """``text`` in consecutive pieces of exactly ``window`` characters; what is left at its end is dropped."""

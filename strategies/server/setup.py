@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.config import FederationPlan, tables_to_toml, validate
+from gradtf_fl.config import NO_TRANSFORMER, FederationPlan, tables_to_toml, validate
 from gradtf_fl.deployment import (
     OURS,
     Enrolment,
@@ -65,6 +65,8 @@ def make_server(
         checked = validate(FederationPlan, given | {"organizations": max(3, len(found))}, lambda key: f"plan.{key}")
     except ConfigError as error:
         problems += error.problems
+    else:
+        checked = checked.model_copy(update=_located(checked, problems))
     if len(found) < 3 and not given.get("allow_two") and not problems:
         problems.append(f"--enrolment: {len(found)} organizations; with 2 each learns the other's update: at least 3")
     if problems:
@@ -88,6 +90,16 @@ def make_server(
     text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
     replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
     return invitation
+
+
+def _located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
+    """The plan's files by absolute paths; those that are not there are problems."""
+    files = {"prompts": plan.prompts} if plan.prompts is not None else {}
+    if plan.transformer not in ("embedded", NO_TRANSFORMER):
+        files["transformer"] = Path(plan.transformer)
+    problems += [f"plan.{name}: {path}: no such file" for name, path in files.items() if not path.is_file()]
+    absolute = {name: path.absolute() for name, path in files.items()}
+    return {name: str(path) if name == "transformer" else path for name, path in absolute.items()}
 
 
 def certificate_problems(files: Mapping[str, Path], host: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, json_option
 from gradtf_fl.cli.server.status import status
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import INVITATION, SERVER_CONFIG
@@ -41,7 +41,7 @@ def server() -> None:
 @click.option("--ca", required=True, type=PEM, help="PEM of the authority of the certificate.")
 @click.option("--certificate", required=True, type=PEM, help="PEM of the server's certificate.")
 @click.option("--key", required=True, type=PEM, help="PEM of its key.")
-@click.option("--config", "config_file", type=PEM, help="TOML with keys of the plan (rounds, epsilon, steps, ...).")
+@config_option
 @click.option("--rounds", type=int, help="Rounds of the run.")
 @click.option("--epsilon", type=float, help="What all rounds together spend at each organization.")
 @click.option("--delta", type=float)
@@ -62,11 +62,11 @@ def init(
     **plan: Any,
 ) -> None:
     """Make DIR: the plan, the key that signs LLM adapters, and the invitation for every organization."""
-    from gradtf_fl.cli.options import chosen
-    from gradtf_fl.config import read_toml
+    from gradtf_fl.config import plan_values
     from strategies import make_server
 
-    values = (read_toml(config_file) if config_file else {}) | chosen(plan)
+    values = plan_values(configured(config_file, {name: plan.pop(name) for name in ("rounds", "epsilon", "delta")}))
+    values |= chosen(plan)
     files = {"ca": ca, "certificate": certificate, "key": key}
     invitation = make_server(folder, [*enrolments, *more], address, listen, files, values)
     if as_json:

@@ -1,7 +1,7 @@
 """What a provider's work will take, measured on this machine before it begins.
 
-One shadow set's tuning and one training step are timed for real, on the project's own rows and models, a few steps each;
-everything else is arithmetic.
+One shadow set's tuning and one training step are timed for real, on the project's own rows and models, a few steps
+each; everything else is arithmetic.
 """
 
 from __future__ import annotations
