@@ -115,7 +115,7 @@ def deployment(
     for path, rows in zip(organizations, data, strict=True):
         train, test = folder / f"{path.name}.jsonl", folder / f"{path.name}-test.jsonl"
         write_rows(train, rows.train)
-        write_rows(test, [example.row for example in rows.test])
+        write_rows(test, rows.test)
         make_organization(path, path.name, train, test if score else None, 100.0, 1e-5, *pair)
     address = f"127.0.0.1:{free_port()}"
     tls = {"ca": folder / "ca/ca.crt", "certificate": folder / "tls/server.crt", "key": folder / "tls/server.key"}

@@ -175,7 +175,7 @@ def same_shares(snapshots: Sequence[int], steps: int, now: int) -> tuple[int, ..
 
 
 def _untuned(options: dict[str, Any]) -> CurationConfig | TaskCuration:
-    from gradtf_fl.config import WINDOW, TaskSection
+    from gradtf_fl.config import WINDOW, TaskSection, validate
     from gradtf_fl.curation import CurationConfig, TaskCuration
 
     if "tasks" not in options:
@@ -183,5 +183,6 @@ def _untuned(options: dict[str, Any]) -> CurationConfig | TaskCuration:
     tasks = (name for name in str(options.pop("tasks")).split(",") if name)
     data, window = Path(options.pop("data")), options.pop("window", WINDOW)
     sources = tuple(name if name.endswith(".toml") else str(data / name) for name in tasks)
-    how = TaskSection(format="text", window=window) if window else TaskSection()
+    values = {"format": "text", "window": window} if window else {}
+    how = validate(TaskSection, values, lambda key: f"--{key}")
     return TaskCuration(sources=sources, task=how, **options)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
     from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
-    from gradtf_fl.config.provider import Mechanism, ProviderSection
-    from gradtf_fl.config.rows import WINDOW, Format, RowFormat
+    from gradtf_fl.config.provider import Mechanism
+    from gradtf_fl.config.rows import WINDOW, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
     from gradtf_fl.config.task import HOUSE_RULES, HOUSE_RULES_ANSWER_TOKENS, Rules, SharingOut, TaskSection
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
@@ -52,7 +52,6 @@ __all__ = [
     "DropPoint",
     "Epsilon",
     "FederationPlan",
-    "Format",
     "Location",
     "Mechanism",
     "ModelsSection",
@@ -60,7 +59,6 @@ __all__ = [
     "OrganizationName",
     "OrganizationSimulation",
     "PrivacySection",
-    "ProviderSection",
     "PublicKey",
     "Rate",
     "RoundSettings",

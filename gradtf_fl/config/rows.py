@@ -31,7 +31,7 @@ class RowFormat(Section):
     format: Format = "auto"
     max_tokens: Annotated[int, Field(ge=2, le=10_000_000)] = MAX_TOKENS
     end: bool = True
-    window: Annotated[int, Field(ge=8, le=10_000_000)] = WINDOW
+    window: Annotated[int, Field(ge=1, le=10_000_000)] = WINDOW
     prompt: str | None = None
     answer: str | None = None
     max_cut: Annotated[float, Field(ge=0, le=1)] = 0.25

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gradtf_fl.preparation.judgement import Judgement
     from gradtf_fl.preparation.library import from_library
     from gradtf_fl.preparation.probe import Estimate, estimate
-    from gradtf_fl.preparation.run import Prepared, prepare
+    from gradtf_fl.preparation.run import prepare
     from gradtf_fl.preparation.starter import make_project
     from gradtf_fl.preparation.work import ProviderWork
 else:
@@ -20,7 +20,6 @@ else:
 __all__ = [
     "Estimate",
     "Judgement",
-    "Prepared",
     "ProviderWork",
     "check_project",
     "estimate",

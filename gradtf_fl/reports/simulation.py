@@ -203,8 +203,10 @@ def _controls(report: SimulationReport) -> Table:
         "mean_update": "mean\nupdate",
         "nearest_update": "nearest\nupdate",
         "ridge": "ridge",
+        "task_library": "task\nlibrary",
         "llm_generated": "Grad-\nTransformer",
     }
+    controls = {name: said for name, said in controls.items() if name in report.names}
     what = _METRIC.get(report.metric, report.metric)
     table = _table(f"Controls: {what} of the LLM with an update made in a simpler way", ["", *controls.values()])
     table.add_row(report.metric.replace("_", " "), *(_cell(report.accuracy[key]) for key in controls))

@@ -16,6 +16,7 @@ Accuracy = Mapping[str, float | None]
 
 TINY_COLUMNS = ("tiny_base", "tiny_tuned", "tiny_global")
 COLUMNS = (*TINY_COLUMNS, "llm_base", "llm_generated", "llm_ceiling")
+TASK_LIBRARY = "task_library"
 CONTROLS = ("mean_update", "nearest_update", "ridge")
 PLAIN_COLUMNS = (*TINY_COLUMNS, "tiny_ceiling")
 """Of a federation without a Grad-Transformer."""
@@ -85,7 +86,13 @@ class SimulationReport:
     @property
     def names(self) -> tuple[str, ...]:
         """What is compared."""
-        return PLAIN_COLUMNS if self.is_plain else COLUMNS + CONTROLS
+        return PLAIN_COLUMNS if self.is_plain else COLUMNS + self.controls
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The simpler ways to make an LLM update; the task library only where the project has one."""
+        has_library = any(TASK_LIBRARY in organization.accuracy for organization in self.organizations)
+        return (*CONTROLS, TASK_LIBRARY) if has_library else CONTROLS
 
     @property
     def accuracy(self) -> dict[str, float | None]:
@@ -105,7 +112,7 @@ class SimulationReport:
     @property
     def gains(self) -> dict[str, float | None]:
         """Share of what tuning the LLM itself gains, by everything that makes an LLM update, by the means."""
-        return {key: gain_recovered(self.accuracy, key) for key in ("llm_generated", *CONTROLS) if not self.is_plain}
+        return {key: gain_recovered(self.accuracy, key) for key in ("llm_generated", *self.controls) if not self.is_plain}
 
     @property
     def finished_rounds(self) -> int:

@@ -17,6 +17,7 @@ from clients import example_weight
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Vector, adapter_state, set_adapter_state
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.file_names import GLOBAL_UPDATE, IDENTITY_KEY, OWN_UPDATE, ROUNDS
+from gradtf_fl.preparation import from_library
 from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
 from gradtf_fl.tasks import (
@@ -29,6 +30,7 @@ from gradtf_fl.tasks import (
     loss_per_character,
     score_task,
 )
+from gradtf_fl.transformer import TaskLibrary
 from strategies import combine_groups, tiny_spec
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class OrganizationTests:
     def of(self, state: State, number: int) -> Figures:
         """Figures of adapter ``state`` on the test rows of organization ``number`` alone."""
         set_adapter_state(self.model, state)
-        test = self.data.organizations[number].test
+        test = self.data.organizations[number].examples
         rows = [example.row for example in test]
         loss = loss_per_character(self.model, self.adapted.tokenizer, rows, self.config.task.max_tokens)
         return Figures((loss if self.data.metric == "loss" else self._score(test, rows),), (loss,))
@@ -180,6 +182,8 @@ def llm_figures(
         "nearest_update": rivals.nearest(global_update),
         "ridge": rivals.ridge(global_update),
     }
+    if not config.task.is_house_rules and config.provider.library.is_file():
+        updates["task_library"] = from_library(TaskLibrary.load(config.provider.library), global_update)
     return figures | {name: tests.figures(tests.adapted.state_at(update)) for name, update in updates.items()}
 
 

@@ -122,7 +122,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
         folder.mkdir(parents=True, mode=0o700)
         identity.save(folder / IDENTITY_KEY)
         write_rows(folder / "train.jsonl", organization.train)
-        write_rows(folder / "test.jsonl", [example.row for example in organization.test])
+        write_rows(folder / "test.jsonl", organization.test)
         values = OrganizationConfig(
             name=organization.name,
             models=ModelsSection(tiny=config.tiny, llm=config.adapted_model),

@@ -32,16 +32,21 @@ class OrganizationData:
 
     Attributes:
         train: rows that it trains on.
-        test: examples that models are scored on.
+        examples: what models are scored on.
         rule: what its rows follow, in words.
         holds: rows of ``train`` by label.
     """
 
     name: str
     train: list[Row]
-    test: list[Example]
+    examples: list[Example]
     rule: str
     holds: Mapping[str, int]
+
+    @property
+    def test(self) -> list[Row]:
+        """The rows of ``examples``."""
+        return [example.row for example in self.examples]
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,16 @@ def read_task_rows(
     found = _Reader(source, name, task, by)
     train, test = found.examples("train"), found.examples("test") if found.has_test else []
     public, rest = split_public_private(train, seed, task.public)
-    public, judged = split_public_private(public, seed, 1 - JUDGED)
+    judged: list[Example] = []
+    if len({example.group for example in public}) > 1:
+        public, judged = split_public_private(public, seed, 1 - JUDGED)
     private, held = (rest, test) if test else split_public_private(rest, seed, 1 - held_out)
     window = task.window if found.as_text else None
     sides = [_windows(part, window, name) for part in (public, judged, private, held)]
     problems = [
         f"task {name}: its {side} part is shorter than one window of {window} characters"
         for side, rows in zip(("public", "judged", "private", "test"), sides, strict=True)
-        if not rows
+        if not rows and side != "judged"
     ]
     if problems:
         raise ConfigError(problems)

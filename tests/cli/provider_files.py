@@ -36,24 +36,21 @@ def write_files(folder: Path) -> Files:
         target.model,
         folder / "gt.safetensors",
         folder / "controls.safetensors",
-        folder / "smallest.toml",
+        folder / "federation.toml",
     )
     GradTransformer(model.eval(), backbone, source, target).save(made.transformer)
     rng = np.random.default_rng(0)
     shapes = [(6, s.layout.blocks, s.layout.block_dim) for s in (source, target)]
     Controls.fit(*(rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes), folds=2).save(made.controls)
-    settings = {
-        "tiny": made.tiny,
-        "llm": made.llm,
-        "transformer": str(made.transformer),
-        "controls": str(made.controls),
-        "organizations": 3,
-        "rounds": 1,
-        "rows": 128,
-        "test_rows": 8,
-        "steps": 10,
-        "batch": 8,
-        "epsilon": 2.0,
+    tables: dict[str, dict[str, object]] = {
+        "pair": {"tiny": made.tiny, "llm": made.llm},
+        "federation": {"organizations": 3, "rows": 128, "test_rows": 8},
+        "privacy": {"epsilon": 2.0},
+        "rounds": {"rounds": 1, "steps": 10, "batch": 8},
+        "provider": {"transformer": str(made.transformer), "controls": str(made.controls), "refine": True},
     }
-    made.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    text = ""
+    for name, table in tables.items():
+        text += f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+    made.config.write_text(text)
     return made

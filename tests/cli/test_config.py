@@ -24,6 +24,7 @@ from gradtf_fl.config import (
     SecAggSection,
     SimulationConfig,
     load_toml,
+    read_project,
     to_toml,
     validate,
     with_values,
@@ -33,7 +34,7 @@ from gradtf_fl.deployment import ListenSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import ClientPolicy, Identity
 from gradtf_fl.simulation.setup import build_folders
-from gradtf_fl.tasks import house_rules_federation
+from gradtf_fl.tasks import federation_data
 
 ROSTER = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -140,8 +141,9 @@ def test_run_config_comes_back_equal(plan: FederationPlan) -> None:
 
 
 def test_every_problem_is_reported_with_file_and_key() -> None:
-    found = problems(SimulationConfig, {"organizations": "many", "epsilon": math.nan, "rules": "odd", "typo": 1})
-    assert [line.split(": ")[1] for line in found] == ["organizations", "epsilon", "rules", "typo"]
+    values = {"organizations": "many", "epsilon": math.nan, "task": {"rules": "odd"}, "typo": 1}
+    found = problems(SimulationConfig, values)
+    assert sorted(line.split(": ")[1] for line in found) == sorted(["organizations", "epsilon", "task.rules", "typo"])
     assert all(line.startswith("f.toml: ") for line in found)
 
 
@@ -157,7 +159,7 @@ def test_every_problem_is_reported_with_file_and_key() -> None:
         {"delta": 0.0},
         {"delta": 1.0},
         {"budget": math.nan},
-        {"rules": "nonsense"},
+        {"task": {"rules": "nonsense"}},
         {"engine": "gpu"},
         {"drop": ["nowhere:1"]},
         {"drop": ["mask:0"]},
@@ -175,10 +177,10 @@ def test_simulation_refuses(values: dict[str, Any]) -> None:
 
 
 def test_a_simulations_compute_table_is_every_organizations(tmp_path: Path) -> None:
-    path = tmp_path / "simulation.toml"
-    path.write_text('organizations = 3\nrows = 64\n[compute]\nsampler = "opacus"\n')
-    config = load_toml(SimulationConfig, path)
-    folders = build_folders(config, house_rules_federation("same", 3, 64, 1, 0), tmp_path)
+    path = tmp_path / "federation.toml"
+    path.write_text('[federation]\norganizations = 3\nrows = 64\ntest_rows = 1\n[compute]\nsampler = "opacus"\n')
+    config = read_project(path)
+    folders = build_folders(config, federation_data(config.task, config, 3, 64, 0), tmp_path)
     for folder in folders.organizations:
         assert load_toml(OrganizationConfig, folder / "organization.toml").compute.sampler == "opacus"
     assert OrganizationConfig.model_fields["compute"].default.sampler == "lora"
@@ -202,12 +204,12 @@ def test_a_file_that_is_no_toml_is_one_clear_problem(tmp_path: Path, text: str) 
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"c\.toml: not TOML"):
-        load_toml(SimulationConfig, path)
+        read_project(path)
 
 
 def test_whole_file_problems_name_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("organizations = 2\n")
+    path.write_text("[federation]\norganizations = 2\n")
     with pytest.raises(ConfigError) as caught:
-        load_toml(SimulationConfig, path)
+        read_project(path)
     assert caught.value.problems[0].startswith(f"{path}: with 2 organizations")

@@ -102,7 +102,7 @@ def test_bad_options_are_exit_2_with_a_clear_line(arguments: list[str], named: s
 
 def test_all_problems_of_file_and_options_come_at_once(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text('organizations = "many"\nspeed = 3\n')
+    path.write_text('[federation]\norganizations = "many"\nspeed = 3\n')
     lines = gradtf("simulate", "--config", path, "--epsilon", "-1").stderr.splitlines()
     assert len(lines) == 3
     assert sorted(line.split(": ")[1] for line in lines) == sorted(["--epsilon", str(path), str(path)])
@@ -110,7 +110,7 @@ def test_all_problems_of_file_and_options_come_at_once(tmp_path: Path) -> None:
 
 def test_missing_files_are_named_together_and_leave_nothing(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text('tiny = "/nowhere/tiny"\nllm = "/nowhere/llm"\ntransformer = "/nowhere/gt"\n')
+    path.write_text('[pair]\ntiny = "/nowhere/tiny"\nllm = "/nowhere/llm"\n[provider]\ntransformer = "/nowhere/gt"\n')
     result = gradtf("simulate", "--config", path, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert [name in result.stderr for name in ("/nowhere/tiny", "/nowhere/llm", "/nowhere/gt")] == [True] * 3

@@ -18,11 +18,13 @@ from gradtf_fl.adapters import AdaptedModel, AdapterSpec, initial_state, load_ad
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.baselines import Controls
 from gradtf_fl.cli.main import cli
+from gradtf_fl.config import TaskSection
 from gradtf_fl.curation import TaskCuration, TupleStore, curate
 from gradtf_fl.curation.langevin import LangevinRecipe, langevin_fine_tune
 from gradtf_fl.curation.store import token_tensors
 from gradtf_fl.curation.text_shadow import draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import read_task_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.model import Backbone
@@ -62,7 +64,7 @@ def test_a_store_holds_each_mechanism_and_the_llms_tokens(files: TextFiles, whol
     assert shards["plain-0000"].tensors["tiny"].shape[0] == 2
     assert shards["dp-0000"].tensors["tiny"].shape[0] == 1
     tokenizer = load_model(str(files.llm))[1]
-    public = set(files.curation().task_rows("animals").public)
+    public = {one.row for one in files.curation().task_rows("animals").public}
     for shard in shards.values():
         for number, about in enumerate(shard.about["groups"]):
             if about["task"] != "animals":
@@ -115,8 +117,6 @@ def test_changed_rows_are_another_store(tmp_path: Path) -> None:
     curate(files.curation(**few), tmp_path / "store")
     text = files.data / "animals.txt"
     text.write_text(text.read_text().replace("cat", "dog"))
-    from gradtf_fl.tasks.text_windows import read_task_rows
-
     read_task_rows.cache_clear()  # another process reads again
     with pytest.raises(ConfigError, match="other settings"):
         curate(files.curation(**few), tmp_path / "store")
@@ -124,17 +124,15 @@ def test_changed_rows_are_another_store(tmp_path: Path) -> None:
 
 def test_everything_missing_is_named_at_once(files: TextFiles, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        curate(files.curation(tiny="/nowhere/tiny", tasks=("animals", "birds")), tmp_path / "none")
+        curate(files.curation(tiny="/nowhere/tiny", sources=files.sources("animals", "birds")), tmp_path / "none")
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["model '/nowhere/tiny'", "task birds"]
     assert not (tmp_path / "none").exists()
     with pytest.raises(ConfigError, match=r"task animals: \d+ public rows.*--rows"):
         curate(files.curation(rows=5000), tmp_path / "none")
     with pytest.raises(ConfigError, match=rf"task animals: answers of up to 59 tokens.*{CONTEXT - 1} .*tiny.*--window"):
-        curate(files.curation(window=60, rows=2), tmp_path / "none")
-    with pytest.raises(ConfigError, match="plain text"):
-        curate(files.curation(window=None), tmp_path / "none")
+        curate(files.curation(task=TaskSection(format="text", window=60), rows=2), tmp_path / "none")
     with pytest.raises(ConfigError, match="named twice"):
-        curate(files.curation(tasks=("animals", "animals")), tmp_path / "none")
+        curate(files.curation(sources=files.sources("animals", "animals")), tmp_path / "none")
 
 
 def test_a_mixture_draws_by_its_weights_and_no_row_twice(files: TextFiles) -> None:
@@ -144,7 +142,7 @@ def test_a_mixture_draws_by_its_weights_and_no_row_twice(files: TextFiles) -> No
     assert group.tasks == ("animals", "numbers")
     assert sum(group.weights[0]) == pytest.approx(1)
     drawn = draw_rows(rng, group, 8, public)[0]
-    counts = [len([row for row in drawn if row in public[name].public]) for name in group.tasks]
+    counts = [len([row for row in drawn if row in {one.row for one in public[name].public}]) for name in group.tasks]
     assert counts[0] == pytest.approx(8 * group.weights[0][0], abs=4)
     assert len(draw_rows(rng, single("animals"), 20, public)[0]) == 20
 

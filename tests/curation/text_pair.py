@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradtf_fl.config import TaskSection
 from gradtf_fl.curation import TaskCuration
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe
 
@@ -24,15 +25,18 @@ class TextFiles:
     llm: Path
     data: Path
 
+    def sources(self, *names: str) -> tuple[str, ...]:
+        """Where tasks of these names are."""
+        return tuple(str(self.data / name) for name in names)
+
     def curation(self, **changes: Any) -> TaskCuration:
         """The smallest store of every kind of shard."""
         few = PlainRecipe(steps=4, batch=4, rate=1e-2)
         settings: dict[str, Any] = {
             "tiny": str(self.tiny),
             "llm": str(self.llm),
-            "tasks": ("animals", "numbers"),
-            "data": str(self.data),
-            "window": 12,
+            "sources": self.sources("animals", "numbers"),
+            "task": TaskSection(format="text", window=12),
             "rows": 8,
             "shadow_sets": 3,
             "pair_sets": 2,

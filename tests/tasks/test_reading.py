@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradtf_fl.config import TaskSection
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, count_rows, read_prompts, read_rows, write_rows
+from gradtf_fl.tasks import Row, TaskRows, count_rows, read_prompts, read_rows, read_task_rows, write_rows
 from gradtf_fl.tasks.reading import raw_rows
 from gradtf_fl.tasks.row_forms import form_of
-from gradtf_fl.tasks.text_windows import read_task_rows
 
 LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n"  # all that str.splitlines takes for the end of a line
 texts = st.text(st.characters(codec="utf-8") | st.sampled_from(LINE_ENDS + "\ufeff\u00a0\"',[]{}"), max_size=30)
@@ -317,15 +317,18 @@ def test_curation_reads_own_rows_as_organizations_do(tmp_path: Path) -> None:
     write_rows(tmp_path / "lines" / "train.jsonl", rows)
     documents = [turns(row.prompt, row.answer) for row in rows]
     (tmp_path / "array" / "train.json").write_text(json.dumps(documents))
-    whole = read_task_rows("lines", tmp_path, None, 0)
-    assert sorted((*whole.public, *whole.private, *whole.test), key=rows.index) == rows
-    chats = read_task_rows("array", tmp_path, None, 0)
-    assert {row.prompt for row in (*chats.public, *chats.private, *chats.test)} == {row.prompt + "\n" for row in rows}
-    cut = read_task_rows("lines", tmp_path, 20, 0)
-    assert cut.public[0].prompt == ""
-    assert cut.public[0].answer.startswith("question ")
+
+    def all_of(task: TaskRows) -> list[Row]:
+        return [one.row for part in (task.public, task.judged, task.private, task.test) for one in part]
+
+    assert sorted(all_of(read_task_rows(str(tmp_path / "lines"), TaskSection(), 0)), key=rows.index) == rows
+    chats = read_task_rows(str(tmp_path / "array"), TaskSection(), 0)
+    assert {row.prompt for row in all_of(chats)} == {row.prompt + "\n" for row in rows}
+    cut = read_task_rows(str(tmp_path / "lines"), TaskSection(format="text", window=20), 0)
+    assert cut.public[0].row.prompt == ""
+    assert cut.public[0].row.answer.startswith("question ")
     with (tmp_path / "lines" / "train.jsonl").open("a") as file:
         file.write('{"input": "a", "output": "b"}\n')
     read_task_rows.cache_clear()
     with pytest.raises(ConfigError, match=r"train.jsonl, line 21: is {.input., .output.}, but the file's first row is"):
-        read_task_rows("lines", tmp_path, None, 0)
+        read_task_rows(str(tmp_path / "lines"), TaskSection(), 0)
