@@ -27,7 +27,7 @@ from gradtf_fl.transformer import GradTransformer, TaskLibrary
 BASE, TUNED, OURS = "LLM base", "LLM tuned", "Grad-Transformer"
 TINY_BASE, TINY_TUNED = "TinyLM base", "TinyLM tuned"
 MIXTURE = "mixture of all"
-LEAST_ROWS, MOST_TEST = 8, 128
+LEAST_ROWS, MOST_TEST = 4, 128
 GOOD = 0.8
 """Share of the LLM's own gain from which on a Grad-Transformer is called good enough."""
 
@@ -96,7 +96,7 @@ def judge(
     Raises:
         ConfigError: a source has too few judged rows.
     """
-    names, train, test = _played(curation)
+    names, train, test = played(curation)
     seeds = [[curation.seed, 8, number] for number in range(len(names))]
     updates = []
     for side, recipe in ((tiny, curation.plain), (llm, curation.llm_recipe)):
@@ -120,7 +120,7 @@ def judge(
     return Judgement(tuple(names), losses, len(train[0]), len(test[0]))
 
 
-def _played(curation: TaskCuration) -> tuple[list[str], list[list[Row]], list[list[Row]]]:
+def played(curation: TaskCuration) -> tuple[list[str], list[list[Row]], list[list[Row]]]:
     """Names, training and test rows of each organization, equally many of each."""
     rng = np.random.default_rng([curation.seed, 10])
     pools, problems = {}, []

@@ -11,7 +11,7 @@ from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.preparation.judgement import Judgement, judge
+from gradtf_fl.preparation.judgement import Judgement, judge, played
 from gradtf_fl.preparation.library import tune_library
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.training import StackedAdapters
@@ -40,6 +40,7 @@ def prepare(work: ProviderWork, progress: PrepareProgress, workers: int | None =
     Raises:
         ConfigError: a model or rows can't be had, or what is there was made with other settings.
     """
+    played(work.curation)  # what would stop the last part is told before the first
     _same_settings(work)
     curate(work.curation, work.tuples, lambda what, done, all_: progress(f"curate {what}", done, all_), workers, device)
     if not work.checkpoint.is_file():

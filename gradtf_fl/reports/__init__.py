@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gradtf_fl.reports.audit import read_for_report, report_all
     from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
     from gradtf_fl.reports.empirical import plan_line, print_audit
+    from gradtf_fl.reports.holdings_chart import draw_holdings
     from gradtf_fl.reports.progress import WorkProgress
     from gradtf_fl.reports.server_status import status_report
     from gradtf_fl.reports.simulation import SimulationEvent, SimulationProgress, print_report
@@ -24,6 +25,7 @@ __all__ = [
     "SimulationReport",
     "State",
     "WorkProgress",
+    "draw_holdings",
     "gap_recovered",
     "plan_line",
     "print_audit",

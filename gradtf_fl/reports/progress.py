@@ -71,14 +71,19 @@ class WorkProgress(ProgressDisplay):
         super().__init__(title, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
         self._title = title
         self._last_line = float("-inf")
+        self._total, self._since, self._first = -1, 0.0, 0
 
     def show(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps are behind, ``what`` is being done now."""
         seconds = self.seconds
-        rate = f"{done / seconds:.2f}/s" if done and seconds > 0 else ""
+        if self._total not in (-1, total):  # another part of the work, with a pace of its own
+            self._since, self._first = seconds, done
+        self._total = total
+        since, made = seconds - self._since, done - self._first
+        rate = f"{made / since:.2f}/s" if made and since > 0 else ""
         if self.live:
             self.show_bar(f"{self._title} {what}", done, total, rate=rate)
         elif done >= total or seconds - self._last_line >= LINE_EVERY_S:
             self._last_line = seconds
-            left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
+            left = f", {since / made * (total - done):.0f} s left" if made and done < total else ""
             self.show_line(f"{self._title} {what}: {done} of {total} {rate}{left}".rstrip())

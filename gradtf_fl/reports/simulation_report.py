@@ -112,7 +112,9 @@ class SimulationReport:
     @property
     def gains(self) -> dict[str, float | None]:
         """Share of what tuning the LLM itself gains, by everything that makes an LLM update, by the means."""
-        return {key: gain_recovered(self.accuracy, key) for key in ("llm_generated", *self.controls) if not self.is_plain}
+        return {
+            key: gain_recovered(self.accuracy, key) for key in ("llm_generated", *self.controls) if not self.is_plain
+        }
 
     @property
     def finished_rounds(self) -> int:

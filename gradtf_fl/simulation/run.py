@@ -19,7 +19,7 @@ from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
 from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
-from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport
+from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
 from gradtf_fl.simulation.engines import Outcome, run_engine
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 OnEvent = Callable[[SimulationEvent], None]
 
 STAGES_BESIDE_ROUNDS = 6  # load, set up, and the four groups of figures
-REPORT_FILE = "report.json"
+REPORT_FILE, HOLDINGS = "report.json", "holdings.png"
 
 
 @dataclass
@@ -123,11 +123,20 @@ def simulate(
         organizations=tuple(_organizations(config, data, folders, figures)),
         rounds=tuple(_rounds(outcome, folders, config, data)),
         metric=data.metric,
+        pictures=_pictures(data, out),
         seconds=clock.seconds,
         out=str(out),
     )
     report.write(out / REPORT_FILE)
     return report
+
+
+def _pictures(data: FederationData, out: Path) -> dict[str, str]:
+    """A chart of who holds what, where organizations can differ in it."""
+    if not any(len(organization.holds) > 1 for organization in data.organizations):
+        return {}
+    draw_holdings([(organization.name, organization.holds) for organization in data.organizations], out / HOLDINGS)
+    return {"holdings": HOLDINGS}
 
 
 def _tell_nobody(_: SimulationEvent) -> None:

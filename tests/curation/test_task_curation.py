@@ -149,7 +149,7 @@ def test_a_mixture_draws_by_its_weights_and_no_row_twice(files: TextFiles) -> No
 
 def test_the_mask_that_is_left_out_changes_no_loss(files: TextFiles) -> None:
     model, tokenizer = load_model(str(files.llm))
-    rows = [files.curation().task_rows("animals").public[k] for k in range(4)]
+    rows = [files.curation().task_rows("animals").public[k].row for k in range(4)]
     from gradtf_fl.tasks.rows import Row, encode_rows
 
     rows.append(Row("", "cat"))
@@ -170,7 +170,8 @@ def test_tokens_of_several_shards_are_one_batch() -> None:
 
 def test_langevin_is_plain_descent_plus_noise_of_its_scale(files: TextFiles) -> None:
     stack = StackedAdapters.load(str(files.tiny), AdapterSpec())
-    rows = encode_causal(files.curation().task_rows("animals").public[:8], load_model(str(files.tiny))[1], CONTEXT)
+    some = [one.row for one in files.curation().task_rows("animals").public[:8]]
+    rows = encode_causal(some, load_model(str(files.tiny))[1], CONTEXT)
     recipes = files.curation(plain=PlainRecipe(steps=1, batch=8), snapshots=(1,))
     seeds = [[1]]
     silent = langevin_fine_tune(stack, rows, seeds, LangevinRecipe(0.1, 0.0), recipes)[0, 0]
@@ -236,7 +237,7 @@ def test_curate_by_command_line(files: TextFiles, tmp_path: Path) -> None:
     result = command("--out", tmp_path / "store", *models, *sizes, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert document["header"]["config"]["window"] == 5
+    assert document["header"]["config"]["task"]["window"] == 5
     assert set(document["header"]["rows_sha256"]) == {"animals", "numbers"}
     mixed = command("--out", tmp_path / "no", *models, "--rules", 4, "--plain-singles", 2)
     assert mixed.exit_code == 2

@@ -1,0 +1,147 @@
+"""One file for a project: init writes it, every verb reads it, and all that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gradtf_fl.config import SimulationConfig, plan_values, read_project
+from gradtf_fl.config.project import KEYS, TABLES
+from gradtf_fl.errors import ConfigError
+from tests.cli.conftest import gradtf
+from tests.curation.text_pair import TextFiles, write_files
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextFiles:
+    return write_files(tmp_path_factory.mktemp("text"))
+
+
+def problems(path: Path, **options: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_project(path, options)
+    return [problem.replace(str(path), "FILE") for problem in caught.value.problems]
+
+
+def test_every_setting_has_one_place_in_the_file() -> None:
+    inside = {"task", "compute", "provider"}
+    flat = {place[0] for place in KEYS if len(place) == 1} | inside | {"engine", "drop", "out"}
+    assert flat == set(SimulationConfig.model_fields)
+    assert len(KEYS) == sum(map(len, TABLES.values()))
+
+
+def test_the_file_is_read_from_its_own_folder_and_options_win(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        '[pair]\ntiny = "./t"\nllm = "owner/name"\nalpha = 8\ntargets = ["a", "b"]\n[task]\nsource = "rows"\n'
+        '[privacy]\nepsilon = 2.0\n[provider]\ntransformer = "made/gt"\ncontrols = "embedded"\n'
+    )
+    settings = read_project(path, {"epsilon": 1.0})
+    assert (settings.tiny, settings.llm) == (str(tmp_path / "t"), "owner/name")
+    assert (settings.transformer, settings.controls) == (str(tmp_path / "made/gt"), "embedded")
+    assert settings.provider.tuples == tmp_path / "tuples"
+    assert settings.task.source == (str(tmp_path / "rows"),)
+    assert (settings.lora_alpha, settings.targets, settings.epsilon) == (8, "a,b", 1.0)
+    plan = plan_values(settings)
+    assert (plan["epsilon"], plan["lora_alpha"]) == (1.0, 8)
+    assert not {"organizations", "seed", "rows", "task"} & set(plan)
+
+
+def test_everything_wrong_is_said_at_once_by_file_and_key_or_option(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        '[pair]\nrank = "a"\nspeed = 1\n[bar]\nx = 1\n[task]\nformat = "q"\nanswer_pattern = "(a)(b)"\n'
+        "[federation]\norganizations = 5\n"
+    )
+    found = problems(path, epsilon=-1.0, **{"task.rules": "z"})
+    named = [problem.split(": ")[1] for problem in found if "FILE" in problem]
+    assert sorted(named) == sorted(["pair.speed", "bar", "pair.rank", "task.format", "task.answer_pattern"])
+    assert sorted(problem.split(": ")[0] for problem in found if "FILE" not in problem) == ["--epsilon", "--rules"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ('[federation]\npartition = "sizes"\nsizes = [1.0, 2.0]\n', "sizes has 2 shares, there are 5 organizations"),
+        ('[federation]\npartition = "natural"\n', "partition 'natural' needs by"),
+        ('[task]\nformat = "columns"\nprompt = "{a}"\n', "format 'columns' needs the templates"),
+        ('[task]\nsource = ["house-rules", "rows"]\n', "house-rules can't be one of several sources"),
+        ("[federation]\nrows = 0\n", "of house-rules must be at least 1"),
+        ('[federation]\nweight_rule = "examples"\n[secure_sum]\nnoise_multiplier = 1.0\n', "weight_rule 'uniform'"),
+    ],
+)
+def test_keys_that_do_not_fit_together(tables: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(tables)
+    (problem,) = problems(path)
+    assert problem.startswith("FILE")
+    assert said in problem
+
+
+def test_init_writes_the_embedded_project(tmp_path: Path) -> None:
+    result = gradtf("init", tmp_path / "p")
+    assert result.exit_code == 0, result.stderr
+    path = tmp_path / "p" / "federation.toml"
+    assert read_project(path).model_copy(update={"provider": SimulationConfig().provider}) == SimulationConfig()
+    lines = path.read_text().splitlines()
+    keys = [number for number, line in enumerate(lines) if "=" in line and not line.startswith("#")]
+    assert len(keys) > 12
+    assert all(lines[number - 1].startswith("# ") for number in keys)  # a comment above every key
+    assert gradtf("check", "--config", path).exit_code == 0
+    again = gradtf("init", tmp_path / "p")
+    assert again.exit_code == 2
+    assert str(tmp_path / "p") in again.stderr
+
+
+def test_init_looks_at_the_rows(text: TextFiles, tmp_path: Path) -> None:
+    pair = ("--tiny", text.tiny, "--llm", text.llm)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"cat {i} ", "answer": "dog"}) + "\n" for i in range(60)))
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(json.dumps({"prompt": f"cat {i} " * 30, "answer": "dog"}) + "\n" for i in range(60)))
+    chats = tmp_path / "chats.jsonl"
+    turns = [[{"role": "user", "content": f"cat {i}"}, {"role": "assistant", "content": "dog"}] for i in range(60)]
+    chats.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+
+    def made(name: str, *sources: Path) -> dict[str, dict[str, object]]:
+        arguments = [part for source in sources for part in ("--task", source)]
+        result = gradtf("init", tmp_path / name, *pair, *arguments)
+        assert result.exit_code == 0, result.stderr
+        return tomllib.loads((tmp_path / name / "federation.toml").read_text())
+
+    assert made("a", rows)["task"]["format"] == "auto"
+    assert made("b", long)["task"]["format"] == "text"
+    assert made("c", chats)["task"]["format"] == "messages"
+    both = made("d", text.data / "animals", text.data / "numbers")
+    assert (both["task"]["format"], both["federation"]["partition"]) == ("text", "dirichlet")
+
+
+def test_init_refuses_what_can_not_be_and_leaves_nothing(text: TextFiles, tmp_path: Path) -> None:
+    result = gradtf("init", tmp_path / "p", "--tiny", "/nowhere/tiny", "--llm", text.llm, "--task", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "/nowhere/tiny" in result.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_check_names_every_obstacle(text: TextFiles, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"cat {i} ", "answer": "dog"}) + "\n" for i in range(60)))
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        f'[pair]\ntiny = "{text.tiny}"\nllm = "{text.llm}"\n[task]\nsource = "rows.jsonl"\n'
+        "[federation]\norganizations = 4\nrows = 0\n[rounds]\nbatch = 30\n"
+        '[provider]\ntransformer = "gt"\ncontrols = "c"\n'
+    )
+    result = gradtf("check", "--config", path, "--json")
+    assert result.exit_code == 2
+    found = {one["what"]: one for one in json.loads(result.stdout)["findings"]}
+    assert found["TinyLM"]["level"] == found["LLM"]["level"] == "ok"
+    assert found["federation"]["level"] == "fail"
+    assert "an organization needs 30" in found["federation"]["found"]
+    assert found["Grad-Transformer"]["level"] == "warn"
+    path.write_text(path.read_text().replace("batch = 30", "batch = 4"))
+    assert gradtf("check", "--config", path).exit_code == 0

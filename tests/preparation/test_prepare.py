@@ -1,0 +1,126 @@
+"""From a project's file to a judged Grad-Transformer and a federation on it: an untrained pair of two tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradtf_fl.config import read_project
+from gradtf_fl.curation import TupleStore
+from gradtf_fl.errors import ConfigError
+from gradtf_fl.preparation import ProviderWork, estimate, prepare
+from gradtf_fl.preparation.judgement import BASE, OURS, TUNED, Judgement
+from tests.cli.conftest import gradtf
+from tests.curation.text_pair import write_files
+
+TABLES = """
+[task]
+source = ["{data}/animals", "{data}/numbers"]
+format = "text"
+window = 8
+[federation]
+organizations = 3
+partition = "dirichlet"
+rows = 0
+test_rows = 6
+[privacy]
+epsilon = 4.0
+[rounds]
+rounds = 1
+steps = 2
+batch = 4
+[provider]
+transformer = "made/gt.safetensors"
+controls = "made/controls.safetensors"
+tuples = "made/tuples"
+library = "made/library.safetensors"
+shadow_rows = 8
+shadow_sets = 2
+pair_sets = 3
+mixtures = 1
+tuning_steps = 4
+tuning_batch = 4
+training_steps = 4
+training_groups = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    made = write_files(folder / "text")
+    path = folder / "federation.toml"
+    path.write_text(f'[pair]\ntiny = "{made.tiny}"\nllm = "{made.llm}"\n' + TABLES.format(data=made.data))
+    return path
+
+
+def test_the_whole_way_from_a_file_to_a_federation(project: Path, tmp_path: Path) -> None:
+    before = gradtf("simulate", "--config", project)
+    assert before.exit_code == 2
+    assert "gradtf prepare makes them; --no-transformer" in before.stderr
+    refused = gradtf("prepare", "--config", project)
+    assert refused.exit_code == 2
+    assert "--yes" in refused.stderr
+
+    result = gradtf("prepare", "--config", project, "--yes", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    judged = document["judgement"]
+    assert judged["organizations"] == ["animals", "numbers", "mixture of all"]
+    ways = {OURS, "library (nearest task, tuned as long)", "nearest shadow update", "ridge", "mean update"}
+    assert set(judged["nats_per_character"]) == ways | {BASE, TUNED, "TinyLM base", "TinyLM tuned"}
+    assert json.loads(Path(document["report"]).read_text())["verdict"] == judged["verdict"]
+    assert "shards are left" in result.stderr
+
+    report = tmp_path / "run"
+    ran = gradtf("simulate", "--config", project, "--out", report, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["metric"] == "loss"
+    assert set(found["gain_recovered"]) == {"llm_generated", "mean_update", "nearest_update", "ridge", "task_library"}
+    assert all(set(one["holds"]) <= {"animals", "numbers"} for one in found["organizations"])
+    assert [sum(one["holds"].values()) for one in found["organizations"]] == [o["rows"] for o in found["organizations"]]
+    assert (report / "holdings.png").read_bytes().startswith(b"\x89PNG")
+    again = gradtf("simulate", "--config", project, "--out", tmp_path / "plain", "--no-transformer")
+    assert again.exit_code == 0, again.stderr
+    assert "Who holds which rows" in again.stdout
+    assert "without DP" in again.stdout
+
+
+def test_a_killed_preparation_goes_on(project: Path, tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(project.read_text().replace("training_steps = 4", "training_steps = 3"))
+    work = ProviderWork.of(read_project(path))
+    told: list[str] = []
+
+    def kill(what: str, done: int, total: int) -> None:
+        told.append(what)
+        if done == 2 and what.startswith("curate"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(work, kill)
+    kept = TupleStore.open(work.tuples).names
+    assert len(kept) >= 1
+    left = estimate(work)
+    assert left.shards_left == left.shards - len(kept)
+    made = prepare(work, lambda what, done, total: told.append(what))
+    first = made.transformer.sha256
+    assert prepare(work, lambda *_: None).transformer.sha256 == first
+    path.write_text(path.read_text().replace("training_groups = 2", "training_groups = 3"))
+    with pytest.raises(ConfigError, match="prepared with other settings"):
+        prepare(ProviderWork.of(read_project(path)), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "said"),
+    [(0.9, 0.5, "good enough"), (0.9, 0.95, "no better than a simpler way"), (0.4, 0.1, "not good enough")],
+)
+def test_the_verdict_compares_with_the_best_rival(ours: float, rival: float, said: str) -> None:
+    losses = {BASE: (2.0,), TUNED: (1.0,), OURS: (2.0 - ours,), "ridge": (2.0 - rival,), "mean update": (2.0,)}
+    judgement = Judgement(("a",), losses, 8, 8)
+    assert said in judgement.verdict
+    assert f"ridge reaches {rival:.2f}" in judgement.verdict
+    assert "no verdict" in Judgement(("a",), losses | {TUNED: (2.1,)}, 8, 8).verdict
