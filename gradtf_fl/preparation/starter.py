@@ -30,6 +30,7 @@ OWN_TASK = ("source", "format", "max_tokens", "end", "public", "group", "metric"
 OWN_FEDERATION = ("organizations", "partition", "alpha", "by", "rows", "test_rows", "test", "weight_rule")
 OWN_PROVIDER = (
     *("transformer", "controls", "tuples", "library", "refine", "shadow_rows", "shadow_sets", "pair_sets"),
+    *("mixtures", "mechanisms"),
     *("tuning_steps", "tuning_batch", "tuning_rate", "training_steps", "training_groups", "training_rate"),
 )
 
@@ -59,7 +60,12 @@ def make_project(folder: Path, sources: Sequence[str], tiny: str | None, llm: st
         values |= {"organizations": 4, "partition": "dirichlet" if len(sources) > 1 else "iid"}
         values["transformer"] = f"{PREPARED}/grad-transformer.safetensors"
         values["controls"] = f"{PREPARED}/controls.safetensors"
-        values["provider"] = {"tuples": f"{PREPARED}/tuples", "library": f"{PREPARED}/task-library.safetensors"}
+        values["provider"] = {
+            "tuples": f"{PREPARED}/tuples",
+            "library": f"{PREPARED}/task-library.safetensors",
+            "mixtures": 16 if len(sources) > 1 else 0,
+            "mechanisms": ["adamw", "dp-sgd"],
+        }
         notes = _look(values)
         as_text = values["task"].get("format") == "text"
         task = ("source", "format", "window", "public", "max_cut") if as_text else OWN_TASK

@@ -14,6 +14,8 @@ from gradtf_fl.transformer import TrainConfig
 
 SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a shadow set's tuning at which the TinyLM's update is kept."""
+MIXTURE_SHARE = 0.5
+"""Of the training, where there are mixtures: a federation of several sources sums a mixture of them, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ProviderWork:
             groups=provider.training_groups,
             rows=1,
             rate=provider.training_rate,
-            mixture_share=0.15 if provider.mixtures else 0.0,
+            mixture_share=MIXTURE_SHARE if provider.mixtures else 0.0,
             seed=settings.seed,
         )
         return cls(
