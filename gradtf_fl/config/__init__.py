@@ -30,14 +30,16 @@ if TYPE_CHECKING:
         SecAggSection,
     )
     from gradtf_fl.config.plan import Combine, FederationPlan
-    from gradtf_fl.config.rows import Format, RowFormat
+    from gradtf_fl.config.rows import MAX_TOKENS, Format, RowFormat
     from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
+    from gradtf_fl.config.templates import Piece, pieces_of, placeholders
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "HOUSE_RULES_ANSWER_TOKENS",
+    "MAX_TOKENS",
     "Address",
     "Combine",
     "Count",
@@ -51,6 +53,7 @@ __all__ = [
     "OrganizationConfig",
     "OrganizationName",
     "OrganizationSimulation",
+    "Piece",
     "PrivacySection",
     "PublicKey",
     "Rate",
@@ -62,6 +65,8 @@ __all__ = [
     "Seed",
     "SimulationConfig",
     "load_toml",
+    "pieces_of",
+    "placeholders",
     "read_toml",
     "tables_to_toml",
     "to_toml",

@@ -115,7 +115,7 @@ def build_folders(config: SimulationConfig, data: list[OrganizationData], out: P
         values = OrganizationConfig(
             name=organization.name,
             models=ModelsSection(tiny=config.tiny, llm=config.llm),
-            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
+            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl"), end=False),
             privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
             secagg=SecAggSection(
                 roster=roster,

@@ -13,6 +13,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
+    from gradtf_fl.tasks.encoding import RowTokens, count_encoded, encode_rows, read_tokens
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -22,24 +23,13 @@ if TYPE_CHECKING:
         public_rows,
         tokens_to_rows,
     )
+    from gradtf_fl.tasks.forced import LOGIT_BYTES, AnswerScores, answer_scores, exact_match
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-    from gradtf_fl.tasks.reading import count_rows
-    from gradtf_fl.tasks.row_forms import read_prompts, read_rows
-    from gradtf_fl.tasks.rows import (
-        IGNORED,
-        MAX_TOKENS,
-        Row,
-        RowCounts,
-        TokenRows,
-        count_encoded,
-        encode_rows,
-        exact_match,
-        refuse_unscored,
-        write_rows,
-    )
-    from gradtf_fl.tasks.scoring import score_task
+    from gradtf_fl.tasks.row_forms import count_rows, read_prompts, read_rows, told_form
+    from gradtf_fl.tasks.rows import IGNORED, Row, RowCounts, TokenRows, Turn, refuse_unscored, write_rows
+    from gradtf_fl.tasks.scoring import answer_rouge1, score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
     from gradtf_fl.tasks.text_tasks import MAX_MALFORMED, Example, LoadedTask, TextTask, load_task
@@ -50,10 +40,11 @@ else:
 __all__ = [
     "DIRICHLET_ALPHA",
     "IGNORED",
+    "LOGIT_BYTES",
     "MAX_MALFORMED",
-    "MAX_TOKENS",
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
+    "AnswerScores",
     "Example",
     "FolderSource",
     "HiddenTask",
@@ -61,10 +52,14 @@ __all__ = [
     "OrganizationData",
     "Row",
     "RowCounts",
+    "RowTokens",
     "StopRule",
     "TaskRows",
     "TextTask",
     "TokenRows",
+    "Turn",
+    "answer_rouge1",
+    "answer_scores",
     "code_pairs",
     "context_length",
     "count_encoded",
@@ -83,10 +78,12 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "read_task_rows",
+    "read_tokens",
     "refuse_unscored",
     "rule_named",
     "score_task",
     "split_public_private",
+    "told_form",
     "tokens_to_rows",
     "write_rows",
 ]

@@ -30,7 +30,6 @@ With it the last match counts, and generation ends with the line that holds the 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,16 +37,15 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from gradtf_fl.config import Section, read_toml, validate
+from gradtf_fl.config import Section, pieces_of, placeholders, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import first_line, has_first_line
 from gradtf_fl.tasks.reading import MalformedRow
+from gradtf_fl.tasks.columns import rendered, value_at
 from gradtf_fl.tasks.rouge import scoreable
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import SPLITS, FileSource, HubSource
 from gradtf_fl.tasks.text_tasks import Example, Metric, Source, TextTask, one_line, same_text
-
-Piece = tuple[str, str | None]  # literal text, then the placeholder after it
 
 
 class FilesSection(Section):
@@ -127,25 +125,6 @@ def load_own_task(path: Path) -> TextTask:
     )
 
 
-def pieces_of(template: str) -> list[Piece]:
-    """A template as (literal text, placeholder or None) pairs; ``{{`` and ``}}`` stand for braces.
-
-    Raises:
-        ValueError: not a template, or a placeholder is more than a name.
-    """
-    pieces: list[Piece] = []
-    for literal, name, spec, conversion in string.Formatter().parse(template):
-        if name is not None and (not name.isidentifier() or spec or conversion):
-            raise ValueError(f"{{{name}}}: a placeholder is a name in braces and nothing else")
-        pieces.append((literal, name))
-    return pieces
-
-
-def placeholders(template: str) -> list[str]:
-    """The placeholders of a template, in order, each once."""
-    return list(dict.fromkeys(name for _, name in pieces_of(template) if name is not None))
-
-
 @dataclass(frozen=True)
 class _Converter:
     """Raw row to example, by the templates of ``own``."""
@@ -154,9 +133,9 @@ class _Converter:
     pattern: re.Pattern[str] | None
 
     def __call__(self, document: Mapping[str, Any]) -> Example:
-        values = {name: _value(document, path) for name, path in self.own.fields.items()}
-        prompt = _rendered(self.own.prompt, values)
-        answer = _rendered(self.own.answer, values)
+        values = {name: value_at(document, path) for name, path in self.own.fields.items()}
+        prompt = rendered(self.own.prompt, values)
+        answer = rendered(self.own.answer, values)
         answer = (answer.strip() if self.pattern else one_line(answer)) + "\n"
         if not prompt.strip() or not answer.strip():
             raise MalformedRow("its prompt or answer comes out empty")
@@ -203,22 +182,6 @@ def _names_in(value: object) -> list[str]:
         return placeholders(value) if isinstance(value, str) else []
     except ValueError:  # told by the schema
         return []
-
-
-def _value(document: Mapping[str, Any], path: str) -> str:
-    value: Any = document
-    for part in path.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise MalformedRow(f"has no {path!r}") from None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise MalformedRow(f"{path!r} is neither text nor a number")
-    return str(value)
-
-
-def _rendered(template: str, values: Mapping[str, str]) -> str:
-    return "".join(literal + (values[name] if name is not None else "") for literal, name in pieces_of(template))
 
 
 def _extractor(pattern: re.Pattern[str] | None) -> Callable[[str], str | None]:

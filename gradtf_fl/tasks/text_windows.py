@@ -7,10 +7,8 @@ the loss is on all tokens and counts per character, which is comparable between 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,20 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks.documents import TEXT_ENDINGS, cut_windows, joined_documents, read_text, split_documents
 from gradtf_fl.tasks.own_tasks import load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
 from gradtf_fl.tasks.reading import MalformedRow
-from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of, joined
+from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import ENDINGS, FolderSource, Split
 from gradtf_fl.tasks.splits import split_public_private
 from gradtf_fl.tasks.text_tasks import Example, LoadedTask, TextTask, load_task, same_text, text_field, text_list
 
-STORY_END = "<|endoftext|>"
-"""Between the documents of a text file; a file without it is cut at blank lines."""
-PART_CHARACTERS = 2000
-"""Such a part is at least this long, so that neighbouring windows mostly stay on one side of a split."""
-TEXT_ENDINGS = (".txt", ".txt.gz")
 PUBLIC_SHARE, PRIVATE_SHARE = 0.5, 0.7
 """Half of the documents are public. Without a test file, the other half is .7 private and .3 test."""
 
@@ -79,31 +73,13 @@ def read_task_rows(name: str, data: Path, window: int | None, seed: int) -> Task
     return TaskRows(name, sides[0], sides[1], sides[2], digest.hexdigest())
 
 
-def cut_windows(text: str, window: int) -> list[str]:
-    """``text`` in consecutive pieces of exactly ``window`` characters; what is left at its end is dropped."""
-    return [text[start : start + window] for start in range(0, len(text) - window + 1, window)]
-
-
-def split_documents(text: str) -> list[str]:
-    """A text file's documents: between `STORY_END` marks, or parts of `PART_CHARACTERS` that end at a blank line."""
-    if STORY_END in text:
-        return [part.strip() for part in text.split(STORY_END) if part.strip()]
-    documents, part = [], ""
-    for paragraph in text.split("\n\n"):
-        part += paragraph + "\n\n"
-        if len(part) >= PART_CHARACTERS:
-            documents.append(part.strip())
-            part = ""
-    return documents + ([part.strip()] if part.strip() else [])
-
-
 def _examples(name: str, data: Path, as_text: bool) -> tuple[list[Example], list[Example]]:
     """(training examples, test examples: none where there is no test file)."""
     text_files = [data / f"{name}{ending}" for ending in TEXT_ENDINGS if (data / f"{name}{ending}").is_file()]
     if text_files:
         if not as_text:
             raise ConfigError(f"task {name}: {text_files[0]} is plain text; say how long its windows are (--window N)")
-        documents = split_documents(_read_text(text_files[0]))
+        documents = split_documents(read_text(text_files[0]))
         return [Example(Row("", text), (text,), same_text(text)) for text in documents], []
     if name.endswith(".toml"):
         if as_text:
@@ -141,8 +117,7 @@ def _own_rows(name: str, as_text: bool) -> TextTask:
 
     def convert(document: Mapping[str, Any]) -> Example:
         row = reader(document)
-        whole = joined([row.prompt.removesuffix("\n"), row.answer]).removesuffix("\n")
-        return Example(Row("", whole) if as_text else row, (row.answer,), same_text(row.prompt or row.answer))
+        return Example(Row("", row.text) if as_text else row, (row.answer,), same_text(row.prompt or row.answer))
 
     return replace(PAPER_TASKS["gsm8k"], name=name, convert=convert, source=None)
 
@@ -150,21 +125,13 @@ def _own_rows(name: str, as_text: bool) -> TextTask:
 def _rows(examples: Sequence[Example], window: int | None) -> tuple[Row, ...]:
     if window is None:
         return tuple(example.row for example in examples)
-    text = "\n\n".join(example.row.answer for example in examples)
+    text = joined_documents([example.row.answer for example in examples])
     return tuple(Row("", piece) for piece in cut_windows(text, window))
 
 
 def _one_a_group(examples: Sequence[Example]) -> list[Example]:
     """The first example of each group: a passage or dialogue that several rows share is read once."""
     return list({example.group: example for example in reversed(examples)}.values())[::-1]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ConfigError(f"data {path}: can't be read as UTF-8 text ({error})") from error
 
 
 def _choices(document: Mapping[str, Any]) -> str:

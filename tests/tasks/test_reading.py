@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, count_rows, read_prompts, read_rows, write_rows
+from gradtf_fl.tasks import Row, Turn, count_rows, read_prompts, read_rows, write_rows
 from gradtf_fl.tasks.reading import raw_rows
 from gradtf_fl.tasks.row_forms import form_of
 from gradtf_fl.tasks.text_windows import read_task_rows
@@ -87,13 +87,21 @@ def turns(*contents: str) -> dict[str, Any]:
     }
 
 
+def turns_of(document: Mapping[str, Any]) -> list[Turn]:
+    return [Turn(**turn) for turn in document["messages"]]
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(texts.filter(bool), min_size=2, max_size=5), min_size=1), st.sampled_from(sorted(FORMATS)))
+@given(st.lists(st.lists(texts.filter(bool), min_size=2, max_size=6), min_size=1), st.sampled_from(sorted(FORMATS)))
 def test_turns_read_back_with_a_line_end_after_each(chats: list[list[str]], name: str) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         FORMATS[name](path, [turns(*chat) for chat in chats])
-        assert read_rows(path) == [Row("".join(text + "\n" for text in chat[:-1]), chat[-1]) for chat in chats]
+        wanted = [("".join(text + "\n" for text in chat[:-1]), chat[-1]) for chat in chats]
+        rows = read_rows(path)
+        assert [(row.prompt, row.answer) for row in rows] == wanted
+        write_rows(again := Path(folder) / "again.jsonl", rows)
+        assert read_rows(again) == rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,7 +133,7 @@ def test_tables_of_the_datasets_library(kind: str, tmp_path: Path, monkeypatch: 
     chats = [turns("be\u2028brief", "07", "a"), turns("b", "c")]
     for documents, wanted in (
         ([{"prompt": "07", "answer": "1"}, {"prompt": "", "answer": "0\r\n2"}], [Row("07", "1"), Row("", "0\r\n2")]),
-        (chats, [Row("be\u2028brief\n07\n", "a"), Row("b\n", "c")]),
+        (chats, [Row.of_turns(turns_of(chat)) for chat in chats]),
     ):
         path = tmp_path / str(len(wanted[0].prompt)) / kind
         path.parent.mkdir()
@@ -264,41 +272,34 @@ def test_the_count_is_of_the_rows_that_are_read_or_refused(parts: list[bytes]) -
 
 
 class Chat:
-    """A tokenizer with a template: a role's letter and the text, and a beginning that encoding adds too."""
+    """A tokenizer with a template that knows no system turn."""
 
     chat_template = "there is one"
-    bos_token, bos_token_id = "<s>", 1
-
-    def __init__(self, adds: bool) -> None:
-        self.adds = adds
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [1] * self.adds}
+    all_special_tokens = ("<s>",)
 
     def apply_chat_template(self, found: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
-        assert (tokenize, add_generation_prompt) == (False, True)
+        assert not tokenize
         if found[0]["role"] == "system":
             raise ValueError("no system turn, please\nand a traceback")
-        return "<s>" + "".join(turn["role"][0] + ":" + turn["content"] + ";" for turn in found) + "a:"
+        text = "<s>" + "".join(turn["role"][0] + ":" + turn["content"] + ";" for turn in found)
+        return text + "a:" * add_generation_prompt
 
 
-@pytest.mark.parametrize(("adds", "begin"), [(True, ""), (False, "<s>")])
-def test_a_chat_template_makes_the_prompt(adds: bool, begin: str, tmp_path: Path) -> None:
+def test_a_chat_template_that_refuses_a_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(lines_of([turns("q1", "a1", "q2", "a2")]))
-    assert read_rows(path, Chat(adds)) == [Row(begin + "u:q1;a:a1;u:q2;a:", "a2")]
     path.write_text(lines_of([turns("q" * 2, "a1"), turns("s", "q", "a")]))
     with pytest.raises(ConfigError) as caught:
-        read_rows(path, Chat(adds))
+        read_rows(path, Chat())
     reason = "the tokenizer's chat template refuses its turns (no system turn, please)"
     assert caught.value.problems == (f"data {path}, line 2: {reason}",)
+    assert [row.answer for row in read_rows(path)] == ["a1", "a"]
 
 
 def test_turns_after_the_last_answer_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     chat = turns("q1", "a1")["messages"]
     path.write_text(json.dumps({"messages": [*chat, {"role": "user", "content": "thanks"}]}))
-    assert read_rows(path) == [Row("q1\n", "a1")]
+    assert read_rows(path) == [Row("q1\n", "a1", (Turn("user", "q1"), Turn("assistant", "a1")))]
 
 
 def test_prompts_come_from_every_form(tmp_path: Path) -> None:

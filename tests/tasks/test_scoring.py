@@ -26,8 +26,10 @@ class Letters:
 
     bos_token_id, eos_token_id = 0, 1
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [0, *(ALPHABET.index(c) for c in text)]}
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, list[Any]]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one, add_special_tokens)["input_ids"] for one in text]}
+        return {"input_ids": [0] * add_special_tokens + [ALPHABET.index(c) for c in text if c in ALPHABET]}
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens
