@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradtf_fl.config import RowFormat, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import Row, Turn, count_rows, read_prompts, read_rows, write_rows
 from gradtf_fl.tasks.reading import raw_rows
@@ -300,6 +301,103 @@ def test_turns_after_the_last_answer_are_left_out(tmp_path: Path) -> None:
     chat = turns("q1", "a1")["messages"]
     path.write_text(json.dumps({"messages": [*chat, {"role": "user", "content": "thanks"}]}))
     assert read_rows(path) == [Row("q1\n", "a1", (Turn("user", "q1"), Turn("assistant", "a1")))]
+
+
+COLUMNS = RowFormat(format="columns", prompt="{ticket.subject} ({ticket.tags.1}): {a.b}\n", answer="{{{queue}}}")
+
+
+def test_columns_are_put_into_the_templates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    document = {"ticket": {"subject": "Bed", "tags": ["x", 12]}, "a.b": "dots", "queue": "ward"}
+    path.write_text(lines_of([document]))
+    wanted = [Row("Bed (12): dots\n", "{ward}")]
+    assert read_rows(path, None, COLUMNS) == wanted
+    assert read_rows(path, None, COLUMNS.model_copy(update={"format": "auto"})) == wanted
+    path.write_text(lines_of([document, document | {"ticket": {}}, document | {"queue": None}]))
+    with pytest.raises(ConfigError) as caught:
+        read_rows(path, None, COLUMNS)
+    assert [problem.partition(", ")[2] for problem in caught.value.problems] == [
+        "line 2: has no 'ticket.subject'",
+        "line 3: 'queue' is neither text nor a number",
+    ]
+    with pytest.raises(ConfigError, match=r"has none of the forms .*: set templates of its columns"):
+        read_rows(path)
+
+
+def test_columns_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Body text,Queue\nlost key,desk\n")
+    form = RowFormat(prompt="{Body text}?", answer="{Queue}")
+    assert read_rows(path, None, form) == [Row("lost key?", "desk")]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"format": "columns"}, "columns need two templates; prompt and answer is missing"),
+        ({"prompt": "{a}"}, "columns need two templates; answer is missing"),
+        ({"format": "messages", "prompt": "{a}", "answer": "{b}"}, "only for format = columns, not for messages"),
+        ({"prompt": "{a", "answer": "{b}"}, "prompt: .*expected '}'"),
+        ({"prompt": "{a}", "answer": "yes"}, "answer: .*without a field in braces"),
+        ({"prompt": "{a!r}", "answer": "{b}"}, "prompt: .*a placeholder is a name in braces"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(values: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        validate(RowFormat, values, lambda key: f"rows: {key}")
+
+
+@pytest.mark.parametrize(
+    ("format", "document", "said"),
+    [
+        ("messages", {"prompt": "a", "answer": "b"}, '({"messages"}), but its rows are {"prompt", "answer"}'),
+        ("prompt-answer", turns("a", "b"), '({"prompt", "answer"}), but its rows are {"messages"}'),
+        ("prompt-answer", {"x": "a"}, '({"prompt", "answer"}), but its rows are {"x"}'),
+        ("instruction", {"text": "a"}, '({"instruction", "output"} or {"input", "output"}), but its rows are {"text"}'),
+    ],
+)
+def test_another_form_than_the_named_one_is_one_error(
+    format: Any, document: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([document] * 20))
+    for read in (lambda: read_rows(path, None, RowFormat(format=format)), lambda: count_rows(path, RowFormat(format=format))):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert caught.value.problems == (f"data {path}: format is {format} {said}",)
+
+
+def test_a_named_form_reads_what_another_would_take(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([{"instruction": "Add.", "output": "4"}]))
+    assert read_rows(path, None, RowFormat(format="instruction")) == [Row("Add.\n", "4")]
+    path.write_text(GOOD + '{"input": "a", "output": "b"}\n')
+    with pytest.raises(ConfigError, match=r"line 2: is .*, but the file's format is prompt-answer"):
+        read_rows(path, None, RowFormat(format="prompt-answer"))
+
+
+def test_a_text_beside_other_fields_is_no_window_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([{"text": "lost key " * 9, "label": "desk"}]))
+    with pytest.raises(ConfigError, match=r'set format = "text" for windows of its text, or templates'):
+        read_rows(path)
+    assert read_rows(path, None, RowFormat(format="text", window=9)) == [Row("", "lost key ")] * 8
+    with pytest.raises(ConfigError, match="shorter than one window of 128 characters"):
+        read_rows(path, None, RowFormat(format="text"))
+    (tmp_path / "a.txt").write_text("lost key")
+    with pytest.raises(ConfigError, match="is plain text, not messages"):
+        read_rows(tmp_path / "a.txt", None, RowFormat(format="messages"))
+    path.write_text(lines_of([{"text": "a"}, {"label": "b"}]))
+    with pytest.raises(ConfigError, match="line 2: has no 'text', and the file's format is text"):
+        read_rows(path)
+
+
+def test_conversations_and_pairs_are_not_written_into_one_file(tmp_path: Path) -> None:
+    chat = Row.of_turns([Turn("user", "q"), Turn("assistant", "a")])
+    with pytest.raises(ConfigError, match="can't be in one file"):
+        write_rows(tmp_path / "rows.jsonl", [chat, Row("q", "a")])
+    assert chat.answered("b") == Row.of_turns([Turn("user", "q"), Turn("assistant", "b")])
+    assert Row("q", "a").answered("b") == Row("q", "b")
 
 
 def test_prompts_come_from_every_form(tmp_path: Path) -> None:
