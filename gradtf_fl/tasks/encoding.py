@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradtf_fl.config import MAX_TOKENS, RowFormat
 from gradtf_fl.errors import ConfigError
@@ -28,7 +28,20 @@ from gradtf_fl.tasks.rows import IGNORED, Row, RowCounts, TokenRows
 
 PADDING = 0
 PROBES = ("a", "0", ".")
-Span = tuple[int, int]  # of an answer: from, to; in tokens
+
+
+class _Span(NamedTuple):
+    """Tokens of an answer.
+
+    Attributes:
+        start: the first one.
+        stop: after the last one, its end included.
+        end: 1 where the last one is its end.
+    """
+
+    start: int
+    stop: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class _Encoded:
     """One row's tokens, and where its answers are: at least one, the last one at the end."""
 
     ids: list[int]
-    answers: list[Span]
+    answers: list[_Span]
 
     @property
     def prompt(self) -> int:
@@ -45,8 +58,8 @@ class _Encoded:
 
     @property
     def is_scored(self) -> bool:
-        """Whether a token of an answer has one before it, from which a model can predict it."""
-        return any(stop > max(start, 1) for start, stop in self.answers)
+        """Whether a token of an answer has one before it, from which a model can predict it; its end does not count."""
+        return any(span.stop - span.end > max(span.start, 1) for span in self.answers)
 
 
 @dataclass(frozen=True)
@@ -176,14 +189,14 @@ def _pairs(rows: Sequence[Row], tokenizer: Any, ending: list[int]) -> list[_Enco
     found = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = prompt + _ended(answer, ending)
-        found.append(_Encoded(ids, [(len(prompt), len(ids))]))
+        found.append(_Encoded(ids, [_Span(len(prompt), len(ids), len(ending))]))
     return found
 
 
 def _joined(row: Row, tokenizer: Any, ending: list[int]) -> _Encoded:
     """A conversation without template: each turn's text, a line end after it, each answer followed by the end."""
     ids = prompt_tokens(tokenizer, [""])[0]
-    answers: list[Span] = []
+    answers: list[_Span] = []
     before = ""
     for turn in row.turns:
         if turn.role != "assistant":
@@ -191,7 +204,7 @@ def _joined(row: Row, tokenizer: Any, ending: list[int]) -> _Encoded:
             continue
         ids = ids + _bare(tokenizer, [before])[0] if answers else prompt_tokens(tokenizer, [before])[0]
         answer = _ended(_bare(tokenizer, [turn.content])[0], ending)
-        answers.append((len(ids), len(ids) + len(answer)))
+        answers.append(_Span(len(ids), len(ids) + len(answer), len(ending)))
         ids, before = ids + answer, "\n"
     return _Encoded(ids, answers)
 
@@ -211,10 +224,11 @@ def _by_template(row: Row, tokenizer: Any, ending: list[int]) -> _Encoded:
         for start, stop in zip([0, *borders[:-1]], borders, strict=True):
             whole = whole + _bare(tokenizer, [written.text[start:stop]])[0]
             places.append(len(whole))
-    if ending and written.answers[-1].end == written.answers[-1].stop:  # the template closes no turn
-        whole = _ended(whole, ending)
+    closed = [int(bool(ending) and answer.end > answer.stop) for answer in written.answers]
+    if ending and not closed[-1]:  # the template closes no turn
+        whole, closed[-1] = _ended(whole, ending), 1
         places[-1] = len(whole)
-    return _Encoded(whole, list(zip(places[::2], places[1::2], strict=True)))
+    return _Encoded(whole, [_Span(*span) for span in zip(places[::2], places[1::2], closed, strict=True)])
 
 
 def _ended(answer: list[int], ending: list[int]) -> list[int]:
@@ -244,8 +258,11 @@ def _fitted(row: _Encoded, max_tokens: int, tokenizer: Any) -> _Encoded:
     room = max_tokens - kept
     front = 1 if room > 1 and row.ids[0] == tokenizer.bos_token_id else 0
     start, stop = row.prompt - (room - front), row.prompt + kept
+    moved = front - start
     answers = [
-        (begin - start + front, min(until, stop) - start + front) for begin, until in row.answers if begin >= start
+        _Span(span.start + moved, min(span.stop, stop) + moved, span.end if span.stop <= stop else 0)
+        for span in row.answers
+        if span.start >= start
     ]
     return _Encoded(row.ids[:front] + row.ids[start:stop], answers)
 
@@ -255,7 +272,7 @@ def _counted(rows: Sequence[Row], found: Sequence[_Encoded], max_tokens: int) ->
         rows=len(rows),
         cut=sum(len(row.ids) > max_tokens for row in found),
         cut_answers=sum(len(row.ids) - row.prompt > max_tokens - min(1, row.prompt) for row in found),
-        empty=sum(not row.answers[0][0] for row in found),
+        empty=sum(not row.answers[0].start for row in found),
         unscorable=sum(not row.is_scored for row in found),
         duplicate=len(rows) - len(set(rows)),
     )
@@ -298,6 +315,6 @@ def _tensors(rows: Sequence[_Encoded]) -> TokenRows:
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.int64)
         mask[i, : len(row.ids)] = 1
-        for start, stop in row.answers:
-            labels[i, start:stop] = ids[i, start:stop]
+        for span in row.answers:
+            labels[i, span.start : span.stop] = ids[i, span.start : span.stop]
     return TokenRows(ids, mask, labels)

@@ -56,5 +56,5 @@ def test_rows_that_no_model_can_be_scored_on_are_refused(rows: list[Row], count:
     write_rows(tmp_path / "rows.jsonl", rows)
     result = gradtf("evaluate", "--model", "embedded:llm", "--task", tmp_path / "rows.jsonl", "--json")
     assert result.exit_code == 2
-    assert f"--task {tmp_path / 'rows.jsonl'}: {count} rows have no token that is scored" in result.stderr
+    assert f"data {tmp_path / 'rows.jsonl'}: {count} rows have no token that is scored" in result.stderr
     assert result.stdout == ""

@@ -274,6 +274,14 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
         read_tokens(path, byte_tokenizer(), RowFormat(end=False, max_cut=1), config(vocabulary=6))
 
 
+def test_an_end_alone_makes_no_row_scorable(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    encoder, tokenizer = load_encoder("embedded:tiny")
+    write_rows(path, [Row("12=", "Twelve"), Row("", "7"), Row("12=", "7")])
+    with pytest.raises(ConfigError, match="2 of 3 rows have no token that is scored, for example row 1"):
+        read_tokens(path, tokenizer, RowFormat(end=True), encoder)
+
+
 STORY = "Once there was a ward.\n\n" + "It had twelve beds and no window. " * 20 + "\n\nThe end."
 
 
