@@ -69,8 +69,15 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         if _delivered_before(organization, statement):
             follow(organization.folder, delivery.round)
             return dict(STORED)
-        state, spec, _ = unpack_adapter(delivery.adapter)
+        packed = unpack_adapter(delivery.adapter)
+        state, spec = packed.state, packed.spec
         llm = AdaptedModel.load(base_name, spec)
+        if packed.base_sha256 != llm.space.model_sha256:
+            raise ConfigError(
+                f"the adapter was made for another LLM ({packed.base_model}, {packed.base_sha256[:16] or 'no hash'}) "
+                f"than ours ({base_name}, {llm.space.model_sha256[:16]}): provider and organizations need the same files, "
+                "tokenizer included"
+            )
         adapted = _fitted(llm, state)
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)

@@ -162,7 +162,9 @@ def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, bool]:
         at_hand = False
     if not at_hand:
         rows = read_rows(path, None, form)
-        return ", ".join([_in_words(len(rows), path, told_form(path, form)), *_twice(len(rows) - len(set(rows)))]), False
+        return ", ".join(
+            [_in_words(len(rows), path, told_form(path, form)), *_twice(len(rows) - len(set(rows)))]
+        ), False
     config, tokenizer = load_encoder(model)
     read = read_tokens(path, tokenizer, form, config)
     counts, said = read.counts, [_in_words(read.counts.rows, path, read.form)]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gradtf_fl.config.plan import Combine, FederationPlan
     from gradtf_fl.config.rows import MAX_TOKENS, Format, RowFormat
     from gradtf_fl.config.simulation import HOUSE_RULES_ANSWER_TOKENS, Rules, SimulationConfig
-    from gradtf_fl.config.templates import Piece, pieces_of, placeholders
+    from gradtf_fl.config.templates import pieces_of, placeholders
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -53,7 +53,6 @@ __all__ = [
     "OrganizationConfig",
     "OrganizationName",
     "OrganizationSimulation",
-    "Piece",
     "PrivacySection",
     "PublicKey",
     "Rate",

@@ -13,7 +13,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
-    from gradtf_fl.tasks.encoding import RowTokens, count_encoded, encode_rows, read_tokens
+    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, read_tokens
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         public_rows,
         tokens_to_rows,
     )
-    from gradtf_fl.tasks.forced import LOGIT_BYTES, AnswerScores, answer_scores, exact_match
+    from gradtf_fl.tasks.forced import LOGIT_BYTES, answer_scores, exact_match
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
@@ -44,7 +44,6 @@ __all__ = [
     "MAX_MALFORMED",
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
-    "AnswerScores",
     "Example",
     "FolderSource",
     "HiddenTask",
@@ -52,7 +51,6 @@ __all__ = [
     "OrganizationData",
     "Row",
     "RowCounts",
-    "RowTokens",
     "StopRule",
     "TaskRows",
     "TextTask",
@@ -83,7 +81,7 @@ __all__ = [
     "rule_named",
     "score_task",
     "split_public_private",
-    "told_form",
     "tokens_to_rows",
+    "told_form",
     "write_rows",
 ]

@@ -81,9 +81,7 @@ class RowTokens:
     max_tokens: int
 
 
-def encode_rows(
-    rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS, *, end: bool = False
-) -> TokenRows:
+def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS, *, end: bool = False) -> TokenRows:
     """Tokens of each row [N, T], right padding; loss on the answers only (see the module).
 
     Args:
@@ -101,9 +99,7 @@ def encode_rows(
     return _tensors([_fitted(row, max_tokens, tokenizer) for row in _encoded(rows, tokenizer, end, "rows")])
 
 
-def count_encoded(
-    rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS, *, end: bool = False
-) -> RowCounts:
+def count_encoded(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS, *, end: bool = False) -> RowCounts:
     """How many rows are cut, empty, unscorable or there already, as `encode_rows` would have them."""
     return _counted(rows, _encoded(rows, tokenizer, end, "rows"), max_tokens)
 

@@ -40,8 +40,8 @@ from pydantic import Field, field_validator
 from gradtf_fl.config import Section, pieces_of, placeholders, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import first_line, has_first_line
-from gradtf_fl.tasks.reading import MalformedRow
 from gradtf_fl.tasks.columns import rendered, value_at
+from gradtf_fl.tasks.reading import MalformedRow
 from gradtf_fl.tasks.rouge import scoreable
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import SPLITS, FileSource, HubSource

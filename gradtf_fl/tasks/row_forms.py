@@ -123,7 +123,9 @@ def told_form(path: str | Path, form: RowFormat) -> RowFormat:
         if format == "auto":
             format = found.format if found else "text" if set(fields) == {"text"} else "auto"
         elif fields and (found is None or found.format != format):
-            raise ConfigError(f"data {path}: format is {format} ({_names_of(format)}), but its rows are {_shown(fields)}")
+            raise ConfigError(
+                f"data {path}: format is {format} ({_names_of(format)}), but its rows are {_shown(fields)}"
+            )
     return form.model_copy(update={"format": format, "end": form.end and format != "text"})
 
 

@@ -15,7 +15,6 @@ from gradtf_fl.tasks.rouge import rouge1, scoreable
 from gradtf_fl.tasks.rows import IGNORED
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 
-
 FREE_TEXT_WORDS = 3
 """An answer of so many words is free text, which exact match says little about."""
 HOME_ROWS, HOME_TOKENS, HOME_BATCH, HOME_SECONDS = 32, 64, 4, 20.0

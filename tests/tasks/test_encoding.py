@@ -24,9 +24,9 @@ from gradtf_fl.tasks import (
     encode_rows,
     read_rows,
     read_tokens,
+    text_windows,
     write_rows,
 )
-from gradtf_fl.tasks import text_windows
 from gradtf_fl.tasks.decoding import end_tokens, fit_prompt
 from gradtf_fl.tasks.encoding import end_token
 from tests.tasks.tokenizers_kit import ASKS_OTHERWISE, BARE, CHATML, FORGETS, INST, THINK, byte_tokenizer
@@ -106,9 +106,7 @@ def config(context: int = 10_000, vocabulary: int = 300) -> Any:
     ],
     ids=["chatml", "inst", "think", "bare", "none"],
 )
-def test_every_assistant_turn_is_trained_and_nothing_else(
-    template: str | None, wanted: list[tuple[bool, str]]
-) -> None:
+def test_every_assistant_turn_is_trained_and_nothing_else(template: str | None, wanted: list[tuple[bool, str]]) -> None:
     tokenizer = byte_tokenizer(template)
     rows = encode_rows([CHAT], tokenizer, end=True)
     assert spans(tokenizer, rows) == wanted
@@ -155,7 +153,9 @@ contents = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) |
 )
 def test_scored_text_is_what_the_assistant_said(said: list[tuple[str, str]], template: str | None, end: bool) -> None:
     tokenizer = byte_tokenizer(template)
-    row = Row.of_turns([Turn(role, text) for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)])
+    row = Row.of_turns(
+        [Turn(role, text) for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)]
+    )
     found = [text for scored, text in spans(tokenizer, encode_rows([row], tokenizer, 10_000, end=end)) if scored]
     plain = [text.replace("<|im_end|>", "").replace("</s>", "").strip() for text in found]
     assert plain == [answer.strip() for _, answer in said]
@@ -171,9 +171,7 @@ def test_scored_text_is_what_the_assistant_said(said: list[tuple[str, str]], tem
         (True, True, "A</s>", [(False, "<s>Q "), (True, "A</s>")]),
     ],
 )
-def test_one_end_and_none_in_the_middle(
-    adds_eos: bool, end: bool, answer: str, wanted: list[tuple[bool, str]]
-) -> None:
+def test_one_end_and_none_in_the_middle(adds_eos: bool, end: bool, answer: str, wanted: list[tuple[bool, str]]) -> None:
     tokenizer = byte_tokenizer(adds_eos=adds_eos)
     assert spans(tokenizer, encode_rows([Row("Q ", answer)], tokenizer, end=end)) == wanted
     assert tokenizer.decode(fit_prompt(tokenizer, "Q ", None)[0]) == "<s>Q "

@@ -361,7 +361,10 @@ def test_another_form_than_the_named_one_is_one_error(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(lines_of([document] * 20))
-    for read in (lambda: read_rows(path, None, RowFormat(format=format)), lambda: count_rows(path, RowFormat(format=format))):
+    for read in (
+        lambda: read_rows(path, None, RowFormat(format=format)),
+        lambda: count_rows(path, RowFormat(format=format)),
+    ):
         with pytest.raises(ConfigError) as caught:
             read()
         assert caught.value.problems == (f"data {path}: format is {format} {said}",)
