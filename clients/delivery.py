@@ -75,8 +75,8 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         if packed.base_sha256 != llm.space.model_sha256:
             raise ConfigError(
                 f"the adapter was made for another LLM ({packed.base_model}, {packed.base_sha256[:16] or 'no hash'}) "
-                f"than ours ({base_name}, {llm.space.model_sha256[:16]}): provider and organizations need the same files, "
-                "tokenizer included"
+                f"than ours ({base_name}, {llm.space.model_sha256[:16]}): provider and organizations need the same "
+                "files, tokenizer included"
             )
         adapted = _fitted(llm, state)
         set_aside(organization.folder, delivery.round)

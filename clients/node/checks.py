@@ -139,7 +139,7 @@ def _rows(
 ) -> Iterator[Finding]:
     """Findings of ``level`` about rows that can't be used. Each of ``models`` that is here encodes them."""
     try:
-        text, cut = [_encoded(path, form, name) for name in models][0]
+        text, cut = max([_encoded(path, form, name) for name in models], key=lambda said: said[1])
         advice = "a longer row loses the start of its prompt: shorten it, or raise [data] max_tokens" if cut else ""
         yield Finding("warn" if cut else "ok", what, text, advice)
         if exposed := exposure(path, path.stat()):
@@ -151,8 +151,8 @@ def _rows(
         yield Finding(level, what, error.problems[0] + more, remedy)
 
 
-def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, bool]:
-    """What the model's tokenizer makes of the rows, in words, and whether any is cut. Without a model at hand they are
+def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, int]:
+    """What the model's tokenizer makes of the rows, in words, and how many are cut. Without a model at hand they are
     only read."""
     from gradtf_fl.adapters import load_encoder, model_folder
 
@@ -162,9 +162,7 @@ def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, bool]:
         at_hand = False
     if not at_hand:
         rows = read_rows(path, None, form)
-        return ", ".join(
-            [_in_words(len(rows), path, told_form(path, form)), *_twice(len(rows) - len(set(rows)))]
-        ), False
+        return ", ".join([_in_words(len(rows), path, told_form(path, form)), *_twice(len(rows) - len(set(rows)))]), 0
     config, tokenizer = load_encoder(model)
     read = read_tokens(path, tokenizer, form, config)
     counts, said = read.counts, [_in_words(read.counts.rows, path, read.form)]
@@ -173,7 +171,7 @@ def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, bool]:
         said.append(f"{counts.cut:,} cut at {read.max_tokens:,} tokens{loses}")
     if counts.empty and read.form.format != "text":
         said.append(f"{counts.empty:,} with an empty prompt")
-    return ", ".join([*said, *_twice(counts.duplicate)]), counts.cut > 0
+    return ", ".join([*said, *_twice(counts.duplicate)]), counts.cut
 
 
 def _in_words(rows: int, path: Path, form: RowFormat) -> str:

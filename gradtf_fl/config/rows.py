@@ -18,8 +18,8 @@ class RowFormat(Section):
     """How rows are read and encoded. All who take part in a federation must have it alike.
 
     Attributes:
-        format: what the fields of a row are: auto (told by the first row), prompt-answer, instruction, messages (through
-            the tokenizer's chat template), columns (by the templates below) or text (windows of plain text).
+        format: what the fields of a row are: auto (told by the first row), prompt-answer, instruction, messages
+            (through the tokenizer's chat template), columns (by the templates below) or text (windows of plain text).
         max_tokens: tokens of a row, prompt and answer; a longer one loses the start of its prompt.
         end: whether the answer's end is trained: an end-of-turn or end-of-sequence token; false for answers of one
             length. A window of text has no end.

@@ -1,7 +1,7 @@
 """Scores of a model's answers given the tokens before them (teacher forcing): nothing is generated.
 
-Full logits of a batch would be rows x tokens x vocabulary: 512 rows of 512 tokens of a vocabulary of 150,000 are 157 GB.
-So logits are made from the first answer's position on, of as many rows as fit into `LOGIT_BYTES`, shortest rows first.
+Full logits of a batch are rows x tokens x vocabulary: 512 rows of 512 tokens of a vocabulary of 150,000 are 157 GB. So
+logits are made from the first answer's position on, of as many rows as fit into `LOGIT_BYTES`, shortest rows first.
 """
 
 from __future__ import annotations

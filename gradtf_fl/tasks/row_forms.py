@@ -6,14 +6,14 @@ file have the same:
 | format | fields | prompt | answer |
 |---|---|---|---|
 | prompt-answer | ``prompt``, ``answer`` | as it stands | as it stands |
-| instruction | ``instruction``, ``output``, perhaps ``input`` | instruction and input, a line end after each | ``output`` |
+| instruction | ``instruction``, ``output``, ``input`` | instruction and input, a line end after each | ``output`` |
 | instruction | ``input``, ``output`` | ``input`` as it stands | ``output`` |
 | messages | ``messages``: turns with ``role`` and ``content`` | the turns before the answer | the last assistant turn |
 | columns | any | the template of prompts | the template of answers |
 | text | ``text`` alone | empty | a window of the text |
 
-Of ``messages`` every assistant turn is trained, through the tokenizer's chat template (see `Row.turns`); turns after the
-last one are left out.
+``input`` may be missing. Of ``messages`` every assistant turn is trained, through the tokenizer's
+chat template (see `Row.turns`); turns after the last one are left out.
 
 Of text, in a file of rows or in a plain text file (``.txt``, ``.txt.gz``), a row is no row of the file: the documents
 are joined, a blank line between them, and cut into windows of so many characters (`text_windows`). Such a window has no
@@ -92,7 +92,7 @@ def read_rows(path: str | Path, tokenizer: Any = None, form: RowFormat | None = 
 
 
 def count_rows(path: str | Path, form: RowFormat | None = None) -> int:
-    """How many rows the file has, good or bad; of text, windows. ConfigError as `raw_rows`, and where there are none."""
+    """How many rows the file has, good or bad; of text, windows. ConfigError as `raw_rows`, and without any row."""
     path, form = Path(path), told_form(path, form or RowFormat())
     rows = len(_windows(path, form.window)) if form.format == "text" else sum(1 for _ in raw_rows(path))
     if rows == 0:

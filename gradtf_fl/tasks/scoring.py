@@ -18,7 +18,7 @@ from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 FREE_TEXT_WORDS = 3
 """An answer of so many words is free text, which exact match says little about."""
 HOME_ROWS, HOME_TOKENS, HOME_BATCH, HOME_SECONDS = 32, 64, 4, 20.0
-"""Of `answer_rouge1`: rows and tokens of an answer at most, rows decoded together, and when no further ones are begun."""
+"""Of `answer_rouge1`: most rows, most tokens of an answer, rows decoded together, when no further ones are begun."""
 
 
 @dataclass(frozen=True)

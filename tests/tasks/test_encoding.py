@@ -193,7 +193,7 @@ def test_a_tokenizer_without_pad_and_end_tokens() -> None:
     assert tokenizer.pad_token_id is None
     rows = encode_rows([Row("long prompt", "A"), Row("Q", "A")], tokenizer)
     assert (rows.labels[rows.attention_mask == 0] == IGNORED).all()
-    with pytest.raises(ConfigError, match="no end-of-sequence token, .* set end = false"):
+    with pytest.raises(ConfigError, match=r"no end-of-sequence token, .* set end = false"):
         encode_rows([Row("Q", "A")], tokenizer, end=True)
     chat = byte_tokenizer(CHATML, eos=False)
     assert spans(chat, encode_rows([Row("Q", "A")], chat, end=True))[-1] == (True, "A<|im_end|>")
