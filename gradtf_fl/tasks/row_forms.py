@@ -12,8 +12,8 @@ file have the same:
 | columns | any | the template of prompts | the template of answers |
 | text | ``text`` alone | empty | a window of the text |
 
-``input`` may be missing. Of ``messages`` every assistant turn is trained, through the tokenizer's
-chat template (see `Row.turns`); turns after the last one are left out.
+An instruction may be without ``input``. Of ``messages`` every assistant turn is trained, through the tokenizer's chat
+template (see `Row.turns`); turns after the last one are left out.
 
 Of text, in a file of rows or in a plain text file (``.txt``, ``.txt.gz``), a row is no row of the file: the documents
 are joined, a blank line between them, and cut into windows of so many characters (`text_windows`). Such a window has no
