@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,27 @@ STORED: Fields = {"status": "stored"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Exact match on the organization's own test rows; stays at home unless metrics are shared."""
+    """How a round's models do on the organization's own test rows; stays at home unless metrics are shared.
+
+    Attributes:
+        tiny_global: exact match of the TinyLM at the global update.
+        llm_generated: exact match of the LLM with the delivered adapter.
+        tiny_loss: nats per character of the answers, comparable between the two models.
+        llm_loss: the same of the LLM.
+        tiny_rouge1: ROUGE-1 F of generated text, where answers are free text; None elsewhere.
+        llm_rouge1: the same of the LLM.
+        rows: all test rows.
+        rouge1_rows: rows that text was generated for.
+    """
 
     tiny_global: float
     llm_generated: float
+    tiny_loss: float
+    llm_loss: float
     rows: int
+    tiny_rouge1: float | None = None
+    llm_rouge1: float | None = None
+    rouge1_rows: int = 0
 
 
 def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fields:
@@ -53,8 +69,15 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         if _delivered_before(organization, statement):
             follow(organization.folder, delivery.round)
             return dict(STORED)
-        state, spec, _ = unpack_adapter(delivery.adapter)
+        packed = unpack_adapter(delivery.adapter)
+        state, spec = packed.state, packed.spec
         llm = AdaptedModel.load(base_name, spec)
+        if packed.base_sha256 != llm.space.model_sha256:
+            raise ConfigError(
+                f"the adapter was made for another LLM ({packed.base_model}, {packed.base_sha256[:16] or 'no hash'}) "
+                f"than ours ({base_name}, {llm.space.model_sha256[:16]}): provider and organizations need the same "
+                "files, tokenizer included"
+            )
         adapted = _fitted(llm, state)
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)
@@ -125,15 +148,26 @@ def _scores(
     organization: Organization, path: Path, delivery: AdapterDelivery, llm: Any, llm_tokenizer: Any
 ) -> Evaluation:
     from clients.local_training import load_tiny, start_of
-    from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
+    from gradtf_fl.tasks import answer_rouge1, answer_scores, read_tokens
 
     tiny = load_tiny(organization, delivery.spec, delivery.initial_hash)
-    sides = [encode_rows(read_rows(path, tokenizer), tokenizer) for tokenizer in (tiny.tokenizer, llm_tokenizer)]
-    for rows in sides:
-        refuse_unscored(rows, f"data {path}")
     tiny_model = tiny.attach(start_of(tiny, delivery.update)[0])
+    form = organization.config.data
+    sides = [(tiny_model, tiny.tokenizer), (llm, llm_tokenizer)]
+    read = [read_tokens(path, tokenizer, form, model.config) for model, tokenizer in sides]
+    found = [answer_scores(model, one.tokens) for (model, _), one in zip(sides, read, strict=True)]
+    characters = sum(len(row.answer) for row in read[0].rows)
+    llm_words = answer_rouge1(llm, llm_tokenizer, read[1])
+    tiny_words = answer_rouge1(tiny_model, tiny.tokenizer, read[0], llm_words.rows) if llm_words else None
     return Evaluation(
-        tiny_global=exact_match(tiny_model, sides[0]), llm_generated=exact_match(llm, sides[1]), rows=len(sides[0])
+        tiny_global=found[0].exact_match,
+        llm_generated=found[1].exact_match,
+        tiny_loss=found[0].nats / characters,
+        llm_loss=found[1].nats / characters,
+        rows=len(read[0].rows),
+        tiny_rouge1=tiny_words.value if tiny_words else None,
+        llm_rouge1=llm_words.value if llm_words else None,
+        rouge1_rows=llm_words.rows if llm_words else 0,
     )
 
 
@@ -143,9 +177,7 @@ def _note(organization: Organization, delivery: AdapterDelivery, evaluation: Eva
         "run_id": delivery.run_id,
         "round": delivery.round,
         "llm_adapter_sha256": hashlib.sha256(delivery.adapter).hexdigest(),
-        "tiny_global": evaluation.tiny_global,
-        "llm_generated": evaluation.llm_generated,
-        "rows": evaluation.rows,
+        **asdict(evaluation),
     }
     path = organization.folder / EVALUATIONS
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

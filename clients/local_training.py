@@ -29,7 +29,7 @@ from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
-from gradtf_fl.tasks import count_rows, encode_rows, read_rows, refuse_unscored
+from gradtf_fl.tasks import count_rows, read_tokens
 from gradtf_fl.training import check_trainable, train_dp
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def train_update(
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     try:
-        rows = count_rows(organization.train_path)
+        rows = count_rows(organization.train_path, organization.config.data)
     except ConfigError as error:
         raise Refused(Refusal.DATA, str(error)) from error
     if plan.batch > rows:
@@ -98,10 +98,9 @@ def train_update(
     )
     try:
         claim()
-        data = encode_rows(read_rows(organization.train_path, tiny.tokenizer), tiny.tokenizer)
+        data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
         if len(data) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
-        refuse_unscored(data, f"data {organization.train_path}")
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)
         if isinstance(error, ConfigError):

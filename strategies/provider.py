@@ -110,7 +110,7 @@ class Provider:
 
         values, refinement = self._generated(update, first)
         state = apply_update(self.llm.layout, self.llm_initial, values)
-        packed = pack_adapter(state, self.llm.spec, self.llm.model)
+        packed = pack_adapter(state, self.llm.spec, self.llm.model, self.llm.model_sha256)
         return self._signed(run_id, round_number, update, dict(state), packed, refinement)
 
     def _generated(
@@ -129,7 +129,7 @@ class Provider:
         from gradtf_fl.adapters import load_adapter, pack_adapter
 
         state, spec, _ = load_adapter(folder)
-        packed = pack_adapter(state, spec, self.llm.model)
+        packed = pack_adapter(state, spec, self.llm.model, self.llm.model_sha256)
         return self._signed(run_id, round_number, update, dict(state), packed, {})
 
     def _signed(

@@ -13,13 +13,13 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
-from gradtf_fl.config import OrganizationConfig
+from gradtf_fl.config import OrganizationConfig, RowFormat
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import MAX_TOKENS, RowCounts, count_encoded, read_rows
+from gradtf_fl.tasks import read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
@@ -125,26 +125,23 @@ def _models(organization: Organization) -> Iterator[Finding]:
 
 def _data(organization: Organization) -> Iterator[Finding]:
     models, train, test = organization.config.models, organization.train_path, organization.test_path
-    yield from _rows("training rows", train, (models.tiny,), "fail", "correct the file or [data]")
+    form = organization.config.data
+    yield from _rows("training rows", train, form, (models.tiny,), "fail", "correct the file or [data]")
     if test is None:
         yield Finding("ok", "test rows", "none: rounds are not scored here")
         return
     remedy = "rounds run, and are not scored here: correct the file or [data]"
-    yield from _rows("test rows", test, (models.tiny, models.llm), "warn", remedy)
+    yield from _rows("test rows", test, form, (models.tiny, models.llm), "warn", remedy)
 
 
-def _rows(what: str, path: Path, models: Sequence[str], level: Level, remedy: str) -> Iterator[Finding]:
+def _rows(
+    what: str, path: Path, form: RowFormat, models: Sequence[str], level: Level, remedy: str
+) -> Iterator[Finding]:
     """Findings of ``level`` about rows that can't be used. Each of ``models`` that is here encodes them."""
     try:
-        counts = [_encoded(path, name) for name in models]
-        unscorable = [f"{one.unscorable:,} of {one.rows:,}" for one in counts if one.unscorable]
-        if unscorable:
-            text = f"{path}: {unscorable[0]} rows have no token that is scored: the tokenizer can't write their answers"
-            yield Finding(level, what, text, remedy)
-        else:
-            said = [f"{counts[0].rows:,} in {path}", *_told(counts[0])]
-            cut = f"a row has at most {MAX_TOKENS} tokens: shorten them" if counts[0].cut else ""
-            yield Finding("warn" if cut else "ok", what, ", ".join(said), cut)
+        text, cut = max([_encoded(path, form, name) for name in models], key=lambda said: said[1])
+        advice = "a longer row loses the start of its prompt: shorten it, or raise [data] max_tokens" if cut else ""
+        yield Finding("warn" if cut else "ok", what, text, advice)
         if exposed := exposure(path, path.stat()):
             yield Finding(
                 "warn", what, f"{path}: {exposed.found}", f"{exposed.remedy}, unless its folder is closed to others"
@@ -154,24 +151,37 @@ def _rows(what: str, path: Path, models: Sequence[str], level: Level, remedy: st
         yield Finding(level, what, error.problems[0] + more, remedy)
 
 
-def _encoded(path: Path, model: str) -> RowCounts:
-    """What the model's tokenizer makes of the rows; without a model at hand they are only read."""
-    from gradtf_fl.adapters import load_tokenizer, model_folder
+def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, int]:
+    """What the model's tokenizer makes of the rows, in words, and how many are cut. Without a model at hand they are
+    only read."""
+    from gradtf_fl.adapters import load_encoder, model_folder
 
-    rows = read_rows(path)
     try:
         at_hand = Path(model_folder(model)).is_dir()
     except ConfigError:  # told by `_models`
         at_hand = False
     if not at_hand:
-        return RowCounts(len(rows), 0, 0, 0, len(rows) - len(set(rows)))
-    tokenizer = load_tokenizer(model)
-    return count_encoded(read_rows(path, tokenizer), tokenizer)
+        rows = read_rows(path, None, form)
+        return ", ".join([_in_words(len(rows), path, told_form(path, form)), *_twice(len(rows) - len(set(rows)))]), 0
+    config, tokenizer = load_encoder(model)
+    read = read_tokens(path, tokenizer, form, config)
+    counts, said = read.counts, [_in_words(read.counts.rows, path, read.form)]
+    if counts.cut:
+        loses = f", {counts.cut_answers:,} of them in their answer" if counts.cut_answers else ""
+        said.append(f"{counts.cut:,} cut at {read.max_tokens:,} tokens{loses}")
+    if counts.empty and read.form.format != "text":
+        said.append(f"{counts.empty:,} with an empty prompt")
+    return ", ".join([*said, *_twice(counts.duplicate)]), counts.cut
 
 
-def _told(counts: RowCounts) -> list[str]:
-    found = {"cut": counts.cut, "with an empty prompt": counts.empty, "there twice": counts.duplicate}
-    return [f"{number:,} {what}" for what, number in found.items() if number]
+def _in_words(rows: int, path: Path, form: RowFormat) -> str:
+    if form.format == "text":
+        return f"{rows:,} windows of {form.window} characters in {path}"
+    return f"{rows:,} in {path}" if form.format == "prompt-answer" else f"{rows:,} in {path} ({form.format})"
+
+
+def _twice(duplicates: int) -> list[str]:
+    return [f"{duplicates:,} there twice"] if duplicates else []
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:

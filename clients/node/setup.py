@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
+from gradtf_fl.adapters import EMBEDDED
 from gradtf_fl.config import OrganizationConfig, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
@@ -52,7 +53,9 @@ def make_organization(
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
-        "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}),
+        "data": {"train": str(data.absolute())}
+        | ({"test": str(test.absolute())} if test is not None else {})
+        | ({"end": False} if tiny in EMBEDDED else {}),  # two digits: what ends after them was never trained
         "privacy": {"budget": budget, "delta": delta},
     }
     options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}

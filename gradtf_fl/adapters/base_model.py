@@ -12,7 +12,7 @@ from gradtf_fl.errors import ConfigError
 
 
 def check_base(where: str, claimed: str, wanted: str) -> None:
-    """Compare the base model an adapter was made for with the one in use, by weights where both are local.
+    """Compare the base model an adapter was made for with the one in use, by their files where both are here.
 
     Args:
         where: for the message. claimed: the adapter's base_model_name_or_path. wanted: the model in use.
@@ -44,9 +44,8 @@ def check_model(where: str, space: UpdateSpace) -> None:
 
 
 def _fingerprint(name: str) -> str:
-    """Weights hash of a local model, the name itself for a hub id or a missing folder."""
+    """`model_hash` of a model that is here; the name itself for one that is not."""
     try:
-        folder = model_folder(name)
+        return model_hash(name)
     except ConfigError:
         return f"missing {name}"
-    return model_hash(folder) if Path(folder).is_dir() else folder

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
 Signature = tuple[tuple[str, int, int, int], ...]
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+MODEL_FILES = (
+    *WEIGHT_FILES,
+    "config.json",
+    "generation_config.json",
+    "*.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+)
+"""Patterns of the files in a model's folder that decide what it computes, reads and writes."""
 EMBEDDED = {"embedded:tiny": ASSETS / "house-rules-tiny", "embedded:llm": ASSETS / "house-rules-llm"}
 
 
@@ -63,7 +79,8 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer alone, as `load_model` gives it. ConfigError as there.
 
-    It pads on the right, with the end-of-sequence token where it has none of its own for it.
+    It pads on the right, with the end-of-sequence token where it has none of its own for it, and none without either:
+    `tasks.encode_rows` needs no pad token.
     """
 
     def loaded(folder: str) -> Any:
@@ -73,7 +90,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     tokenizer: PreTrainedTokenizerBase = _from_folder(name, loaded)
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -104,7 +121,9 @@ def _from_folder(name: str, load: Callable[[str], T]) -> T:
 
 
 def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_model`, from a copy that this process keeps in memory while the folder's files stay as they are."""
+    """`load_model`, from a copy that this process keeps in memory while the model's files stay as they are."""
+    if _snapshot(name) is None:
+        load_model(name)  # from the hub, into its cache
     model, tokenizer = _kept(name, _signature(name))
     return copy.deepcopy(model), tokenizer
 
@@ -115,21 +134,67 @@ def _kept(name: str, signature: Signature) -> tuple[PreTrainedModel, PreTrainedT
 
 
 def model_hash(name: str) -> str:
-    """SHA-256 (hex) over the config and weight files of a local model folder, in name order."""
+    """SHA-256 (hex) over name and content of every file that makes a model what it is: weights of any format,
+    configuration, generation settings, tokenizer and chat template.
+
+    Raises:
+        ConfigError: a hub id that is not in this machine's cache, or a folder without weights.
+    """
     return _hash_of(name, _signature(name))
+
+
+def weights_hash(name: str) -> str:
+    """What `model_hash` was up to version 0.1: config.json and ``*.safetensors`` alone. Files of then carry it."""
+    digest = hashlib.sha256()
+    for path in _model_files(name):
+        if path.name == "config.json" or path.suffix == ".safetensors":
+            digest.update(path.name.encode() + b"\0")
+            _add_content(digest, path)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=16)
 def _hash_of(name: str, signature: Signature) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"gradtf/model/v2\0")
     for path in _model_files(name):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        named = path.name.encode()
+        digest.update(len(named).to_bytes(8, "big") + named + path.stat().st_size.to_bytes(8, "big"))
+        _add_content(digest, path)
     return digest.hexdigest()
 
 
+def _add_content(digest: Any, path: Path) -> None:
+    """A part at a time: weights may be larger than memory."""
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+
+
 def _model_files(name: str) -> list[Path]:
+    """In name order; all that `MODEL_FILES` names. ConfigError where they can't be told or hold no weights."""
+    folder = _snapshot(name)
+    if folder is None:
+        raise ConfigError(
+            f"model {name!r}: is not in this machine's cache of the hub, so its files can't be compared: download it "
+            f"(hf download {name}), or name a folder"
+        )
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    if not any(path.match(pattern) for path in files for pattern in WEIGHT_FILES):
+        raise ConfigError(f"model {name!r}: {folder} holds no weights ({', '.join(WEIGHT_FILES)})")
+    return files
+
+
+def _snapshot(name: str) -> Path | None:
+    """The local folder of a model's files; None for a hub id that is not cached."""
     folder = Path(model_folder(name))
-    return sorted(p for p in folder.glob("*") if p.name == "config.json" or p.suffix == ".safetensors")
+    if folder.is_absolute():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the library has several for this
+        return None
 
 
 def _signature(name: str) -> Signature:

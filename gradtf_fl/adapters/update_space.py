@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters.kinds import initial_values
-from gradtf_fl.adapters.models import kept_model, load_model, model_hash
+from gradtf_fl.adapters.models import kept_model, load_model, model_hash, weights_hash
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import attach, set_adapter_state, state_hash
 from gradtf_fl.adapters.update_vectors import BlockLayout, Shape, Vector, apply_update
@@ -30,7 +30,8 @@ class UpdateSpace:
 
     Attributes:
         model: the base model's name, as `load_model` takes it; "" for a model that was built in memory.
-        model_sha256: `model_hash` of its files (hex); "" for a model that was built in memory.
+        model_sha256: `model_hash` of its files (hex), `weights_hash` in files of version 0.1; "" for a model that was
+            built in memory.
         spec: which adapter is trained on which modules.
         layout: the order of its trained parameters.
         initial_sha256: `state_hash` of the initial adapter (hex); "" where a file does not record it.
@@ -53,12 +54,18 @@ class UpdateSpace:
         return bytes.fromhex(self.initial_sha256)
 
     def same_coordinates(self, other: UpdateSpace) -> bool:
-        """Whether vectors of ``other`` mean the same here: equal layouts on equal base weights."""
-        return self.layout.digest == other.layout.digest and self.model_sha256 == other.model_sha256
+        """Whether vectors of ``other`` mean the same here: equal layouts on one base model."""
+        return self.layout.digest == other.layout.digest and (
+            self.model_sha256 == other.model_sha256 or self._is_of_before(other) or other._is_of_before(self)
+        )
 
     def model_is_at_hand(self) -> bool:
         """Whether the model that is here under this name is the one that is meant, by its files."""
-        return model_hash(self.model) == self.model_sha256
+        return self.model_sha256 == model_hash(self.model) or self.model_sha256 == weights_hash(self.model)
+
+    def _is_of_before(self, now: UpdateSpace) -> bool:
+        """Whether this space was written by version 0.1 for the model of ``now``, as far as its weights tell."""
+        return bool(now.model) and self.model_sha256 == weights_hash(now.model)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form; without ``initial_sha256`` where that is not known, so that old files keep their bytes."""

@@ -17,7 +17,7 @@ from gradtf_fl.tasks import TokenRows
 
 @dataclass(frozen=True)
 class ProxyTuning:
-    """Teacher-forced proxy tuning; greedy exact match equals that of decoding (see `tasks.rows.exact_match`).
+    """Teacher-forced proxy tuning; greedy exact match equals that of decoding (see `tasks.exact_match`).
 
     >>> import torch
     >>> from gradtf_fl import AdapterSpec, Case, Pair, ProxyTuning, Row, run_baseline

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradtf_fl.config import MAX_TOKENS
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
+from gradtf_fl.tasks import IGNORED, LOGIT_BYTES, Row, TokenRows, encode_rows
 
 AnswerLogits = Callable[[TokenRows], Tensor]
 """TokenRows of K * R rows -> logits [K * R, t, V] for the positions of `TokenRows.answer_labels`."""
@@ -55,20 +56,27 @@ def in_parts(rows: TokenRows, adapters: int, batch: int) -> Iterator[TokenRows]:
 
 @torch.no_grad()
 def score_rows(
-    logits_of: AnswerLogits, test: Sequence[Sequence[Row]], tokenizer: Any, max_tokens: int = 512, batch: int = 512
+    logits_of: AnswerLogits,
+    test: Sequence[Sequence[Row]],
+    tokenizer: Any,
+    max_tokens: int = MAX_TOKENS,
+    batch: int = 512,
+    end: bool = False,
 ) -> Scores:
     """Score K organizations, each on its own rows ``test[k]`` (equally many).
 
     Args:
         logits_of: gives logits for rows ordered adapter by adapter.
         tokenizer: the one that ``logits_of`` reads.
-        max_tokens: see `tasks.rows.encode_rows`; an answer cut by it still counts all its characters.
-        batch: rows of all organizations in one forward pass.
+        max_tokens: see `tasks.encode_rows`; an answer cut by it still counts all its characters.
+        batch: rows of all organizations in one forward pass, fewer where their logits would be large.
+        end: see `tasks.encode_rows`.
 
     Raises ConfigError when organizations have different numbers of rows.
     """
     adapters, per_set = len(test), equal_counts(test, "test rows")
-    rows = encode_rows(list(chain.from_iterable(test)), tokenizer, max_tokens)
+    rows = encode_rows(list(chain.from_iterable(test)), tokenizer, max_tokens, end=end).last_answers()
+    batch = max(adapters, min(batch, LOGIT_BYTES // (4 * rows.answer_labels().shape[1] * len(tokenizer))))
     characters = torch.tensor([len(row.answer) for row in chain.from_iterable(test)]).reshape(adapters, per_set).sum(1)
     right, nats, tokens = torch.zeros(adapters), torch.zeros(adapters), torch.zeros(adapters)
     for part in in_parts(rows, adapters, batch):

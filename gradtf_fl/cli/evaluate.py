@@ -6,12 +6,14 @@ six data sets, own ones by TOML) are generated greedily and scored by their own 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.config import RowFormat, validate
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +63,22 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
     metavar="SHARE",
     help="Text tasks: share of malformed rows that may be skipped.  [default: 0.01]",
 )
+@click.option(
+    "--format",
+    "row_format",
+    type=click.Choice(["auto", "prompt-answer", "instruction", "messages", "columns", "text"]),
+    help="Files of rows: their form.  [default: auto, told by the first row]",
+)
+@click.option("--prompt", metavar="T", help="Files of rows: template of columns, fields in braces.")
+@click.option("--answer", metavar="T", help="Files of rows: template of the answer.")
+@click.option("--window", type=click.IntRange(min=8), metavar="N", help="Files of text: characters of a window.")
+@click.option("--max-tokens", type=click.IntRange(min=2), metavar="N", help="Files of rows: tokens of a row.")
+@click.option("--max-cut", type=click.FloatRange(0, 1), metavar="SHARE", help="Files of rows: share of longer ones.")
+@click.option(
+    "--end/--no-end",
+    default=None,
+    help="Files of rows: whether the answer's end counts.  [default: --end, for the embedded models --no-end]",
+)
 @click.option("--floor", type=click.FloatRange(0, 1), help="Score of the tuned TinyLM, for PGR.")
 @click.option("--ceiling", type=click.FloatRange(0, 1), help="Score of the LLM tuned on the rows, for PGR.")
 @json_option
@@ -73,6 +91,13 @@ def evaluate(
     limit: int | None,
     max_new_tokens: int | None,
     max_malformed: float | None,
+    row_format: str | None,
+    prompt: str | None,
+    answer: str | None,
+    window: int | None,
+    max_tokens: int | None,
+    max_cut: float | None,
+    end: bool | None,
     floor: float | None,
     ceiling: float | None,
     as_json: bool,
@@ -87,6 +112,18 @@ def evaluate(
     with problems:
         loaded = _adapter_for(model, adapter)
     work: list[Row] | LoadedTask | None = None
+    asked = {
+        "format": row_format,
+        "prompt": prompt,
+        "answer": answer,
+        "window": window,
+        "max_tokens": max_tokens,
+        "max_cut": max_cut,
+        "end": end,
+    }
+    form = RowFormat()
+    with problems:
+        form = _form(asked, model)
     with problems:
         text_task = _text_task(task)
         given = {"--data": data, "--split": split, "--max-new-tokens": max_new_tokens, "--max-malformed": max_malformed}
@@ -94,14 +131,17 @@ def evaluate(
             needless = [name for name, value in given.items() if value is not None]
             if needless:
                 problems.add(f"{', '.join(needless)}: only for text tasks, which {task} is not")
-            work = _rows(task, limit)
+            if task.startswith(HOUSE_RULES):
+                problems.add_needless(asked, task)
+            work = _rows(task, form, limit)
         else:
+            problems.add_needless(asked, task)
             work = _loaded(text_task, data, split, max_malformed)
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, task, work)}
-        score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
+        result: dict[str, Any] = {"rows": len(work)} | _score(model, loaded, task, work, form, limit)
+        score, said = result["exact_match"], _row_sentence(result)
     else:
         assert work is not None
         result = _generated(model, loaded, work, limit, max_new_tokens)
@@ -123,6 +163,12 @@ class _Problems:
 
     def add(self, problem: str) -> None:
         self._found.append(problem)
+
+    def add_needless(self, asked: Mapping[str, object], task: str) -> None:
+        """Options about the rows of a file, where there is no file."""
+        needless = ["--" + name.replace("_", "-") for name, value in asked.items() if value is not None]
+        if needless:
+            self.add(f"{', '.join(needless)}: only for files of rows, which {task} is not")
 
     def __enter__(self) -> None:
         return None
@@ -172,7 +218,15 @@ def _loaded(task: TextTask, data: Path | None, split: Any, max_malformed: float 
     return load_task(task, split or "test", source, share)
 
 
-def _rows(task: str, limit: int | None) -> list[Row]:
+def _form(asked: Mapping[str, object], model: str) -> RowFormat:
+    """How a file's rows are read: what was asked for, the rest by default."""
+    from gradtf_fl.adapters import EMBEDDED
+
+    given = {"end": model not in EMBEDDED} | {name: value for name, value in asked.items() if value is not None}
+    return validate(RowFormat, given, lambda key: f"--{key.replace('_', '-')}" if key else "--task")
+
+
+def _rows(task: str, form: RowFormat, limit: int | None) -> list[Row]:
     from gradtf_fl.tasks import PAPER_TASKS, read_rows
 
     if not task.startswith(HOUSE_RULES):
@@ -181,7 +235,7 @@ def _rows(task: str, limit: int | None) -> list[Row]:
                 f"--task {task}: no such file "
                 f"(house-rules:RULE, {', '.join(PAPER_TASKS)}, a file of rows or a TOML file)"
             )
-        return read_rows(task)[:limit]
+        return read_rows(task, None, form)[:limit]
 
     import numpy as np
 
@@ -206,15 +260,28 @@ def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
     return adapted.attach(state), adapted.tokenizer
 
 
-def _score(model_name: str, adapter: Adapter | None, task: str, rows: list[Row]) -> float:
-    from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
+def _score(
+    model_name: str, adapter: Adapter | None, task: str, rows: list[Row], form: RowFormat, limit: int | None
+) -> dict[str, Any]:
+    """Exact match and loss; of a file also what was cut."""
+    from gradtf_fl.tasks import answer_scores, encode_rows, read_tokens
 
     model, tokenizer = _model(model_name, adapter)
-    if getattr(tokenizer, "chat_template", None) and not task.startswith(HOUSE_RULES):
-        rows = read_rows(task, tokenizer)[: len(rows)]
-    encoded = encode_rows(rows, tokenizer)
-    refuse_unscored(encoded, f"--task {task}")
-    return exact_match(model, encoded)
+    cut: dict[str, Any] = {}
+    if task.startswith(HOUSE_RULES):
+        tokens = encode_rows(rows, tokenizer)
+    else:
+        read = read_tokens(task, tokenizer, form, model.config, limit=limit)
+        tokens, cut = read.tokens, {"format": read.form.format, "cut_rows": read.counts.cut}
+    scores = answer_scores(model, tokens)
+    loss = scores.nats / sum(len(row.answer) for row in rows)
+    return {"exact_match": scores.exact_match, "loss_per_character": loss} | cut
+
+
+def _row_sentence(result: Mapping[str, Any]) -> str:
+    cut = f", {result['cut_rows']} of them cut" if result.get("cut_rows") else ""
+    figures = f"exact match {result['exact_match']:.4f}, {result['loss_per_character']:.4f} nats per character"
+    return f"{figures} on {result['rows']} rows{cut}"
 
 
 def _generated(

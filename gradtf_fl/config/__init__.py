@@ -32,9 +32,17 @@ if TYPE_CHECKING:
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
     from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
     from gradtf_fl.config.provider import Mechanism
-    from gradtf_fl.config.rows import WINDOW, RowFormat
+    from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
-    from gradtf_fl.config.task import HOUSE_RULES, HOUSE_RULES_ANSWER_TOKENS, Rules, SharingOut, TaskSection
+    from gradtf_fl.config.task import (
+        HOUSE_RULES,
+        HOUSE_RULES_ANSWER_TOKENS,
+        AnswerPattern,
+        Rules,
+        SharingOut,
+        TaskSection,
+    )
+    from gradtf_fl.config.templates import pieces_of, placeholders
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -43,15 +51,18 @@ __all__ = [
     "FEDERATION",
     "HOUSE_RULES",
     "HOUSE_RULES_ANSWER_TOKENS",
+    "MAX_TOKENS",
     "NO_TRANSFORMER",
     "WINDOW",
     "Address",
+    "AnswerPattern",
     "Combine",
     "Count",
     "DataSection",
     "DropPoint",
     "Epsilon",
     "FederationPlan",
+    "Format",
     "Location",
     "Mechanism",
     "ModelsSection",
@@ -72,6 +83,8 @@ __all__ = [
     "SimulationConfig",
     "TaskSection",
     "load_toml",
+    "pieces_of",
+    "placeholders",
     "plan_values",
     "project_toml",
     "read_project",

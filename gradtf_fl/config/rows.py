@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from gradtf_fl.config.base import Section
+from gradtf_fl.config.templates import placeholders
 
 Format = Literal["auto", "prompt-answer", "instruction", "messages", "columns", "text"]
 MAX_TOKENS = 512
@@ -21,9 +22,9 @@ class RowFormat(Section):
             (through the tokenizer's chat template), columns (by the templates below) or text (windows of plain text).
         max_tokens: tokens of a row, prompt and answer; a longer one loses the start of its prompt.
         end: whether the answer's end is trained: an end-of-turn or end-of-sequence token; false for answers of one
-            length and for windows of text.
+            length. A window of text has no end.
         window: characters of a window of text.
-        prompt: of columns, the template of a prompt: fields stand in braces.
+        prompt: of columns, the template of a prompt: fields stand in braces, nested ones by dots: {meta.title}.
         answer: of columns, the template of an answer.
         max_cut: share of rows that may be longer than max_tokens; above it the file is refused.
     """
@@ -35,3 +36,21 @@ class RowFormat(Section):
     prompt: str | None = None
     answer: str | None = None
     max_cut: Annotated[float, Field(ge=0, le=1)] = 0.25
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _is_template(cls, text: str | None) -> str | None:
+        if text is not None and not placeholders(text, paths=True):
+            raise ValueError("a template without a field in braces: every row would be the same")
+        return text
+
+    @model_validator(mode="after")
+    def _templates_fit(self) -> Self:
+        given = [name for name in ("prompt", "answer") if getattr(self, name) is not None]
+        if self.format == "columns" or (self.format == "auto" and given):
+            missing = [name for name in ("prompt", "answer") if name not in given]
+            if missing:
+                raise ValueError(f"columns need two templates; {' and '.join(missing)} is missing")
+        elif given:
+            raise ValueError(f"{' and '.join(given)}: only for format = columns, not for {self.format}")
+        return self

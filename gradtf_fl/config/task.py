@@ -36,6 +36,9 @@ def _one_group(pattern: str | None) -> str | None:
     return pattern
 
 
+AnswerPattern = Annotated[str | None, AfterValidator(_one_group)]
+
+
 class TaskSection(RowFormat):
     """``[task]``: the rows, what is public of them, and how an answer is scored.
 
@@ -56,15 +59,13 @@ class TaskSection(RowFormat):
     public: Annotated[float, Field(gt=0, lt=1)] = 0.5
     group: Annotated[tuple[str, ...], Field(strict=False)] = ()
     metric: Metric = "auto"
-    answer_pattern: Annotated[str | None, AfterValidator(_one_group)] = None
+    answer_pattern: AnswerPattern = None
     max_new_tokens: Count = 128
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.is_house_rules and len(self.source) > 1:
             raise ValueError(f"{HOUSE_RULES} can't be one of several sources")
-        if self.format == "columns" and not (self.prompt and self.answer):
-            raise ValueError("format 'columns' needs the templates prompt and answer")
         if len(set(self.source)) < len(self.source):
             raise ValueError("source names one twice")
         return self

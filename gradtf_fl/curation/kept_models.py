@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from gradtf_fl.adapters import AdapterSpec, load_encoder, model_hash
-from gradtf_fl.tasks import longest_row
 from gradtf_fl.training import StackedAdapters
 
 
@@ -23,11 +22,6 @@ class Encoder:
 
     config: Any
     tokenizer: Any
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a row at most, prompt and answer."""
-        return longest_row(self)
 
 
 def kept_stack(name: str, spec: AdapterSpec, device: str) -> StackedAdapters:

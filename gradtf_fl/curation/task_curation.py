@@ -21,7 +21,7 @@ from gradtf_fl.curation.shadow import EPSILONS
 from gradtf_fl.curation.shards import ShardRows, dp_shard, packed, plain_shard
 from gradtf_fl.curation.text_shadow import TextGroup, draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TaskRows, count_encoded, read_task_rows, source_name
+from gradtf_fl.tasks import Row, TaskRows, count_encoded, longest_row, read_task_rows, source_name
 from gradtf_fl.training import DpRecipe, PlainRecipe, StepsDone
 
 T = TypeVar("T")
@@ -127,9 +127,7 @@ class TaskCuration:
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
         tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
-        rows = ShardRows(
-            *(encode_causal(texts, encoder.tokenizer, self.room(encoder.max_tokens)) for encoder in encoders)
-        )
+        rows = ShardRows(*(encode_causal(texts, one.tokenizer, self.room(one), end=self.end) for one in encoders))
         if kind == "dp":
             return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":
@@ -137,13 +135,18 @@ class TaskCuration:
         llm = kept_stack(self.llm, self.spec, device) if kind == "pairs" else None
         return plain_shard(self, tiny, llm, rows, groups, seed, progress)
 
-    def room(self, context: int) -> int:
-        """Tokens of a row at most, for a model of this context."""
-        return min(self.task.max_tokens, context)
+    @property
+    def end(self) -> bool:
+        """Whether an answer's end is trained."""
+        return self.task.end and all(self.task_rows(name).task is not None for name in self.tasks)
+
+    def room(self, model: Any) -> int:
+        """Tokens of a row at most, for a model (what has its ``config``)."""
+        return longest_row(model, self.task.max_tokens)
 
     def _not_fitting(self, model_name: str, encoder: Encoder, found: dict[str, TaskRows]) -> list[str]:
         """Tasks whose rows a model can't be scored on, or lose a part of their answer in its context."""
-        room = self.room(encoder.max_tokens) - 1
+        room = self.room(encoder) - 1
         problems = []
         for name, task in found.items():
             some = [example.row for example in task.public[:CHECKED_ROWS]]

@@ -61,7 +61,7 @@ def draw_rows(rng: np.random.Generator, group: TextGroup, rows: int, public: Map
     return drawn
 
 
-def encode_causal(rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> TokenRows:
+def encode_causal(rows: Sequence[Row], tokenizer: Any, max_tokens: int, *, end: bool = False) -> TokenRows:
     """`encode_rows` without the mask on the padding: a causal model never looks right, so it changes no loss."""
-    encoded = encode_rows(rows, tokenizer, max_tokens)
+    encoded = encode_rows(rows, tokenizer, max_tokens, end=end)
     return TokenRows(encoded.input_ids, torch.ones_like(encoded.input_ids), encoded.labels)

@@ -100,7 +100,9 @@ def judge(
     seeds = [[curation.seed, 8, number] for number in range(len(names))]
     updates = []
     for side, recipe in ((tiny, curation.plain), (llm, curation.llm_recipe)):
-        rows = encode_causal(list(chain.from_iterable(train)), side.tokenizer, curation.room(side.max_tokens))
+        rows = encode_causal(
+            list(chain.from_iterable(train)), side.tokenizer, curation.room(side.model), end=curation.end
+        )
         updates.append(fine_tune_stacked(side, rows, len(names), recipe, seeds, [recipe.steps])[0])
     given = [np.asarray(update.cpu().numpy(), dtype=np.float32) for update in updates[0]]
     made: dict[str, list[Vector]] = {
@@ -153,4 +155,4 @@ def _losses(
     def logits(rows: TokenRows) -> torch.Tensor:
         return side.answer_logits(theta, rows)
 
-    return score_rows(logits, test, side.tokenizer, curation.room(side.max_tokens), batch=64).loss_per_character
+    return score_rows(logits, test, side.tokenizer, curation.room(side.model), batch=64).loss_per_character

@@ -34,7 +34,7 @@ def tune_library(work: ProviderWork, llm: StackedAdapters, progress: StepsDone) 
     for number, name in enumerate(names):
         pool = [example.row for example in curation.task_rows(name).public]
         rows = [pool[i] for i in rng.permutation(len(pool))[:seen]]
-        encoded = encode_causal(rows, llm.tokenizer, curation.room(llm.max_tokens))
+        encoded = encode_causal(rows, llm.tokenizer, curation.room(llm.model), end=curation.end)
 
         def told(step: int, steps: int, number: int = number) -> None:
             progress(number * steps + step, len(names) * steps)

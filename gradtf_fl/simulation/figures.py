@@ -98,7 +98,7 @@ class OrganizationTests:
 
     def encoded(self, rows: Sequence[Row]) -> TokenRows:
         """Rows as the organizations encode them."""
-        return encode_rows(rows, self.adapted.tokenizer, self.config.task.max_tokens)
+        return encode_rows(rows, self.adapted.tokenizer, self.config.task.max_tokens, end=self.data.end)
 
 
 def together(parts: Sequence[Figures]) -> Figures:

@@ -13,6 +13,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
+    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, read_tokens
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -24,24 +25,13 @@ if TYPE_CHECKING:
         public_rows,
         tokens_to_rows,
     )
+    from gradtf_fl.tasks.forced import LOGIT_BYTES, answer_scores, exact_match
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-    from gradtf_fl.tasks.reading import count_rows
-    from gradtf_fl.tasks.row_forms import read_prompts, read_rows
-    from gradtf_fl.tasks.rows import (
-        IGNORED,
-        MAX_TOKENS,
-        Row,
-        RowCounts,
-        TokenRows,
-        count_encoded,
-        encode_rows,
-        exact_match,
-        refuse_unscored,
-        write_rows,
-    )
-    from gradtf_fl.tasks.scoring import loss_per_character, score_task
+    from gradtf_fl.tasks.row_forms import count_rows, read_prompts, read_rows, told_form
+    from gradtf_fl.tasks.rows import IGNORED, Row, RowCounts, TokenRows, Turn, refuse_unscored, write_rows
+    from gradtf_fl.tasks.scoring import answer_rouge1, loss_per_character, score_task
     from gradtf_fl.tasks.sources import FolderSource
     from gradtf_fl.tasks.splits import split_public_private
     from gradtf_fl.tasks.task_rows import TaskRows, first_form, read_task_rows, source_name
@@ -52,8 +42,8 @@ else:
 __all__ = [
     "DIRICHLET_ALPHA",
     "IGNORED",
+    "LOGIT_BYTES",
     "MAX_MALFORMED",
-    "MAX_TOKENS",
     "MIXTURE_OPERATIONS",
     "PAPER_TASKS",
     "Example",
@@ -68,6 +58,9 @@ __all__ = [
     "TaskRows",
     "TextTask",
     "TokenRows",
+    "Turn",
+    "answer_rouge1",
+    "answer_scores",
     "code_pairs",
     "context_length",
     "count_encoded",
@@ -89,11 +82,13 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "read_task_rows",
+    "read_tokens",
     "refuse_unscored",
     "rule_named",
     "score_task",
     "source_name",
     "split_public_private",
     "tokens_to_rows",
+    "told_form",
     "write_rows",
 ]

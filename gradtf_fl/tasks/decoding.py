@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradtf_fl.config import MAX_TOKENS
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks.encoding import end_token, positions, prompt_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 32
-LONGEST_ROW = 512
 PromptsDone = Callable[[int, int], None]  # prompts that are done, of how many
 Choose = Callable[["Tensor"], "Tensor"]  # logits [N, V] of the next token -> a token for each row [N]
 
@@ -48,7 +49,7 @@ def generate_greedily(
 ) -> list[Generated]:
     """The greedy continuation of each prompt, in the order of ``prompts``.
 
-    A row ends at an end-of-sequence token, after ``max_new_tokens``, or where ``finished(text so far)`` is true;
+    A row ends at an end token (see `end_tokens`), after ``max_new_tokens``, or where ``finished(text so far)`` is true;
     that is asked after each token whose text holds a newline. A prompt that leaves less than ``max_new_tokens`` of the
     model's context loses its START (a beginning-of-sequence token stays), so that the question at its end is kept.
 
@@ -80,13 +81,12 @@ def generate_greedily(
 
 def context_length(model: Any) -> int | None:
     """Positions that ``model`` was made for, None where its config does not say."""
-    length = getattr(model.config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    return positions(model.config)
 
 
-def longest_row(model: Any) -> int:
-    """Tokens of a row at most, prompt and answer: the model's context, and no more than `LONGEST_ROW`."""
-    return min(LONGEST_ROW, context_length(model) or LONGEST_ROW)
+def longest_row(model: Any, max_tokens: int = MAX_TOKENS) -> int:
+    """Tokens of a row at most, prompt and answer: ``max_tokens``, and no more than the model's context."""
+    return min(max_tokens, context_length(model) or max_tokens)
 
 
 class StopRule:
@@ -183,7 +183,7 @@ def fit_prompt(tokenizer: Any, prompt: str, room: int | None) -> tuple[list[int]
     Raises:
         ConfigError: the prompt is empty and the tokenizer has no token to begin with.
     """
-    ids = list(tokenizer(prompt)["input_ids"]) or [_start_token(tokenizer)]
+    ids = prompt_tokens(tokenizer, [prompt])[0] or [_start_token(tokenizer)]
     if room is None or len(ids) <= room:
         return ids, 0
     front = ids[:1] if ids[0] == tokenizer.bos_token_id and room > 1 else []
@@ -211,7 +211,8 @@ def _room(model: Any, max_new_tokens: int) -> int | None:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence tokens of the generation settings (one or several) and of the tokenizer."""
+    """What ends a row: end-of-sequence tokens of the generation settings (one or several) and of the tokenizer, and
+    what the chat template puts after an answer."""
     stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    tokens = stated if isinstance(stated, list) else [stated]
-    return frozenset(int(token) for token in [*tokens, tokenizer.eos_token_id] if token is not None)
+    tokens = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id, end_token(tokenizer)]
+    return frozenset(int(token) for token in tokens if token is not None)

@@ -30,24 +30,22 @@ With it the last match counts, and generation ends with the line that holds the 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from gradtf_fl.config import Section, TaskSection, read_toml, validate
+from gradtf_fl.config import AnswerPattern, Section, pieces_of, placeholders, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import first_line, has_first_line
+from gradtf_fl.tasks.columns import rendered, value_at
 from gradtf_fl.tasks.reading import MalformedRow
 from gradtf_fl.tasks.rouge import scoreable
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import SPLITS, FileSource, HubSource
 from gradtf_fl.tasks.text_tasks import Example, Metric, Source, TextTask, one_line, same_text
-
-Piece = tuple[str, str | None]  # literal text, then the placeholder after it
 
 
 class FilesSection(Section):
@@ -72,7 +70,7 @@ class OwnTask(Section):
     metric: Metric
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
-    answer_pattern: str | None = None
+    answer_pattern: AnswerPattern = None
     max_new_tokens: int = Field(default=128, ge=1, le=100_000)
     group: tuple[str, ...] = Field(default=(), strict=False)
     fields: dict[str, str] = Field(min_length=1)
@@ -84,19 +82,6 @@ class OwnTask(Section):
     def _is_template(cls, text: str) -> str:
         pieces_of(text)
         return text
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _has_one_group(cls, pattern: str | None) -> str | None:
-        if pattern is None:
-            return None
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        if groups != 1:
-            raise ValueError(f"has {groups} groups; one (...) must mark the answer")
-        return pattern
 
 
 def load_own_task(path: Path) -> TextTask:
@@ -114,61 +99,6 @@ def load_own_task(path: Path) -> TextTask:
         raise ConfigError([*error.problems, *problems]) from None
     if problems:
         raise ConfigError(problems)
-    return replace(_task(own), source=_source(path, own))
-
-
-def column_task(name: str, settings: TaskSection) -> TextTask:
-    """The task that the templates of ``[task]`` describe: a field's name, or its path, stands in braces.
-
-    Raises:
-        ConfigError: a template does not parse, or its answer names no field.
-    """
-    templates = {"prompt": settings.prompt or "", "answer": settings.answer or ""}
-    problems, fields = [], {}
-    for key, template in templates.items():
-        try:
-            found = field_paths(template)
-        except ValueError as error:
-            problems.append(f"task {name}: {key}: {error}")
-            continue
-        if key == "answer" and not found:
-            problems.append(f"task {name}: answer names no field: {{field}} stands for its value")
-        for place in found:
-            fields[_identifier(place)] = place
-            templates[key] = templates[key].replace(f"{{{place}}}", f"{{{_identifier(place)}}}")
-    if problems:
-        raise ConfigError(problems)
-    fields |= {_identifier(place): place for place in settings.group}
-    own = OwnTask(
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", name) or "task",
-        metric="rouge1" if settings.metric == "rouge1" else "exact_match",
-        prompt=templates["prompt"],
-        answer=templates["answer"],
-        answer_pattern=settings.answer_pattern,
-        max_new_tokens=settings.max_new_tokens,
-        group=tuple(map(_identifier, settings.group)),
-        fields=fields,
-    )
-    return replace(_task(own), name=name)
-
-
-def field_paths(template: str) -> list[str]:
-    """The fields of a template whose placeholders may be paths (``meta.tags.0``); ValueError where it is none."""
-    parsed = string.Formatter().parse(template)
-    names = []
-    for _, name, spec, conversion in parsed:
-        if name is not None:
-            if not name or spec or conversion or not all(part for part in name.split(".")):
-                raise ValueError(f"{{{name}}}: a placeholder is a field's name or path in braces and nothing else")
-            names.append(name)
-    return list(dict.fromkeys(names))
-
-
-def _identifier(place: str) -> str:
-    return "field_" + re.sub(r"\W", "_", place)
-
-
-def _task(own: OwnTask) -> TextTask:
     pattern = re.compile(own.answer_pattern, re.MULTILINE) if own.answer_pattern else None
     return TextTask(
         name=own.name,
@@ -178,26 +108,8 @@ def _task(own: OwnTask) -> TextTask:
         extract=extractor(own.answer_pattern),
         finished=finisher(own.answer_pattern),
         max_new_tokens=own.max_new_tokens,
+        source=_source(path, own),
     )
-
-
-def pieces_of(template: str) -> list[Piece]:
-    """A template as (literal text, placeholder or None) pairs; ``{{`` and ``}}`` stand for braces.
-
-    Raises:
-        ValueError: not a template, or a placeholder is more than a name.
-    """
-    pieces: list[Piece] = []
-    for literal, name, spec, conversion in string.Formatter().parse(template):
-        if name is not None and (not name.isidentifier() or spec or conversion):
-            raise ValueError(f"{{{name}}}: a placeholder is a name in braces and nothing else")
-        pieces.append((literal, name))
-    return pieces
-
-
-def placeholders(template: str) -> list[str]:
-    """The placeholders of a template, in order, each once."""
-    return list(dict.fromkeys(name for _, name in pieces_of(template) if name is not None))
 
 
 @dataclass(frozen=True)
@@ -208,9 +120,9 @@ class _Converter:
     pattern: re.Pattern[str] | None
 
     def __call__(self, document: Mapping[str, Any]) -> Example:
-        values = {name: _value(document, path) for name, path in self.own.fields.items()}
-        prompt = _rendered(self.own.prompt, values)
-        answer = _rendered(self.own.answer, values)
+        values = {name: value_at(document, path) for name, path in self.own.fields.items()}
+        prompt = rendered(self.own.prompt, values)
+        answer = rendered(self.own.answer, values)
         answer = (answer.strip() if self.pattern else one_line(answer)) + "\n"
         if not prompt.strip() or not answer.strip():
             raise MalformedRow("its prompt or answer comes out empty")
@@ -257,22 +169,6 @@ def _names_in(value: object) -> list[str]:
         return placeholders(value) if isinstance(value, str) else []
     except ValueError:  # told by the schema
         return []
-
-
-def _value(document: Mapping[str, Any], path: str) -> str:
-    value: Any = document
-    for part in path.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise MalformedRow(f"has no {path!r}") from None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise MalformedRow(f"{path!r} is neither text nor a number")
-    return str(value)
-
-
-def _rendered(template: str, values: Mapping[str, str]) -> str:
-    return "".join(literal + (values[name] if name is not None else "") for literal, name in pieces_of(template))
 
 
 def extractor(answer_pattern: str | None) -> Callable[[str], str | None]:

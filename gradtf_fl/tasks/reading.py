@@ -93,14 +93,6 @@ def raw_rows(path: Path, what: str = "data") -> Iterator[RawRow]:
         raise ConfigError(f"{name}: can't be read to its end ({error})") from error
 
 
-def count_rows(path: Path) -> int:
-    """How many rows `raw_rows` yields, good or bad. ConfigError as there, and where there are none."""
-    rows = sum(1 for _ in raw_rows(path))
-    if rows == 0:
-        raise ConfigError(f"data {path}: no rows")
-    return rows
-
-
 def named(problems: Sequence[str]) -> list[str]:
     """The first ten of ``problems``, and how many more there are."""
     more = len(problems) - MOST_NAMED

@@ -1,12 +1,12 @@
-"""Rows of a task: prompt and answer as text, encoded for a model, scored by exact match. `row_forms` reads them."""
+"""Rows of a task as text and as tokens. `row_forms` reads them, `encoding` makes tokens of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradtf_fl.errors import ConfigError
 
@@ -14,13 +14,29 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # label of a token without loss
-MAX_TOKENS = 512
-"""Of a row; a longer one is cut."""
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user or assistant.
+        content: what is said.
+    """
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
 class Row:
     """One example: the model reads ``prompt`` and should continue with ``answer``.
+
+    Attributes:
+        prompt: what the model reads.
+        answer: what it should continue with.
+        turns: of a row of ``messages``, the whole conversation up to its last assistant turn. Every assistant turn is
+            trained, through the tokenizer's chat template. ``answer`` is the last one, ``prompt`` the text before it.
 
     >>> from gradtf_fl import Row
     >>> Row("The capital of France is", " Paris").answer
@@ -29,6 +45,27 @@ class Row:
 
     prompt: str
     answer: str
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of_turns(cls, turns: Sequence[Turn]) -> Row:
+        """The row of a conversation that ends with an assistant turn."""
+        return cls(joined([turn.content for turn in turns[:-1]]), turns[-1].content, tuple(turns))
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer as plain text, a line end between them."""
+        return joined([self.prompt.removesuffix("\n"), self.answer]).removesuffix("\n")
+
+    def answered(self, answer: str) -> Row:
+        """The same question with another (last) answer."""
+        turns = (*self.turns[:-1], Turn("assistant", answer)) if self.turns else ()
+        return replace(self, answer=answer, turns=turns)
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Texts that are not empty, a line end after each."""
+    return "".join(text + "\n" for text in texts if text)
 
 
 @dataclass(frozen=True)
@@ -62,6 +99,15 @@ class TokenRows:
         first = int((labels != IGNORED).any(0).nonzero()[0])
         return labels[:, first:]
 
+    def last_answers(self) -> TokenRows:
+        """The same rows with labels on the last answer only: what a conversation is scored by."""
+        labelled = self.labels != IGNORED
+        begins = labelled.clone()
+        begins[:, 1:] &= ~labelled[:, :-1]
+        which = begins.cumsum(1)
+        last = labelled & (which == which[:, -1:])
+        return TokenRows(self.input_ids, self.attention_mask, self.labels.masked_fill(~last, IGNORED))
+
 
 @dataclass(frozen=True)
 class RowCounts:
@@ -70,6 +116,7 @@ class RowCounts:
     Attributes:
         rows: all of them.
         cut: longer than the most tokens that a row may have.
+        cut_answers: of those, rows whose answer loses its end.
         empty: without a token in the prompt.
         unscorable: without a token that is scored; such rows are refused.
         duplicate: the same prompt and answer as an earlier row.
@@ -77,21 +124,10 @@ class RowCounts:
 
     rows: int
     cut: int
+    cut_answers: int
     empty: int
     unscorable: int
     duplicate: int
-
-
-def count_encoded(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS) -> RowCounts:
-    """How many rows are cut, empty, unscorable or there already, as `encode_rows` would have them."""
-    pairs = _token_ids(rows, tokenizer)
-    return RowCounts(
-        rows=len(rows),
-        cut=sum(len(prompt) + len(answer) > max_tokens for prompt, answer in pairs),
-        empty=sum(not prompt for prompt, _ in pairs),
-        unscorable=sum(not _is_scored(prompt, answer) for prompt, answer in pairs),
-        duplicate=len(rows) - len(set(rows)),
-    )
 
 
 def refuse_unscored(rows: TokenRows, where: str) -> None:
@@ -111,71 +147,18 @@ def refuse_unscored(rows: TokenRows, where: str) -> None:
 
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSONL."""
-    text = "".join(json.dumps({"prompt": row.prompt, "answer": row.answer}) + "\n" for row in rows)
+    """Write rows as JSONL that `read_rows` reads back equal: conversations as ``messages``.
+
+    Raises:
+        ConfigError: some rows are conversations and others are not; a file has one form.
+    """
+    if len({bool(row.turns) for row in rows}) > 1:
+        raise ConfigError(f"{path}: conversations and rows of prompt and answer can't be in one file")
+    text = "".join(json.dumps(_document(row)) + "\n" for row in rows)
     Path(path).write_text(text, encoding="utf8")
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS) -> TokenRows:
-    """Prompt and answer tokens of each row [N, T], right padding; loss on the answer only.
-
-    Prompt and answer are tokenised apart, so that the border between them is exact. A row longer than
-    ``max_tokens`` loses the START of its prompt, never its answer.
-
-    >>> from gradtf_fl import Row, encode_rows, load_model
-    >>> rows = encode_rows([Row("[_][_][_]37?58=", "13")], load_model("embedded:tiny")[1])
-    >>> int((rows.labels != -100).sum())  # tokens of the answer
-    2
-    """
-    import torch
-
-    found = _token_ids(rows, tokenizer)
-    pairs = [(p[-max(1, max_tokens - len(a)) :], a[: max_tokens - 1]) for p, a in found]
-    width = max(len(p) + len(a) for p, a in pairs)
-    ids = torch.full((len(pairs), width), int(tokenizer.pad_token_id))
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for i, (prompt, answer) in enumerate(pairs):
-        end = len(prompt) + len(answer)
-        ids[i, :end] = torch.tensor(prompt + answer)
-        mask[i, :end] = 1
-        labels[i, len(prompt) : end] = ids[i, len(prompt) : end]
-    return TokenRows(ids, mask, labels)
-
-
-def _token_ids(rows: Sequence[Row], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Tokens of each row's prompt and of its answer, all of them."""
-    prompts = tokenizer([row.prompt for row in rows])["input_ids"]
-    answers = tokenizer([row.answer for row in rows], add_special_tokens=False)["input_ids"]
-    return list(zip(prompts, answers, strict=True))
-
-
-def _is_scored(prompt: Sequence[int], answer: Sequence[int]) -> bool:
-    """Whether a token of the answer has one before it, from which a model can predict it."""
-    return bool(answer) and len(prompt) + len(answer) > 1
-
-
-def exact_match(model: Any, rows: TokenRows, batch: int = 512) -> float:
-    """Share of rows whose every answer token is the model's greedy choice, given the tokens before it.
-
-    Equals exact match of greedy decoding: the first token that decoding gets wrong is wrong here too.
-
-    Raises:
-        ConfigError: see `refuse_unscored`.
-    """
-    import torch
-
-    refuse_unscored(rows, "rows to score")
-
-    right = 0
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), batch):
-            part = rows.take(slice(start, start + batch))
-            logits = model(input_ids=part.input_ids, attention_mask=part.attention_mask, use_cache=False).logits
-            labels = part.labels[:, 1:]
-            matches = (logits[:, :-1].argmax(-1) == labels) | (labels == IGNORED)
-            right += int(matches.all(1).sum())
-    model.train(training)
-    return right / len(rows)
+def _document(row: Row) -> dict[str, Any]:
+    if row.turns:
+        return {"messages": [turn._asdict() for turn in row.turns]}
+    return {"prompt": row.prompt, "answer": row.answer}

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from gradtf_fl.tasks.answers import matches
-from gradtf_fl.tasks.decoding import BATCH, PromptsDone, generate_greedily
-from gradtf_fl.tasks.rouge import rouge1
-from gradtf_fl.tasks.rows import IGNORED, Row, encode_rows
+from gradtf_fl.tasks.decoding import BATCH, PromptsDone, StopRule, context_length, decode, generate_greedily
+from gradtf_fl.tasks.encoding import RowTokens, encode_rows
+from gradtf_fl.tasks.forced import answer_scores
+from gradtf_fl.tasks.rouge import rouge1, scoreable
+from gradtf_fl.tasks.rows import IGNORED, Row
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 
-LOSS_BATCH = 32
+FREE_TEXT_WORDS = 3
+"""An answer of so many words is free text, which exact match says little about."""
+HOME_ROWS, HOME_TOKENS, HOME_BATCH, HOME_SECONDS = 32, 64, 4, 20.0
+"""Of `answer_rouge1`: most rows, most tokens of an answer, rows decoded together, when no further ones are begun."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """ROUGE-1 F of generated answers: the mean, in 0..1, and over how many rows."""
+
+    value: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -85,29 +99,50 @@ def score_task(
     )
 
 
-def loss_per_character(
-    model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int, batch: int = LOSS_BATCH
-) -> float:
+def loss_per_character(model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int) -> float:
     """Nats of the answers' tokens over their characters, all rows together: comparable between tokenizers.
 
     Args:
         model: a causal LM of transformers; put into eval mode, and back.
         max_tokens: of a row, see `encode_rows`; an answer cut by it still counts all its characters.
-        batch: rows in one forward pass; changes the speed only.
     """
-    import torch
-    from torch.nn import functional
+    scores = answer_scores(model, encode_rows(rows, tokenizer, max_tokens))
+    return scores.nats / max(1, sum(len(row.answer) for row in rows))
 
-    nats, training = 0.0, model.training
+
+def answer_rouge1(model: Any, tokenizer: Any, read: RowTokens, rows: int = HOME_ROWS) -> TextScore | None:
+    """ROUGE-1 F of the answers that a model generates to a file's prompts, where most answers are free text.
+
+    Bounded, since it runs while others wait: see `HOME_SECONDS`. Rows are spread evenly over the file.
+
+    Args:
+        rows: at most so many.
+
+    Returns: None where answers are short, hold no word that ROUGE reads, or have no prompt.
+    """
+    texts = [len(row.answer.split()) >= FREE_TEXT_WORDS and scoreable(row.answer) for row in read.rows]
+    tokens = read.tokens.last_answers()
+    starts = (tokens.labels != IGNORED).int().argmax(1).tolist()
+    usable = [place for place, text in enumerate(texts) if text and starts[place]]
+    if 2 * len(usable) < len(texts):
+        return None
+    chosen = usable[:: max(1, len(usable) // rows)][:rows]
+    longest = int((tokens.labels[chosen] != IGNORED).sum(1).max())
+    room = context_length(model)
+    new = min(HOME_TOKENS, longest + longest // 4, room - 1 if room else HOME_TOKENS)
+    stop = StopRule(model, tokenizer, new, lambda text: False)
+    scores: list[float] = []
+    began, training = time.monotonic(), model.training
     model.eval()
-    by_length = sorted(rows, key=lambda row: len(row.prompt) + len(row.answer))
-    with torch.no_grad():
-        for start in range(0, len(by_length), batch):
-            part = encode_rows(by_length[start : start + batch], tokenizer, max_tokens).to(model.device)
-            logits = model(input_ids=part.input_ids, attention_mask=part.attention_mask, use_cache=False).logits
-            losses = functional.cross_entropy(
-                logits[:, :-1].transpose(1, 2).float(), part.labels[:, 1:], ignore_index=IGNORED, reduction="sum"
-            )
-            nats += float(losses)
-    model.train(training)
-    return nats / max(1, sum(len(row.answer) for row in rows))
+    try:
+        for start in range(0, len(chosen), HOME_BATCH):
+            if scores and time.monotonic() - began > HOME_SECONDS:
+                break
+            part = chosen[start : start + HOME_BATCH]
+            prompts = [tokens.input_ids[place, : starts[place]].tolist() for place in part]
+            written = decode(model, [ids[-(room - new) :] if room else ids for ids in prompts], stop)
+            pairs = zip(part, written, strict=True)
+            scores += [rouge1(read.rows[place].answer, stop.text(ids)) for place, ids in pairs]
+    finally:
+        model.train(training)
+    return TextScore(fmean(scores), len(scores))

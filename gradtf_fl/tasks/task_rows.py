@@ -20,15 +20,17 @@ from typing import Any
 from gradtf_fl.config import TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.answers import has_first_line
-from gradtf_fl.tasks.own_tasks import column_task, extractor, finisher, load_own_task
+from gradtf_fl.tasks.columns import value_at
+from gradtf_fl.tasks.documents import TEXT_ENDINGS, cut_windows, joined_documents, read_text, split_documents
+from gradtf_fl.tasks.own_tasks import extractor, finisher, load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
 from gradtf_fl.tasks.reading import RawRow, raw_rows
-from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of, joined
+from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import ENDINGS, FileSource, FolderSource, HubSource, Split
 from gradtf_fl.tasks.splits import split_public_private
 from gradtf_fl.tasks.text_tasks import Example, Source, TextTask, load_task, same_text
-from gradtf_fl.tasks.text_windows import TEXT_ENDINGS, cut_windows, read_text, split_documents, text_task
+from gradtf_fl.tasks.text_windows import text_task
 
 HELD_OUT = 0.3
 """Without a test file, this share of the rows that are not public is put aside for tests, unless told otherwise."""
@@ -175,7 +177,7 @@ class _Reader:
         assert assert_source is not None
         if settings.format == "columns":
             self.max_malformed = 0.0
-            return column_task(self.name, settings)
+            return own_rows(self.name, settings)
         if self.name in PAPER_TASKS and settings.format in ("auto", "text"):
             return self._paper(self.name)
         first: RawRow | None = next(iter(assert_source.rows("train")), None)
@@ -220,13 +222,13 @@ class _Labelled:
 
 def own_rows(name: str, settings: TaskSection) -> TextTask:
     """Rows in a form of `row_forms`. As text, a row is its prompt and its answer, a line each."""
-    reader, as_text, group = RowReader(), settings.format == "text", settings.group
+    as_text, group = settings.format == "text", settings.group
+    reader = RowReader(settings.model_copy(update={"format": "auto"}) if as_text else settings)
 
     def convert(document: Mapping[str, Any]) -> Example:
         row = reader(document)
-        shared = "\n".join(str(document.get(field)) for field in group) if group else row.prompt or row.answer
-        whole = joined([row.prompt.removesuffix("\n"), row.answer]).removesuffix("\n")
-        return Example(Row("", whole) if as_text else row, (row.answer.strip(),), same_text(shared))
+        shared = "\n".join(value_at(document, field) for field in group) if group else row.prompt or row.answer
+        return Example(Row("", row.text) if as_text else row, (row.answer.strip(),), same_text(shared))
 
     task = TextTask(name, "exact_match", "text", convert, _whole, has_first_line, settings.max_new_tokens)
     return _scored(task, settings)
@@ -259,7 +261,7 @@ def _is_text(path: Path) -> bool:
 def _windows(examples: Sequence[Example], window: int | None, name: str) -> tuple[Example, ...]:
     if window is None:
         return tuple(examples)
-    text = "\n\n".join(example.row.answer for example in examples)
+    text = joined_documents([example.row.answer for example in examples])
     return tuple(Example(Row("", piece), (piece,), piece, name) for piece in cut_windows(text, window))
 
 

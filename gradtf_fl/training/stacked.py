@@ -63,7 +63,7 @@ class StackedAdapters:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a row at most, prompt and answer (see `tasks.rows.encode_rows`)."""
+        """Tokens of a row at most, prompt and answer (see `tasks.encode_rows`)."""
         return longest_row(self.model)
 
     def to(self, device: torch.device, frozen_type: torch.dtype) -> StackedAdapters:

@@ -162,7 +162,7 @@ def test_a_folder_loaded_by_plain_peft_computes_what_the_stack_does(
     attached = adapters.attach(base(), read_spec)
     adapters.set_adapter_state(attached, state)
     torch.testing.assert_close(attached(input_ids=ids).logits, wanted, atol=1e-5, rtol=0)
-    assert adapters.unpack_adapter(adapters.pack_adapter(moved, spec, "base"))[1] == spec
+    assert adapters.unpack_adapter(adapters.pack_adapter(moved, spec, "base", "")).spec == spec
 
 
 @pytest.mark.parametrize("name", SPECS)

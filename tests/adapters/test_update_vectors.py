@@ -117,8 +117,10 @@ def test_a_saved_adapter_loads_in_plain_peft_and_changes_the_model(tmp_path: Pat
 def test_wire_form_round_trips_and_damage_is_named(tmp_path: Path) -> None:
     spec = AdapterSpec()
     state = adapters.initial_state(load_model("embedded:tiny")[0], spec)
-    data = adapters.pack_adapter(state, spec, "base")
-    again, read_spec, base = adapters.unpack_adapter(data)
+    data = adapters.pack_adapter(state, spec, "base", "ab" * 32)
+    read = adapters.unpack_adapter(data)
+    again, read_spec, base = read.state, read.spec, read.base_model
+    assert read.base_sha256 == "ab" * 32
     assert adapters.state_hash(again) == adapters.state_hash(state)
     assert (read_spec, base) == (spec, "base")
     for broken in (b"", data[:100], b"x" * 64):

@@ -11,9 +11,9 @@ import torch
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Case, Pair
 from gradtf_fl.curation.shadow import single_task
+from gradtf_fl.tasks import Row, encode_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.federation import tokens_to_rows
-from gradtf_fl.tasks.rows import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import fine_tune_stacked
 from tests.baselines.pair_recipes import TINY_RECIPE

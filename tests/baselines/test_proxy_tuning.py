@@ -14,7 +14,7 @@ from gradtf_fl.baselines import Case, Pair, ProxyTuning, run_baseline
 from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.vocabulary import vocabulary_problems
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import Row, encode_rows
+from gradtf_fl.tasks import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from tests.baselines.pair_recipes import with_tokenizer
 from tests.benchmark_data import MODELS, needs_models

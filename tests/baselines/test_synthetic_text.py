@@ -21,7 +21,7 @@ from gradtf_fl.baselines import (
 )
 from gradtf_fl.baselines.decoding import continue_prompts
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import IGNORED, Row, encode_rows
+from gradtf_fl.tasks import IGNORED, Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
 from tests.baselines.pair_recipes import LLM_RECIPE

@@ -25,7 +25,7 @@ from gradtf_fl.baselines.distillation import distil_stacked
 from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.rows import Row, encode_rows
+from gradtf_fl.tasks import Row, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
 from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE, with_tokenizer

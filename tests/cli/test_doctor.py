@@ -162,8 +162,13 @@ def test_rows_are_encoded_by_the_organizations_own_tokenizer(organization: Path)
     good = Row("[_][_][_]37?58=", "13")
     write_rows(rows, [good, good, Row("", "13"), Row("1" * 600, "2")])
     finding = told_of_rows(organization, "training rows")
-    assert (finding.level, finding.found) == ("warn", f"4 in {rows}, 1 cut, 1 with an empty prompt, 1 there twice")
-    assert "512 tokens" in finding.remedy
+    said = f"4 in {rows}, 1 cut at 64 tokens, 1 with an empty prompt, 1 there twice"
+    assert (finding.level, finding.found) == ("warn", said)
+    assert "[data] max_tokens" in finding.remedy
+    write_rows(rows, [good, Row("1" * 600, "2")])
+    finding = told_of_rows(organization, "training rows")
+    assert finding.level == "fail"
+    assert "1 of 2 rows are longer than the model's 64 positions" in finding.found
     write_rows(rows, [good, Row("Which ward?", "Ward twelve"), Row("", "7")])
     finding = told_of_rows(organization, "training rows")
     assert finding.level == "fail"

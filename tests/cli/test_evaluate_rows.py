@@ -56,5 +56,34 @@ def test_rows_that_no_model_can_be_scored_on_are_refused(rows: list[Row], count:
     write_rows(tmp_path / "rows.jsonl", rows)
     result = gradtf("evaluate", "--model", "embedded:llm", "--task", tmp_path / "rows.jsonl", "--json")
     assert result.exit_code == 2
-    assert f"--task {tmp_path / 'rows.jsonl'}: {count} rows have no token that is scored" in result.stderr
+    assert f"data {tmp_path / 'rows.jsonl'}: {count} rows have no token that is scored" in result.stderr
     assert result.stdout == ""
+
+
+def evaluated(task: Path, *options: object) -> dict[str, object]:
+    result = gradtf("evaluate", "--model", "embedded:tiny", "--task", task, "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, object] = json.loads(result.stdout)
+    return document
+
+
+def test_how_rows_become_tokens_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"q": row.prompt, "a": row.answer}) + "\n" for row in ROWS))
+    columns = ("--prompt", "{q}", "--answer", "{a}")
+    plain = evaluated(path, *columns)
+    assert (plain["format"], plain["rows"], plain["cut_rows"]) == ("columns", 80, 0)
+    ended = evaluated(path, *columns, "--end")
+    assert ended["exact_match"] == 0  # this model's answers never end
+    assert float(str(ended["loss_per_character"])) > float(str(plain["loss_per_character"]))
+    cut = evaluated(path, *columns, "--max-tokens", 10, "--max-cut", 1)
+    assert cut["cut_rows"] == 80
+    result = gradtf("evaluate", "--model", "embedded:tiny", "--task", path, *columns, "--max-tokens", 10)
+    assert result.exit_code == 2
+    assert "80 of 80 rows are longer than max_tokens = 10" in result.stderr
+
+
+def test_options_of_files_are_refused_elsewhere() -> None:
+    result = gradtf("evaluate", "--model", "embedded:tiny", "--task", "house-rules:afk", "--max-tokens", 9, "--end")
+    assert result.exit_code == 2
+    assert "--max-tokens, --end: only for files of rows, which house-rules:afk is not" in result.stderr

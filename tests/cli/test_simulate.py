@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gradtf_fl.config import OrganizationConfig, load_toml
 from tests.cli.conftest import Files, gradtf
 
 
@@ -36,6 +37,8 @@ def test_a_run_reports_everything_in_the_contract(files: Files, tmp_path: Path) 
     adapter = json.loads((out / "rounds" / "1" / "llm_adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == files.llm
     assert "round 1/1 train: 3 of 3 joined" in progress
+    own = out / "organizations" / "org-1" / "organization.toml"
+    assert load_toml(OrganizationConfig, own).data.end is False  # two digits: nothing was trained after them
     again = gradtf("simulate", "--config", files.config, "--out", out)
     assert again.exit_code == 2
     assert "holds another run" in again.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from gradtf_fl.round_messages import (
     TrainingPlan,
 )
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.training.dp_sgd import train_dp
 from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
@@ -305,6 +307,46 @@ def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
 def test_an_adapter_of_another_model_is_refused(bench: Bench) -> None:
     bench.kit.change(0, models=bench.kit.config(0).models.model_copy(update={"llm": bench.kit.plan.tiny}))
     assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) == "adapter"
+
+
+def test_an_adapter_of_another_llm_of_the_same_shapes_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """Its tokenizer reads 3 for 7: all shapes fit, and every figure would be wrong."""
+    good, folder = delivery(bench), bench.kit.folders[0]
+    other = Path(shutil.copytree(bench.kit.plan.llm, tmp_path / "llm"))
+    bench.kit.change(0, models=bench.kit.config(0).models.model_copy(update={"llm": str(other)}))
+    tokenizer = other / "tokenizer.json"
+    whole = tokenizer.read_text()
+    document = json.loads(whole)
+    words = document["model"]["vocab"]
+    words["3"], words["7"] = words["7"], words["3"]
+    tokenizer.write_text(json.dumps(document))
+    assert bench.code(DELIVER_TYPE, good.to_fields()) == "adapter"
+    assert "the adapter was made for another LLM" in (folder / "client.log").read_text()
+    assert not (folder / "rounds").exists()
+    tokenizer.write_text(whole)
+    assert bench.code(DELIVER_TYPE, good.to_fields()) is None
+
+
+def evaluation_of(bench: Bench, rows: list[Row]) -> dict[str, Any]:
+    write_rows(bench.kit.folders[0] / "test.jsonl", rows)
+    assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) is None
+    line: dict[str, Any] = json.loads((bench.kit.folders[0] / "evaluations.jsonl").read_text())
+    return line
+
+
+def test_free_text_is_scored_by_loss_and_by_words(bench: Bench) -> None:
+    line = evaluation_of(bench, [Row(f"[_]{number}?34=", f"{number} 23 45") for number in range(10, 90)])
+    assert (line["rows"], line["rouge1_rows"]) == (80, 32)
+    assert 0 < line["llm_loss"] < 5
+    assert 0 < line["tiny_loss"] < 5
+    assert 0 <= line["llm_rouge1"] <= 1
+    assert 0 <= line["tiny_rouge1"] <= 1
+
+
+def test_short_answers_are_not_generated(bench: Bench) -> None:
+    line = evaluation_of(bench, [Row("[_]12?34=", "46"), Row("[_]12?34=", "1 2 3"), Row("[_]12?35=", "47")])
+    assert (line["llm_rouge1"], line["tiny_rouge1"], line["rouge1_rows"]) == (None, None, 0)
+    assert line["llm_loss"] > 0
 
 
 @pytest.mark.parametrize(

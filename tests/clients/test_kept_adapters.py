@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clients.adapters.kept import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.delivery import receive_adapter
 from clients.organization import load_organization
-from gradtf_fl.adapters import AdapterSpec, load_adapter, pack_adapter
+from gradtf_fl.adapters import AdapterSpec, load_adapter, model_hash, pack_adapter
 from gradtf_fl.adapters.proof import FIXED, SWITCHES
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
@@ -62,7 +62,7 @@ def deliver(kept_by: Kept, run_id: str, round_number: int, scale: float = 2.0) -
     provider = Identity.load(kept_by.kit.plan.out / "provider.key")
     source = kept_by.kit.folders[1] / "rounds" / "3" / "llm_adapter"
     state, spec, base = load_adapter(source)
-    packed = pack_adapter({name: scale * tensor for name, tensor in state.items()}, spec, base)
+    packed = pack_adapter({name: scale * tensor for name, tensor in state.items()}, spec, base, model_hash(base))
     message = AdapterDelivery(run_id, round_number, packed, b"", "", b"", b"update")
     message = replace(message, signature=provider.sign(message.signed_bytes))
     kept_by.kit.change(0, data=kept_by.kit.config(0).data.model_copy(update={"test": None}))
@@ -232,7 +232,7 @@ def everything_but_the_signature(folder: Path) -> None:
     state, spec, base = load_adapter(folder)
     state = {name: tensor + 1 for name, tensor in state.items()}
     save_adapter(folder, state, spec, base)
-    packed = pack_adapter(state, spec, base)
+    packed = pack_adapter(state, spec, base, "")
     path = folder.parent / "adapter.json"
     statement = json.loads(path.read_text())
     statement |= {"llm_adapter_sha256": hashlib.sha256(packed).hexdigest(), "packed_header": packed_header(packed)}
@@ -346,7 +346,7 @@ def test_adapters_of_other_kinds_are_verified_by_their_own_state(organization: K
     state = initial_state(load_model(organization.kit.plan.llm)[0], spec)
     state = {name: t + 0.1 if "lora_R" in name else t for name, t in state.items()}
     provider = Identity.load(organization.kit.plan.out / "provider.key")
-    packed = pack_adapter(state, spec, "llm")
+    packed = pack_adapter(state, spec, "llm", "")
     message = AdapterDelivery("xs", 7, packed, b"", "", b"", b"")
     message = replace(message, signature=provider.sign(message.signed_bytes))
     from clients.adapters.statements import statement_of, write_statement

@@ -150,7 +150,7 @@ def test_a_mixture_draws_by_its_weights_and_no_row_twice(files: TextFiles) -> No
 def test_the_mask_that_is_left_out_changes_no_loss(files: TextFiles) -> None:
     model, tokenizer = load_model(str(files.llm))
     rows = [files.curation().task_rows("animals").public[k].row for k in range(4)]
-    from gradtf_fl.tasks.rows import Row, encode_rows
+    from gradtf_fl.tasks import Row, encode_rows
 
     rows.append(Row("", "cat"))
     stack = StackedAdapters(AdaptedModel.of(model, None, AdapterSpec()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -252,3 +253,10 @@ def test_a_configuration_that_is_wrong_is_not_touched(tmp_path: Path, three: lis
             join_federation(three[0], invitation)
         assert path.read_text() == wrong
         assert not (three[0] / "invitation.json").exists()
+
+
+@pytest.mark.parametrize(("tiny", "end"), [("embedded:tiny", False), ("someone/model", True)])
+def test_only_the_embedded_models_are_set_up_without_a_trained_end(tiny: str, end: bool, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "[_]12?34=", "answer": "46"}')
+    make_organization(tmp_path / "o", "o", tmp_path / "rows.jsonl", None, 8.0, 1e-5, tiny, "embedded:llm")
+    assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["data"]["end"] is end

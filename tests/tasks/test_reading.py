@@ -14,9 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradtf_fl.config import TaskSection
+from gradtf_fl.config import RowFormat, TaskSection, validate
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, TaskRows, count_rows, read_prompts, read_rows, read_task_rows, write_rows
+from gradtf_fl.tasks import (
+    Row,
+    TaskRows,
+    Turn,
+    count_rows,
+    read_prompts,
+    read_rows,
+    read_task_rows,
+    write_rows,
+)
 from gradtf_fl.tasks.reading import raw_rows
 from gradtf_fl.tasks.row_forms import form_of
 
@@ -87,13 +96,21 @@ def turns(*contents: str) -> dict[str, Any]:
     }
 
 
+def turns_of(document: Mapping[str, Any]) -> list[Turn]:
+    return [Turn(**turn) for turn in document["messages"]]
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(texts.filter(bool), min_size=2, max_size=5), min_size=1), st.sampled_from(sorted(FORMATS)))
+@given(st.lists(st.lists(texts.filter(bool), min_size=2, max_size=6), min_size=1), st.sampled_from(sorted(FORMATS)))
 def test_turns_read_back_with_a_line_end_after_each(chats: list[list[str]], name: str) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         FORMATS[name](path, [turns(*chat) for chat in chats])
-        assert read_rows(path) == [Row("".join(text + "\n" for text in chat[:-1]), chat[-1]) for chat in chats]
+        wanted = [("".join(text + "\n" for text in chat[:-1]), chat[-1]) for chat in chats]
+        rows = read_rows(path)
+        assert [(row.prompt, row.answer) for row in rows] == wanted
+        write_rows(again := Path(folder) / "again.jsonl", rows)
+        assert read_rows(again) == rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,7 +142,7 @@ def test_tables_of_the_datasets_library(kind: str, tmp_path: Path, monkeypatch: 
     chats = [turns("be\u2028brief", "07", "a"), turns("b", "c")]
     for documents, wanted in (
         ([{"prompt": "07", "answer": "1"}, {"prompt": "", "answer": "0\r\n2"}], [Row("07", "1"), Row("", "0\r\n2")]),
-        (chats, [Row("be\u2028brief\n07\n", "a"), Row("b\n", "c")]),
+        (chats, [Row.of_turns(turns_of(chat)) for chat in chats]),
     ):
         path = tmp_path / str(len(wanted[0].prompt)) / kind
         path.parent.mkdir()
@@ -264,41 +281,134 @@ def test_the_count_is_of_the_rows_that_are_read_or_refused(parts: list[bytes]) -
 
 
 class Chat:
-    """A tokenizer with a template: a role's letter and the text, and a beginning that encoding adds too."""
+    """A tokenizer with a template that knows no system turn."""
 
     chat_template = "there is one"
-    bos_token, bos_token_id = "<s>", 1
-
-    def __init__(self, adds: bool) -> None:
-        self.adds = adds
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [1] * self.adds}
+    all_special_tokens = ("<s>",)
 
     def apply_chat_template(self, found: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
-        assert (tokenize, add_generation_prompt) == (False, True)
+        assert not tokenize
         if found[0]["role"] == "system":
             raise ValueError("no system turn, please\nand a traceback")
-        return "<s>" + "".join(turn["role"][0] + ":" + turn["content"] + ";" for turn in found) + "a:"
+        text = "<s>" + "".join(turn["role"][0] + ":" + turn["content"] + ";" for turn in found)
+        return text + "a:" * add_generation_prompt
 
 
-@pytest.mark.parametrize(("adds", "begin"), [(True, ""), (False, "<s>")])
-def test_a_chat_template_makes_the_prompt(adds: bool, begin: str, tmp_path: Path) -> None:
+def test_a_chat_template_that_refuses_a_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(lines_of([turns("q1", "a1", "q2", "a2")]))
-    assert read_rows(path, Chat(adds)) == [Row(begin + "u:q1;a:a1;u:q2;a:", "a2")]
     path.write_text(lines_of([turns("q" * 2, "a1"), turns("s", "q", "a")]))
     with pytest.raises(ConfigError) as caught:
-        read_rows(path, Chat(adds))
+        read_rows(path, Chat())
     reason = "the tokenizer's chat template refuses its turns (no system turn, please)"
     assert caught.value.problems == (f"data {path}, line 2: {reason}",)
+    assert [row.answer for row in read_rows(path)] == ["a1", "a"]
 
 
 def test_turns_after_the_last_answer_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     chat = turns("q1", "a1")["messages"]
     path.write_text(json.dumps({"messages": [*chat, {"role": "user", "content": "thanks"}]}))
-    assert read_rows(path) == [Row("q1\n", "a1")]
+    assert read_rows(path) == [Row("q1\n", "a1", (Turn("user", "q1"), Turn("assistant", "a1")))]
+
+
+COLUMNS = RowFormat(format="columns", prompt="{ticket.subject} ({ticket.tags.1}): {a.b}\n", answer="{{{queue}}}")
+
+
+def test_columns_are_put_into_the_templates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    document = {"ticket": {"subject": "Bed", "tags": ["x", 12]}, "a.b": "dots", "queue": "ward"}
+    path.write_text(lines_of([document]))
+    wanted = [Row("Bed (12): dots\n", "{ward}")]
+    assert read_rows(path, None, COLUMNS) == wanted
+    assert read_rows(path, None, COLUMNS.model_copy(update={"format": "auto"})) == wanted
+    path.write_text(lines_of([document, document | {"ticket": {}}, document | {"queue": None}]))
+    with pytest.raises(ConfigError) as caught:
+        read_rows(path, None, COLUMNS)
+    assert [problem.partition(", ")[2] for problem in caught.value.problems] == [
+        "line 2: has no 'ticket.subject'",
+        "line 3: 'queue' is neither text nor a number",
+    ]
+    with pytest.raises(ConfigError, match=r"has none of the forms .*: set templates of its columns"):
+        read_rows(path)
+
+
+def test_columns_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Body text,Queue\nlost key,desk\n")
+    form = RowFormat(prompt="{Body text}?", answer="{Queue}")
+    assert read_rows(path, None, form) == [Row("lost key?", "desk")]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"format": "columns"}, "columns need two templates; prompt and answer is missing"),
+        ({"prompt": "{a}"}, "columns need two templates; answer is missing"),
+        ({"format": "messages", "prompt": "{a}", "answer": "{b}"}, "only for format = columns, not for messages"),
+        ({"prompt": "{a", "answer": "{b}"}, "prompt: .*expected '}'"),
+        ({"prompt": "{a}", "answer": "yes"}, "answer: .*without a field in braces"),
+        ({"prompt": "{a!r}", "answer": "{b}"}, "prompt: .*a placeholder is a name in braces"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(values: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        validate(RowFormat, values, lambda key: f"rows: {key}")
+
+
+@pytest.mark.parametrize(
+    ("format", "document", "said"),
+    [
+        ("messages", {"prompt": "a", "answer": "b"}, '({"messages"}), but its rows are {"prompt", "answer"}'),
+        ("prompt-answer", turns("a", "b"), '({"prompt", "answer"}), but its rows are {"messages"}'),
+        ("prompt-answer", {"x": "a"}, '({"prompt", "answer"}), but its rows are {"x"}'),
+        ("instruction", {"text": "a"}, '({"instruction", "output"} or {"input", "output"}), but its rows are {"text"}'),
+    ],
+)
+def test_another_form_than_the_named_one_is_one_error(
+    format: Any, document: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([document] * 20))
+    for read in (
+        lambda: read_rows(path, None, RowFormat(format=format)),
+        lambda: count_rows(path, RowFormat(format=format)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert caught.value.problems == (f"data {path}: format is {format} {said}",)
+
+
+def test_a_named_form_reads_what_another_would_take(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([{"instruction": "Add.", "output": "4"}]))
+    assert read_rows(path, None, RowFormat(format="instruction")) == [Row("Add.\n", "4")]
+    path.write_text(GOOD + '{"input": "a", "output": "b"}\n')
+    with pytest.raises(ConfigError, match=r"line 2: is .*, but the file's format is prompt-answer"):
+        read_rows(path, None, RowFormat(format="prompt-answer"))
+
+
+def test_a_text_beside_other_fields_is_no_window_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([{"text": "lost key " * 9, "label": "desk"}]))
+    with pytest.raises(ConfigError, match=r'set format = "text" for windows of its text, or templates'):
+        read_rows(path)
+    assert read_rows(path, None, RowFormat(format="text", window=9)) == [Row("", "lost key ")] * 8
+    with pytest.raises(ConfigError, match="shorter than one window of 128 characters"):
+        read_rows(path, None, RowFormat(format="text"))
+    (tmp_path / "a.txt").write_text("lost key")
+    with pytest.raises(ConfigError, match="is plain text, not messages"):
+        read_rows(tmp_path / "a.txt", None, RowFormat(format="messages"))
+    path.write_text(lines_of([{"text": "a"}, {"label": "b"}]))
+    with pytest.raises(ConfigError, match="line 2: has no 'text', and the file's format is text"):
+        read_rows(path)
+
+
+def test_conversations_and_pairs_are_not_written_into_one_file(tmp_path: Path) -> None:
+    chat = Row.of_turns([Turn("user", "q"), Turn("assistant", "a")])
+    with pytest.raises(ConfigError, match="can't be in one file"):
+        write_rows(tmp_path / "rows.jsonl", [chat, Row("q", "a")])
+    assert chat.answered("b") == Row.of_turns([Turn("user", "q"), Turn("assistant", "b")])
+    assert Row("q", "a").answered("b") == Row("q", "b")
 
 
 def test_prompts_come_from_every_form(tmp_path: Path) -> None:

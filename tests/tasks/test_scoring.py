@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,21 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradtf_fl.adapters.models import load_model
+from gradtf_fl.config import RowFormat
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import PAPER_TASKS, Example, FolderSource, Row, TextTask, load_task, score_task
+from gradtf_fl.tasks import (
+    PAPER_TASKS,
+    Example,
+    FolderSource,
+    Row,
+    TextTask,
+    answer_rouge1,
+    load_task,
+    read_tokens,
+    score_task,
+    scoring,
+    write_rows,
+)
 from gradtf_fl.tasks.answers import first_line, has_first_line, states_final_answer
 from gradtf_fl.tasks.decoding import Generated, generate_greedily
 from tests.benchmark_data import DATA, MODELS, needs_data, needs_models
@@ -26,8 +41,10 @@ class Letters:
 
     bos_token_id, eos_token_id = 0, 1
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [0, *(ALPHABET.index(c) for c in text)]}
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, list[Any]]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one, add_special_tokens)["input_ids"] for one in text]}
+        return {"input_ids": [0] * add_special_tokens + [ALPHABET.index(c) for c in text if c in ALPHABET]}
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens
@@ -235,3 +252,37 @@ def test_a_real_model_scores_the_same_at_any_batch(name: str) -> None:
     scores = [score_task(model, tokenizer, task, examples, 24, batch=batch) for batch in (1, 4, 9)]
     assert scores[0] == scores[1] == scores[2]
     assert (scores[0].value > 0) == (name == "dialogsum")
+
+
+class Words(Letters):
+    """An answer is the letter n, which reads as words."""
+
+    answer = "alpha beta gamma"
+
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, list[Any]]:
+        if isinstance(text, str):
+            return super().__call__(text.replace(self.answer, "n"), add_special_tokens)
+        return super().__call__(text, add_special_tokens)
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return super().decode(tokens, skip_special_tokens).replace("n", "alpha beta zeta")
+
+
+def test_answers_at_home_are_generated_on_few_rows_and_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [Row(letter + "m", Words.answer) for letter in "abcdefg" * 20])
+    model = NextLetter().train()
+    model.config.vocab_size = len(ALPHABET)
+    read = read_tokens(path, Words(), RowFormat(), model.config)
+    score = answer_rouge1(model, Words(), read)
+    assert score is not None
+    assert (score.value, score.rows) == (pytest.approx(2 / 3), 32)  # two words of three
+    assert model.training
+    monkeypatch.setattr(scoring, "HOME_SECONDS", 0.0)
+    bounded = answer_rouge1(model, Words(), read)
+    assert bounded is not None
+    assert bounded.rows == 4
+    short = replace(read, rows=[Row(row.prompt, "n") for row in read.rows])
+    assert answer_rouge1(model, Words(), short) is None

@@ -14,10 +14,9 @@ from torch import Tensor
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
 from gradtf_fl.curation.shadow import as_token_rows
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.tasks import TokenRows, encode_rows, public_rows
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.tasks import public_rows
 from gradtf_fl.tasks.federation import HiddenTask
-from gradtf_fl.tasks.rows import TokenRows, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import DpRecipe, PlainRecipe, dp_fine_tune_stacked, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint

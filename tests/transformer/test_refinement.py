@@ -15,9 +15,8 @@ from gradtf_fl.adapters.models import load_model
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS, FederationPlan
 from gradtf_fl.curation.shadow import as_token_rows, single_task
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import IGNORED, TokenRows, encode_rows, public_rows, read_prompts, write_rows
 from gradtf_fl.tasks import house_rules as hr
-from gradtf_fl.tasks import public_rows, read_prompts, write_rows
-from gradtf_fl.tasks.rows import IGNORED, TokenRows, encode_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 from gradtf_fl.transformer.refinement import (
