@@ -15,6 +15,8 @@ from gradtf_fl.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from gradtf_fl.adapters.device import Place
+
 T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -42,8 +44,10 @@ def model_folder(name: str, what: str = "model") -> str:
     return str(folder.resolve())
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model in eval mode and float32, tokenizer). ConfigError, with the cause in one line, when it can't be had.
+def load_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model in eval mode, tokenizer). ConfigError, with the cause in one line, when it can't be had.
+
+    ``place`` says where and how exactly its weights are held; None: on the CPU, in float32.
 
     >>> from gradtf_fl import load_model
     >>> model, tokenizer = load_model("embedded:tiny")
@@ -54,7 +58,8 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     def weights(folder: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        options = {"dtype": "float32"} if place is None else place.loading()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
         return model.eval()
 
     return _from_folder(name, weights), load_tokenizer(name)
@@ -103,15 +108,15 @@ def _from_folder(name: str, load: Callable[[str], T]) -> T:
         raise ConfigError(f"model {name!r} can't be loaded: {cause}") from error
 
 
-def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def kept_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`load_model`, from a copy that this process keeps in memory while the folder's files stay as they are."""
-    model, tokenizer = _kept(name, _signature(name))
+    model, tokenizer = _kept(name, place, _signature(name))
     return copy.deepcopy(model), tokenizer
 
 
 @lru_cache(maxsize=1)
-def _kept(name: str, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model(name)
+def _kept(name: str, place: Place | None, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(name, place)
 
 
 def model_hash(name: str) -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option
+from gradtf_fl.cli.options import chosen, device_option, emit_json, json_option, place_of
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.transformer import DEVICES, Place
 
 if TYPE_CHECKING:
     from gradtf_fl.curation import Curation, CurationConfig, TaskCuration
@@ -104,7 +103,7 @@ class WorkersType(click.ParamType[int | str]):
     type=click.IntRange(min=1),
     help="Shadow sets tuned at once: memory, and what a kill loses.  [default: 32; tasks: 8]",
 )
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="Where to tune.")
+@device_option
 @click.option(
     "--workers",
     type=WorkersType(),
@@ -120,7 +119,7 @@ def curate(out: Path, workers: Any, device: str, as_json: bool, **given: Any) ->
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
     _check(options)
-    place = str(Place.find(device, "float32").device)
+    place = str(place_of(device).device)
     if workers is None and place != "cpu":
         workers = 1  # several would each hold both models there
 

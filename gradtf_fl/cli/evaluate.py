@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import emit_json, json_option, place_of, place_options
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from gradtf_fl.adapters import AdapterSpec
+    from gradtf_fl.adapters import AdapterSpec, Place
     from gradtf_fl.tasks import LoadedTask, Row, TextTask
 
     Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
@@ -63,6 +63,7 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 )
 @click.option("--floor", type=click.FloatRange(0, 1), help="Score of the tuned TinyLM, for PGR.")
 @click.option("--ceiling", type=click.FloatRange(0, 1), help="Score of the LLM tuned on the rows, for PGR.")
+@place_options
 @json_option
 def evaluate(
     model: str,
@@ -75,12 +76,17 @@ def evaluate(
     max_malformed: float | None,
     floor: float | None,
     ceiling: float | None,
+    device: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Score a model by the task's metric; with --floor and --ceiling also the performance gap recovered."""
     from gradtf_fl.reports import gap_recovered
 
     problems = _Problems()
+    place: Place | None = None
+    with problems:
+        place = place_of(device, precision)
     if (floor is None) != (ceiling is None):
         problems.add("PGR needs both --floor and --ceiling")
     loaded: Adapter | None = None
@@ -100,11 +106,11 @@ def evaluate(
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, task, work)}
+        result: dict[str, Any] = {"rows": len(work), "exact_match": _score(model, loaded, place, task, work)}
         score, said = result["exact_match"], f"exact match {result['exact_match']:.4f} on {len(work)} rows"
     else:
         assert work is not None
-        result = _generated(model, loaded, work, limit, max_new_tokens)
+        result = _generated(model, loaded, place, work, limit, max_new_tokens)
         score, said = result["score"], _sentence(result)
         if not as_json and work.skipped:
             click.echo("\n".join(f"skipped: {row}" for row in work.skipped_rows), err=True)
@@ -195,21 +201,21 @@ def _rows(task: str, limit: int | None) -> list[Row]:
     return tokens_to_rows(HiddenTask((rule,)).draw(np.random.default_rng(0), count, "test"))
 
 
-def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
+def _model(name: str, adapter: Adapter | None, place: Place | None) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer)."""
     from gradtf_fl.adapters import AdaptedModel, load_model
 
     if adapter is None:
-        return load_model(name)
+        return load_model(name, place)
     state, spec = adapter
-    adapted = AdaptedModel.load(name, spec)
+    adapted = AdaptedModel.load(name, spec, place)
     return adapted.attach(state), adapted.tokenizer
 
 
-def _score(model_name: str, adapter: Adapter | None, task: str, rows: list[Row]) -> float:
+def _score(model_name: str, adapter: Adapter | None, place: Place | None, task: str, rows: list[Row]) -> float:
     from gradtf_fl.tasks import encode_rows, exact_match, read_rows, refuse_unscored
 
-    model, tokenizer = _model(model_name, adapter)
+    model, tokenizer = _model(model_name, adapter, place)
     if getattr(tokenizer, "chat_template", None) and not task.startswith(HOUSE_RULES):
         rows = read_rows(task, tokenizer)[: len(rows)]
     encoded = encode_rows(rows, tokenizer)
@@ -218,12 +224,17 @@ def _score(model_name: str, adapter: Adapter | None, task: str, rows: list[Row])
 
 
 def _generated(
-    model_name: str, adapter: Adapter | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
+    model_name: str,
+    adapter: Adapter | None,
+    place: Place | None,
+    work: LoadedTask,
+    limit: int | None,
+    max_new_tokens: int | None,
 ) -> dict[str, Any]:
     from gradtf_fl.reports import WorkProgress
     from gradtf_fl.tasks import score_task
 
-    model, tokenizer = _model(model_name, adapter)
+    model, tokenizer = _model(model_name, adapter, place)
     with WorkProgress("evaluate") as shown:
 
         def progress(done: int, total: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Seed,
         validate,
     )
+    from gradtf_fl.config.compute import ComputeSection, PhysicalRows, Precision, Quantization, Sampler
     from gradtf_fl.config.organization import (
         DataSection,
         DropPoint,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         OrganizationConfig,
         OrganizationSimulation,
         PrivacySection,
-        Sampler,
         SecAggSection,
     )
     from gradtf_fl.config.plan import Combine, FederationPlan
@@ -40,6 +40,7 @@ __all__ = [
     "HOUSE_RULES_ANSWER_TOKENS",
     "Address",
     "Combine",
+    "ComputeSection",
     "Count",
     "DataSection",
     "DropPoint",
@@ -51,8 +52,11 @@ __all__ = [
     "OrganizationConfig",
     "OrganizationName",
     "OrganizationSimulation",
+    "PhysicalRows",
+    "Precision",
     "PrivacySection",
     "PublicKey",
+    "Quantization",
     "Rate",
     "RowFormat",
     "Rules",

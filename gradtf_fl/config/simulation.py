@@ -13,7 +13,7 @@ from gradtf_fl.config.base import (
     ModelName,
     Section,
 )
-from gradtf_fl.config.organization import ComputeSection
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import FederationPlan, RoundSettings
 from gradtf_fl.config.roster_size import refuse_small_groups, refuse_two
 from gradtf_fl.round_messages import STAGES, Stage

@@ -172,7 +172,7 @@ def exact_match(model: Any, rows: TokenRows, batch: int = 512) -> float:
     model.eval()
     with torch.no_grad():
         for start in range(0, len(rows), batch):
-            part = rows.take(slice(start, start + batch))
+            part = rows.take(slice(start, start + batch)).to(model.device)
             logits = model(input_ids=part.input_ids, attention_mask=part.attention_mask, use_cache=False).logits
             labels = part.labels[:, 1:]
             matches = (logits[:, :-1].argmax(-1) == labels) | (labels == IGNORED)

@@ -22,7 +22,7 @@ from clients.organization import organization_of
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
-from gradtf_fl.config.organization import ComputeSection
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
