@@ -1,0 +1,112 @@
+"""A step on made-up rows before the first on private ones: does it work here, with how many rows at once, at what cost?
+
+What a device cannot do has to show before the ledger is charged. Made-up rows are as wide as the widest real row and
+predict from the first position from which a real one does, so that no real step takes more memory.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from gradtf_fl.config import ComputeSection
+from gradtf_fl.training.dp_sgd import private_optimizer, probe
+from gradtf_fl.training.loss import RowLosses
+from gradtf_fl.training.physical_batch import MOST_ROWS, StepMemory, fit_physical_batch, step_memory, try_rows
+from gradtf_fl.training.preflight import adapter_parameters
+from gradtf_fl.training.private_adam import PrivateAdam
+from gradtf_fl.training.randomness import Draws
+
+if TYPE_CHECKING:
+    from gradtf_fl.tasks import TokenRows
+
+ENOUGH_S = 1.0
+"""A measurement of this length is taken for the rest."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step on ``rows`` rows costs on this machine.
+
+    Attributes:
+        rows: expected rows of a draw.
+        physical_batch: how many of them go through the model at once.
+        seconds: of a step.
+        bytes: what it holds at most, without the model itself.
+    """
+
+    rows: int
+    physical_batch: int
+    seconds: float
+    bytes: int
+
+
+def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> int:
+    """The physical batch with which `train_dp` can train ``model``'s adapter on ``rows``; the model stays as it is.
+
+    Args:
+        rows: only their number, their lengths and where their labels begin are looked at.
+        batch: expected rows of a step.
+        compute: how it will be trained; a ``physical_rows`` that is a number is the answer, once a step works.
+
+    Raises:
+        ConfigError: training does not work here, or there is not enough memory for one row.
+    """
+    with _optimizer(model, batch, compute) as optimizer:
+        probe(optimizer.sampler, model)
+        fitting = fit_physical_batch(optimizer, RowLosses(model, rows), batch)
+    return fitting if compute.physical_rows == "auto" else compute.physical_rows
+
+
+def measure_step(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> StepCost:
+    """What a step on ``batch`` such rows costs; arguments and ConfigError as in `rehearse`."""
+    physical_batch = rehearse(model, rows, batch, compute)
+    part = min(batch, physical_batch)
+    with _optimizer(model, batch, compute) as optimizer:
+        made_up = RowLosses(model, rows).made_up(MOST_ROWS)
+        memory: StepMemory = step_memory(optimizer, made_up)
+        seconds = _seconds(optimizer, made_up, part) * batch / part
+    return StepCost(batch, physical_batch, seconds, memory.of(part))
+
+
+def _seconds(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> float:
+    """Of one part of a step with so many rows, from as few of them as take `ENOUGH_S`."""
+    tried = min(4, rows)
+    before, elapsed = 0, 0.0
+    while True:
+        began, earlier = time.perf_counter(), elapsed
+        try_rows(optimizer, made_up, tried)
+        _synchronize(made_up.device)
+        elapsed = time.perf_counter() - began
+        if tried == rows:
+            return elapsed
+        if elapsed > ENOUGH_S:
+            a_row = (elapsed - earlier) / (tried - before) if before and elapsed > earlier else elapsed / tried
+            return elapsed + (rows - tried) * a_row
+        before, tried = tried, min(rows, 2 * tried)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _optimizer(model: nn.Module, batch: int, compute: ComputeSection) -> AbstractContextManager[PrivateAdam]:
+    return private_optimizer(
+        model,
+        adapter_parameters(model),
+        sigma=1.0,
+        clip=1.0,
+        expected_batch=batch,
+        rate=1.0,
+        draws=Draws.make(0),
+        sampler=compute.sampler,
+        gradient_checkpointing=compute.gradient_checkpointing,
+    )
