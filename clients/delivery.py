@@ -45,7 +45,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
     """
     verify(organization, delivery)
-    from gradtf_fl.adapters import AdaptedModel, model_folder, save_adapter, unpack_adapter
+    from gradtf_fl.adapters import AdaptedModel, Place, model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm
     try:
@@ -54,7 +54,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
             follow(organization.folder, delivery.round)
             return dict(STORED)
         state, spec, _ = unpack_adapter(delivery.adapter)
-        llm = AdaptedModel.load(base_name, spec)
+        llm = AdaptedModel.load(base_name, spec, Place.of(organization.config.compute))
         adapted = _fitted(llm, state)
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -59,6 +60,8 @@ def load_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, 
         from transformers import AutoModelForCausalLM
 
         options = {"dtype": "float32"} if place is None else place.loading()
+        if place is not None and place.is_quantized:  # it warns of its float16 in every product
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
         return model.eval()
 
@@ -97,9 +100,9 @@ def load_encoder(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 def _from_folder(name: str, load: Callable[[str], T]) -> T:
     """What ``load`` makes of a model's folder or hub id; ConfigError, with the cause in one line, when it can't."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     folder = model_folder(name)
     try:
         return load(folder)

@@ -44,6 +44,18 @@ def available_bytes(device: torch.device) -> int:
     return min([_system_bytes(), *_cgroup_bytes()])
 
 
+def held_bytes(device: torch.device) -> int:
+    """Memory that this process holds on ``device`` now; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def _system_bytes() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

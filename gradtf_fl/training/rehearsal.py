@@ -17,7 +17,8 @@ from torch import nn
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.training.dp_sgd import private_optimizer, probe
 from gradtf_fl.training.loss import RowLosses
-from gradtf_fl.training.physical_batch import MOST_ROWS, StepMemory, fit_physical_batch, step_memory, try_rows
+from gradtf_fl.training.memory import held_bytes
+from gradtf_fl.training.physical_batch import fit_physical_batch, step_memory, try_rows
 from gradtf_fl.training.preflight import adapter_parameters
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
@@ -37,13 +38,13 @@ class StepCost:
         rows: expected rows of a draw.
         physical_batch: how many of them go through the model at once.
         seconds: of a step.
-        bytes: what it holds at most, without the model itself.
+        peak_bytes: what this process holds at most during the step, the model included.
     """
 
     rows: int
     physical_batch: int
     seconds: float
-    bytes: int
+    peak_bytes: int
 
 
 def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> int:
@@ -64,14 +65,18 @@ def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSect
 
 
 def measure_step(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> StepCost:
-    """What a step on ``batch`` such rows costs; arguments and ConfigError as in `rehearse`."""
+    """What a step on ``batch`` such rows costs; arguments and ConfigError as in `rehearse`.
+
+    Memory is that of the widest rows of all, time that of a draw's widest.
+    """
     physical_batch = rehearse(model, rows, batch, compute)
     part = min(batch, physical_batch)
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:batch]
     with _optimizer(model, batch, compute) as optimizer:
-        made_up = RowLosses(model, rows).made_up(MOST_ROWS)
-        memory: StepMemory = step_memory(optimizer, made_up)
-        seconds = _seconds(optimizer, made_up, part) * batch / part
-    return StepCost(batch, physical_batch, seconds, memory.of(part))
+        memory = step_memory(optimizer, RowLosses(model, rows).made_up(2))
+        held = held_bytes(next(model.parameters()).device)
+        seconds = _seconds(optimizer, RowLosses(model, rows.take(drawn)).made_up(part), part) * batch / part
+    return StepCost(batch, physical_batch, seconds, held + memory.of(part))
 
 
 def _seconds(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> float:

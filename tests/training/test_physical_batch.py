@@ -271,4 +271,4 @@ def test_a_measured_step_has_a_time_and_a_size(random_rows: TokenRows) -> None:
     cost = measure_step(lora_model(), random_rows, 64, ComputeSection(physical_rows=16))
     assert (cost.rows, cost.physical_batch) == (64, 16)
     assert 0 < cost.seconds < 60
-    assert cost.bytes > 1000
+    assert cost.peak_bytes > memory.held_bytes(CPU) / 2
