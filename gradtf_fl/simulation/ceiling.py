@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from gradtf_fl.config import SimulationConfig
+from gradtf_fl.deployment import end_with_parent
 
 WORTH_A_PROCESS = 20_000
 """Examples from which on a second process (5 s of imports) pays."""
@@ -82,6 +83,7 @@ def _work(answer: Connection, config: SimulationConfig, threads: int) -> None:
     import warnings
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends this process
+    end_with_parent()  # a SIGTERM, by timeout or a batch system, gives it no time to
     warnings.simplefilter("ignore")
     import torch
 
