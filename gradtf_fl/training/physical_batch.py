@@ -18,8 +18,9 @@ from gradtf_fl.training.private_adam import PrivateAdam
 
 MOST_ROWS = 512
 """In one forward pass."""
-ROOM = 0.5
-"""Share of the memory at hand that a step is planned to take: kernels need more than the tensors that they make."""
+ROOM = 0.4
+"""Share of the memory at hand that a step's tensors may take. What kernels need and allocators keep comes on top: on a
+CPU as much again (measured)."""
 
 AFTER_BYTES = 64
 """For each parameter of the adapter: sum, gradient and two moments in float32, the noise in float64 with its words."""

@@ -6,6 +6,7 @@ predict from the first position from which a real one does, so that no real step
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ import torch
 from torch import nn
 
 from gradtf_fl.config import ComputeSection
-from gradtf_fl.training.dp_sgd import private_optimizer, probe
+from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, probe
 from gradtf_fl.training.loss import RowLosses
-from gradtf_fl.training.memory import held_bytes
-from gradtf_fl.training.physical_batch import fit_physical_batch, step_memory, try_rows
+from gradtf_fl.training.memory import begin_peak, held_bytes, peak_held_bytes
+from gradtf_fl.training.physical_batch import fit_physical_batch, step_memory
 from gradtf_fl.training.preflight import adapter_parameters
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
@@ -67,32 +68,46 @@ def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSect
 def measure_step(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> StepCost:
     """What a step on ``batch`` such rows costs; arguments and ConfigError as in `rehearse`.
 
-    Memory is that of the widest rows of all, time that of a draw's widest.
+    Steps on made-up rows are taken, as many rows at once as take `ENOUGH_S` at least; the rest follows in proportion.
+    Time is that of a draw's widest rows, memory that of the widest of all and of a large draw.
     """
     physical_batch = rehearse(model, rows, batch, compute)
-    part = min(batch, physical_batch)
+    part, device = min(batch, physical_batch), next(model.parameters()).device
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:batch]
+    parameters = adapter_parameters(model)
+    before = [p.detach().clone() for p in parameters.values()]
     with _optimizer(model, batch, compute) as optimizer:
-        memory = step_memory(optimizer, RowLosses(model, rows).made_up(2))
-        held = held_bytes(next(model.parameters()).device)
-        seconds = _seconds(optimizer, RowLosses(model, rows.take(drawn)).made_up(part), part) * batch / part
-    return StepCost(batch, physical_batch, seconds, held + memory.of(part))
+        widest = step_memory(optimizer, RowLosses(model, rows).made_up(2))
+        made_up = RowLosses(model, rows.take(drawn)).made_up(part)
+        own = step_memory(optimizer, made_up)
+        held = held_bytes(device)
+        begin_peak(device)
+        seconds, tried = _seconds(optimizer, made_up, part)
+        added = max(own.of(tried), peak_held_bytes(device) - held)
+    with torch.no_grad():
+        for p, value in zip(parameters.values(), before, strict=True):
+            p.copy_(value)
+    largest = min(physical_batch, batch + 3 * math.isqrt(batch))
+    peak = held + round(added * widest.of(largest) / own.of(tried))
+    return StepCost(batch, physical_batch, seconds * batch / part, peak)
 
 
-def _seconds(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> float:
-    """Of one part of a step with so many rows, from as few of them as take `ENOUGH_S`."""
+def _seconds(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> tuple[float, int]:
+    """Of a step on so many rows, from as few as take `ENOUGH_S`, and how many those were."""
     tried = min(4, rows)
     before, elapsed = 0, 0.0
+    noisy_step(optimizer, made_up, torch.arange(min(2, rows)), 2)  # what is done once only
     while True:
+        _synchronize(made_up.device)
         began, earlier = time.perf_counter(), elapsed
-        try_rows(optimizer, made_up, tried)
+        noisy_step(optimizer, made_up, torch.arange(tried), tried)
         _synchronize(made_up.device)
         elapsed = time.perf_counter() - began
         if tried == rows:
-            return elapsed
+            return elapsed, tried
         if elapsed > ENOUGH_S:
             a_row = (elapsed - earlier) / (tried - before) if before and elapsed > earlier else elapsed / tried
-            return elapsed + (rows - tried) * a_row
+            return elapsed + (rows - tried) * a_row, tried
         before, tried = tried, min(rows, 2 * tried)
 
 

@@ -205,7 +205,7 @@ def test_the_physical_batch_follows_from_the_memory_at_hand(
     assert rehearse(model, random_rows, 4, compute) == MOST_ROWS
     with rehearsal._optimizer(model, 4, compute) as optimizer:
         memory = step_memory(optimizer, RowLosses(model, random_rows).made_up(2))
-    room = (memory.fixed + 7 * memory.row + memory.row // 2) * 2  # half of it is planned for
+    room = round((memory.fixed + 7.5 * memory.row) / physical_batch.ROOM)
     monkeypatch.setattr(physical_batch, "available_bytes", lambda _: room)
     assert rehearse(model, random_rows, 4, compute) == 7
     assert rehearse(model, random_rows, 4, ComputeSection(sampler=sampler, physical_rows=3)) == 3
@@ -268,7 +268,10 @@ def test_costs_by_hand() -> None:
 
 
 def test_a_measured_step_has_a_time_and_a_size(random_rows: TokenRows) -> None:
-    cost = measure_step(lora_model(), random_rows, 64, ComputeSection(physical_rows=16))
+    model = lora_model()
+    before = adapter(model)
+    cost = measure_step(model, random_rows, 64, ComputeSection(physical_rows=16))
+    assert torch.equal(adapter(model), before)
     assert (cost.rows, cost.physical_batch) == (64, 16)
     assert 0 < cost.seconds < 60
     assert cost.peak_bytes > memory.held_bytes(CPU) / 2
