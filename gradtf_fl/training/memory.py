@@ -106,14 +106,14 @@ def peak_bytes(work: Callable[[], object]) -> int:
     """
     with _Watch() as watch:
         work()
-    return watch.peak
+    return int(watch.peak)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operators make, until they are freed. The backward pass is seen too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._seen: WeakSet[Any] = WeakSet()
 

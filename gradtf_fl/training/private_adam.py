@@ -141,7 +141,7 @@ def products_are_exact() -> bool:
 
     In TF32, which keeps 10 bits of a factor, the sum of clipped rows could exceed their number times C.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     return all(backend.fp32_precision in ("none", "ieee") for backend in backends)
 
 

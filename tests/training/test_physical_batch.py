@@ -106,12 +106,16 @@ def test_out_of_memory_while_rows_are_clipped_is_the_same(
 def test_a_step_that_is_being_released_is_not_repeated(random_rows: TokenRows, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam may have moved a part of the adapter: the same noise on a second sum would be a second release."""
 
+    tried = []
+
     def fail(*_: Any, **__: Any) -> None:
+        tried.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.optim.Adam, "step", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train_dp(lora_model(), random_rows, **PLAN, physical_batch=4)
+    assert len(tried) == 1
 
 
 def test_other_errors_and_single_rows_are_not_repeated(random_rows: TokenRows) -> None:
