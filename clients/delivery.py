@@ -61,7 +61,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
     """
     verify(organization, delivery)
-    from gradtf_fl.adapters import AdaptedModel, model_folder, save_adapter, unpack_adapter
+    from gradtf_fl.adapters import AdaptedModel, Place, model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm
     try:
@@ -71,7 +71,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
             return dict(STORED)
         packed = unpack_adapter(delivery.adapter)
         state, spec = packed.state, packed.spec
-        llm = AdaptedModel.load(base_name, spec)
+        llm = AdaptedModel.load(base_name, spec, Place.of(organization.config.compute))
         if packed.base_sha256 != llm.space.model_sha256:
             raise ConfigError(
                 f"the adapter was made for another LLM ({packed.base_model}, {packed.base_sha256[:16] or 'no hash'}) "

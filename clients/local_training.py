@@ -21,19 +21,24 @@ from clients.refusals import Refused
 from gradtf_fl.adapters import (
     AdaptedModel,
     AdapterSpec,
+    Place,
     adapter_state,
     update_vector,
 )
+from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import count_rows, read_tokens
-from gradtf_fl.training import check_trainable, train_dp
+from gradtf_fl.training import check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from gradtf_fl.tasks import TokenRows
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def train_update(
         Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``.
         BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
     """
+    compute = organization.config.compute
     tiny = load_tiny(organization, message.spec, message.initial_hash)
     start, start_hash = start_of(tiny, message.update)
     if start_hash != config.model_hash or tiny.space.layout.size != config.dim:
@@ -101,6 +107,7 @@ def train_update(
         data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
         if len(data) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
+        physical_batch = _rehearsed(model, data, plan.batch, compute)
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)
         if isinstance(error, ConfigError):
@@ -115,7 +122,9 @@ def train_update(
         steps=plan.steps,
         rate=plan.rate,
         seed=organization.training_seed(key),
-        sampler=organization.config.compute.sampler,
+        physical_batch=physical_batch,
+        sampler=compute.sampler,
+        gradient_checkpointing=compute.gradient_checkpointing,
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.space.layout, adapter_state(model), start)
@@ -123,6 +132,18 @@ def train_update(
     if organization.config.simulation is not None and organization.config.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, rows, ledger.head)
+
+
+def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSection) -> int:
+    """How many rows go through the model at once.
+
+    Raises:
+        Refused: ``policy`` where a step on made-up rows does not work here.
+    """
+    try:
+        return rehearse(model, data, batch, compute)
+    except ConfigError as error:
+        raise Refused(Refusal.POLICY, f"a training step does not work here: {error}") from error
 
 
 def client_level(organization: Organization, config: RoundConfig) -> SkellamEvent | None:
@@ -139,12 +160,14 @@ def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -
 
     Raises:
         Refused: ``protocol`` for a spec that is none, ``model_hash`` when the initial adapter is not ours.
+        ConfigError: the model can't be had, or ``[compute]`` asks for what this machine can't do.
     """
     try:
         spec = AdapterSpec.from_json(json.loads(spec_json))
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(Refusal.PROTOCOL, f"adapter spec: {error!r}") from error
-    tiny = AdaptedModel.load(organization.config.models.tiny, spec, kept=True)
+    place = Place.of(organization.config.compute)
+    tiny = AdaptedModel.load(organization.config.models.tiny, spec, place, kept=True)
     if tiny.space.initial_hash != initial_hash:
         raise Refused(Refusal.MODEL_HASH, "the shared initial adapter differs from ours")
     return tiny

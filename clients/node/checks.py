@@ -25,6 +25,8 @@ SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
 MIN_FREE_BYTES = 10**9
 WARN_DAYS = 30
+STEP_ROWS = 64
+"""Of the step that is measured: a plan's usual batch. A round's own plan says how many steps it has."""
 
 
 def check_organization(folder: Path, offline: bool = False) -> list[Finding]:
@@ -41,6 +43,7 @@ def check_organization(folder: Path, offline: bool = False) -> list[Finding]:
         return findings
     organization = assemble(folder.absolute(), config, identity)
     findings += [*_policy(organization), *_models(organization), *_data(organization), *_budget(organization)]
+    findings += _training(organization)
     findings += _disk(folder)
     running = _is_running(folder)
     if not offline and is_joined(config):
@@ -182,6 +185,32 @@ def _in_words(rows: int, path: Path, form: RowFormat) -> str:
 
 def _twice(duplicates: int) -> list[str]:
     return [f"{duplicates:,} there twice"] if duplicates else []
+
+
+def _training(organization: Organization) -> Iterator[Finding]:
+    """Device and precision, and what a step costs there: measured on made-up rows as wide as ours."""
+    from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Place, model_folder
+
+    config = organization.config
+    try:
+        place = Place.of(config.compute)
+    except ConfigError as error:
+        yield from (Finding("fail", "compute", problem, "correct [compute]") for problem in error.problems)
+        return
+    yield Finding("ok", "compute", str(place))
+    try:
+        if not Path(model_folder(config.models.tiny)).is_dir():
+            return
+        from gradtf_fl.training import measure_step
+
+        tiny = AdaptedModel.load(config.models.tiny, AdapterSpec(), place, kept=True)
+        rows = read_tokens(organization.train_path, tiny.tokenizer, config.data, tiny.model.config).tokens
+        cost = measure_step(tiny.attach(), rows, STEP_ROWS, config.compute)
+    except ConfigError as error:
+        remedy = "the finding above says why, or see [compute] and the model's architecture"
+        return (yield Finding("warn", "training step", f"not measured: {error.problems[0]}", remedy))
+    text = f"{cost.seconds:.2g} s for {STEP_ROWS} rows ({min(cost.physical_batch, STEP_ROWS)} at once)"
+    yield Finding("ok", "training step", f"{text}, peak memory {cost.peak_bytes / 1e9:.2g} GB, on {place.device}")
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:

@@ -74,13 +74,13 @@ def warm(folder: Path) -> None:
     Nothing is wrong with a folder that cannot be read yet: the first request will say so.
     """
     try:
-        models = load_organization(folder).config.models
+        config = load_organization(folder).config
         import clients.delivery
         import clients.local_training  # noqa: F401
-        from gradtf_fl.adapters import kept_model, model_hash
+        from gradtf_fl.adapters import Place, kept_model, model_hash
 
-        kept_model(models.tiny)
-        model_hash(models.tiny)
+        kept_model(config.models.tiny, Place.of(config.compute))
+        model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
         print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
 

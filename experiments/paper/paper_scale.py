@@ -25,17 +25,15 @@ import torch
 from experiments.measuring import Clock, machine, revision
 from experiments.paper.plain_loop import training_steps
 from experiments.paper.recomputation import recomputed
-from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Place, UpdateSpace
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.transformer import (
-    DEVICES,
     SIZES,
     Backbone,
     GradTransformer,
     GradTransformerModel,
-    Place,
     Standardisation,
     TrainConfig,
     new_optimizers,
@@ -288,7 +286,7 @@ def device_name(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch", type=int, default=ScalePlan.batch)
     parser.add_argument("--seed", type=int, default=ScalePlan.seed)
     parser.add_argument("--out", type=Path)

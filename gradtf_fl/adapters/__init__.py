@@ -9,6 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
     from gradtf_fl.adapters.chosen import chosen_spec
+    from gradtf_fl.adapters.device import Place
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
     from gradtf_fl.adapters.kinds import PREFIX, find_targets, split_name
     from gradtf_fl.adapters.models import (
@@ -39,6 +40,7 @@ __all__ = [
     "AdaptedModel",
     "AdapterSpec",
     "BlockLayout",
+    "Place",
     "UpdateSpace",
     "Vector",
     "adapter_state",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,6 +15,8 @@ from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from gradtf_fl.adapters.device import Place
 
 T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -58,8 +61,10 @@ def model_folder(name: str, what: str = "model") -> str:
     return str(folder.resolve())
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model in eval mode and float32, tokenizer). ConfigError, with the cause in one line, when it can't be had.
+def load_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model in eval mode, tokenizer). ConfigError, with the cause in one line, when it can't be had.
+
+    ``place`` says where and how exactly its weights are held; None: on the CPU, in float32.
 
     >>> from gradtf_fl import load_model
     >>> model, tokenizer = load_model("embedded:tiny")
@@ -70,7 +75,10 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     def weights(folder: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        options = {"dtype": "float32"} if place is None else place.loading()
+        if place is not None and place.is_quantized:  # it warns of its float16 in every product
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
         return model.eval()
 
     return _from_folder(name, weights), load_tokenizer(name)
@@ -109,9 +117,9 @@ def load_encoder(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 def _from_folder(name: str, load: Callable[[str], T]) -> T:
     """What ``load`` makes of a model's folder or hub id; ConfigError, with the cause in one line, when it can't."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     folder = model_folder(name)
     try:
         return load(folder)
@@ -120,17 +128,17 @@ def _from_folder(name: str, load: Callable[[str], T]) -> T:
         raise ConfigError(f"model {name!r} can't be loaded: {cause}") from error
 
 
-def kept_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def kept_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`load_model`, from a copy that this process keeps in memory while the model's files stay as they are."""
     if _snapshot(name) is None:
-        load_model(name)  # from the hub, into its cache
-    model, tokenizer = _kept(name, _signature(name))
+        load_model(name, place)  # from the hub, into its cache
+    model, tokenizer = _kept(name, place, _signature(name))
     return copy.deepcopy(model), tokenizer
 
 
 @lru_cache(maxsize=1)
-def _kept(name: str, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model(name)
+def _kept(name: str, place: Place | None, signature: Signature) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(name, place)
 
 
 def model_hash(name: str) -> str:

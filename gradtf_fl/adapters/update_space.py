@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+    from gradtf_fl.adapters.device import Place
+
 
 @dataclass(frozen=True)
 class UpdateSpace:
@@ -106,29 +108,41 @@ class AdaptedModel:
     initial: State
 
     @classmethod
-    def load(
-        cls, name: str, spec: AdapterSpec, *, device: str | torch.device = "cpu", kept: bool = False
-    ) -> AdaptedModel:
+    def load(cls, name: str, spec: AdapterSpec, place: Place | None = None, *, kept: bool = False) -> AdaptedModel:
         """The model called ``name`` with the initial adapter of ``spec``.
 
         Args:
             name: as `load_model` takes it.
             spec: which adapter.
-            device: where the base model is put.
+            place: where and how exactly the base model is held; None: on the CPU, in float32.
             kept: take a copy of a model that this process keeps in memory (see `kept_model`).
 
         Raises:
             ConfigError: the model can't be had, lacks a target, or the adapter's kind does not go on one.
         """
-        model, tokenizer = kept_model(name) if kept else load_model(name)
-        adapted = cls.of(model, tokenizer, spec, name, model_hash(name))
-        model.to(device)  # type: ignore[arg-type]
-        return adapted
+        model, tokenizer = (kept_model if kept else load_model)(name, place)
+        rounded = place is not None and (place.precision, place.quantization) != ("float32", "none")
+        initial = None
+        if rounded and spec.kind == "lora-xs":  # it comes from the weights themselves, as everybody has them
+            initial = initial_values(load_model(name)[0], spec)
+        return cls.of(model, tokenizer, spec, name, model_hash(name), initial)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, spec: AdapterSpec, name: str = "", model_sha256: str = "") -> AdaptedModel:
-        """A plain model that is in memory already; ConfigError as in `load`."""
-        initial = initial_values(model, spec)
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        spec: AdapterSpec,
+        name: str = "",
+        model_sha256: str = "",
+        initial: State | None = None,
+    ) -> AdaptedModel:
+        """A plain model that is in memory already; ConfigError as in `load`.
+
+        ``initial`` is its initial adapter, where the weights in memory are not those that it comes from.
+        """
+        if initial is None:
+            initial = initial_values(model, spec)
         layout = BlockLayout.from_state(initial, spec.train_a)
         space = UpdateSpace(name, model_sha256, spec, layout, state_hash(initial).hex())
         return cls(model, tokenizer, space, initial)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option
+from gradtf_fl.cli.options import chosen, emit_json, json_option, place_of, place_options
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.transformer import DEVICES, Place
 
 if TYPE_CHECKING:
     from gradtf_fl.curation import Curation, CurationConfig, TaskCuration
@@ -104,7 +103,7 @@ class WorkersType(click.ParamType[int | str]):
     type=click.IntRange(min=1),
     help="Shadow sets tuned at once: memory, and what a kill loses.  [default: 32; tasks: 8]",
 )
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="Where to tune.")
+@place_options
 @click.option(
     "--workers",
     type=WorkersType(),
@@ -112,7 +111,7 @@ class WorkersType(click.ParamType[int | str]):
     help="Processes, one thread each, or Ray tasks over processes and machines.  [default: one per core; 1 on cuda]",
 )
 @json_option
-def curate(out: Path, workers: Any, device: str, as_json: bool, **given: Any) -> None:
+def curate(out: Path, workers: Any, device: str, precision: str, as_json: bool, **given: Any) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
     A killed run resumes: shards that are there are verified and kept. Lost are the shards that were being made, one for
@@ -120,8 +119,8 @@ def curate(out: Path, workers: Any, device: str, as_json: bool, **given: Any) ->
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
     _check(options)
-    place = str(Place.find(device, "float32").device)
-    if workers is None and place != "cpu":
+    place = place_of(device, precision)
+    if workers is None and place.device.type != "cpu":
         workers = 1  # several would each hold both models there
 
     from gradtf_fl.curation import curate as run

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import emit_json, json_option, place_of, place_options
 from gradtf_fl.config import RowFormat, validate
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from gradtf_fl.adapters import AdapterSpec
+    from gradtf_fl.adapters import AdapterSpec, Place
     from gradtf_fl.tasks import LoadedTask, Row, TextTask
 
     Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
@@ -81,6 +81,7 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 )
 @click.option("--floor", type=click.FloatRange(0, 1), help="Score of the tuned TinyLM, for PGR.")
 @click.option("--ceiling", type=click.FloatRange(0, 1), help="Score of the LLM tuned on the rows, for PGR.")
+@place_options
 @json_option
 def evaluate(
     model: str,
@@ -100,12 +101,17 @@ def evaluate(
     end: bool | None,
     floor: float | None,
     ceiling: float | None,
+    device: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Score a model by the task's metric; with --floor and --ceiling also the performance gap recovered."""
     from gradtf_fl.reports import gap_recovered
 
     problems = _Problems()
+    place: Place | None = None
+    with problems:
+        place = place_of(device, precision)
     if (floor is None) != (ceiling is None):
         problems.add("PGR needs both --floor and --ceiling")
     loaded: Adapter | None = None
@@ -140,11 +146,11 @@ def evaluate(
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work)} | _score(model, loaded, task, work, form, limit)
+        result: dict[str, Any] = {"rows": len(work)} | _score(model, loaded, place, task, work, form, limit)
         score, said = result["exact_match"], _row_sentence(result)
     else:
         assert work is not None
-        result = _generated(model, loaded, work, limit, max_new_tokens)
+        result = _generated(model, loaded, place, work, limit, max_new_tokens)
         score, said = result["score"], _sentence(result)
         if not as_json and work.skipped:
             click.echo("\n".join(f"skipped: {row}" for row in work.skipped_rows), err=True)
@@ -249,24 +255,30 @@ def _rows(task: str, form: RowFormat, limit: int | None) -> list[Row]:
     return tokens_to_rows(HiddenTask((rule,)).draw(np.random.default_rng(0), count, "test"))
 
 
-def _model(name: str, adapter: Adapter | None) -> tuple[Any, Any]:
+def _model(name: str, adapter: Adapter | None, place: Place | None) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer)."""
     from gradtf_fl.adapters import AdaptedModel, load_model
 
     if adapter is None:
-        return load_model(name)
+        return load_model(name, place)
     state, spec = adapter
-    adapted = AdaptedModel.load(name, spec)
+    adapted = AdaptedModel.load(name, spec, place)
     return adapted.attach(state), adapted.tokenizer
 
 
 def _score(
-    model_name: str, adapter: Adapter | None, task: str, rows: list[Row], form: RowFormat, limit: int | None
+    model_name: str,
+    adapter: Adapter | None,
+    place: Place | None,
+    task: str,
+    rows: list[Row],
+    form: RowFormat,
+    limit: int | None,
 ) -> dict[str, Any]:
     """Exact match and loss; of a file also what was cut."""
     from gradtf_fl.tasks import answer_scores, encode_rows, read_tokens
 
-    model, tokenizer = _model(model_name, adapter)
+    model, tokenizer = _model(model_name, adapter, place)
     cut: dict[str, Any] = {}
     if task.startswith(HOUSE_RULES):
         tokens = encode_rows(rows, tokenizer)
@@ -285,12 +297,17 @@ def _row_sentence(result: Mapping[str, Any]) -> str:
 
 
 def _generated(
-    model_name: str, adapter: Adapter | None, work: LoadedTask, limit: int | None, max_new_tokens: int | None
+    model_name: str,
+    adapter: Adapter | None,
+    place: Place | None,
+    work: LoadedTask,
+    limit: int | None,
+    max_new_tokens: int | None,
 ) -> dict[str, Any]:
     from gradtf_fl.reports import WorkProgress
     from gradtf_fl.tasks import score_task
 
-    model, tokenizer = _model(model_name, adapter)
+    model, tokenizer = _model(model_name, adapter, place)
     with WorkProgress("evaluate") as shown:
 
         def progress(done: int, total: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option, naming_options
+from gradtf_fl.cli.options import emit_json, json_option, naming_options, place_of, place_options
 
 
 @click.command(
@@ -34,15 +34,24 @@ from gradtf_fl.cli.options import emit_json, json_option, naming_options
     "them.",
 )
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer.")
+@place_options
 @json_option
 def generate(
-    update: Path, transformer: str, out: Path, prompts: Path | None, answer_tokens: int, as_json: bool
+    update: Path,
+    transformer: str,
+    out: Path,
+    prompts: Path | None,
+    answer_tokens: int,
+    device: str,
+    precision: str,
+    as_json: bool,
 ) -> None:
     """Turn a fine-tuned TinyLM adapter into an adapter for the LLM, without the data it was trained on."""
     from gradtf_fl.transformer import convert
 
+    place = place_of(device, precision)
     with naming_options("update", "transformer", "prompts", "out"):
-        made = convert(update, out, transformer=transformer, prompts=prompts, answer_tokens=answer_tokens)
+        made = convert(update, out, transformer=transformer, prompts=prompts, answer_tokens=answer_tokens, place=place)
     if made.assumed_seed is not None:
         click.echo(
             f"gradtf: --update {update}: gradtf.json is missing; assuming that its training started from the shared "

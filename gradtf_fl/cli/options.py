@@ -13,6 +13,7 @@ import click
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gradtf_fl.adapters import Place
     from gradtf_fl.config import SimulationConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,6 +24,38 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress on stderr.")(
         command
     )
+
+
+def device_option(command: F) -> F:
+    """``--device``: where models compute."""
+    return click.option(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        show_default=True,
+        help="Where to compute: auto, cpu, cuda, cuda:N, mps.",
+    )(command)
+
+
+def place_options(command: F) -> F:
+    """``--device`` and ``--precision``: where models compute, and how exactly; `place_of` is what they mean."""
+    return device_option(
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="Of weights that are not trained; auto: bf16 on a CUDA device that has it.",
+        )(command)
+    )
+
+
+def place_of(device: str, precision: str = "float32") -> Place:
+    """The place that the options ask for; ConfigError names them."""
+    from gradtf_fl.adapters import Place
+
+    with naming_options("device", "precision"):
+        return Place.find(device, precision)
 
 
 def config_option(command: F) -> F:

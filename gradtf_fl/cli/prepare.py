@@ -31,20 +31,21 @@ def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: i
     if not (yes or only_estimate or asks):
         raise ConfigError("--yes: wanted where nobody can be asked (--estimate only says what it would take)")
 
+    from gradtf_fl.adapters import Place
     from gradtf_fl.preparation import ProviderWork, estimate
     from gradtf_fl.preparation import prepare as run
     from gradtf_fl.reports import WorkProgress
 
-    work = ProviderWork.of(settings)
+    work, place = ProviderWork.of(settings), Place.of(settings.compute)
     click.echo("measuring a shadow set and a training step on this machine ...", err=True)
-    expected = estimate(work, workers=workers)
-    click.echo(_said(expected, workers), err=as_json or not only_estimate)
+    expected = estimate(work, place, workers)
+    click.echo(_said(expected, str(place)), err=as_json or not only_estimate)
     if only_estimate:
         return emit_json({"estimate": vars(expected) | {"seconds": expected.seconds}}) if as_json else None
     if not yes and not click.confirm("Begin?", default=True):
         raise click.Abort
     with WorkProgress("prepare") as progress:
-        made = run(work, progress.show, workers)
+        made = run(work, progress.show, workers, place)
     if as_json:
         document: dict[str, Any] = {"transformer": str(work.checkpoint), "sha256": made.transformer.sha256}
         return emit_json(document | {"judgement": made.judgement.to_json(), "report": str(made.report)})
@@ -54,11 +55,11 @@ def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: i
         click.echo(f"Next: gradtf simulate --config {config_file}")
 
 
-def _said(expected: Estimate, workers: int) -> str:
+def _said(expected: Estimate, place: str) -> str:
     parts = (("shadow sets", expected.curation_s), ("training", expected.training_s), ("library", expected.library_s))
     times = ", ".join(f"{what} {_time(seconds)}" for what, seconds in parts)
     return (
-        f"about {_time(expected.seconds)} on cpu ({times}; one shadow set of both models "
+        f"about {_time(expected.seconds)} on {place} ({times}; one shadow set of both models "
         f"{_time(expected.shadow_set_s)}), "
         f"{expected.peak_bytes / 1e9:.1f} GB of memory a process, {expected.disk_bytes / 1e6:,.0f} MB on disk; "
         f"{expected.shards_left} of {expected.shards} shards are left. "

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option
-from gradtf_fl.transformer import DEVICES, PRECISIONS, SIZES, Backbone, Objective
+from gradtf_fl.cli.options import chosen, emit_json, json_option, place_of, place_options
+from gradtf_fl.transformer import SIZES, Backbone, Objective
 
 
 @click.command(epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors")
@@ -38,8 +38,7 @@ from gradtf_fl.transformer import DEVICES, PRECISIONS, SIZES, Backbone, Objectiv
     "[default: 0, never]",
 )
 @click.option("--patience", type=click.IntRange(min=1), help="Validations without a better one before the end.")
-@click.option("--device", type=click.Choice(DEVICES), help="Where to train.  [default: cpu]")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="bf16 needs a CUDA device.  [default: float32]")
+@place_options
 @click.option(
     "--controls",
     type=click.Path(path_type=Path),
@@ -47,7 +46,16 @@ from gradtf_fl.transformer import DEVICES, PRECISIONS, SIZES, Backbone, Objectiv
     help="Also fit mean, nearest and ridge on the store's pairs and write them here.",
 )
 @json_option
-def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, as_json: bool, **given: Any) -> None:
+def train(
+    tuples: Path,
+    out: Path,
+    controls: Path | None,
+    backbone: str | None,
+    device: str,
+    precision: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Train a Grad-Transformer on a tuple store. A killed run resumes from OUT.training.
 
     On several GPUs: torchrun --nproc-per-node N -m gradtf_fl.cli.main train --device cuda ...
@@ -62,7 +70,8 @@ def train(tuples: Path, out: Path, controls: Path | None, backbone: str | None, 
     from gradtf_fl.reports import WorkProgress
     from gradtf_fl.transformer import Processes, TrainConfig, train_grad_transformer
 
-    config = replace(TrainConfig(), **chosen(given))
+    place = place_of(device, precision)
+    config = replace(TrainConfig(), device=device, precision=place.precision, **chosen(given))
     if backbone is not None:
         config = replace(config, backbone=Backbone.named(backbone))
     out.parent.mkdir(parents=True, exist_ok=True)

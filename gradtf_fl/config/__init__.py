@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Seed,
         validate,
     )
+    from gradtf_fl.config.compute import ComputeSection, PhysicalRows, Precision, Quantization, Sampler
     from gradtf_fl.config.organization import (
         DataSection,
         DropPoint,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         OrganizationConfig,
         OrganizationSimulation,
         PrivacySection,
-        Sampler,
         SecAggSection,
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
@@ -57,6 +57,7 @@ __all__ = [
     "Address",
     "AnswerPattern",
     "Combine",
+    "ComputeSection",
     "Count",
     "DataSection",
     "DropPoint",
@@ -69,8 +70,11 @@ __all__ = [
     "OrganizationConfig",
     "OrganizationName",
     "OrganizationSimulation",
+    "PhysicalRows",
+    "Precision",
     "PrivacySection",
     "PublicKey",
+    "Quantization",
     "Rate",
     "RoundSettings",
     "RowFormat",

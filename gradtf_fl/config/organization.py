@@ -23,11 +23,10 @@ from gradtf_fl.config.base import (
     Seed,
     Share,
 )
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
-
-Sampler = Literal["lora", "opacus"]
 
 
 class ModelsSection(Section):
@@ -132,16 +131,6 @@ class WorkerSection(Section):
     """
 
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
-
-
-class ComputeSection(Section):
-    """``[compute]``: how this organization trains. It decides the cost of a step, never what a step is.
-
-    Attributes:
-        sampler: who computes each row's gradient: lora, as fast as a plain step, or opacus, Opacus' own hooks.
-    """
-
-    sampler: Sampler = "lora"
 
 
 class DropPoint(Section):

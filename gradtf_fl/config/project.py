@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.config.base import Section, validate
-from gradtf_fl.config.organization import ComputeSection
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import FederationPlan
 from gradtf_fl.config.provider import ProviderSection
 from gradtf_fl.config.simulation import SimulationConfig

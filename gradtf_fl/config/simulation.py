@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gradtf_fl.config.base import Epsilon, Location, ModelName, Section
-from gradtf_fl.config.organization import ComputeSection
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import NO_TRANSFORMER, FederationPlan, RoundSettings
 from gradtf_fl.config.provider import ProviderSection
 from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two

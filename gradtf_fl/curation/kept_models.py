@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
-
-from gradtf_fl.adapters import AdapterSpec, load_encoder, model_hash
+from gradtf_fl.adapters import AdapterSpec, Place, load_encoder, model_hash
 from gradtf_fl.training import StackedAdapters
 
 
@@ -24,9 +22,9 @@ class Encoder:
     tokenizer: Any
 
 
-def kept_stack(name: str, spec: AdapterSpec, device: str) -> StackedAdapters:
-    """The model called ``name`` with stacked adapters, on ``device``; ConfigError as in `AdaptedModel.load`."""
-    return _stack(name, model_hash(name), spec).to(torch.device(device), torch.float32)
+def kept_stack(name: str, spec: AdapterSpec, place: Place | None = None) -> StackedAdapters:
+    """The model called ``name`` with stacked adapters; ConfigError as in `AdaptedModel.load`."""
+    return _stack(name, model_hash(name), spec, place)
 
 
 def kept_encoder(name: str) -> Encoder:
@@ -41,8 +39,8 @@ def forget_models() -> None:
 
 
 @lru_cache(maxsize=2)
-def _stack(name: str, model_sha256: str, spec: AdapterSpec) -> StackedAdapters:
-    return StackedAdapters.load(name, spec)
+def _stack(name: str, model_sha256: str, spec: AdapterSpec, place: Place | None) -> StackedAdapters:
+    return StackedAdapters.load(name, spec, place)
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, Place
 from gradtf_fl.curation.kept_models import kept_stack
 from gradtf_fl.curation.shadow import (
     EPSILONS,
@@ -107,15 +107,15 @@ class CurationConfig:
         extra = [single_task(rule) for _ in range(self.extra_singles) for rule in public]
         return shards + packed("dp-extra", [draw_group(rng, task, 1, EXTRA_EPSILON) for task in extra], self.stack)
 
-    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, place: Place | None) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed alone."""
         name, groups = self.plan()[number]
         seed = [self.seed, 7, number]
-        tiny = kept_stack(self.tiny, self.spec, device)
+        tiny = kept_stack(self.tiny, self.spec, place)
         rng = np.random.default_rng(seed)
         tokens = stack_rows([group_rows(rng, group, self.rows) for group in groups])
         rows = ShardRows(tokens, tokens)
         if name.startswith("dp"):
             return dp_shard(self, tiny, rows, groups, seed, progress)
-        llm = kept_stack(self.llm, self.spec, device) if name.startswith("pairs") else None
+        llm = kept_stack(self.llm, self.spec, place) if name.startswith("pairs") else None
         return plain_shard(self, tiny, llm, rows, groups, seed, progress)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, Place
 from gradtf_fl.curation.kept_models import forget_models, kept_stack
 from gradtf_fl.curation.shards import Group
 from gradtf_fl.curation.store import TupleStore
@@ -45,8 +45,8 @@ class Curation(Protocol):
     def plan(self) -> Sequence[tuple[str, Sequence[Group]]]:
         """All shards by name and the shadow federations in each, in order, from the seed alone."""
 
-    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, Tensor]:
-        """Tensors of shard ``number`` of the plan, made on ``device``; see `store`."""
+    def make_shard(self, number: int, progress: StepsDone, place: Place | None) -> dict[str, Tensor]:
+        """Tensors of shard ``number`` of the plan, made there; see `store`."""
 
 
 def curate(
@@ -54,7 +54,7 @@ def curate(
     out: str | Path,
     progress: CurationProgress | None = None,
     workers: Workers | None = 1,
-    device: str = "cpu",
+    place: Place | None = None,
 ) -> TupleStore:
     """Fill the store ``out``; shards that are there are kept, so a killed run resumes where it stopped.
 
@@ -76,21 +76,25 @@ def curate(
         progress: called with what is being done (a shard and its optimizer step), shards done, and all.
         workers: processes, one thread each (``None`` takes one per core), or "ray" for Ray tasks. A shard comes out
             the same in any of them.
-        device: where models are fine-tuned, as torch has it.
+        place: where models are fine-tuned, and how their base weights are held there; None: on the CPU, in float32.
 
     Raises ConfigError when ``out`` holds a store with other settings, a model or rows can't be had, or Ray is missing.
     """
     try:
-        store = TupleStore.create(out, _header(curation, device))
+        store = TupleStore.create(out, _header(curation, place))
         if workers != 1:
             forget_models()  # the workers load their own
-        return _fill(store, curation, progress, workers, device)
+        return _fill(store, curation, progress, workers, place)
     finally:
         forget_models()
 
 
 def _fill(
-    store: TupleStore, curation: Curation, progress: CurationProgress | None, workers: Workers | None, device: str
+    store: TupleStore,
+    curation: Curation,
+    progress: CurationProgress | None,
+    workers: Workers | None,
+    place: Place | None,
 ) -> TupleStore:
     """Make the shards that are missing."""
     groups = dict(curation.plan())
@@ -103,7 +107,7 @@ def _fill(
         if progress is not None:
             progress(f"{name}, step {step} of {steps}", done, len(groups))
 
-    for name, tensors in finished_shards(partial(curation.make_shard, device=device), missing, workers, told):
+    for name, tensors in finished_shards(partial(curation.make_shard, place=place), missing, workers, told):
         if progress is not None:
             progress(name, done, len(groups))
         store.add(name, tensors, {"groups": [group.about() for group in groups[name]]})
@@ -114,10 +118,10 @@ def _fill(
     return store
 
 
-def _header(curation: Curation, device: str) -> dict[str, Any]:
+def _header(curation: Curation, place: Place | None) -> dict[str, Any]:
     spec = curation.spec
     header = curation.header() | {"spec": spec.to_json()}
     for role, name in (("tiny", curation.tiny), ("llm", curation.llm)):
-        space = kept_stack(name, spec, device).adapted.space
+        space = kept_stack(name, spec, place).adapted.space
         header[role] = {"name": name, "sha256": space.model_sha256, "layout": space.layout.to_json()}
     return header

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, Place
 from gradtf_fl.config import Mechanism, TaskSection
 from gradtf_fl.curation.kept_models import Encoder, kept_encoder, kept_stack
 from gradtf_fl.curation.shadow import EPSILONS
@@ -117,7 +117,7 @@ class TaskCuration:
             shards += packed(kind, [members[i] for i in rng.permutation(len(members))], self.stack)
         return shards
 
-    def make_shard(self, number: int, progress: StepsDone, device: str) -> dict[str, torch.Tensor]:
+    def make_shard(self, number: int, progress: StepsDone, place: Place | None) -> dict[str, torch.Tensor]:
         """Tensors of shard ``number`` of the plan, from the seed and the files alone."""
         from gradtf_fl.curation.langevin import langevin_shard
 
@@ -126,13 +126,13 @@ class TaskCuration:
         rng = np.random.default_rng(seed)
         public = {task: self.task_rows(task) for group in groups for task in group.tasks}
         texts = [row for group in groups for member in draw_rows(rng, group, self.rows, public) for row in member]
-        tiny, encoders = kept_stack(self.tiny, self.spec, device), map(kept_encoder, (self.tiny, self.llm))
+        tiny, encoders = kept_stack(self.tiny, self.spec, place), map(kept_encoder, (self.tiny, self.llm))
         rows = ShardRows(*(encode_causal(texts, one.tokenizer, self.room(one), end=self.end) for one in encoders))
         if kind == "dp":
             return dp_shard(self, tiny, rows, groups, seed, progress)
         if kind == "sgld":
             return langevin_shard(self, tiny, rows, groups, seed, progress)
-        llm = kept_stack(self.llm, self.spec, device) if kind == "pairs" else None
+        llm = kept_stack(self.llm, self.spec, place) if kind == "pairs" else None
         return plain_shard(self, tiny, llm, rows, groups, seed, progress)
 
     @property

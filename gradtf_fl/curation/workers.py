@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from functools import partial
-from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from gradtf_fl.deployment import end_with_parent
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training import StepsDone
 
@@ -52,10 +51,7 @@ def finished_shards(
 
 
 def worker_pool(count: int, reports: Reports | None = None) -> ProcessPoolExecutor:
-    """``count`` processes of one thread each, which end with the process that started them.
-
-    A pool whose owner is killed would go on with the work at hand, for minutes, with nobody to hand it to.
-    """
+    """``count`` processes of one thread each, which end with the process that started them."""
     return ProcessPoolExecutor(count, _SPAWN, _begin_worker, (reports,))
 
 
@@ -68,13 +64,7 @@ def _begin_worker(reports: Reports | None) -> None:
     global _reports
     _reports = reports
     torch.set_num_threads(1)
-    if (owner := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_with, args=(owner.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _by_processes(make: MakeShard, wanted: Sequence[tuple[int, str]], count: int, told: ShardSteps) -> Finished:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,6 +54,21 @@ def environment(home: Path) -> dict[str, str]:
             "PATH": os.pathsep.join(programs),
         }
     )
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing started: end at once when the process that started it does, however it ends.
+
+    It would go on with the work at hand, for minutes and at full load, with nobody to hand it to.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def free_port() -> int:

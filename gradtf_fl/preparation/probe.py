@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gradtf_fl.adapters import Place
 from gradtf_fl.curation import TupleStore, curate
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.transformer import train_grad_transformer
@@ -49,7 +50,7 @@ class Estimate:
         return self.curation_s + self.training_s + self.library_s
 
 
-def estimate(work: ProviderWork, device: str = "cpu", workers: int = 1) -> Estimate:
+def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -> Estimate:
     """Time a few steps of every kind.
 
     Raises:
@@ -67,7 +68,7 @@ def estimate(work: ProviderWork, device: str = "cpu", workers: int = 1) -> Estim
         for steps in BRIEF:
             plain, llm = (replace(recipe, steps=steps) for recipe in (curation.plain, curation.llm_recipe))
             short = replace(brief, plain=plain, llm_recipe=llm, snapshots=(steps,), mechanisms=("adamw",), stack=3)
-            seconds[steps] = _curate(short, first / f"tuples-{steps}", device)
+            seconds[steps] = _curate(short, first / f"tuples-{steps}", place)
         span = BRIEF[1] - BRIEF[0]
         for kind in ("pairs", "plain"):
             per_step[kind] = max(0.0, seconds[BRIEF[1]][kind] - seconds[BRIEF[0]][kind]) / span
@@ -100,7 +101,7 @@ def estimate(work: ProviderWork, device: str = "cpu", workers: int = 1) -> Estim
     )
 
 
-def _curate(curation: object, out: Path, device: str) -> dict[str, float]:
+def _curate(curation: object, out: Path, place: Place | None) -> dict[str, float]:
     """Seconds of each kind of shard."""
     seconds: dict[str, float] = {}
     began, kind = time.perf_counter(), ""
@@ -113,5 +114,5 @@ def _curate(curation: object, out: Path, device: str) -> dict[str, float]:
                 seconds[kind] = seconds.get(kind, 0.0) + time.perf_counter() - began
             began, kind = time.perf_counter(), name
 
-    curate(curation, out, told, 1, device)  # type: ignore[arg-type]
+    curate(curation, out, told, 1, place)  # type: ignore[arg-type]
     return seconds

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradtf_fl.adapters import Place
 from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import curate
 from gradtf_fl.errors import ConfigError
@@ -34,7 +35,9 @@ class Prepared:
     report: Path
 
 
-def prepare(work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, device: str = "cpu") -> Prepared:
+def prepare(
+    work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, place: Place | None = None
+) -> Prepared:
     """Curate, train, fit the controls, tune the task library, judge. What is there already is kept.
 
     Raises:
@@ -42,7 +45,7 @@ def prepare(work: ProviderWork, progress: PrepareProgress, workers: int | None =
     """
     played(work.curation)  # what would stop the last part is told before the first
     _same_settings(work)
-    curate(work.curation, work.tuples, lambda what, done, all_: progress(f"curate {what}", done, all_), workers, device)
+    curate(work.curation, work.tuples, lambda what, done, all_: progress(f"curate {what}", done, all_), workers, place)
     if not work.checkpoint.is_file():
         work.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train_grad_transformer(
@@ -56,7 +59,7 @@ def prepare(work: ProviderWork, progress: PrepareProgress, workers: int | None =
         work.controls.parent.mkdir(parents=True, exist_ok=True)
         Controls.fit_on_store(work.tuples).save(work.controls)
     curation = work.curation
-    tiny, llm = (StackedAdapters.load(name, curation.spec, device) for name in (curation.tiny, curation.llm))
+    tiny, llm = (StackedAdapters.load(name, curation.spec, place) for name in (curation.tiny, curation.llm))
     library = tune_library(work, llm, lambda done, all_: progress("task library", done, all_))
     progress("judge", 0, 1)
     transformer, controls = GradTransformer.load(work.checkpoint), Controls.load(work.controls)

@@ -76,6 +76,8 @@ class ProviderWork:
             rate=provider.training_rate,
             mixture_share=MIXTURE_SHARE if provider.mixtures else 0.0,
             seed=settings.seed,
+            device=settings.compute.device,
+            precision=settings.compute.precision,
         )
         return cls(
             curation, training, provider.tuples, Path(settings.transformer), Path(settings.controls), provider.library

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
+from gradtf_fl.deployment import end_with_parent
 
 if TYPE_CHECKING:
     from gradtf_fl.simulation.figures import Figures
@@ -27,7 +28,7 @@ def ceiling_figures(config: SimulationConfig, rounds: int) -> Figures:
 
     It sees as many examples as the federation in ``rounds`` rounds. Everything follows from the configuration.
     """
-    from gradtf_fl.adapters import AdaptedModel
+    from gradtf_fl.adapters import AdaptedModel, Place
     from gradtf_fl.simulation.figures import OrganizationTests, ceiling
     from gradtf_fl.tasks import federation_data
     from strategies import load_transformer, tiny_spec
@@ -35,7 +36,9 @@ def ceiling_figures(config: SimulationConfig, rounds: int) -> Figures:
     plain = config.transformer == NO_TRANSFORMER
     spec = tiny_spec(config) if plain else load_transformer(config.transformer).target.spec
     data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
-    return ceiling(OrganizationTests(AdaptedModel.load(config.adapted_model, spec), config, data), rounds)
+    return ceiling(
+        OrganizationTests(AdaptedModel.load(config.adapted_model, spec, Place.of(config.compute)), config, data), rounds
+    )
 
 
 @dataclass
@@ -88,6 +91,7 @@ def _work(answer: Connection, config: SimulationConfig, threads: int) -> None:
     import warnings
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends this process
+    end_with_parent()  # a SIGTERM, by timeout or a batch system, gives it no time to
     warnings.simplefilter("ignore")
     import torch
 

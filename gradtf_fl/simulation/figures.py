@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clients import example_weight
-from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Vector, adapter_state, set_adapter_state
+from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Place, Vector, adapter_state, set_adapter_state
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.file_names import GLOBAL_UPDATE, IDENTITY_KEY, OWN_UPDATE, ROUNDS
 from gradtf_fl.preparation import from_library
@@ -117,7 +117,7 @@ def tuned_alone(tests: OrganizationTests, rounds: int) -> Figures:
     from gradtf_fl.training import DpRecipe, StackedAdapters, dp_fine_tune_stacked
 
     config, adapted, organizations = tests.config, tests.adapted, tests.data.organizations
-    stack = StackedAdapters.load(config.tiny, adapted.space.spec)
+    stack = StackedAdapters.load(config.tiny, adapted.space.spec, Place.of(config.compute))
     recipe = DpRecipe(rounds, config.steps, config.batch, config.clip, config.rate)
     found: dict[int, Figures] = {}
     for size in sorted({len(organization.train) for organization in organizations}):
@@ -127,7 +127,7 @@ def tuned_alone(tests: OrganizationTests, rounds: int) -> Figures:
         alone, sigmas = list(range(len(numbers))), [sigma] * len(numbers)
         updates = dp_fine_tune_stacked(stack, every, alone, sigmas, recipe, [config.seed, 0x414C4F4E])
         for number, update in zip(numbers, updates[-1], strict=True):
-            found[number] = tests.of(adapted.state_at(np.asarray(update.numpy(), dtype=np.float32)), number)
+            found[number] = tests.of(adapted.state_at(np.asarray(update.cpu().numpy(), dtype=np.float32)), number)
     return together([found[number] for number in range(len(organizations))])
 
 
@@ -149,7 +149,7 @@ def tiny_figures(
 ) -> dict[str, Figures]:
     """tiny_base, tiny_tuned and tiny_global of each organization; ``rounds`` are the finished ones."""
     enter("evaluate TinyLM")
-    tests = OrganizationTests(AdaptedModel.load(config.tiny, tiny_spec(config)), config, data)
+    tests = OrganizationTests(AdaptedModel.load(config.tiny, tiny_spec(config), Place.of(config.compute)), config, data)
     figures = {
         "tiny_base": tests.figures(tests.adapted.initial),
         "tiny_global": tests.figures(tests.adapted.state_at(global_update)),
@@ -173,7 +173,7 @@ def llm_figures(
     if config.transformer == NO_TRANSFORMER:
         return {}
     enter("evaluate LLM")
-    tests = OrganizationTests(AdaptedModel.load(config.llm, spec), config, data)
+    tests = OrganizationTests(AdaptedModel.load(config.llm, spec, Place.of(config.compute)), config, data)
     figures = {"llm_base": tests.figures(tests.adapted.initial), "llm_generated": tests.figures(generated)}
     enter("evaluate controls")
     rivals = Controls.load(embedded_controls() if config.controls == "embedded" else Path(config.controls))

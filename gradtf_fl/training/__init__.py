@@ -8,13 +8,14 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
-    from gradtf_fl.training.dp_sgd import RowLosses, noisy_step, private_optimizer, train_dp
+    from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
-    from gradtf_fl.training.loss import row_mean_loss
+    from gradtf_fl.training.loss import RowLosses, row_mean_loss
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_trainable
     from gradtf_fl.training.private_adam import NORM_FLOOR
     from gradtf_fl.training.randomness import Draws
+    from gradtf_fl.training.rehearsal import measure_step, rehearse
     from gradtf_fl.training.stacked import (
         DpRecipe,
         PlainRecipe,
@@ -49,8 +50,10 @@ __all__ = [
     "dp_fine_tune_stacked",
     "fine_tune",
     "fine_tune_stacked",
+    "measure_step",
     "noisy_step",
     "private_optimizer",
+    "rehearse",
     "row_mean_loss",
     "run_audit",
     "stack_rows",

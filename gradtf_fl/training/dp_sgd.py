@@ -15,24 +15,25 @@ takes the step (`private_adam`). The losses, the draws and the noise are ours (`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from gradtf_fl.config import Sampler
+from gradtf_fl.config import PhysicalRows, Sampler
 from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
 from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
-from gradtf_fl.training.loss import IGNORED, row_mean_loss
+from gradtf_fl.training.loss import RowLosses
+from gradtf_fl.training.memory import is_out_of_memory, release
+from gradtf_fl.training.physical_batch import fit_physical_batch, half_of
 from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.recomputation import recomputed
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -45,9 +46,6 @@ __all__ = [
     "noisy_step",
     "train_dp",
 ]
-
-PHYSICAL_BATCH = 512
-"""Rows per forward pass; larger draws are split, clipped part by part and released as one step."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps to do). Never with a loss or a batch size: neither is covered by epsilon."""
@@ -83,9 +81,10 @@ def train_dp(
     rate: float,
     seed: int | None = None,
     progress: Progress | None = None,
-    physical_batch: int = PHYSICAL_BATCH,
+    physical_batch: PhysicalRows = "auto",
     checkpoint: DpCheckpoint | None = None,
     sampler: Sampler = "lora",
+    gradient_checkpointing: bool = False,
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -107,14 +106,16 @@ def train_dp(
         seed: replays the run (simulation). ``None`` takes sampling and noise from a key that the operating
             system gives and that is kept nowhere.
         progress: called after each step.
-        physical_batch: most rows in one forward pass.
+        physical_batch: most rows in one forward pass; larger draws are split, clipped part by part and released as
+            one step. ``auto``: as many as fit into memory (`fit_physical_batch`). It is halved where memory runs out.
         checkpoint: where the run saves itself, and resumes from if it was interrupted; see `DpCheckpoint` for what
             is then charged.
         sampler: who computes the rows' gradients, `grad_samplers`: ``lora`` or Opacus' own hooks.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
 
     Raises:
-        ConfigError: an argument, model or row that the privacy argument does not hold for, or a checkpoint of
-            another run.
+        ConfigError: an argument, model or row that the privacy argument does not hold for, a checkpoint of another
+            run, or not enough memory for one row; all before the first step.
         CorruptFile: a damaged checkpoint.
         NothingTrained: the first step did not move the adapter.
     """
@@ -125,20 +126,23 @@ def train_dp(
     forward = RowLosses(model, rows)
     with (
         _own_dropout(forward.device) as dropout,
-        private_optimizer(model, parameters, sigma, clip, q * len(rows), rate, draws, sampler) as optimizer,
+        private_optimizer(
+            model, parameters, sigma, clip, q * len(rows), rate, draws, sampler, gradient_checkpointing
+        ) as optimizer,
     ):
         probe(optimizer.sampler, model)
+        size = fit_physical_batch(optimizer, forward, batch) if physical_batch == "auto" else physical_batch
         run = None
         if checkpoint is not None:
-            arguments = (sigma, clip, batch, steps, rate, seed, physical_batch, sampler)
+            arguments = (sigma, clip, batch, steps, rate, seed, sampler)
             run = checkpoint.open(model, rows, arguments, optimizer)
         resumed_at = optimizer.steps
         losses = run.loss_sum if run is not None else 0.0
         first = FirstStep(parameters)
         while optimizer.steps < steps:
-            dropout.manual_seed(draws.dropout_seed(optimizer.steps))
             drawn = draws.rows(optimizer.steps, len(rows), q)
-            losses += noisy_step(optimizer, forward, drawn, physical_batch)
+            loss, size = _fitting_step(optimizer, forward, drawn, size, dropout)
+            losses += loss
             if sigma > 0 or len(drawn):
                 first.check()
             if run is not None:
@@ -148,33 +152,27 @@ def train_dp(
     return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
 
 
-class RowLosses:
-    """Losses [B], in nats, of the rows that it is called with (their indices [B], B >= 1).
+def _fitting_step(
+    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: torch.Generator
+) -> tuple[float, int]:
+    """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
-    Rows are right-padded and attention is causal, so no real token ever sees a pad: the attention mask can be
-    left out (faster, same numbers), columns that are padding in all drawn rows are cut off, and logits are
-    computed only from the first labelled position on.
+    Draws and noise belong to the step's number, so a repeated step has the same ones.
+
+    Returns:
+        The loss, and the size of the parts that it took.
     """
-
-    def __init__(self, model: nn.Module, rows: TokenRows) -> None:
-        self.model, self.rows = model, rows
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.slices_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.device = next(model.parameters()).device
-        self.lengths = rows.attention_mask.sum(dim=1)
-        labelled = (rows.labels != IGNORED).int()
-        self.first_label = labelled.argmax(dim=1).clamp(min=1)
-
-    def __call__(self, drawn: Tensor) -> Tensor:
-        end = max(1, int(self.lengths[drawn].max()))
-        start = int(self.first_label[drawn].min()) - 1
-        tokens = self.rows.input_ids[drawn, :end].to(self.device)
-        labels = self.rows.labels[drawn, :end].to(self.device)
-        options: dict[str, Any] = {"use_cache": False}
-        if self.slices_logits:
-            options["logits_to_keep"] = end - start
-            labels = labels[:, start:]
-        return row_mean_loss(self.model(input_ids=tokens, **options).logits, labels)
+    while True:
+        dropout.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
+        try:
+            return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
+        except Exception as error:
+            parts_can_shrink = min(physical_batch, len(drawn)) > 1
+            if not is_out_of_memory(error) or optimizer.releasing or not parts_can_shrink:
+                raise
+        optimizer.forget()
+        release(forward.device)
+        physical_batch = half_of(physical_batch, len(drawn))
 
 
 def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
@@ -208,10 +206,14 @@ def private_optimizer(
     rate: float,
     draws: Draws,
     sampler: Sampler = "lora",
+    gradient_checkpointing: bool = False,
 ) -> Iterator[PrivateAdam]:
     """``model`` in train mode with a sampler; forward passes, gradients and mode are as before afterwards."""
     was_training = model.training
-    with SAMPLERS[sampler](model, parameters) as attached:
+    with (
+        SAMPLERS[sampler](model, parameters) as attached,
+        recomputed(model, attached.again) if gradient_checkpointing else nullcontext(),
+    ):
         model.train()  # from_pretrained gives eval mode: no dropout
         optimizer = PrivateAdam(attached, sigma, clip, expected_batch, rate, draws)
         try:

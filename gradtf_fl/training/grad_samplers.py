@@ -10,7 +10,8 @@ trainable parameter p. There Opacus' `DPOptimizer` looks for them (`private_adam
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -71,6 +72,15 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
         if odd:
             raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows")
 
+    def again(self) -> AbstractContextManager[object]:
+        """Around a layer's second computation under gradient checkpointing."""
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Leave nothing of a step that did not come to its end."""
+        for p in self.parameters.values():
+            p.grad_sample = None
+
     def no_rows(self) -> None:
         """What a backward pass over an empty draw would leave: gradients of 0 rows."""
         for p in self.parameters.values():
@@ -99,9 +109,29 @@ class OpacusGradSampler(GradSampler):
             warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the base is frozen
             super().backward(losses)
 
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Hooks are off: they have the activations of the first computation, and would wait for a second backward."""
+        self.disable_hooks()
+        try:
+            yield
+        finally:
+            self.enable_hooks()
+
+    def forget(self) -> None:
+        """Also what Opacus leaves on modules and parameters after a forward pass without a backward one."""
+        super().forget()
+        self._clear()
+        for p in self.parameters.values():
+            p._forward_counter = 0
+            vars(p).pop("_current_grad_sample", None)
+
     def remove_hooks(self) -> None:
-        """Also what Opacus leaves on the modules; a forward pass without a backward leaves activations there."""
+        """Also what Opacus leaves on the modules."""
         super().remove_hooks()
+        self._clear()
+
+    def _clear(self) -> None:
         for module in self._module.modules():
             for left in ("activations", "max_batch_len"):
                 vars(module).pop(left, None)

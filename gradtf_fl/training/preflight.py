@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gradtf_fl.config import PhysicalRows
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.training.loss import IGNORED
 from gradtf_fl.training.row_gradients import trained_layers
@@ -26,7 +27,7 @@ class NothingTrained(GradtfError):
 
 
 def check_arguments(
-    rows: TokenRows, sigma: float, clip: float, batch: int, steps: int, rate: float, physical_batch: int
+    rows: TokenRows, sigma: float, clip: float, batch: int, steps: int, rate: float, physical_batch: PhysicalRows
 ) -> None:
     """ConfigError naming every argument that is out of range and every way in which the rows are not usable."""
     problems = []
@@ -36,7 +37,7 @@ def check_arguments(
         problems.append(f"sigma must be a finite number >= 0, not {sigma}")
     if not (math.isfinite(clip) and clip > 0):
         problems.append(f"the clipping norm must be a finite number above 0, not {clip}")
-    if batch < 1 or steps < 1 or physical_batch < 1:
+    if batch < 1 or steps < 1 or (physical_batch != "auto" and physical_batch < 1):
         problems.append(f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}")
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"the learning rate must be a finite number above 0, not {rate}")

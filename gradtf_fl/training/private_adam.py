@@ -34,6 +34,8 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         sampler: fills the parameters' ``grad_sample``.
         steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
         gradient: what Adam was last given [size].
+        releasing: from when the noise is added until Adam has moved the adapter. A step that fails before may be done
+            again; one that fails then may not.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
             max_grad_norm=clip,
             expected_batch_size=expected_batch,
         )
-        self.sampler, self.draws, self.steps = sampler, draws, 0
+        self.sampler, self.draws, self.steps, self.releasing = sampler, draws, 0, False
         self._sum: Tensor | None = None  # of clipped rows; taken by the step that adds noise to it
         self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
         parts = torch.split(self.gradient, [p.numel() for p in values])
@@ -94,6 +96,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def scale_grad(self) -> None:
         """Divide by the EXPECTED batch: the drawn size is private."""
         self.gradient /= self.expected_batch_size
+        self.releasing = True
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Forget row gradients. The sum needs no clearing: the step that adds noise to it takes it."""
@@ -103,9 +106,16 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """As Opacus has it: a step that was signalled to be skipped only adds to the sum."""
         loss: float | None = super().step(closure)
+        self.releasing = False
         if not self._is_last_step_skipped:
             self.steps += 1
         return loss
+
+    def forget(self) -> None:
+        """Throw away what a step has gathered before its noise: nothing of it was released."""
+        self.sampler.forget()
+        self._sum = None
+        self._step_skip_queue.clear()
 
     def detach(self) -> None:
         """Leave the parameters as they were."""
@@ -120,7 +130,19 @@ def clipped_sum(gradients: Tensor, clip: float) -> Tensor:
     if len(norms) and not math.isfinite(float(norms.max())):  # one overflowing row must not turn the sum into NaN
         gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
         norms = torch.linalg.vector_norm(gradients, dim=1)
-    return clip_factors(norms, clip) @ gradients
+    factors = clip_factors(norms, clip)
+    if products_are_exact():
+        return factors @ gradients
+    return (factors[:, None] * gradients).sum(0)
+
+
+def products_are_exact() -> bool:
+    """Whether float32 matrices are multiplied as such: this process may allow TF32 or bfloat16 in their place.
+
+    In TF32, which keeps 10 bits of a factor, the sum of clipped rows could exceed their number times C.
+    """
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return all(backend.fp32_precision in ("none", "ieee") for backend in backends)
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:

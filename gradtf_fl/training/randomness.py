@@ -64,7 +64,8 @@ class Draws:
         wanted = (step // steps, count)
         if self._noise is None or self._noise[0] != wanted:
             words = self._words(_NOISE, step // steps, 2 * (-(-steps * count // 2)))
-            self._noise = wanted, box_muller(words.to(device))[: steps * count].view(steps, count)
+            place = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
+            self._noise = wanted, box_muller(words.to(place)).to(device)[: steps * count].view(steps, count)
         return self._noise[1][step % steps]
 
     def dropout_seed(self, step: int) -> int:

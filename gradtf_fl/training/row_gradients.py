@@ -26,6 +26,9 @@ from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
 
+QUANTIZED = "peft.tuners.lora.bnb"
+"""Where PEFT has LoRA on layers of bitsandbytes, which is not imported for it."""
+
 
 class _LoraBranch(torch.autograd.Function):
     """base + scale * B A x. The backward pass puts the rows' gradients into ``a.grad_sample``, ``b.grad_sample``."""
@@ -101,9 +104,12 @@ def trained_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 def _obstacles(layer: LoraLayer) -> list[str]:
     """Why a layer's trainable parameters have no row gradients here; empty for plain LoRA on a linear layer."""
-    if type(layer) is not LoraLinear:
-        return [f"LoRA on {type(layer.get_base_layer()).__name__} (only linear layers are)"]
+    base: Any = layer.get_base_layer()
+    if type(layer) is not LoraLinear and type(layer).__module__ != QUANTIZED:
+        return [f"LoRA on {type(base).__name__} (only linear layers are)"]
     why = []
+    if type(layer).__module__ == QUANTIZED and getattr(getattr(base, "state", None), "threshold", 0.0) > 0:
+        why.append("8-bit weights with outliers of the whole batch (llm_int8_threshold must be 0)")
     if len(layer.active_adapters) != 1 or layer.disable_adapters or layer.merged:
         why.append("exactly one adapter must be active, enabled and not merged")
     elif layer.active_adapters[0] not in layer.lora_A:

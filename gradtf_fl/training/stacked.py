@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, find_targets
+from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
 from gradtf_fl.training.stacked_layers import by_layer, stack_layer
 
@@ -47,9 +47,9 @@ class StackedAdapters:
         self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, self.spec) for name, module in targets}
 
     @classmethod
-    def load(cls, name: str, spec: AdapterSpec, device: str | torch.device = "cpu") -> StackedAdapters:
+    def load(cls, name: str, spec: AdapterSpec, place: Place | None = None) -> StackedAdapters:
         """Load the base model by name (see `AdaptedModel.load`)."""
-        return cls(AdaptedModel.load(name, spec, device=device))
+        return cls(AdaptedModel.load(name, spec, place))
 
     @property
     def tokenizer(self) -> Any:
@@ -87,6 +87,7 @@ class StackedAdapters:
 
     def answer_logits(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Logits [K * R, t, V] of adapters ``theta`` for the positions of `TokenRows.answer_labels`."""
+        rows = rows.to(self.initial.device)
         self.set(theta)
         output = self.model(
             input_ids=rows.input_ids[:, :-1],
@@ -99,14 +100,18 @@ class StackedAdapters:
 
     def row_losses(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
+        rows = rows.to(self.initial.device)
         logits, labels = self.answer_logits(theta, rows), rows.answer_labels()
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        losses = nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
         means: Tensor = losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
         return means
 
     @torch.no_grad()
     def accuracy(self, theta: Tensor, rows: TokenRows) -> Tensor:
         """Exact match [K] of each adapter on its rows (K * R of them, ordered adapter by adapter)."""
+        rows = rows.to(self.initial.device)
         logits, labels = self.answer_logits(theta, rows), rows.answer_labels()
         right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).float()
         shares: Tensor = right.reshape(theta.shape[0], -1).mean(1)

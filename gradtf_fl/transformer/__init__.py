@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from gradtf_fl.transformer.backbone import SIZES, Backbone
     from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
     from gradtf_fl.transformer.conversion import convert
-    from gradtf_fl.transformer.device import DEVICES, PRECISIONS, Place
     from gradtf_fl.transformer.known_tasks import KnownTasks, TaskLibrary, embedded_tasks
     from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
     from gradtf_fl.transformer.partition import PLANS, PartitionPlan
@@ -23,9 +22,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "DEVICES",
     "PLANS",
-    "PRECISIONS",
     "SIZES",
     "Answered",
     "Backbone",
@@ -34,7 +31,6 @@ __all__ = [
     "KnownTasks",
     "Objective",
     "PartitionPlan",
-    "Place",
     "Processes",
     "Refined",
     "RefiningGenerator",

@@ -9,6 +9,7 @@ from typing import Any
 
 from gradtf_fl.adapters import (
     AdaptedModel,
+    Place,
     check_adapter,
     check_model,
     load_adapter,
@@ -63,6 +64,7 @@ def convert(
     transformer: str | Path = "embedded",
     prompts: str | Path | None = None,
     answer_tokens: int = 32,
+    place: Place | None = None,
 ) -> Conversion:
     """Turn a fine-tuned TinyLM adapter into an adapter for the LLM, without the data it was trained on.
 
@@ -87,6 +89,7 @@ def convert(
         prompts: JSONL file of objects with a "prompt", public prompts of the same task: the tuned TinyLM answers them,
             and the LLM update is refined on its answers.
         answer_tokens: maximum length of an answer, in TinyLM tokens.
+        place: where the Grad-Transformer and, with prompts, both models compute; None: on the CPU, in float32.
 
     Raises:
         ConfigError: every path that is missing or occupied at once; an adapter or a model that the Grad-Transformer
@@ -97,6 +100,8 @@ def convert(
     _check_paths(update, transformer, out, prompts)
     embedded = transformer == "embedded"
     grad = GradTransformer.load(embedded_checkpoint() if embedded else transformer)
+    if place is not None:
+        grad.model.to(place.device)
     source, target = grad.source, grad.target
     state, spec, base = load_adapter(update)
     check_adapter(f"update {update}", base, spec, source)
@@ -109,7 +114,7 @@ def convert(
         values = grad.generate(moved)
     else:
         known = embedded_tasks() if embedded else None
-        found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens, known=known).refined(moved)
+        found = RefiningGenerator(grad, read_prompts(prompts), answer_tokens, known=known, place=place).refined(moved)
         values = found.updates[0].numpy()
         refinement = found.summary()
     generated = llm.state_at(values)

@@ -162,7 +162,7 @@ class KnownTasks:
         return [self.prompts[n] for n in kind.prompts[: self.recipe.probes]]
 
     def _answer(self, updates: Tensor, prompts: Sequence[str]) -> list[list[str]]:
-        theta = self.llm.initial + updates
+        theta = self.llm.initial + updates.to(self.llm.initial.device)
         return continue_prompts(self.llm, theta, [prompts] * len(updates), self.decoding)
 
     def put_together(
@@ -189,7 +189,7 @@ class KnownTasks:
         """The task that explains TinyLM update ``update`` [L1, n1], and ``first`` [L1, n1] after the first round, best,
         for each kind of prompts; None where the LLM update ``at_hand`` [L2, n2] does."""
         recipe, chosen = self.recipe, list[int | None]()
-        unmixed = unmix(self.library.signatures, first, [kind.tasks for kind in self.kinds])
+        unmixed = unmix(self.library.signatures, first.cpu(), [kind.tasks for kind in self.kinds])
         for kind, answers, residuals in zip(self.kinds, self._answers, unmixed.residuals, strict=True):
             probes = self._probes(kind)
             scores = self.scores(tiny, update, probes, [*answers, *self._answer(at_hand[None], probes)]).mean(1)
@@ -206,13 +206,13 @@ class KnownTasks:
         places: dict[tuple[int, str], int] = {}
         index = [[places.setdefault((n, one), len(places)) for n, one in enumerate(own)] for own in answers]
         rows = [Row(probes[n], answer) for n, answer in places]
-        tokens = encode_rows(rows, tiny.tokenizer, tiny.max_tokens)
+        tokens = encode_rows(rows, tiny.tokenizer, tiny.max_tokens).to(tiny.initial.device)
         with torch.no_grad():
             shares = tiny.answer_logits(tiny.initial + update[None], tokens).float().log_softmax(-1)
         labels = tokens.answer_labels()
         chosen = shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
         likely = torch.where((labels != IGNORED).any(1), chosen.sum(1), -torch.inf)  # no answer explains nothing
-        return (likely.exp() + self.recipe.floor).log()[torch.tensor(index)]
+        return (likely.exp() + self.recipe.floor).log().cpu()[torch.tensor(index)]
 
     def distil(self, chosen: Sequence[int | None], start: Tensor) -> Tensor:
         """LLM update [L2, n2], tuned from ``start`` on what the chosen task of each kind answers to its prompts; where

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradtf_fl.adapters import Place
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import StackedAdapters
-from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.model import GradTransformerModel
 from gradtf_fl.transformer.processes import Processes
 

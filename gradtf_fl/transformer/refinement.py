@@ -27,7 +27,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtf_fl.adapters import UpdateSpace
+from gradtf_fl.adapters import Place, UpdateSpace
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, generate_greedily
 from gradtf_fl.training import StackedAdapters, batch_indices
@@ -113,7 +113,7 @@ def refine(
     recipe: RefinementRecipe = RefinementRecipe(),
 ) -> Refined:
     """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered."""
-    model, rows = transformer.model.requires_grad_(False), answered.rows
+    model, rows = transformer.model.requires_grad_(False), answered.rows.to(llm.initial.device)
     per_set = len(rows) // len(updates)
     fitted = round(per_set * (1 - recipe.held_out))
     first = torch.arange(len(updates))[:, None] * per_set
@@ -122,7 +122,7 @@ def refine(
         start = model.encode(updates)
         plain = model.generate_from(start)
     before = llm.accuracy(llm.initial + plain, rows.take(held.reshape(-1)))
-    chosen = ((before < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten()
+    chosen = ((before < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten().cpu()
     made, after, taken = plain.clone(), torch.full_like(before, torch.nan), torch.zeros_like(before, dtype=torch.bool)
     if len(chosen):
         order = np.stack([batch_indices([recipe.seed, int(k)], fitted, recipe.batch, recipe.steps) for k in chosen])
@@ -173,6 +173,7 @@ def _one_thread() -> Iterator[None]:
 def certainty(tiny: StackedAdapters, theta: Tensor, answered: TokenRows) -> Tensor:
     """Mean probability [K] that TinyLMs ``theta`` [K, blocks, block_dim] give to their own answers, K * R rows of the
     TinyLM's tokens."""
+    answered = answered.to(tiny.initial.device)
     with torch.no_grad():
         shares = tiny.answer_logits(theta, answered).float().log_softmax(-1)
     labels = answered.answer_labels()
@@ -199,12 +200,14 @@ class RefiningGenerator:
         max_new_tokens: int,
         recipe: RefinementRecipe = RefinementRecipe(),
         known: TaskLibrary | None = None,
+        place: Place | None = None,
     ) -> None:
         """Load both models.
 
         Args:
             max_new_tokens: length of an answer at most, in the TinyLM's tokens.
             known: tasks that the provider tuned the LLM on, to put mixtures together from.
+            place: where all models compute; None: on the CPU, in float32.
 
         Raises:
             ConfigError: too few prompts, or a model can't be loaded.
@@ -219,7 +222,9 @@ class RefiningGenerator:
         about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe), tasks])
         self.sha256 = hashlib.sha256(about.encode()).hexdigest()
         sides = self.source, self.target
-        self._tiny, self._llm = (StackedAdapters.load(side.model, side.spec) for side in sides)
+        self._tiny, self._llm = (StackedAdapters.load(side.model, side.spec, place) for side in sides)
+        if place is not None:
+            transformer.model.to(place.device)
         self._room = min(self._tiny.max_tokens, self._llm.max_tokens)
         self._known = known
 
@@ -246,8 +251,10 @@ class RefiningGenerator:
             torch.from_numpy(np.ascontiguousarray(one, dtype=np.float32))[None]
             for one in (update, update if first is None else first)
         )
+        plain, values, firsts = (one.to(self._llm.initial.device) for one in (plain, values, firsts))
         with _one_thread():
-            return self._refined(plain, values, firsts)
+            found = self._refined(plain, values, firsts)
+        return Refined(**{field.name: getattr(found, field.name).cpu() for field in fields(Refined)})
 
     def _refined(self, plain: Tensor, values: Tensor, firsts: Tensor) -> Refined:
         theta = self._tiny.initial + values

@@ -38,7 +38,7 @@ class TrainConfig:
         averaged: false draws single updates of a task instead of averages over several of its federations, for an
             ablation.
         partition: how update vectors are cut into tokens, a name in `partition.PLANS`.
-        device, precision: "cpu", "cuda" or "auto"; "float32" or, on CUDA, "bf16" (see `Place`).
+        device, precision: see `adapters.Place`.
     """
 
     objective: Objective = "functional"

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import AdapterSpec, BlockLayout, UpdateSpace
+from gradtf_fl.adapters import AdapterSpec, BlockLayout, Place, UpdateSpace
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.transformer.checkpoint import GradTransformer
-from gradtf_fl.transformer.device import Place
 from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
 from gradtf_fl.transformer.objectives import Objectives
 from gradtf_fl.transformer.partition import PLANS
@@ -68,7 +67,7 @@ def train_grad_transformer(
     """
     processes = Processes.launched()
     config.check(processes.world)
-    place = Place.find(config.device, config.precision, processes.local_rank)
+    place = Place.find(config.device, config.precision, number=processes.local_rank)
     store = TupleStore.open(tuples)
     source, target = (_space(store.header, role) for role in ("tiny", "llm"))
     for side in (source, target):
@@ -81,7 +80,7 @@ def train_grad_transformer(
     if not sampler.pairs:
         raise ConfigError(f"tuple store {tuples}: no LLM updates (they give the output's scale)")
     model = _new_model(config, sampler, source, target).to(place.device)
-    llm = StackedAdapters.load(target.model, target.spec).to(place.device, place.frozen_type)
+    llm = StackedAdapters.load(target.model, target.spec, place)
     run = TrainingRun(config, sampler, model, new_optimizers(model, config))
     began = time.monotonic()
     with processes.joined(place.device):

@@ -86,7 +86,10 @@ def test_doctor_and_org_check_say_the_same(organization: Path, how: str) -> None
     said = json.loads(check.stdout)["findings"]
     wrong = {"level": "fail", "what": str(path), "found": found, "do": remedy.format(path=path)}
     assert [finding for finding in said if finding["level"] == "fail"] == [wrong]
-    assert json.loads(doctor.stdout)["findings"][-len(said) :] == said
+    also = json.loads(doctor.stdout)["findings"][-len(said) :]
+    for finding in (*said, *also):  # a time is measured anew
+        finding["found"] = "" if finding["what"] == "training step" else finding["found"]
+    assert also == said
 
 
 @pytest.mark.parametrize("how", SPOILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from gradtf_fl.adapters import AdapterSpec, initial_state, load_adapter, save_adapter
 from gradtf_fl.adapters.models import load_model
 from gradtf_fl.tasks import Row, write_rows
+from gradtf_fl.training import StackedAdapters
 from tests.cli.conftest import Files, gradtf
 
 
@@ -121,6 +123,48 @@ def test_evaluate_refuses_an_adapter_of_another_model(files: Files, tiny_adapter
     result = gradtf("evaluate", "--model", files.llm, "--adapter", tiny_adapter, "--task", rows)
     assert result.exit_code == 2
     assert "another base model" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "train", "curate"])
+def test_a_device_that_is_not_there_is_refused(verb: str, files: Files, tiny_adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "tuples").mkdir()
+    arguments = {
+        "evaluate": ["--model", files.tiny, "--task", "none.jsonl"],
+        "generate": ["--update", tiny_adapter, "--transformer", files.transformer, "--out", out],
+        "train": ["--tuples", tmp_path / "tuples", "--out", out],
+        "curate": ["--out", out],
+    }[verb]
+    result = gradtf(verb, *arguments, "--device", "cuda:1")
+    assert result.exit_code == 2
+    assert "--device 'cuda:1': this machine has no CUDA device" in result.stderr
+    assert ("none.jsonl" in result.stderr) == (verb == "evaluate")  # all problems at once
+    assert not out.exists()
+
+
+def test_evaluate_and_generate_with_bf16_weights(
+    files: Files, tiny_adapter: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refinement on public prompts holds both models so; the adapter that is written stays float32."""
+    held: list[torch.dtype] = []
+    answer_logits = StackedAdapters.answer_logits
+
+    def noted(self: StackedAdapters, *arguments: Any) -> torch.Tensor:
+        held.append(self.model.get_input_embeddings().weight.dtype)
+        return answer_logits(self, *arguments)
+
+    monkeypatch.setattr(StackedAdapters, "answer_logits", noted)
+    scored = gradtf("evaluate", "--model", files.tiny, "--adapter", tiny_adapter, "--task", rows, "--precision", "bf16")
+    assert scored.exit_code == 0, scored.stderr
+    prompts = tmp_path / "prompts.jsonl"
+    write_rows(prompts, [Row(f"[_][_][_]{i}?58=", "13") for i in range(10, 50)])
+    arguments = ("--update", tiny_adapter, "--transformer", files.transformer, "--prompts", prompts)
+    made = gradtf("generate", *arguments, "--answer-tokens", 2, "--precision", "bf16", "--out", tmp_path / "out")
+    assert made.exit_code == 0, made.stderr
+    assert set(held) == {torch.bfloat16}
+    state, _, _ = load_adapter(tmp_path / "out")
+    assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def test_train_refuses_a_missing_and_a_damaged_store(tmp_path: Path) -> None:

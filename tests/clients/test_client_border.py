@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from clients import local_training
@@ -23,7 +24,7 @@ from clients.organization import organization_of
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
-from gradtf_fl.config.organization import ComputeSection
+from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
@@ -39,6 +40,7 @@ from gradtf_fl.round_messages import (
 )
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import Row, write_rows
+from gradtf_fl.training import physical_batch
 from gradtf_fl.training.dp_sgd import train_dp
 from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
@@ -121,6 +123,36 @@ def test_an_organization_trains_with_the_sampler_of_its_own_file(
     bench.kit.change(0, compute=ComputeSection(sampler=sampler))
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
     assert used == [sampler]
+
+
+def test_an_organization_trains_as_its_compute_table_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def spy(model: Any, rows: Any, **options: Any) -> Any:
+        base = model.get_input_embeddings().weight.dtype
+        seen.append((base, options["physical_batch"], options["gradient_checkpointing"]))
+        return train_dp(model, rows, **options)
+
+    monkeypatch.setattr(local_training, "train_dp", spy)
+    bench.kit.change(0, compute=ComputeSection(precision="bf16", physical_rows=5, gradient_checkpointing=True))
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    assert seen == [(torch.bfloat16, 5, True)]
+
+
+@pytest.mark.parametrize("what", ["memory", "device"])
+def test_what_the_machine_cannot_do_is_refused_and_not_paid_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "memory":
+        monkeypatch.setattr(physical_batch, "available_bytes", lambda _: 0)
+    else:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        bench.kit.change(0, compute=ComputeSection(device="cuda"))
+    assert bench.code(BEGIN, bench.begin().to_fields()) == {"memory": "policy", "device": "internal"}[what]
+    ledger = bench.kit.folders[0] / "ledger.sqlite"
+    assert not ledger.exists() or read_ledger(ledger).content.events == ()
+    log = (bench.kit.folders[0] / "client.log").read_text()
+    assert {"memory": "out of memory", "device": "[compute] device 'cuda'"}[what] in log
 
 
 UNTRAINABLE = {

@@ -95,6 +95,54 @@ class SamplerSuite:
                 torch.testing.assert_close(p.grad_sample, expected[name], atol=1e-5 * largest, rtol=0)
             assert optimizer.row_gradients().dtype == torch.float32
 
+    @pytest.mark.parametrize("family", ["llama", "qwen2"])
+    @pytest.mark.parametrize("train_a", [True, False])
+    def test_checkpointing_changes_no_gradient(self, random_rows: TokenRows, family: str, train_a: bool) -> None:
+        """Nor dropout, whose second draw is the first one's; nothing stays behind for the next step."""
+        model = lora_model(base_model(family, attention_dropout=0.1), ALL_LINEAR, train_a, lora_dropout=0.2)
+        found: dict[bool, list[torch.Tensor]] = {}
+        for checkpointing in (False, True):
+            plan = {"sampler": self.sampler, "gradient_checkpointing": checkpointing}
+            with private_optimizer(model, trainable(model), 0.0, 1.0, 8.0, 1e-2, Draws.make(3), **plan) as optimizer:
+                for step in range(2):
+                    torch.manual_seed(step)
+                    optimizer.sampler.backward(RowLosses(model, random_rows)(EVERY))
+                    found.setdefault(checkpointing, []).append(optimizer.row_gradients())
+        for plain, again in zip(found[False], found[True], strict=True):
+            assert float(plain.abs().max()) > 1e-3
+            torch.testing.assert_close(again, plain, atol=1e-6 * float(plain.abs().max()), rtol=0)
+
+    @pytest.mark.parametrize("quantity", ["gradient", "norm"])
+    def test_bf16_base_weights_change_gradients_by_their_rounding_alone(
+        self, random_rows: TokenRows, quantity: str
+    ) -> None:
+        exact, rough = lora_model(), lora_model()
+        for name, p in rough.named_parameters():
+            if "lora_" not in name:
+                p.data = p.data.bfloat16()
+        found = []
+        for model in (exact, rough):
+            with self.optimizer(model) as optimizer:
+                optimizer.sampler.backward(RowLosses(model, random_rows)(EVERY))
+                found.append(optimizer.row_gradients())
+        assert found[0].dtype == found[1].dtype == torch.float32
+        difference = (found[1] - found[0]).norm(dim=1) if quantity == "gradient" else found[1].norm(dim=1)
+        if quantity == "norm":
+            difference = (difference - found[0].norm(dim=1)).abs()
+        shares = difference / found[0].norm(dim=1)
+        assert 1e-5 < float(shares.max()) < 0.03  # 2^-8 a product, a few of them in a row
+
+    def test_no_row_counts_more_than_the_clip_with_bf16_base_weights(self, random_rows: TokenRows) -> None:
+        model = lora_model()
+        for name, p in model.named_parameters():
+            if "lora_" not in name:
+                p.data = p.data.bfloat16()
+        with self.optimizer(model, clip=1e-3, batch=1.0) as optimizer:
+            for row in EVERY[:4]:
+                noisy_step(optimizer, RowLosses(model, random_rows), row.view(1), 512)
+                norm = float(optimizer.gradient.double().norm())
+                assert 0.99e-3 < norm < 1e-3 * (1 + 1e-6)
+
     def test_clipped_as_opacus_own_optimizer_clips(self, random_rows: TokenRows) -> None:
         """Half of the rows are clipped, over the whole adapter; the denominator is the expected batch (5)."""
         model = lora_model()
@@ -220,6 +268,8 @@ class SamplerSuite:
         assert {name: set(vars(module)) for name, module in model.named_modules()} == modules
         assert {name: len(m._forward_hooks) + len(m._backward_hooks) for name, m in model.named_modules()} == hooks
         assert all(p.grad is None and not vars(p) for p in model.parameters())
+        self.train(model, random_rows, steps=1, gradient_checkpointing=True)
+        assert {name: set(vars(module)) for name, module in model.named_modules()} == modules
         twin = copy.deepcopy(model)
         for again in (model, twin):
             self.train(again, random_rows)

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, Place
 from gradtf_fl.adapters.models import model_hash
 from gradtf_fl.curation import TupleStore
 from gradtf_fl.training.stacked import StackedAdapters
 from gradtf_fl.transformer import TrainConfig
 from gradtf_fl.transformer.backbone import Backbone
-from gradtf_fl.transformer.device import Place
 
 SMALL = Backbone(width=16, feed_forward=24, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1)
 CONFIG = TrainConfig(steps=8, groups=4, rows=2, warm_up=1, backbone=SMALL)

@@ -25,7 +25,7 @@ from experiments.paper.measures.trial import Scores, Trial, pgr, private_sets, s
 from experiments.paper.measures.trial_parameters import Sets, TrialParameters
 from experiments.paper.plain_loop import training_steps
 from experiments.paper.recomputation import recomputed
-from gradtf_fl.adapters import EMBEDDED, AdapterSpec
+from gradtf_fl.adapters import EMBEDDED, AdapterSpec, Place
 from gradtf_fl.baselines import Controls
 from gradtf_fl.config import Count, Section
 from gradtf_fl.curation import curate
@@ -122,7 +122,7 @@ def _stacked(parameters: CostParameters, seed: int) -> list[Cell]:
     seeds = [[seed, number] for number in range(len(rules))]
     cells = []
     for device, (name, recipe) in product(_devices(), zip(EMBEDDED, (TINY_RECIPE, LLM_RECIPE), strict=True)):
-        stack = StackedAdapters.load(name, AdapterSpec(), device)
+        stack = StackedAdapters.load(name, AdapterSpec(), Place.find(device))
         short = replace(recipe, steps=parameters.set_steps)
 
         def at_once(stack: StackedAdapters = stack, short: PlainRecipe = short) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.embedded import LLM_RECIPE, MEMBERS, TINY_RECIPE, draw, tune
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, Place
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.training import StackedAdapters
@@ -77,7 +77,7 @@ def make_private(
     rules = private_rules(plan)
     if not path.exists():
         tensors: dict[str, Tensor] = {}
-        stacks = [StackedAdapters.load(model, spec, device) for model in (tiny, llm)]
+        stacks = [StackedAdapters.load(model, spec, Place.find(device)) for model in (tiny, llm)]
         for name, chosen in rules.items():
             tensors |= {f"{name}.{key}": t.cpu() for key, t in _tune(plan, chosen, *stacks).items()}
         staging = Path(f"{path}.new")

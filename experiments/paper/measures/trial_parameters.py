@@ -11,9 +11,10 @@ from pydantic import Field
 
 from experiments.paper.measures.private_sets import PrivatePlan
 from experiments.paper.measures.trial import Site, Trial
+from gradtf_fl.adapters import Place
 from gradtf_fl.config import Count, Rate, Section
 from gradtf_fl.curation import CurationConfig
-from gradtf_fl.transformer import Backbone, Place, TrainConfig
+from gradtf_fl.transformer import Backbone, TrainConfig
 
 Sets = Annotated[int, Field(ge=0)]
 
