@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training.row_gradients import forward_of, full_precision, trained_layers
+from gradtf_fl.training.row_gradients import Batch, forward_of, full_precision, trained_layers
 
 _CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
 
@@ -78,15 +78,18 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
 
 
 class LoraGradSampler(GradSampler):
-    """The LoRA layers' forward pass is ours (`row_gradients`); no hook is called."""
+    """The LoRA layers' forward pass is ours (`row_gradients`); no hook of Opacus is called."""
 
     def add_hooks(self, **_: object) -> None:
         """Put our forward pass in front of the class's own."""
+        batch = Batch()
+        self._seen = self._module.register_forward_pre_hook(batch.seen, with_kwargs=True)
         for layer in self._layers:
-            layer.forward = forward_of(layer)
+            layer.forward = forward_of(layer, batch)
 
     def remove_hooks(self) -> None:
         """The class's own forward pass shows again."""
+        self._seen.remove()
         for layer in self._layers:
             del layer.forward
 
