@@ -30,7 +30,7 @@ from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import count_rows, encode_rows, read_rows, refuse_unscored
-from gradtf_fl.training import check_trainable, train_dp
+from gradtf_fl.training import check_rows, check_trainable, train_dp
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,8 @@ def train_update(
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
     model = tiny.attach(start)
     try:
-        check_trainable(model)
+        sampler, longest = organization.config.compute.sampler, organization.config.data.max_tokens
+        check_trainable(model, sampler, tokenizer=tiny.tokenizer, max_tokens=longest)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     try:
@@ -101,6 +102,7 @@ def train_update(
         data = encode_rows(read_rows(organization.train_path, tiny.tokenizer), tiny.tokenizer)
         if len(data) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
+        check_rows(model, data)
         refuse_unscored(data, f"data {organization.train_path}")
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)
@@ -116,7 +118,7 @@ def train_update(
         steps=plan.steps,
         rate=plan.rate,
         seed=organization.training_seed(key),
-        sampler=organization.config.compute.sampler,
+        sampler=sampler,
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.space.layout, adapter_state(model), start)

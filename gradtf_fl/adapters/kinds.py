@@ -56,7 +56,7 @@ def find_targets(model: Any, spec: AdapterSpec) -> list[Target]:
         problems += [
             f"{target.name}: rank {spec.rank} is more than its weight has ({most})"
             for target in found
-            if spec.rank > (most := _largest_rank(target, spec.kind))
+            if not target.is_embedding and spec.rank > (most := _largest_rank(target, spec.kind))
         ]
     if not found or problems:
         raise ConfigError(problems or "an adapter needs targets")

@@ -15,24 +15,23 @@ takes the step (`private_adam`). The losses, the draws and the noise are ours (`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
 from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
-from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
-from gradtf_fl.training.loss import IGNORED, row_mean_loss
-from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
+from gradtf_fl.training.grad_samplers import SAMPLERS
+from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments, check_rows
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_losses import RowLosses
+from gradtf_fl.training.trainable import check_row_gradients, probe
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -119,7 +118,9 @@ def train_dp(
         NothingTrained: the first step did not move the adapter.
     """
     check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
+    check_rows(model, rows)
     parameters = adapter_parameters(model)
+    check_row_gradients(model, parameters, sampler)
     q = min(1.0, batch / len(rows))
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
@@ -146,35 +147,6 @@ def train_dp(
             if progress is not None:
                 progress(optimizer.steps, steps)
     return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
-
-
-class RowLosses:
-    """Losses [B], in nats, of the rows that it is called with (their indices [B], B >= 1).
-
-    Rows are right-padded and attention is causal, so no real token ever sees a pad: the attention mask can be
-    left out (faster, same numbers), columns that are padding in all drawn rows are cut off, and logits are
-    computed only from the first labelled position on.
-    """
-
-    def __init__(self, model: nn.Module, rows: TokenRows) -> None:
-        self.model, self.rows = model, rows
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.slices_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.device = next(model.parameters()).device
-        self.lengths = rows.attention_mask.sum(dim=1)
-        labelled = (rows.labels != IGNORED).int()
-        self.first_label = labelled.argmax(dim=1).clamp(min=1)
-
-    def __call__(self, drawn: Tensor) -> Tensor:
-        end = max(1, int(self.lengths[drawn].max()))
-        start = int(self.first_label[drawn].min()) - 1
-        tokens = self.rows.input_ids[drawn, :end].to(self.device)
-        labels = self.rows.labels[drawn, :end].to(self.device)
-        options: dict[str, Any] = {"use_cache": False}
-        if self.slices_logits:
-            options["logits_to_keep"] = end - start
-            labels = labels[:, start:]
-        return row_mean_loss(self.model(input_ids=tokens, **options).logits, labels)
 
 
 def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
@@ -219,18 +191,6 @@ def private_optimizer(
         finally:
             optimizer.detach()
             model.train(was_training)
-
-
-def probe(sampler: GradSampler, model: nn.Module) -> None:
-    """Two rows of made-up tokens, forth and back: every trainable matrix gets a gradient for each row.
-
-    Catches, before private data is read, layers that no gradient reaches and layers that do not keep rows apart.
-    Raises ConfigError.
-    """
-    from gradtf_fl.tasks import TokenRows
-
-    ids = torch.zeros(2, 3, dtype=torch.long)
-    sampler.backward(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
 
 
 @contextmanager

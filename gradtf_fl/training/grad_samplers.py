@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
@@ -35,6 +36,8 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
     Attributes:
         parameters: the model's trainable parameters by name.
     """
+
+    advice = ""
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         """Attach to ``model``.
@@ -69,7 +72,7 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
             raise ConfigError(f"no gradient reaches {len(missing)} matrices, e.g. {missing[0]}; {_CHECKPOINTING_HINT}")
         odd = [name for name, p in self.parameters.items() if len(p.grad_sample) != len(losses)]
         if odd:
-            raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows")
+            raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows{self.advice}")
 
     def no_rows(self) -> None:
         """What a backward pass over an empty draw would leave: gradients of 0 rows."""
@@ -96,6 +99,15 @@ class LoraGradSampler(GradSampler):
 
 class OpacusGradSampler(GradSampler):
     """Opacus' own hooks, forward and backward, on both matrices of every LoRA layer."""
+
+    advice = "; Opacus' hooks can't put its tokens apart: choose sampler 'lora', or other targets"
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        """As above; ConfigError on experts, whose matrices PEFT adds to the weights: no layer computes with them."""
+        experts = [name for name, module in model.named_modules() if isinstance(module, ParamWrapper)]
+        if experts:
+            raise ConfigError(f"{experts[0]}: Opacus' hooks don't see experts: choose sampler 'lora', or other targets")
+        super().__init__(model, parameters)
 
     def backward(self, losses: Tensor) -> None:
         with warnings.catch_warnings():
