@@ -114,7 +114,9 @@ def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     """
     from peft import get_peft_model_state_dict
 
-    state = _xs_parameters(peft_model) or get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # base weights are no adapter
+    state = _xs_parameters(peft_model) or get_peft_model_state_dict(
+        peft_model, save_embedding_layers=False
+    )  # base weights are no adapter
     return {name: tensor.detach().to("cpu").float().clone() for name, tensor in state.items()}
 
 

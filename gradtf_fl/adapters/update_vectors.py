@@ -172,9 +172,7 @@ class BlockLayout:
         return cls._of(prefixes.pop(), len(layers), _in_a_row(layers[0], rank), _in_a_row(outside))
 
     @classmethod
-    def _of(
-        cls, prefix: str, layers: int, slots: tuple[Slot, ...], extra: tuple[Slot, ...]
-    ) -> BlockLayout:
+    def _of(cls, prefix: str, layers: int, slots: tuple[Slot, ...], extra: tuple[Slot, ...]) -> BlockLayout:
         inner = cls(prefix, layers, slots, extra)
         return cls(prefix, layers + inner.extra_rows, inner.slots, inner.extra)
 

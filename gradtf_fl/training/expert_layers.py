@@ -56,7 +56,9 @@ def check_experts(name: str, module: Any) -> None:
     """ConfigError unless `experts_forward` computes what ``module``, a layer of experts, computes."""
     usual = hasattr(module, UP) and hasattr(module, DOWN) and getattr(module, "has_gate", False)
     if not usual or module.is_transposed or module.has_bias or module.has_post_expert_norm:
-        raise ConfigError(f"{name}: adapters on experts of class {type(module).__name__} are not supported for training")
+        raise ConfigError(
+            f"{name}: adapters on experts of class {type(module).__name__} are not supported for training"
+        )
 
 
 def experts_forward(

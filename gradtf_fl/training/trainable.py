@@ -77,8 +77,10 @@ def probe(sampler: GradSampler, model: nn.Module) -> None:
 
 def check_row_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter], sampler: Sampler) -> None:
     """ConfigError where the sampler's gradients are not those of one row at a time, in eval mode."""
-    was_training = model.training
+    was_training, wanted = model.training, {id(p) for p in parameters.values()}
     model.eval()
+    for module in model.modules():  # Opacus takes no notice of matrices in eval mode
+        module.training = any(id(p) in wanted for p in module.parameters(recurse=False))
     try:
         with _off_zero(parameters):
             losses = RowLosses(model, _made_up_rows(model))
@@ -131,7 +133,7 @@ def _off_zero(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 def _forget(parameters: Mapping[str, nn.Parameter]) -> None:
     for p in parameters.values():
-        p.grad_sample = None  # type: ignore[attr-defined]
+        vars(p).pop("grad_sample", None)
 
 
 def _flat(gradients: tuple[Tensor, ...]) -> Tensor:
