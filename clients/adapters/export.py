@@ -147,7 +147,8 @@ def _untie_for(adapter: Path, base: Any) -> None:
     if output is None or output.weight is not words.weight:
         return
     with safe_open(adapter / WEIGHTS, "pt") as stored:
-        adapted = {split_name(name)[0].removeprefix(PREFIX) for name in stored.keys()}  # noqa: SIM118: no mapping
+        names: list[str] = stored.keys()
+    adapted = {split_name(name)[0].removeprefix(PREFIX) for name in names}
     if not any(name in adapted for name, module in base.named_modules() if module is words or module is output):
         return
     output.weight = torch.nn.Parameter(output.weight.detach().clone())

@@ -73,6 +73,8 @@ class Slot:
 
     def columns(self, expert: int) -> Columns:
         """The values of one expert's matrix, row-major."""
+        if self.experts == 1:
+            return Columns(self.start, self.stop)
         if split_name(self.suffix)[1] == "lora_A":
             share = self.size // self.experts
             return Columns(self.start + expert * share, self.start + (expert + 1) * share)
@@ -159,8 +161,8 @@ class BlockLayout:
             raise ConfigError("no adapter parameter lies in a numbered layer: target a projection of the layers too")
         if len(prefixes) != 1 or sorted(layers) != list(range(len(layers))):
             raise ConfigError(
-                f"adapter layers are not one run 0..L-1: {sorted(layers)} under {sorted(prefixes)}; choose targets that "
-                "every layer has, such as the attention projections"
+                f"adapter layers are not one run 0..L-1: {sorted(layers)} under {sorted(prefixes)}; choose targets "
+                "that every layer has, such as the attention projections"
             )
         for number, shapes in layers.items():
             if shapes != layers[0]:

@@ -83,7 +83,7 @@ def experts_forward(
     sizes = torch.bincount(expert, minlength=module.num_experts).tolist()
 
     def multiplied(name: str, x: Tensor) -> Tensor:
-        parts = zip(x.split(sizes), getattr(module, name), strict=True)
+        parts = zip(torch.split(x, sizes), getattr(module, name), strict=True)
         y = torch.cat([functional.linear(part, weight) for part, weight in parts])
         return branches[name].add(y, x, group, expert) if name in branches else y
 

@@ -82,8 +82,8 @@ def check_rows(model: nn.Module, rows: TokenRows) -> None:
     vocabulary, largest = base.get_input_embeddings().weight.shape[0], int(rows.input_ids.max())
     if largest >= vocabulary:
         problems.append(
-            f"the rows have token {largest}, the model's embedding only 0 to {vocabulary - 1}: the tokenizer has tokens "
-            "that the model has not; call model.resize_token_embeddings and save the model again"
+            f"the rows have token {largest}, the model's embedding only 0 to {vocabulary - 1}: the tokenizer has "
+            "tokens that the model has not; call model.resize_token_embeddings and save the model again"
         )
     positions, longest = learned_positions(model), int(rows.attention_mask.sum(1).max())
     if positions is not None and longest > positions:
@@ -100,7 +100,7 @@ def unreadable_tokens(model: nn.Module, tokenizer: Any, max_tokens: int | None) 
     if pad is not None and pad >= vocabulary:
         problems.append(
             f"the tokenizer pads with token {pad} ({tokenizer.pad_token}), the model's embedding has only 0 to "
-            f"{vocabulary - 1}: choose one of its tokens, or call model.resize_token_embeddings and save the model again"
+            f"{vocabulary - 1}: pad with one of these, or call model.resize_token_embeddings and save the model again"
         )
     positions = learned_positions(model)
     if positions is not None and max_tokens is not None and max_tokens > positions:
@@ -129,8 +129,10 @@ def _starts_at_zero(name: str) -> bool:
 
 
 class FirstStep:
-    """Watches whether the first step moves every B (of LoRA-XS every R). Loss can fall and epsilon accrue while nothing trains
-    (opacus issue 820): fail loudly instead."""
+    """Watches whether the first step moves every B (of LoRA-XS every R).
+
+    Loss can fall and epsilon accrue while nothing trains (opacus issue 820): fail loudly instead.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self._parameters = parameters

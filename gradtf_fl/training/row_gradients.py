@@ -57,7 +57,7 @@ class Batch:
     def apart(self, x: Tensor) -> Tensor:
         """[rows, tokens, features] of a layer's input; ConfigError where it is neither that nor all tokens in a row."""
         if x.dim() == 2 and len(x) == self.rows * self.tokens:
-            return x.unflatten(0, (self.rows, self.tokens))
+            return x.reshape(self.rows, self.tokens, -1)
         if x.dim() != 3:
             raise ConfigError(
                 f"a LoRA layer sees {x.dim()} dimensions {tuple(x.shape)}; row gradients need [rows, tokens, features]"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gradtf_fl.adapters import AdapterSpec, Target, split_name
 from gradtf_fl.training.expert_layers import ExpertBranch, check_experts, experts_forward
@@ -27,6 +28,13 @@ class StackedLinear(nn.Module):
         self.a: Tensor | None = None  # [K, rank, in]
         self.b: Tensor | None = None  # [K, out, rank]
         self.delta: Tensor | None = None  # [K, out, in]
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight [out, in]."""
+        own: Any = self.base.weight
+        turned: Tensor = own.mT if isinstance(self.base, Conv1D) else own
+        return turned
 
     def put(self, values: dict[str, Tensor]) -> None:
         """Use these parameters, by role, each [K, ...]."""
