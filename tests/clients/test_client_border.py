@@ -122,7 +122,7 @@ def test_an_organization_trains_with_the_sampler_of_its_own_file(
 
 
 UNTRAINABLE = {
-    "lora-xs on q_proj, v_proj": AdapterSpec(kind="lora-xs"),
+    "full on q_proj, v_proj": AdapterSpec(kind="full"),
     "lora on q_proj, embed_tokens": AdapterSpec(targets=("q_proj", "embed_tokens")),
 }
 
