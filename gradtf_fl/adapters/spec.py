@@ -61,7 +61,7 @@ class AdapterSpec:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> AdapterSpec:
-        """Spec from `to_json`'s form; KeyError, TypeError or ValueError on another form, or where targets are "auto"."""
+        """Spec from `to_json`'s form; KeyError, TypeError or ValueError on another form, and on targets "auto"."""
         targets = tuple(str(t) for t in document["targets"])
         if isinstance(document["targets"], str) or "auto" in targets:
             raise ValueError("targets are names of layers")

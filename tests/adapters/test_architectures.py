@@ -34,7 +34,9 @@ CASES = {
     "mixtral-experts-alone": ("mixtral", AdapterSpec(targets=("experts.down_proj",), train_a=False)),
 }
 IDS = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
-pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to", "ignore:Model has `tie_word_embeddings=True`")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to", "ignore:Model has `tie_word_embeddings=True`"
+)
 
 
 def logits(model: Any, rows: slice = slice(None)) -> torch.Tensor:

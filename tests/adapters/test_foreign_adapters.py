@@ -17,7 +17,9 @@ from tests.cli.conftest import gradtf
 from .architectures import EXPERTS, VOCABULARY, small_model
 
 IDS = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
-pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to", "ignore:Model has `tie_word_embeddings=True`")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to", "ignore:Model has `tie_word_embeddings=True`"
+)
 
 
 def write(folder: Path, architecture: str = "llama", **options: Any) -> Path:
@@ -89,7 +91,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bias": ({"bias": "lora_only"}, "bias = 'lora_only'"),
     "some layers": ({"layers_to_transform": [0]}, "layers_to_transform = "),
     "tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices = "),
-    "two at once": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 4}}, "rank_pattern = .*use_dora = "),
+    "two at once": (
+        {"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 4}},
+        "rank_pattern = .*use_dora = ",
+    ),
 }
 EDITED: dict[str, tuple[dict[str, Any], str]] = {
     "no rank": ({"r": ...}, "r is missing"),

@@ -1,4 +1,4 @@
-"""Whole federations whose TinyLM has another adapter, or is of another architecture: sum, ledgers, delivered adapter."""
+"""Whole federations whose TinyLM has another adapter or architecture: their sums, ledgers and delivered adapters."""
 
 from __future__ import annotations
 
