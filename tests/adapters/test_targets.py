@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -89,11 +90,12 @@ def test_a_rank_that_no_matrix_has_is_refused_before_it_costs_memory() -> None:
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_the_layout_of_experts_survives_json_and_knows_each_expert(architecture: str) -> None:
     adapted = AdaptedModel.of(small_model(architecture), None, AdapterSpec(targets=("q_proj", *EXPERTS)))
-    layout, initial = adapted.space.layout, adapted.initial
+    layout = adapted.space.layout
     assert BlockLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
-    row = torch.from_numpy(layout.to_vector(initial)[1])
+    vector = np.random.default_rng(0).normal(size=(layout.blocks, layout.block_dim)).astype(np.float32)
+    state, row = layout.to_state(vector), torch.from_numpy(vector[1])
     for slot in layout.slots:
-        matrix = initial[layout.name(1, slot)]
+        matrix = state[layout.name(1, slot)]
         if slot.experts == 1:
             continue
         assert slot.experts == 4
