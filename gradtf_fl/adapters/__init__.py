@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradtf_fl.adapters.proof import CONFIG, WEIGHTS, folder_problems, packed_header
     from gradtf_fl.adapters.spec import AdapterSpec
     from gradtf_fl.adapters.state import adapter_state, attach, initial_state, set_adapter_state, state_hash
-    from gradtf_fl.adapters.targets import AUTO, Target, resolve_targets
+    from gradtf_fl.adapters.targets import Target, resolve_targets
     from gradtf_fl.adapters.update_space import AdaptedModel, UpdateSpace
     from gradtf_fl.adapters.update_vectors import BlockLayout, Columns, Slot, Vector, apply_update, update_vector
 else:
@@ -32,7 +32,6 @@ else:
 
 __all__ = [
     "ASSETS",
-    "AUTO",
     "CONFIG",
     "EMBEDDED",
     "PREFIX",
