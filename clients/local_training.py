@@ -31,8 +31,8 @@ from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
-from gradtf_fl.tasks import count_rows, read_tokens
-from gradtf_fl.training import check_trainable, rehearse, train_dp
+from gradtf_fl.tasks import count_rows, longest_row, read_tokens
+from gradtf_fl.training import check_rows, check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,8 @@ def train_update(
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
     model = tiny.attach(start)
     try:
-        check_trainable(model)
+        longest = longest_row(tiny.model, organization.config.data.max_tokens)
+        check_trainable(model, compute.sampler, tokenizer=tiny.tokenizer, max_tokens=longest)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     try:
@@ -107,6 +108,7 @@ def train_update(
         data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
         if len(data) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
+        check_rows(model, data)
         physical_batch = _rehearsed(model, data, plan.batch, compute)
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         attach,
         initial_state,
         load_model,
+        resolve_targets,
         save_adapter,
         update_vector,
     )
@@ -82,6 +83,7 @@ __all__ = [
     "load_model",
     "noise_multiplier",
     "read_rows",
+    "resolve_targets",
     "run_baseline",
     "run_secure_sum",
     "save_adapter",

@@ -137,17 +137,23 @@ def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _untie_for(adapter: Path, base: Any) -> None:
-    """An adapter on tied input embeddings acts on the input alone; merged, the two must be two."""
-    import json
-
+    """An adapter on one of two tied embeddings acts on that one alone; merged, the two must be two."""
     import torch
+    from safetensors import safe_open
 
-    targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
-    output = base.get_output_embeddings()
-    if "embed_tokens" not in targets or output is None or not base.config.tie_word_embeddings:
+    from gradtf_fl.adapters import PREFIX, WEIGHTS, split_name
+
+    words, output = base.get_input_embeddings(), base.get_output_embeddings()
+    if output is None or output.weight is not words.weight:
+        return
+    with safe_open(adapter / WEIGHTS, "pt") as stored:
+        names: list[str] = stored.keys()
+    adapted = {split_name(name)[0].removeprefix(PREFIX) for name in names}
+    if not any(name in adapted for name, module in base.named_modules() if module is words or module is output):
         return
     output.weight = torch.nn.Parameter(output.weight.detach().clone())
     base.config.tie_word_embeddings = False
+    base.config.get_text_config().tie_word_embeddings = False
     base.all_tied_weights_keys = {}
 
 

@@ -203,7 +203,7 @@ def _training(organization: Organization) -> Iterator[Finding]:
             return
         from gradtf_fl.training import measure_step
 
-        tiny = AdaptedModel.load(config.models.tiny, AdapterSpec(), place, kept=True)
+        tiny = AdaptedModel.load(config.models.tiny, AdapterSpec(targets=("auto",)), place, kept=True)
         rows = read_tokens(organization.train_path, tiny.tokenizer, config.data, tiny.model.config).tokens
         cost = measure_step(tiny.attach(), rows, STEP_ROWS, config.compute)
     except ConfigError as error:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from gradtf_fl.adapters.proof import CONFIG, WEIGHTS, folder_problems, packed_header
     from gradtf_fl.adapters.spec import AdapterSpec
     from gradtf_fl.adapters.state import adapter_state, attach, initial_state, set_adapter_state, state_hash
+    from gradtf_fl.adapters.targets import Target, resolve_targets
     from gradtf_fl.adapters.update_space import AdaptedModel, UpdateSpace
-    from gradtf_fl.adapters.update_vectors import BlockLayout, Vector, apply_update, update_vector
+    from gradtf_fl.adapters.update_vectors import BlockLayout, Columns, Slot, Vector, apply_update, update_vector
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -40,7 +41,10 @@ __all__ = [
     "AdaptedModel",
     "AdapterSpec",
     "BlockLayout",
+    "Columns",
     "Place",
+    "Slot",
+    "Target",
     "UpdateSpace",
     "Vector",
     "adapter_state",
@@ -62,6 +66,7 @@ __all__ = [
     "model_hash",
     "pack_adapter",
     "packed_header",
+    "resolve_targets",
     "save_adapter",
     "set_adapter_state",
     "split_name",

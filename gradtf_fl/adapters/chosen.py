@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradtf_fl.adapters.models import load_encoder
 from gradtf_fl.adapters.spec import AdapterSpec
+from gradtf_fl.adapters.targets import resolve_targets
 from gradtf_fl.config import RoundSettings
 
 
@@ -19,12 +20,6 @@ def chosen_spec(settings: RoundSettings, automatic: tuple[str, ...] | None = Non
     """
     names = tuple(sorted(name.strip() for name in settings.targets.split(",") if name.strip()))
     if names == ("auto",):
-        names = automatic or resolve_targets(load_encoder(settings.tiny)[0])
+        names = automatic or resolve_targets(load_encoder(settings.tiny)[0], "auto")
     kind = "lora" if settings.adapter == "lora-b" else settings.adapter
     return AdapterSpec(settings.rank, settings.lora_alpha, names, train_a=settings.adapter != "lora-b", kind=kind)
-
-
-def resolve_targets(config: object) -> tuple[str, ...]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
-
-    return tuple(sorted(DEFAULTS[config.model_type]))  # type: ignore[attr-defined]

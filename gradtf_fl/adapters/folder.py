@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradtf_fl.adapters.kinds import peft_config, to_plain_lora
+from gradtf_fl.adapters.kinds import peft_config, split_name, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import state_hash
+from gradtf_fl.adapters.switches import spec_of
 from gradtf_fl.errors import ConfigError, CorruptFile
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
 def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSpec, str]:
     """(state, spec, base model name) of a PEFT LoRA folder, ours or one written by plain PEFT.
 
-    The state is that of the spec's kind. Raises ConfigError when the folder is no LoRA adapter or holds whole weights
-    of the model, CorruptFile when its content does not match its hash.
+    The state is that of the spec's kind.
+
+    Raises:
+        ConfigError: it is no LoRA adapter, holds whole weights of the model, or has a switch set with which PEFT
+            computes something else than B A times one scale (`switches`).
+        CorruptFile: its content does not match its hash.
     """
     from safetensors.torch import load_file
 
@@ -79,9 +84,9 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSp
         state = load_file(folder / _WEIGHTS)
     except Exception as error:
         raise CorruptFile(f"adapter {folder}: unreadable ({type(error).__name__})") from error
-    if config.get("peft_type") != "LORA":
-        raise ConfigError(f"adapter {folder}: peft_type is {config.get('peft_type')!r}, LORA is wanted")
-    spec = AdapterSpec(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(config["target_modules"])))
+    if not isinstance(config, dict):
+        raise CorruptFile(f"adapter {folder}: {_CONFIG} is not a JSON object")
+    spec = spec_of(f"adapter {folder}, {_CONFIG}", config, {split_name(name)[0] for name in state})
     if (folder / "gradtf.json").is_file():
         state, spec = _own_state(folder, state)
     whole = sorted(name for name in state if not (".lora_" in name or name.endswith(".delta.weight")))

@@ -1,6 +1,7 @@
 """Kinds of adapters: what is trained on each target module, its initial values, and its export as plain PEFT LoRA.
 
     lora      W x + s B A x, A [rank, in] and B [out, rank] trained (Hu et al. 2022), on linear and embedding layers
+              and on experts, whose matrices stand in A [experts * rank, in] and B [out, rank * experts] as PEFT has it
     lora-xs   W x + s B R A x, only R [rank, rank] trained (Balazy et al. 2024): W is nearly U S V^T, B = U S, A = V^T
     full      W x + D x, all of D [out, in] trained; biases stay as they are
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradtf_fl.adapters.spec import AdapterSpec, State
+from gradtf_fl.adapters.targets import Target, named_targets, target_names
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,35 +35,38 @@ def split_name(name: str) -> tuple[str, str]:
     return module, role
 
 
-def find_targets(model: Any, spec: AdapterSpec) -> list[tuple[str, Any]]:
-    """(name, module) of every linear or embedding layer that ``spec.targets`` name, in the model's order.
+def find_targets(model: Any, spec: AdapterSpec) -> list[Target]:
+    """Every layer that ``spec.targets`` name, in the model's order.
 
     Raises:
         ConfigError: a target that the model does not have, or that this kind of adapter can't be put on; all named.
     """
-    from torch import nn
-
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in spec.targets
-        and (isinstance(module, nn.Linear) or type(module) is nn.Embedding)  # scaled embeddings are another layer
-    ]
-    here = {name.rsplit(".", 1)[-1] for name, _ in found}
-    absent = [target for target in spec.targets if target not in here]
+    found = named_targets(model, spec.targets)
+    absent = [target for target in spec.targets if not named_targets(model, (target,))]
     problems = [f"the model has no linear or embedding layer named {target}" for target in absent]
-    embeddings = [name for name, module in found if isinstance(module, nn.Embedding)]
+    if absent:
+        problems[-1] += f"; there are {', '.join(target_names(model))}"
     if spec.kind != "lora":
-        problems += [f"{name}: an adapter of kind {spec.kind!r} goes on linear layers only" for name in embeddings]
-    if spec.kind == "lora-xs":
         problems += [
-            f"{name}: rank {spec.rank} is more than its weight has ({min(module.weight.shape)})"
-            for name, module in found
-            if not isinstance(module, nn.Embedding) and spec.rank > min(module.weight.shape)
+            f"{target.name}: an adapter of kind {spec.kind!r} goes on linear layers only"
+            for target in found
+            if target.is_embedding or target.parameter
+        ]
+    if spec.kind != "full":
+        problems += [
+            f"{target.name}: rank {spec.rank} is more than its weight has ({most})"
+            for target in found
+            if not target.is_embedding and spec.rank > (most := _largest_rank(target, spec.kind))
         ]
     if not found or problems:
         raise ConfigError(problems or "an adapter needs targets")
     return found
+
+
+def _largest_rank(target: Target, kind: str) -> int:
+    """Singular values of the weight; matrices of LoRA may have more columns than that, but never more than values."""
+    smaller, larger = sorted((target.out_features, target.in_features))
+    return larger if kind == "lora" else smaller
 
 
 def initial_values(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
@@ -70,19 +75,17 @@ def initial_values(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
 
     targets = find_targets(model, spec)
     if spec.kind == "full":
-        shapes = {f"{PREFIX}{name}.delta.weight": (m.out_features, m.in_features) for name, m in targets}
+        shapes = {f"{PREFIX}{t.name}.delta.weight": (t.out_features, t.in_features) for t in targets}
         _check_size(shapes.values())
         return {name: torch.zeros(shape) for name, shape in shapes.items()}
     if spec.kind == "lora-xs":
-        return {name: value for target in targets for name, value in _xs_values(*target, spec.rank).items()}
+        return {name: value for target in targets for name, value in _xs_values(target, spec.rank).items()}
     empty: dict[str, torch.Tensor] = {}
-    for name, module in targets:
-        if isinstance(module, torch.nn.Embedding):
-            empty[f"{PREFIX}{name}.lora_embedding_A"] = torch.empty(spec.rank, module.num_embeddings)
-            empty[f"{PREFIX}{name}.lora_embedding_B"] = torch.empty(module.embedding_dim, spec.rank)
-        else:
-            empty[f"{PREFIX}{name}.lora_A.weight"] = torch.empty(spec.rank, module.in_features)
-            empty[f"{PREFIX}{name}.lora_B.weight"] = torch.empty(module.out_features, spec.rank)
+    for target in targets:
+        a, b = ("lora_embedding_A", "lora_embedding_B") if target.is_embedding else ("lora_A.weight", "lora_B.weight")
+        ranks = spec.rank * target.experts
+        empty[f"{PREFIX}{target.name}.{a}"] = torch.empty(ranks, target.in_features)
+        empty[f"{PREFIX}{target.name}.{b}"] = torch.empty(target.out_features, ranks)
     return _draw(empty, spec.seed)
 
 
@@ -106,7 +109,7 @@ def _draw(empty: State, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def _xs_values(name: str, module: Any, rank: int) -> dict[str, torch.Tensor]:
+def _xs_values(target: Target, rank: int) -> dict[str, torch.Tensor]:
     """A, B of the truncated singular value decomposition of the weight, and R = 0.
 
     Decomposed in float64, signs fixed, then rounded to half precision: two machines whose linear algebra differs in
@@ -114,14 +117,15 @@ def _xs_values(name: str, module: Any, rank: int) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    weight = module.weight.detach().to("cpu").double().numpy()
+    weight = target.weight.detach().to("cpu").double().numpy()
     u, s, vt = np.linalg.svd(weight, full_matrices=False)
     signs = np.sign(vt[np.arange(len(vt)), np.abs(vt).argmax(1)])
     b, a = (u * s * signs)[:, :rank], (vt * signs[:, None])[:rank]
+    name = f"{PREFIX}{target.name}"
     return {
-        f"{PREFIX}{name}.lora_A.weight": torch.from_numpy(a.astype(np.float16).astype(np.float32)),
-        f"{PREFIX}{name}.lora_B.weight": torch.from_numpy(b.astype(np.float16).astype(np.float32)),
-        f"{PREFIX}{name}.lora_R.weight": torch.zeros(rank, rank),
+        f"{name}.lora_A.weight": torch.from_numpy(a.astype(np.float16).astype(np.float32)),
+        f"{name}.lora_B.weight": torch.from_numpy(b.astype(np.float16).astype(np.float32)),
+        f"{name}.lora_R.weight": torch.zeros(rank, rank),
     }
 
 
@@ -167,20 +171,21 @@ def to_plain_lora(state: State) -> dict[str, torch.Tensor]:
     return plain
 
 
-def plain_rank(plain: State) -> int:
-    """Rank of a plain LoRA state dict."""
-    return next(t.shape[0] for name, t in plain.items() if split_name(name)[1] in ("lora_A", "lora_embedding_A"))
-
-
 def peft_config(spec: AdapterSpec, plain: State, base_model: str | None) -> Any:
     """PEFT's configuration of the plain LoRA state ``plain`` of an adapter of ``spec``."""
     from peft import LoraConfig
 
-    rank = plain_rank(plain)
+    rank = spec.rank
+    if spec.kind == "full":
+        rank = next(tensor.shape[0] for name, tensor in plain.items() if split_name(name)[1] == "lora_A")
+    modules = {split_name(name)[0] for name in plain}
+    layers = [target for target in spec.targets if any(module.endswith(f".{target}") for module in modules)]
+    stacks = [target for target in spec.targets if target not in layers]
     return LoraConfig(
         r=rank,
         lora_alpha=rank if spec.kind == "full" else spec.alpha,  # type: ignore[arg-type]
-        target_modules=list(spec.targets),
+        target_modules=layers,
+        target_parameters=stacks or None,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",

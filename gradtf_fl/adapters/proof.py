@@ -18,44 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.adapters.spec import AdapterSpec
+from gradtf_fl.adapters.switches import switches
 from gradtf_fl.errors import CorruptFile
 from gradtf_fl.safetensors_header import LENGTH_BYTES, header_text
 
 WEIGHTS, NATIVE, CONFIG = "adapter_model.safetensors", "gradtf.safetensors", "adapter_config.json"
 FLOAT32_BYTES = 4
-# entries of adapter_config.json that change what the same matrices do, or on what; save_adapter sets none of them
-SWITCHES = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "arrow_config",
-    "auto_mapping",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "kasa_config",
-    "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_bias",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_config",
-    "modules_to_save",
-    "monteclora_config",
-    "rank_pattern",
-    "revision",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "use_rslora",
-    "velora_config",
-)
-FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True}
+UNUSED = ("lora_dropout", "fan_in_fan_out", "auto_mapping", "revision")
+"""Entries that `save_adapter` leaves empty, though another value would not change what the matrices do."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +128,14 @@ def _config_problems(folder: Path, spec: AdapterSpec) -> list[str]:
         config: dict[str, Any] = json.loads(text)
         about = json.loads((folder / "gradtf.json").read_text())
         recorded = about["config_sha256"]
-        rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), set(config["target_modules"])
+        rank, alpha, targets = (
+            int(config["r"]),
+            float(config["lora_alpha"]),
+            {*config["target_modules"], *(config.get("target_parameters") or ())},
+        )
         scale = alpha / rank
-        switched = [name for name in SWITCHES if config.get(name)]
-        switched += [name for name, value in FIXED.items() if config.get(name, value) != value]
+        switched = switches(config) + [f"{name} is set" for name in UNUSED if config.get(name)]
+        switched += [] if config.get("peft_type") == "LORA" else ["peft_type"]
     except (OSError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return [f"{path} or gradtf.json: damaged ({type(error).__name__})"]
     problems = []

@@ -26,7 +26,8 @@ class AdapterSpec:
     2.0
 
     Attributes:
-        targets: last names of linear layers (q_proj, up_proj, ...) and of the input embedding (embed_tokens).
+        targets: names of linear layers (q_proj, up_proj, ...), of the input embedding (embed_tokens) and of routed
+            experts (experts.down_proj); ("auto",) until `resolve_targets` has put names in its place.
         train_a: false freezes A (FFA-LoRA: averages of B are then exact); without meaning for other kinds.
         kind: "lora", "lora-xs" or "full"; ``alpha`` and ``rank`` are without meaning for "full".
     """
@@ -60,11 +61,14 @@ class AdapterSpec:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> AdapterSpec:
-        """Spec from `to_json`'s form; KeyError, TypeError or ValueError on another form."""
+        """Spec from `to_json`'s form; KeyError, TypeError or ValueError on another form, and on targets "auto"."""
+        targets = tuple(str(t) for t in document["targets"])
+        if isinstance(document["targets"], str) or "auto" in targets:
+            raise ValueError("targets are names of layers")
         return cls(
             int(document["rank"]),
             float(document["alpha"]),
-            tuple(str(t) for t in document["targets"]),
+            targets,
             bool(document["train_a"]),
             int(document["seed"]),
             str(document.get("kind", "lora")),

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftModel:
-    """``model`` wrapped in PEFT with the shared initial adapter, A frozen unless the spec trains it.
+    """``model`` wrapped in PEFT with the shared initial adapter; trainable is what the spec says is trained.
 
-    Kinds that PEFT does not know come as the plain LoRA with the same effect, with nothing to train: they are trained
-    by `training.stacked.StackedAdapters`. Where input and output embeddings are tied, LoRA on ``embed_tokens`` acts
-    on the input alone. ``initial`` is `initial_state`, where that is at hand.
+    LoRA-XS is PEFT's LoRA with R in front of B. A full adapter, which PEFT does not know, comes as the plain LoRA with
+    the same effect, with nothing to train: it is trained by `training.stacked.StackedAdapters`. Where input and output
+    embeddings are tied, LoRA on ``embed_tokens`` acts on the input alone. ``initial`` is `initial_state`, where that is
+    at hand.
 
     >>> from gradtf_fl import AdapterSpec, attach, load_model
     >>> model = attach(load_model("embedded:tiny")[0], AdapterSpec())
@@ -36,16 +37,57 @@ def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftM
     """
     from peft import get_peft_model
 
-    plain = to_plain_lora(initial_state(model, spec) if initial is None else initial)
+    state = initial_state(model, spec) if initial is None else initial
+    plain = to_plain_lora(state)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # said above
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # PEFT looks at each layer itself
         peft_model: Any = get_peft_model(model, peft_config(spec, plain, None))  # PEFT takes the model's own name
-    set_adapter_state(peft_model, plain)
-    trained = (".lora_B.", ".lora_embedding_B.") + ((".lora_A.", ".lora_embedding_A.") if spec.train_a else ())
+    if spec.kind == "lora-xs":
+        _put_r(peft_model)
+    set_adapter_state(peft_model, state)
     for name, parameter in peft_model.named_parameters():
-        parameter.requires_grad_(spec.kind == "lora" and any(role in name for role in trained))
+        parameter.requires_grad_(_is_trained(name, spec))
     wrapped: PeftModel = peft_model
     return wrapped
+
+
+def _is_trained(name: str, spec: AdapterSpec) -> bool:
+    if spec.kind == "lora-xs":
+        return name.endswith(_R)
+    trained = (".lora_B.", ".lora_embedding_B.") + ((".lora_A.", ".lora_embedding_A.") if spec.train_a else ())
+    return spec.kind == "lora" and any(role in name for role in trained)
+
+
+_R, _B = ".lora_B.default.lora_R.weight", ".lora_B.default.outer.weight"
+
+
+def _put_r(peft_model: Any) -> None:
+    """In place of every B a module that computes B R: R [rank, rank] is trained, B is frozen."""
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    for layer in [module for module in peft_model.modules() if isinstance(module, LoraLayer)]:
+        outer: Any = layer.lora_B["default"]
+        inner = nn.Linear(outer.in_features, outer.in_features, bias=False).to(outer.weight)
+        both = nn.Sequential()
+        both.add_module("lora_R", inner)
+        both.add_module("outer", outer)
+        layer.lora_B["default"] = both
+
+
+def _xs_parameters(peft_model: Any) -> dict[str, Any]:
+    """Parameters of an attached LoRA-XS by the names in its state; none for another adapter."""
+    named = {name: p for name, p in peft_model.named_parameters() if ".lora_" in name}
+    if not any(name.endswith(_R) for name in named):
+        return {}
+    shorter = {_R: ".lora_R.weight", _B: ".lora_B.weight", ".lora_A.default.weight": ".lora_A.weight"}
+    return {
+        name.removesuffix(long) + short: p
+        for name, p in named.items()
+        for long, short in shorter.items()
+        if name.endswith(long)
+    }
 
 
 def initial_state(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
@@ -72,22 +114,31 @@ def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     """
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)  # base weights are no adapter
+    state = _xs_parameters(peft_model) or get_peft_model_state_dict(
+        peft_model, save_embedding_layers=False
+    )  # base weights are no adapter
     return {name: tensor.detach().to("cpu").float().clone() for name, tensor in state.items()}
 
 
 def set_adapter_state(peft_model: Any, state: State) -> None:
     """Load ``state``, of any kind, into the attached adapter; ConfigError when names differ."""
+    import torch
     from peft import set_peft_model_state_dict
 
-    state = to_plain_lora(state)
-    expected = set(adapter_state(peft_model))
+    own = _xs_parameters(peft_model)
+    state = state if own else to_plain_lora(state)
+    expected = set(own or adapter_state(peft_model))
     if expected != set(state):
         stray = sorted(expected ^ set(state))[:3]
         raise ConfigError(
             f"the adapter does not fit this model: {len(expected ^ set(state))} names differ, e.g. {stray}"
         )
-    set_peft_model_state_dict(peft_model, dict(state))
+    if own:
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+    else:
+        set_peft_model_state_dict(peft_model, dict(state))
 
 
 def state_hash(state: State) -> bytes:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters.kinds import initial_values
 from gradtf_fl.adapters.models import kept_model, load_model, model_hash, weights_hash
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import attach, set_adapter_state, state_hash
+from gradtf_fl.adapters.targets import resolve_targets
 from gradtf_fl.adapters.update_vectors import BlockLayout, Shape, Vector, apply_update
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class AdaptedModel:
 
         Args:
             name: as `load_model` takes it.
-            spec: which adapter.
+            spec: which adapter; targets ("auto",) become names, see `resolve_targets`.
             place: where and how exactly the base model is held; None: on the CPU, in float32.
             kept: take a copy of a model that this process keeps in memory (see `kept_model`).
 
@@ -141,9 +142,10 @@ class AdaptedModel:
 
         ``initial`` is its initial adapter, where the weights in memory are not those that it comes from.
         """
+        spec = replace(spec, targets=resolve_targets(model, spec.targets))
         if initial is None:
             initial = initial_values(model, spec)
-        layout = BlockLayout.from_state(initial, spec.train_a)
+        layout = BlockLayout.from_state(initial, spec.train_a, spec.rank)
         space = UpdateSpace(name, model_sha256, spec, layout, state_hash(initial).hex())
         return cls(model, tokenizer, space, initial)
 

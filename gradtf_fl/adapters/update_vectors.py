@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtf_fl.adapters.kinds import split_name
 from gradtf_fl.adapters.spec import State
 from gradtf_fl.errors import ConfigError
 
@@ -25,16 +26,42 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 Shape = tuple[int, int]
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.[^.]+\.(\d+)\.")
+"""The first numbered part of a name is its layer: ".layers.0.", ".h.0.", ".blocks.0."; later ones are an expert's."""
+
+
+class Columns(NamedTuple):
+    """Every ``step``-th value of a block from ``start`` on, before ``stop``."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    @property
+    def size(self) -> int:
+        return len(range(*self))
+
+    @property
+    def slice(self) -> slice:
+        return slice(*self)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One parameter's place inside a block: ``block[start : start + prod(shape)]``."""
+    """One parameter's place inside a block: ``block[start : start + prod(shape)]``.
 
-    suffix: str  # name after "layers.N.", e.g. "self_attn.q_proj.lora_A.weight"; outside the layers the whole name
+    Attributes:
+        suffix: name after the layer's number, e.g. "self_attn.q_proj.lora_A.weight"; outside the layers the whole name.
+        start: first value.
+        shape: of the matrix.
+        experts: how many experts' matrices stand in it: one below the other in A [experts * rank, in], column by column
+            in B [out, rank * experts]; 1 for a layer that is none of a mixture.
+    """
+
+    suffix: str
     start: int
     shape: Shape
+    experts: int = 1
 
     @property
     def size(self) -> int:
@@ -43,6 +70,15 @@ class Slot:
     @property
     def stop(self) -> int:
         return self.start + self.size
+
+    def columns(self, expert: int) -> Columns:
+        """The values of one expert's matrix, row-major."""
+        if self.experts == 1:
+            return Columns(self.start, self.stop)
+        if split_name(self.suffix)[1] == "lora_A":
+            share = self.size // self.experts
+            return Columns(self.start + expert * share, self.start + (expert + 1) * share)
+        return Columns(self.start + expert, self.stop, self.experts)
 
 
 @dataclass(frozen=True)
@@ -94,11 +130,19 @@ class BlockLayout:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def from_state(cls, state: State, train_a: bool = True) -> BlockLayout:
+    def from_state(cls, state: State, train_a: bool = True, rank: int = 0) -> BlockLayout:
         """Layout of an adapter's state dict.
 
         With ``train_a`` false only the B matrices are in it (FFA-LoRA). Of LoRA-XS, whose A and B are frozen, only
-        R is. Raises ConfigError where no parameter lies in a numbered layer or layers differ in shape.
+        R is.
+
+        Args:
+            state: the adapter.
+            train_a: whether A is in it.
+            rank: of one matrix, which says how many experts' matrices stand in one; 0 for an adapter on no experts.
+
+        Raises:
+            ConfigError: no parameter lies in a numbered layer, or layers differ in shape.
         """
         prefixes: set[str] = set()
         layers: dict[int, dict[str, Shape]] = {}
@@ -116,17 +160,22 @@ class BlockLayout:
         if not layers:
             raise ConfigError("no adapter parameter lies in a numbered layer: target a projection of the layers too")
         if len(prefixes) != 1 or sorted(layers) != list(range(len(layers))):
-            raise ConfigError(f"adapter layers are not one run 0..L-1: {sorted(layers)} under {sorted(prefixes)}")
+            raise ConfigError(
+                f"adapter layers are not one run 0..L-1: {sorted(layers)} under {sorted(prefixes)}; choose targets "
+                "that every layer has, such as the attention projections"
+            )
         for number, shapes in layers.items():
             if shapes != layers[0]:
-                raise ConfigError(f"adapter layer {number} differs in shape from layer 0: a block must have one size")
-        return cls._of(prefixes.pop(), len(layers), sorted(layers[0].items()), sorted(outside.items()))
+                odd = sorted(dict(shapes.items() ^ layers[0].items()))[0]
+                raise ConfigError(
+                    f"adapter layer {number} differs in shape from layer 0, e.g. at {odd}: a block must have one size; "
+                    "choose targets that are alike in every layer, such as the attention projections"
+                )
+        return cls._of(prefixes.pop(), len(layers), _in_a_row(layers[0], rank), _in_a_row(outside))
 
     @classmethod
-    def _of(
-        cls, prefix: str, layers: int, slots: Iterable[tuple[str, Shape]], extra: Iterable[tuple[str, Shape]]
-    ) -> BlockLayout:
-        inner = cls(prefix, layers, _in_a_row(slots), _in_a_row(extra))
+    def _of(cls, prefix: str, layers: int, slots: tuple[Slot, ...], extra: tuple[Slot, ...]) -> BlockLayout:
+        inner = cls(prefix, layers, slots, extra)
         return cls(prefix, layers + inner.extra_rows, inner.slots, inner.extra)
 
     def name(self, block: int, slot: Slot) -> str:
@@ -181,29 +230,44 @@ class BlockLayout:
         document: dict[str, object] = {
             "prefix": self.prefix,
             "blocks": self.blocks,
-            "slots": [[slot.suffix, list(slot.shape)] for slot in self.slots],
+            "slots": [_slot_json(slot) for slot in self.slots],
         }
         if self.extra:
-            document["extra"] = [[slot.suffix, list(slot.shape)] for slot in self.extra]
+            document["extra"] = [_slot_json(slot) for slot in self.extra]
         return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> BlockLayout:
         """Layout from `to_json`'s form; KeyError, TypeError or ValueError on another form."""
-        slots, extra = (
-            _in_a_row((str(name), (int(shape[0]), int(shape[1]))) for name, shape in listed)  # type: ignore[attr-defined]
-            for listed in (document["slots"], document.get("extra", ()))
-        )
+        slots, extra = _slots(document["slots"]), _slots(document.get("extra", ()))
         layout = cls(str(document["prefix"]), int(str(document["blocks"])), slots, extra)
         if extra and (not slots or layout.layers < 1):
             raise ValueError("a layout's extra rows leave no layer")
         return layout
 
 
-def _in_a_row(shapes: Iterable[tuple[str, Shape]]) -> tuple[Slot, ...]:
+def _in_a_row(shapes: Mapping[str, Shape], rank: int = 0) -> tuple[Slot, ...]:
+    """Slots by name, one after the other; ``rank`` as in `BlockLayout.from_state`."""
     slots: list[Slot] = []
-    for suffix, shape in shapes:
-        slots.append(Slot(suffix, slots[-1].stop if slots else 0, shape))
+    for suffix, shape in sorted(shapes.items()):
+        ranks = {"lora_A": shape[0], "lora_B": shape[1]}.get(split_name(suffix)[1], rank)
+        slots.append(Slot(suffix, slots[-1].stop if slots else 0, shape, ranks // rank if rank else 1))
+    return tuple(slots)
+
+
+def _slot_json(slot: Slot) -> list[object]:
+    """The number of experts is in it only where there are several, so that other digests are what they always were."""
+    return [slot.suffix, list(slot.shape), *([slot.experts] if slot.experts > 1 else [])]
+
+
+def _slots(listed: Any) -> tuple[Slot, ...]:
+    slots: list[Slot] = []
+    for suffix, shape, *more in listed:
+        experts = int(*more) if more else 1
+        slot = Slot(str(suffix), slots[-1].stop if slots else 0, (int(shape[0]), int(shape[1])), experts)
+        if experts < 1 or slot.size % experts:
+            raise ValueError("a slot's experts do not divide it")
+        slots.append(slot)
     return tuple(slots)
 
 

@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradtf_fl.adapters import Vector
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training import StackedAdapters, StackedLinear
 
-_MODULE = re.compile(r"\.layers\.(\d+)\.(.+)$")
+_MODULE = re.compile(r"\.[^.]+\.(\d+)\.(.+)$")
 _Place = tuple[int, str]  # layer, projection's name below the layer
 
 
@@ -69,6 +69,8 @@ class CrossLora:
         kinds = [side.spec.kind for side in (source, target)]
         if kinds != ["lora", "lora"]:
             raise ConfigError(f"Cross-LoRA carries LoRA adapters; these are of kind {' and '.join(kinds)}")
+        if any(slot.experts > 1 for side in (source, target) for slot in side.layout.slots):
+            raise ConfigError("Cross-LoRA carries adapters of single layers, not of experts")
         self.source, self.target = source, target
         source_weights, target_weights = _base_weights(source), _base_weights(target)
         source_layers, target_layers = source.layout.layers, target.layout.layers
@@ -133,8 +135,7 @@ def _base_weights(side: StackedAdapters) -> dict[_Place, Tensor]:
     for name, module in side.model.named_modules():
         found = _MODULE.search(f".{name}")
         if found is not None and isinstance(module, StackedLinear):
-            base: nn.Linear = module.base
-            weights[(int(found.group(1)), found.group(2))] = base.weight.detach().double()
+            weights[(int(found.group(1)), found.group(2))] = module.weight.detach().double()
     return weights
 
 

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
     from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
-    from gradtf_fl.training.loss import RowLosses, row_mean_loss
+    from gradtf_fl.training.loss import row_mean_loss
     from gradtf_fl.training.plain import fine_tune
-    from gradtf_fl.training.preflight import check_trainable
+    from gradtf_fl.training.preflight import check_rows
     from gradtf_fl.training.private_adam import NORM_FLOOR
     from gradtf_fl.training.randomness import Draws
     from gradtf_fl.training.rehearsal import measure_step, rehearse
+    from gradtf_fl.training.row_losses import RowLosses
     from gradtf_fl.training.stacked import (
         DpRecipe,
         PlainRecipe,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         stack_rows,
     )
     from gradtf_fl.training.stacked_layers import StackedLinear
+    from gradtf_fl.training.trainable import check_trainable
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -45,6 +47,7 @@ __all__ = [
     "StackedLinear",
     "StepsDone",
     "batch_indices",
+    "check_rows",
     "check_trainable",
     "descend",
     "dp_fine_tune_stacked",

@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from gradtf_fl.config import PhysicalRows, Sampler
 from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
-from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
-from gradtf_fl.training.loss import RowLosses
+from gradtf_fl.training.grad_samplers import SAMPLERS
 from gradtf_fl.training.memory import is_out_of_memory, release
 from gradtf_fl.training.physical_batch import fit_physical_batch, half_of
-from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments
+from gradtf_fl.training.preflight import FirstStep, NothingTrained, adapter_parameters, check_arguments, check_rows
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.recomputation import recomputed
+from gradtf_fl.training.row_losses import RowLosses
+from gradtf_fl.training.trainable import check_row_gradients, probe
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -120,7 +121,9 @@ def train_dp(
         NothingTrained: the first step did not move the adapter.
     """
     check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
+    check_rows(model, rows)
     parameters = adapter_parameters(model)
+    check_row_gradients(model, parameters, sampler)
     q = min(1.0, batch / len(rows))
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
@@ -221,18 +224,6 @@ def private_optimizer(
         finally:
             optimizer.detach()
             model.train(was_training)
-
-
-def probe(sampler: GradSampler, model: nn.Module) -> None:
-    """Two rows of made-up tokens, forth and back: every trainable matrix gets a gradient for each row.
-
-    Catches, before private data is read, layers that no gradient reaches and layers that do not keep rows apart.
-    Raises ConfigError.
-    """
-    from gradtf_fl.tasks import TokenRows
-
-    ids = torch.zeros(2, 3, dtype=torch.long)
-    sampler.backward(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from typing import Any, Self
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training.row_gradients import forward_of, full_precision, trained_layers
+from gradtf_fl.training.row_gradients import Batch, forward_of, full_precision, trained_layers
 
 _CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
 
@@ -36,6 +37,8 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
     Attributes:
         parameters: the model's trainable parameters by name.
     """
+
+    advice = ""
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         """Attach to ``model``.
@@ -70,7 +73,7 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
             raise ConfigError(f"no gradient reaches {len(missing)} matrices, e.g. {missing[0]}; {_CHECKPOINTING_HINT}")
         odd = [name for name, p in self.parameters.items() if len(p.grad_sample) != len(losses)]
         if odd:
-            raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows")
+            raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows{self.advice}")
 
     def again(self) -> AbstractContextManager[object]:
         """Around a layer's second computation under gradient checkpointing."""
@@ -88,21 +91,33 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
 
 
 class LoraGradSampler(GradSampler):
-    """The LoRA layers' forward pass is ours (`row_gradients`); no hook is called."""
+    """The LoRA layers' forward pass is ours (`row_gradients`); no hook of Opacus is called."""
 
     def add_hooks(self, **_: object) -> None:
         """Put our forward pass in front of the class's own."""
+        batch = Batch()
+        self._seen = self._module.register_forward_pre_hook(batch.seen, with_kwargs=True)
         for layer in self._layers:
-            layer.forward = forward_of(layer)
+            layer.forward = forward_of(layer, batch)
 
     def remove_hooks(self) -> None:
         """The class's own forward pass shows again."""
+        self._seen.remove()
         for layer in self._layers:
             del layer.forward
 
 
 class OpacusGradSampler(GradSampler):
     """Opacus' own hooks, forward and backward, on both matrices of every LoRA layer."""
+
+    advice = "; Opacus' hooks can't put its tokens apart: choose sampler 'lora', or other targets"
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        """As above; ConfigError on experts, whose matrices PEFT adds to the weights: no layer computes with them."""
+        experts = [name for name, module in model.named_modules() if isinstance(module, ParamWrapper)]
+        if experts:
+            raise ConfigError(f"{experts[0]}: Opacus' hooks don't see experts: choose sampler 'lora', or other targets")
+        super().__init__(model, parameters)
 
     def backward(self, losses: Tensor) -> None:
         with warnings.catch_warnings():

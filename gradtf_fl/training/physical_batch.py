@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.training.loss import RowLosses
 from gradtf_fl.training.memory import available_bytes, is_out_of_memory, peak_bytes, release
 from gradtf_fl.training.private_adam import PrivateAdam
+from gradtf_fl.training.row_losses import RowLosses
 
 MOST_ROWS = 512
 """In one forward pass."""

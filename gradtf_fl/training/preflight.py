@@ -7,7 +7,7 @@ nothing trains, or one row's gradient carries another row's data past the clippi
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradtf_fl.config import PhysicalRows
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.tasks import context_length
 from gradtf_fl.training.loss import IGNORED
-from gradtf_fl.training.row_gradients import trained_layers
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -61,7 +61,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     foreign = [name for name in parameters if "lora_" not in name]
     mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     problems = []
-    if not any("lora_B" in name for name in parameters):
+    if not any(_starts_at_zero(name) for name in parameters):
         problems.append("the model has no trainable LoRA adapter")
     if foreign:
         problems.append(f"parameters outside the adapter are trainable: {', '.join(foreign[:5])}")
@@ -76,24 +76,69 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Whether `train_dp` could train ``model``'s adapter: told without rows, before a round or a charge.
+def check_rows(model: nn.Module, rows: TokenRows) -> None:
+    """ConfigError naming every way in which ``model`` can't read ``rows``: a forward pass would fail half-way."""
+    base: Any = model
+    problems = []
+    vocabulary, largest = base.get_input_embeddings().weight.shape[0], int(rows.input_ids.max())
+    if largest >= vocabulary:
+        problems.append(
+            f"the rows have token {largest}, the model's embedding only 0 to {vocabulary - 1}: the tokenizer has "
+            "tokens that the model has not; call model.resize_token_embeddings and save the model again"
+        )
+    positions, longest = learned_positions(model), int(rows.attention_mask.sum(1).max())
+    if positions is not None and longest > positions:
+        problems.append(f"the rows have up to {longest} tokens, {_too_short(positions)}")
+    if problems:
+        raise ConfigError(problems)
 
-    Raises:
-        ConfigError: as `adapter_parameters` and `trained_layers` say; row gradients are known of plain LoRA on linear
-            layers.
-    """
-    trained_layers(model, adapter_parameters(model))
+
+def unreadable_tokens(model: nn.Module, tokenizer: Any, max_tokens: int | None) -> list[str]:
+    """What `check_rows` would find in rows that this tokenizer pads and cuts at ``max_tokens``, told without rows."""
+    base: Any = model
+    problems = []
+    vocabulary, pad = base.get_input_embeddings().weight.shape[0], getattr(tokenizer, "pad_token_id", None)
+    if pad is not None and pad >= vocabulary:
+        problems.append(
+            f"the tokenizer pads with token {pad} ({tokenizer.pad_token}), the model's embedding has only 0 to "
+            f"{vocabulary - 1}: pad with one of these, or call model.resize_token_embeddings and save the model again"
+        )
+    positions = learned_positions(model)
+    if positions is not None and max_tokens is not None and max_tokens > positions:
+        problems.append(f"max_tokens is {max_tokens}, {_too_short(positions)}")
+    return problems
+
+
+def _too_short(positions: int) -> str:
+    return f"the model has learned positions for {positions}: set max_tokens to at most {positions}"
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """Tokens of a row at most, where the model keeps a table of positions (GPT-2, OPT); None where it computes them."""
+    base: Any = model
+    words = base.get_input_embeddings()
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and module is not words and (last == "wpe" or "position" in last):
+            return context_length(model) or module.num_embeddings
+    return None
+
+
+def _starts_at_zero(name: str) -> bool:
+    """B, or R of LoRA-XS, which takes B's place: what the first step has to move."""
+    return "lora_B" in name or "lora_R" in name
 
 
 class FirstStep:
-    """Watches whether the first step moves every B. Loss can fall and epsilon accrue while nothing trains
-    (opacus issue 820): fail loudly instead."""
+    """Watches whether the first step moves every B (of LoRA-XS every R).
+
+    Loss can fall and epsilon accrue while nothing trains (opacus issue 820): fail loudly instead.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self._parameters = parameters
         self._before: dict[str, Tensor] | None = {
-            name: p.detach().clone() for name, p in parameters.items() if "lora_B" in name
+            name: p.detach().clone() for name, p in parameters.items() if _starts_at_zero(name)
         }
 
     def check(self) -> None:

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from gradtf_fl.config import ComputeSection
-from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, probe
-from gradtf_fl.training.loss import RowLosses
+from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer
 from gradtf_fl.training.memory import begin_peak, held_bytes, peak_held_bytes
 from gradtf_fl.training.physical_batch import fit_physical_batch, step_memory
 from gradtf_fl.training.preflight import adapter_parameters
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
+from gradtf_fl.training.row_losses import RowLosses
+from gradtf_fl.training.trainable import probe
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
-from gradtf_fl.training.stacked_layers import by_layer, stack_layer
+from gradtf_fl.training.stacked_layers import by_layer, stack_layers
 
 StepsDone = Callable[[int, int], None]
 
@@ -38,13 +38,13 @@ class StackedAdapters:
         self.adapted, self.spec, self.layout = adapted, adapted.space.spec, adapted.space.layout
         model, state = adapted.model, adapted.initial
         targets = find_targets(model, self.spec)
-        device = targets[0][1].weight.device
+        device = targets[0].weight.device
         self.initial = torch.from_numpy(self.layout.to_vector(state)).to(device)  # [blocks, block_dim]
         self.mask = torch.from_numpy(self.layout.parameter_mask()).to(device)
         trained = {name for name, _, _ in self.layout.pieces(self.initial)}
         self._frozen = {name: tensor.to(device) for name, tensor in state.items() if name not in trained}
         self.model = model.eval().requires_grad_(False)
-        self._layers = {f"{PREFIX}{name}": stack_layer(model, name, module, self.spec) for name, module in targets}
+        self._layers = {f"{PREFIX}{name}": layer for name, layer in stack_layers(model, targets, self.spec).items()}
 
     @classmethod
     def load(cls, name: str, spec: AdapterSpec, place: Place | None = None) -> StackedAdapters:

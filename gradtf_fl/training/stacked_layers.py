@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from gradtf_fl.adapters import AdapterSpec, split_name
+from gradtf_fl.adapters import AdapterSpec, Target, split_name
+from gradtf_fl.training.expert_layers import ExpertBranch, check_experts, experts_forward
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear layer plus K branches: y = W x + scale * B_k A_k x, B_k R_k A_k x (LoRA-XS) or D_k x (full)."""
+    """A frozen linear layer plus K branches: y = W x + scale * B_k A_k x, B_k R_k A_k x (LoRA-XS) or D_k x (full).
 
-    def __init__(self, base: nn.Linear, scale: float) -> None:
+    The layer may be a Conv1D too, and may see the rows' tokens one after the other, [K * rows * T, in].
+    """
+
+    def __init__(self, base: nn.Module, scale: float) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
         self.a: Tensor | None = None  # [K, rank, in]
         self.b: Tensor | None = None  # [K, out, rank]
         self.delta: Tensor | None = None  # [K, out, in]
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight [out, in]."""
+        own: Any = self.base.weight
+        turned: Tensor = own.mT if isinstance(self.base, Conv1D) else own
+        return turned
 
     def put(self, values: dict[str, Tensor]) -> None:
         """Use these parameters, by role, each [K, ...]."""
@@ -70,16 +87,54 @@ def _apart(x: Tensor, adapters: Tensor) -> Tensor:
     return x.reshape(adapters.shape[0], -1, x.shape[-1]).to(adapters.dtype)
 
 
-StackedLayer = StackedLinear | StackedEmbedding
+class StackedExperts(nn.Module):
+    """A frozen layer of experts whose matrices carry K adapters each, see `expert_layers`.
+
+    Attributes:
+        branches: the adapters by the name of the weight that they are on.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.branches: dict[str, ExpertBranch] = {}
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """hidden [K * rows * T, width], experts and weights [K * rows * T, k] -> [K * rows * T, width]."""
+        if not any(branch.groups for branch in self.branches.values()):
+            y: Tensor = self.base(hidden, index, weights)
+            return y
+        return experts_forward(self.base, self.branches, hidden, index, weights)
 
 
-def stack_layer(model: nn.Module, name: str, module: nn.Module, spec: AdapterSpec) -> StackedLayer:
-    """Put a stacked layer around ``module`` in its place in ``model``."""
-    if isinstance(module, nn.Embedding):
-        layer: StackedLayer = StackedEmbedding(module, spec.scale)
-    else:
-        assert isinstance(module, nn.Linear)
-        layer = StackedLinear(module, spec.scale)
+StackedLayer = StackedLinear | StackedEmbedding | ExpertBranch
+
+
+def stack_layers(model: nn.Module, targets: Sequence[Target], spec: AdapterSpec) -> dict[str, StackedLayer]:
+    """Put stacked layers around all ``targets`` in their places in ``model``; what carries each target's adapters.
+
+    Raises:
+        ConfigError: a layer of experts that is not computed here.
+    """
+    for target in targets:
+        if target.parameter:
+            check_experts(target.name, target.module)
+    return {target.name: _stack_layer(model, target, spec) for target in targets}
+
+
+def _stack_layer(model: nn.Module, target: Target, spec: AdapterSpec) -> StackedLayer:
+    place = target.name.replace(".base_layer", "") if target.parameter else target.name
+    if target.parameter:
+        around = model.get_submodule(place)
+        if not isinstance(around, StackedExperts):
+            around = _replace(model, place, StackedExperts(target.module))
+        branch = around.branches[target.parameter] = ExpertBranch(target.experts, spec.scale)
+        return branch
+    kind = StackedEmbedding if target.is_embedding else StackedLinear
+    return _replace(model, place, kind(target.module, spec.scale))
+
+
+def _replace(model: nn.Module, name: str, layer: M) -> M:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
     return layer

@@ -9,6 +9,9 @@ same. Strategies of the paper's Table 4:
 Either can reverse the order of the blocks on the source's side, the target's or both (the paper's "reverse block
 order"), and cut long blocks [L, n] into chunks [L * ceil(n / c), c], filled up with zeros. Parameters outside the
 numbered layers are a part of their own at their true length.
+
+Of a mixture of experts each expert is a token of its own in the block of its layer: with E experts whose adapters have
+n values each, a part [L * E, n] follows that of the layers' other matrices, layer after layer.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtf_fl.adapters import BlockLayout, split_name
+from gradtf_fl.adapters import BlockLayout, Columns, Slot, split_name
 from gradtf_fl.errors import ConfigError
 
 STRATEGIES = ("block", "per-projection")
 REVERSALS = ("none", "source", "target", "both")
+EXPERTS = "experts"
+"""Name of the part that holds the experts of all layers."""
 OUTSIDE = "outside"
 """Name of the part that holds parameters outside the numbered layers."""
 
@@ -35,26 +40,33 @@ class Part:
 
     Attributes:
         rows: layers, or 1 outside them.
-        columns: (start, stop) within a layer's row; outside: within the run of trailing values.
+        columns: places within a layer's row, expert after expert; outside: within the run of trailing values.
         chunk: length of a token.
         reverse: last layer first.
+        experts: how many equal pieces of a row are cut apart before it is cut into chunks.
     """
 
     name: str
     rows: int
-    columns: tuple[tuple[int, int], ...]
+    columns: tuple[Columns, ...]
     chunk: int
     reverse: bool = False
+    experts: int = 1
 
     @property
     def width(self) -> int:
-        """Parameters in one row."""
-        return sum(stop - start for start, stop in self.columns)
+        """Parameters in one row, of one expert."""
+        return sum(columns.size for columns in self.columns) // self.experts
+
+    @property
+    def pieces(self) -> int:
+        """Tokens for one expert, or for a row without experts."""
+        return -(-self.width // self.chunk)
 
     @property
     def per_row(self) -> int:
         """Tokens for one row."""
-        return -(-self.width // self.chunk)
+        return self.experts * self.pieces
 
     @property
     def tokens(self) -> int:
@@ -65,23 +77,25 @@ class Part:
         """bool [tokens, chunk], false where a token is filled up with zeros; None where none is."""
         if self.width % self.chunk == 0:
             return None
-        inside = torch.arange(self.per_row * self.chunk) < self.width
-        return inside.reshape(self.per_row, self.chunk).repeat(self.rows, 1)
+        inside = torch.arange(self.pieces * self.chunk) < self.width
+        return inside.reshape(self.pieces, self.chunk).repeat(self.rows * self.experts, 1)
 
     def cut(self, rows: Tensor) -> Tensor:
         """Tokens [B, tokens, chunk] of rows [B, rows, >= width]."""
-        chosen = torch.cat([rows[..., start:stop] for start, stop in self.columns], -1)
+        chosen = torch.cat([rows[..., columns.slice] for columns in self.columns], -1)
         if self.reverse:
             chosen = chosen.flip(1)
-        filled = torch.nn.functional.pad(chosen, (0, self.per_row * self.chunk - self.width))
+        apart = chosen.reshape(len(rows), self.rows * self.experts, self.width)
+        filled = torch.nn.functional.pad(apart, (0, self.pieces * self.chunk - self.width))
         return filled.reshape(len(rows), self.tokens, self.chunk)
 
     def uncut(self, tokens: Tensor) -> list[Tensor]:
-        """Inverse of `cut`: [B, rows, stop - start] for each of ``columns``."""
-        filled = tokens.reshape(len(tokens), self.rows, self.per_row * self.chunk)[..., : self.width]
+        """Inverse of `cut`: [B, rows, size] for each of ``columns``."""
+        filled = tokens.reshape(len(tokens), self.rows * self.experts, self.pieces * self.chunk)[..., : self.width]
+        joined = filled.reshape(len(tokens), self.rows, self.experts * self.width)
         if self.reverse:
-            filled = filled.flip(1)
-        return list(torch.split(filled, [stop - start for start, stop in self.columns], -1))
+            joined = joined.flip(1)
+        return list(torch.split(joined, [columns.size for columns in self.columns], -1))
 
 
 @dataclass(frozen=True)
@@ -96,23 +110,28 @@ class Partition:
     @classmethod
     def whole(cls, blocks: int, block_dim: int) -> Partition:
         """Every row is one token."""
-        return cls(blocks, block_dim, blocks, (Part("layers", blocks, ((0, block_dim),), block_dim),))
+        return cls(blocks, block_dim, blocks, (Part("layers", blocks, (Columns(0, block_dim),), block_dim),))
 
     @classmethod
     def of(cls, layout: BlockLayout, strategy: str = "block", reverse: bool = False, chunk: int = 0) -> Partition:
         """The partition of a layout; ``chunk`` 0 keeps rows whole (outside the layers: evenly cut to block size)."""
-        groups: dict[str, list[tuple[int, int]]] = {}
+        groups: dict[str, list[Slot]] = {}
         for slot in layout.slots:
-            name = "layers" if strategy == "block" else split_name(slot.suffix)[0].rsplit(".", 1)[-1]
-            groups.setdefault(name, []).append((slot.start, slot.stop))
+            of_layer = EXPERTS if slot.experts > 1 else "layers"
+            module = split_name(slot.suffix)[0].removesuffix(".base_layer")
+            groups.setdefault(of_layer if strategy == "block" else module.rpartition(".")[2], []).append(slot)
         parts = []
-        for name, columns in groups.items():
-            width = sum(stop - start for start, stop in columns)
-            parts.append(Part(name, layout.layers, tuple(columns), min(chunk, width) or width, reverse))
+        for name, slots in sorted(groups.items(), key=lambda group: group[0] == EXPERTS):
+            experts = slots[0].experts
+            if any(slot.experts != experts for slot in slots):
+                raise ConfigError(f"partition: layers have {sorted({slot.experts for slot in slots})} experts")
+            columns = tuple(slot.columns(expert) for expert in range(experts) for slot in slots)
+            width = sum(slot.size for slot in slots) // experts
+            parts.append(Part(name, layout.layers, columns, min(chunk, width) or width, reverse, experts))
         if layout.extra:
             size = layout.extra_size
             even = -(-size // layout.extra_rows)
-            parts.append(Part(OUTSIDE, 1, ((0, size),), min(chunk, size) or even))
+            parts.append(Part(OUTSIDE, 1, (Columns(0, size),), min(chunk, size) or even))
         return cls(layout.blocks, layout.block_dim, layout.layers, tuple(parts))
 
     @property
@@ -121,7 +140,7 @@ class Partition:
         if len(self.parts) > 1:
             return False
         part = self.parts[0]
-        return not part.reverse and part.chunk == self.block_dim
+        return not part.reverse and part.chunk == self.block_dim  # an expert's chunk is shorter than a row
 
     def split(self, updates: Tensor) -> list[Tensor]:
         """[B, blocks, block_dim] -> [B, tokens, dim] for each part."""
@@ -138,11 +157,11 @@ class Partition:
         layers = parts[0].new_zeros(batch, self.layers, self.block_dim)
         outside = parts[0].new_zeros(batch, (self.blocks - self.layers) * self.block_dim)
         for part, tokens in zip(self.parts, parts, strict=True):
-            for (start, stop), values in zip(part.columns, part.uncut(tokens), strict=True):
+            for columns, values in zip(part.columns, part.uncut(tokens), strict=True):
                 if part.name == OUTSIDE:
-                    outside[:, start:stop] = values[:, 0]
+                    outside[:, columns.slice] = values[:, 0]
                 else:
-                    layers[..., start:stop] = values
+                    layers[..., columns.slice] = values
         return torch.cat([layers, outside.reshape(batch, -1, self.block_dim)], 1)
 
 

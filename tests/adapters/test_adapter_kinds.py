@@ -171,7 +171,7 @@ def test_attach_trains_what_the_layout_holds_or_nothing(name: str) -> None:
     model = adapters.attach(base_model(), spec)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     layout = BlockLayout.from_state(adapters.initial_state(base_model(), spec), spec.train_a)
-    assert trainable == (int(layout.parameter_mask().sum()) if spec.kind == "lora" else 0)
+    assert trainable == (0 if spec.kind == "full" else int(layout.parameter_mask().sum()))
 
 
 def test_what_an_adapter_cannot_go_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_what_the_machine_cannot_do_is_refused_and_not_paid_for(
 
 
 UNTRAINABLE = {
-    "lora-xs on q_proj, v_proj": AdapterSpec(kind="lora-xs"),
+    "full on q_proj, v_proj": AdapterSpec(kind="full"),
     "lora on q_proj, embed_tokens": AdapterSpec(targets=("q_proj", "embed_tokens")),
 }
 

@@ -26,7 +26,8 @@ from clients.adapters.kept import current, follow, is_pinned, kept, newest, pin,
 from clients.delivery import receive_adapter
 from clients.organization import load_organization
 from gradtf_fl.adapters import AdapterSpec, load_adapter, model_hash, pack_adapter
-from gradtf_fl.adapters.proof import FIXED, SWITCHES
+from gradtf_fl.adapters.proof import UNUSED
+from gradtf_fl.adapters.switches import COMPARED, HARMLESS, switches
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
 from gradtf_fl.secagg import Identity
@@ -329,12 +330,13 @@ def test_an_earlier_provider_key_verifies_what_it_signed(organization: Kept) -> 
 
 
 def test_every_entry_that_peft_writes_is_judged(organization: Kept) -> None:
-    """A newer PEFT may have new entries: they belong among the switches unless they change nothing."""
+    """A newer PEFT may have new entries: they count as switches until they are known to change nothing."""
     config = json.loads((organization.adapter(3) / "adapter_config.json").read_text())
-    compared = {"r", "lora_alpha", "target_modules", "base_model_name_or_path"}
-    harmless = {"inference_mode", "peft_version", "megatron_core", "qalora_group_size"}
-    assert set(config) - compared - harmless - set(FIXED) == set(SWITCHES)
-    assert not any(config[name] for name in SWITCHES)
+    assert switches(config) == []
+    assert not any(config[name] for name in UNUSED)
+    for name in set(config) - COMPARED - HARMLESS:
+        assert switches({**config, name: "another"}) == [f"{name} = 'another'"]
+    assert switches({**config, "a_new_one": True}) == ["a_new_one = True"]
 
 
 def test_adapters_of_other_kinds_are_verified_by_their_own_state(organization: Kept) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.privacy import epsilon_prv
-from gradtf_fl.training import loss
+from gradtf_fl.training import dp_sgd, row_losses
 from gradtf_fl.training.audit_plan import AuditPlan
 from gradtf_fl.training.dp_sgd import train_dp
 from gradtf_fl.training.empirical_audit import AuditResult, likelihood_ratio, play, run_audit
@@ -115,7 +115,10 @@ def test_without_a_seed_the_trainer_runs_as_deployed() -> None:
 
 def test_a_batch_mean_loss_is_reported_by_sensitivity_and_not_seen_by_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A canary's own part stays clipped, so guesses find nothing: why the audit does not rest on them alone."""
-    monkeypatch.setattr(loss, "row_mean_loss", batch_mean)
+    monkeypatch.setattr(row_losses, "row_mean_loss", batch_mean)
+    with pytest.raises(ConfigError, match="does not find each row's own gradient"):
+        audit()
+    monkeypatch.setattr(dp_sgd, "check_row_gradients", lambda *_: None)
     result = audit()
     assert result.audit.refuting == []
     assert result.sensitivity.coupling > 0.05

@@ -254,3 +254,33 @@ def test_each_matrix_outside_the_layers_has_its_own_scale() -> None:
     assert torch.equal(fitted.mean, 3.0 * (size > 0))
     assert fitted.scale[:2].tolist() == [[1, 1, 1, 1], [10, 10, 100, 100]]
     assert fitted.scale[2, 0] == 100
+
+
+def test_an_expert_is_a_token_in_the_block_of_its_layer() -> None:
+    """Two layers of q_proj (1 value) and two experts of rank 1: A [2, 3], B [2, 2] whose columns are the experts'."""
+    slots = (
+        Slot("mlp.experts.lora_A.weight", 0, (2, 3), experts=2),
+        Slot("mlp.experts.lora_B.weight", 6, (2, 2), experts=2),
+        Slot("self_attn.q_proj.lora_B.weight", 10, (1, 1)),
+    )
+    where = BlockLayout("m.", 2, slots)
+    updates = torch.arange(22.0).reshape(1, 2, 11)
+    parts = Partition.of(where).split(updates)
+    assert parts[0][0].tolist() == [[10], [21]]
+    assert parts[1][0].tolist() == [
+        [0, 1, 2, 6, 8],
+        [3, 4, 5, 7, 9],
+        [11, 12, 13, 17, 19],
+        [14, 15, 16, 18, 20],
+    ]
+    assert [part[0].tolist() for part in Partition.of(where, reverse=True, chunk=4).split(updates)][1] == [
+        *([11, 12, 13, 17], [19, 0, 0, 0], [14, 15, 16, 18], [20, 0, 0, 0]),
+        *([0, 1, 2, 6], [8, 0, 0, 0], [3, 4, 5, 7], [9, 0, 0, 0]),
+    ]
+    for plan in PLANS.values():
+        for chunk in (0, 2, 4):
+            view = Partition.of(where, plan.strategy, plan.reverse != "none", chunk)
+            assert torch.equal(view.join(view.split(updates)), updates)
+    assert BlockLayout.from_json(json.loads(json.dumps(where.to_json()))) == where
+    plain = BlockLayout("m.", 2, tuple(Slot(slot.suffix, slot.start, slot.shape) for slot in slots))
+    assert plain.digest != where.digest
