@@ -82,7 +82,7 @@ def test_one_adapter_has_the_same_logits_everywhere(name: str, tmp_path: Path) -
     assert answers[0].shape[1] > 5
     read, read_spec, _ = adapters.load_adapter(tmp_path / "adapter")
     assert (read_spec, adapters.state_hash(read)) == (spec, adapters.state_hash(state))
-    assert adapters.unpack_adapter(adapters.pack_adapter(state, spec, "base"))[1] == spec
+    assert adapters.unpack_adapter(adapters.pack_adapter(state, spec, "base", "")).spec == spec
 
     stack = StackedAdapters(AdaptedModel.of(small_model(architecture), None, spec))
     other = moved_state(adapted, seed=1)

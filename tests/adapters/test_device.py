@@ -14,9 +14,9 @@ from gradtf_fl.adapters.models import EMBEDDED
 from gradtf_fl.config import ComputeSection, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows, exact_match
-from gradtf_fl.training import StackedAdapters
+from gradtf_fl.training import StackedAdapters, check_trainable
 from gradtf_fl.training.dp_sgd import RowLosses, private_optimizer
-from gradtf_fl.training.preflight import adapter_parameters, check_trainable
+from gradtf_fl.training.preflight import adapter_parameters
 from gradtf_fl.training.randomness import Draws
 
 SPEC = AdapterSpec(rank=2)

@@ -68,7 +68,7 @@ def test_everything_wrong_is_said_at_once_by_file_and_key_or_option(tmp_path: Pa
     [
         ('[federation]\npartition = "sizes"\nsizes = [1.0, 2.0]\n', "sizes has 2 shares, there are 5 organizations"),
         ('[federation]\npartition = "natural"\n', "partition 'natural' needs by"),
-        ('[task]\nformat = "columns"\nprompt = "{a}"\n', "format 'columns' needs the templates"),
+        ('[task]\nformat = "columns"\nprompt = "{a}"\n', "columns need two templates; answer is missing"),
         ('[task]\nsource = ["house-rules", "rows"]\n', "house-rules can't be one of several sources"),
         ("[federation]\nrows = 0\n", "of house-rules must be at least 1"),
         ('[federation]\nweight_rule = "examples"\n[secure_sum]\nnoise_multiplier = 1.0\n', "weight_rule 'uniform'"),

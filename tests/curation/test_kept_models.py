@@ -21,9 +21,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the models whose weights were loaded, in order."""
     load, names = update_space.load_model, []
 
-    def counted(name: str) -> Any:
+    def counted(name: str, place: Any = None) -> Any:
         names.append(name)
-        return load(name)
+        return load(name, place)
 
     monkeypatch.setattr(update_space, "load_model", counted)
     forget_models()

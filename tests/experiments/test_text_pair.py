@@ -106,7 +106,7 @@ def test_the_rival_tuned_longer_goes_by_the_nearest_sets_task(parameters: dict[s
     assert len(list(made.folder.glob("longer-*"))) == 1
     pools = [made.curation.task_rows(name).public for name in plan.tasks]
     rng = np.random.default_rng([0, 9])
-    rows = [pool[i] for pool in pools for i in rng.choice(len(pool), 16, replace=False)]
+    rows = [pool[i].row for pool in pools for i in rng.choice(len(pool), 16, replace=False)]
     side = made.pair.llm
     recipe = replace(made.curation.llm_recipe, steps=steps)
     tokens = encode_causal(rows, side.tokenizer, side.max_tokens)
@@ -130,7 +130,7 @@ def test_the_provider_is_kept_and_private_rows_are_fresh(parameters: dict[str, A
     first, second = (draw_private(made, plan.tasks, 8, seed) for seed in (0, 1))
     assert first == draw_private(made, plan.tasks, 8, 0)
     assert first.private != second.private
-    public = {row.answer for row in made.curation.task_rows("numbers").public}
+    public = {one.row.answer for one in made.curation.task_rows("numbers").public}
     for side in (first, second):
         private, test = ({row.answer for row in rows[1]} for rows in (side.private, side.test))
         assert not private & public

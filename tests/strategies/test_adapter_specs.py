@@ -70,13 +70,15 @@ def test_a_federation_trains_another_architecture(architecture: str, pair: tuple
     assert_summed(kit)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_rows_longer_than_the_models_positions_are_refused_before_a_charge(
+def test_rows_longer_than_the_models_positions_are_cut_or_refused_and_cost_nothing(
     pair: tuple[str, str], tmp_path: Path
 ) -> None:
     kit = federation(tmp_path, other_pair(tmp_path, "gpt2", pair[1]), OTHERS["gpt2"], rounds=1)
+    for folder in kit.folders:
+        with (folder / "train.jsonl").open("a") as file:
+            file.write('{"prompt": "' + "1" * (2 * POSITIONS) + '", "answer": "1"}\n' * 100)
     with pytest.raises((RoundAborted, ConfigError)):
         run_server(kit.grid(), kit.plan, None, kit.generator)
     for folder in kit.folders:
-        assert "max_tokens is 512, the model has learned positions for 64" in (folder / "client.log").read_text()
-        assert not (folder / "ledger.sqlite").exists()
+        assert f"are longer than the model's {POSITIONS} positions" in (folder / "client.log").read_text()
+        assert not read_ledger(folder / "ledger.sqlite").content.events

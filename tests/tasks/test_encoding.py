@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtf_fl.adapters import load_encoder
-from gradtf_fl.config import RowFormat
+from gradtf_fl.config import RowFormat, TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import (
     IGNORED,
@@ -24,7 +24,7 @@ from gradtf_fl.tasks import (
     encode_rows,
     read_rows,
     read_tokens,
-    text_windows,
+    task_rows,
     write_rows,
 )
 from gradtf_fl.tasks.decoding import end_tokens, fit_prompt
@@ -299,9 +299,10 @@ def test_text_gives_the_windows_of_the_providers_reader(name: str, tmp_path: Pat
         own, task = tmp_path / name, name.partition(".")[0]
         text = ("\n<|endoftext|>\n" if task == "story" else "\n\n").join(texts)
         own.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    provider = text_windows._rows(text_windows._examples(task, tmp_path, True)[0], 100)
+    reader = task_rows._Reader(str(tmp_path / task), task, TaskSection(format="text", window=100), None)
+    provider = [one.row for one in task_rows._windows(reader.examples("train"), 100, task)]
     assert len(provider) > 80
-    assert read_rows(own, None, form) == list(provider)
+    assert read_rows(own, None, form) == provider
     assert count_rows(own, form) == len(provider)
 
 

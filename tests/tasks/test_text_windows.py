@@ -11,7 +11,8 @@ import pytest
 from gradtf_fl.config import TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TaskRows, read_task_rows
-from gradtf_fl.tasks.text_windows import TEXT_OF, cut_windows, split_documents
+from gradtf_fl.tasks.documents import cut_windows, split_documents
+from gradtf_fl.tasks.text_windows import TEXT_OF
 from tests.benchmark_data import DATA, needs_data
 
 MATHS = ("aqua_rat", "gsm8k")

@@ -14,12 +14,12 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import memory, physical_batch, rehearsal
 from gradtf_fl.training.dp_sgd import DpCheckpoint, train_dp
-from gradtf_fl.training.loss import RowLosses
 from gradtf_fl.training.memory import is_out_of_memory, peak_bytes
 from gradtf_fl.training.physical_batch import MOST_ROWS, StepMemory, fit_physical_batch, half_of, step_memory
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.rehearsal import measure_step, rehearse
+from gradtf_fl.training.row_losses import RowLosses
 
 from .conftest import lora_model, trainable
 

@@ -13,7 +13,7 @@ from experiments.paper.measures.federations import NO_DP, Federations
 from experiments.paper.measures.shipped import OURS, Step, accuracy, bench, contest, ours, refined_updates
 from gradtf_fl.baselines import Case
 from gradtf_fl.config import Count, Rules, Section
-from gradtf_fl.tasks import HiddenTask, OrganizationData, house_rules_federation, public_rows, tokens_to_rows
+from gradtf_fl.tasks import Example, HiddenTask, OrganizationData, house_rules_federation, public_rows, tokens_to_rows
 from gradtf_fl.tasks import house_rules as hr
 
 OWN, SUM = f"{OURS} from its own update", f"{OURS} from the sum"
@@ -152,4 +152,5 @@ def _organization(
     task = HiddenTask((rule,), shown)
     train = tokens_to_rows(task.draw(rng, sizes.rows, "private"))
     test = tokens_to_rows(task.draw(rng, sizes.test_rows, "test"))
-    return OrganizationData(rule.name, train, test, rule.describe())
+    examples = [Example(row, (row.answer,), row.prompt, rule.name) for row in test]
+    return OrganizationData(rule.name, train, examples, rule.describe(), {rule.name: len(train)})

@@ -110,7 +110,7 @@ def _from_scratch(parameters: CostParameters, trial: Trial) -> tuple[float, Scor
     with tempfile.TemporaryDirectory() as folder:
         tuples, checkpoint = Path(folder) / "tuples", Path(folder) / "checkpoint"
         began = time.perf_counter()
-        curate(trial.store, tuples, device=parameters.site.device)
+        curate(trial.store, tuples, place=Place.find(parameters.site.device))
         made = train_grad_transformer(trial.train, tuples, checkpoint)
         seconds = time.perf_counter() - began
         return seconds, score(Bench(made, Controls.fit_on_store(tuples)), private)

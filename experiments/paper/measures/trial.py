@@ -24,6 +24,7 @@ import torch
 from experiments.embedded import Bench
 from experiments.measuring import Cell, Progress, recovered
 from experiments.paper.measures.private_sets import PrivatePlan, PrivateSets, make_private
+from gradtf_fl.adapters import Place
 from gradtf_fl.baselines import Controls
 from gradtf_fl.curation import CurationConfig, TupleStore, curate, worker_pool
 from gradtf_fl.errors import ConfigError
@@ -105,7 +106,7 @@ def run_trials(trials: Mapping[str, Trial], private: PrivatePlan, site: Site, pr
 def _curate(store: CurationConfig, site: Site, workers: int) -> None:
     folder = store_folder(site, store)
     with _alone(folder):
-        curate(store, folder, workers=workers, device=site.device)
+        curate(store, folder, workers=workers, place=Place.find(site.device))
 
 
 def score_trial(trial: Trial, private: PrivatePlan, site: Site) -> Scores:
