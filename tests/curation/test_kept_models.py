@@ -56,14 +56,14 @@ def test_a_curation_loads_each_model_once(loads: list[str], files: TextFiles, tm
 @pytest.mark.parametrize("kind", ["plain", "sgld", "dp"])
 def test_only_pairs_load_the_llm(kind: str, loads: list[str], files: TextFiles) -> None:
     curation = files.curation()
-    curation.make_shard(number_of(curation, kind), quiet, "cpu")
+    curation.make_shard(number_of(curation, kind), quiet, None)
     assert loads == [str(files.tiny)]
-    curation.make_shard(number_of(curation, "pairs"), quiet, "cpu")
+    curation.make_shard(number_of(curation, "pairs"), quiet, None)
     assert loads == [str(files.tiny), str(files.llm)]
     if kind != "sgld":
         loads.clear()
         forget_models()
-        TRIAL.make_shard(number_of(TRIAL, kind), quiet, "cpu")
+        TRIAL.make_shard(number_of(TRIAL, kind), quiet, None)
         assert loads == ["embedded:tiny"]
 
 
@@ -73,12 +73,12 @@ def test_a_shard_does_not_depend_on_those_that_its_models_made_before(loads: lis
         alone = []
         for number in numbers:
             forget_models()
-            alone.append(curation.make_shard(number, quiet, "cpu"))
+            alone.append(curation.make_shard(number, quiet, None))
         assert len(loads) > len(numbers)
         loads.clear()
         forget_models()
         for number in [*reversed(numbers), *numbers]:  # every one behind every kind, and twice
-            again = curation.make_shard(number, quiet, "cpu")
+            again = curation.make_shard(number, quiet, None)
             assert again.keys() == alone[number].keys()
             for key, tensor in again.items():
                 assert torch.equal(tensor, alone[number][key]), (number, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_rows_longer_than_the_models_positions_are_cut_or_refused_and_cost_nothi
     kit = federation(tmp_path, other_pair(tmp_path, "gpt2", pair[1]), OTHERS["gpt2"], rounds=1)
     for folder in kit.folders:
         with (folder / "train.jsonl").open("a") as file:
-            file.write('{"prompt": "' + "1" * (2 * POSITIONS) + '", "answer": "1"}\n' * 100)
+            file.write(100 * (json.dumps({"prompt": "1" * 2 * POSITIONS, "answer": "1"}) + "\n"))
     with pytest.raises((RoundAborted, ConfigError)):
         run_server(kit.grid(), kit.plan, None, kit.generator)
     for folder in kit.folders:
