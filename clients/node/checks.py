@@ -210,7 +210,7 @@ def _training(organization: Organization) -> Iterator[Finding]:
         remedy = "the finding above says why, or see [compute] and the model's architecture"
         return (yield Finding("warn", "training step", f"not measured: {error.problems[0]}", remedy))
     text = f"{cost.seconds:.2g} s for {STEP_ROWS} rows ({min(cost.physical_batch, STEP_ROWS)} at once)"
-    yield Finding("ok", "training step", f"{text}, peak memory {cost.peak_bytes / 1e9:.2g} GB, on {place.device}")
+    yield Finding("ok", "training step", f"{text}, peak memory {cost.peak_bytes / 1e9:.2g} GB")
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:
