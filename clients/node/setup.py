@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
 from gradtf_fl.adapters import EMBEDDED
-from gradtf_fl.config import OrganizationConfig, to_toml, validate, with_values
+from gradtf_fl.config import ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
     Invitation,
@@ -35,12 +35,18 @@ def make_organization(
     delta: float,
     tiny: str,
     llm: str,
+    form: RowFormat | None = None,
+    compute: ComputeSection | None = None,
 ) -> Enrolment:
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
     The policy's defaults are the strictest that work: at least three organizations, nothing about metrics, no rows of
     fewer than the plan's noise. What is not known before the invitation (roster, provider, server) is left empty, so
     the folder cannot be served yet.
+
+    Args:
+        form: how rows become tokens, as all who take part have it; None: by the first row.
+        compute: where and how this organization trains; None: on the CPU.
 
     Raises:
         ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
@@ -50,13 +56,14 @@ def make_organization(
         for what, path in (("data", data), ("test", test))
         if path is not None and not path.exists()
     ]
+    ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
+    rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
-        "data": {"train": str(data.absolute())}
-        | ({"test": str(test.absolute())} if test is not None else {})
-        | ({"end": False} if tiny in EMBEDDED else {}),  # two digits: what ends after them was never trained
+        "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
         "privacy": {"budget": budget, "delta": delta},
+        "compute": {} if compute is None else compute.model_dump(),
     }
     options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option, place_of, place_options
+from gradtf_fl.cli.options import config_option, configured, emit_json, json_option, place_of, place_options
 from gradtf_fl.config import RowFormat, validate
 from gradtf_fl.errors import ConfigError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradtf_fl.adapters import AdapterSpec, Place
+    from gradtf_fl.config import SimulationConfig
     from gradtf_fl.tasks import LoadedTask, Row, TextTask
 
     Adapter = tuple[dict[str, torch.Tensor], AdapterSpec]
@@ -32,14 +33,17 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
     epilog="Example: gradtf evaluate --model embedded:llm --adapter build/run/rounds/3/llm_adapter "
     "--task build/run/organizations/org-1/test.jsonl --floor .70 --ceiling .95"
 )
-@click.option("--model", required=True, metavar="M", help="embedded:tiny, embedded:llm, a folder or a hub id.")
+@config_option
+@click.option(
+    "--model", metavar="M", help="embedded:tiny, embedded:llm, a folder or hub id.  [default: the project's LLM]"
+)
 @click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="PEFT LoRA folder for this model.")
 @click.option(
     "--task",
-    required=True,
     metavar="T",
     help="A file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder; house-rules:RULE with three tag letters, "
-    "e.g. afk; aqua_rat, gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.",
+    "e.g. afk; aqua_rat, gsm8k, commonsense_qa, drop, samsum or dialogsum; or a TOML file that describes a task.  "
+    "[default: the project's test rows]",
 )
 @click.option(
     "--data",
@@ -84,9 +88,10 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
 @place_options
 @json_option
 def evaluate(
-    model: str,
+    config_file: Path | None,
+    model: str | None,
     adapter: Path | None,
-    task: str,
+    task: str | None,
     data: Path | None,
     split: str | None,
     limit: int | None,
@@ -112,12 +117,21 @@ def evaluate(
     place: Place | None = None
     with problems:
         place = place_of(device, precision)
+    project = configured(config_file, {}) if config_file is not None else None
+    model = model or (project.adapted_model if project is not None else None)
+    if model is None or (task is None and project is None):
+        missing = [name for name, value in (("--model", model), ("--task", task)) if value is None]
+        raise ConfigError(f"{', '.join(missing)}: wanted, or the project that says it (--config)")
     if (floor is None) != (ceiling is None):
         problems.add("PGR needs both --floor and --ceiling")
     loaded: Adapter | None = None
     with problems:
         loaded = _adapter_for(model, adapter)
     work: list[Row] | LoadedTask | None = None
+    if task is None:
+        assert project is not None
+        problems.raise_all()
+        return _print_project(project, _of_project(project, model, loaded, place, limit), model, adapter, as_json)
     asked = {
         "format": row_format,
         "prompt": prompt,
@@ -159,6 +173,42 @@ def evaluate(
         emit_json({"model": model, "adapter": str(adapter) if adapter else None, "task": task} | result | {"pgr": pgr})
         return
     click.echo(said + ("" if pgr is None else f", PGR {pgr:.3f}"))
+
+
+def _of_project(
+    project: SimulationConfig, name: str, adapter: Adapter | None, place: Place | None, limit: int | None
+) -> dict[str, Any]:
+    """Score and loss per character on each source's test rows, which nobody trains on."""
+    from gradtf_fl.tasks import loss_per_character, read_task_rows, score_task
+
+    task = project.task
+    if task.is_house_rules:
+        raise ConfigError(
+            "the project's task is house-rules, whose rows are drawn: name a rule (--task house-rules:afk)"
+        )
+    read = [read_task_rows(source, task, project.seed, project.by, project.test) for source in task.source]
+    model, tokenizer = _model(name, adapter, place)
+    found: dict[str, Any] = {}
+    for part in read:
+        examples = part.test[: limit or project.test_rows or None]
+        loss = loss_per_character(model, tokenizer, [one.row for one in examples], task.max_tokens)
+        found[part.name] = {"rows": len(examples), "loss_per_character": loss}
+        if part.task is not None and task.metric != "loss":
+            score = score_task(model, tokenizer, part.task, examples)
+            found[part.name] |= {"metric": score.metric, score.metric: score.value}
+    return found
+
+
+def _print_project(
+    project: SimulationConfig, found: dict[str, Any], model: str, adapter: Path | None, as_json: bool
+) -> None:
+    if as_json:
+        emit_json({"model": model, "adapter": str(adapter) if adapter else None, "sources": found})
+        return
+    for source, one in found.items():
+        metric = one.get("metric")
+        score = f"{METRIC_WORDS[metric]} {one[metric]:.4f}, " if metric else ""
+        click.echo(f"{source}: {score}{one['loss_per_character']:.4f} nats per character on {one['rows']} rows")
 
 
 class _Problems:

@@ -145,3 +145,54 @@ def test_check_names_every_obstacle(text: TextFiles, tmp_path: Path) -> None:
     assert found["Grad-Transformer"]["level"] == "warn"
     path.write_text(path.read_text().replace("batch = 30", "batch = 4"))
     assert gradtf("check", "--config", path).exit_code == 0
+
+
+def test_evaluate_and_what_if_read_the_project(text: TextFiles, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"cat {i} ", "answer": "dog"}) + "\n" for i in range(60)))
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        f'[pair]\ntiny = "{text.tiny}"\nllm = "{text.llm}"\n[task]\nsource = "rows.jsonl"\nmax_new_tokens = 4\n'
+        "[privacy]\nepsilon = 3.0\n[rounds]\nrounds = 2\nsteps = 5\nbatch = 4\n"
+    )
+    result = gradtf("evaluate", "--config", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["model"] == str(text.llm)
+    assert document["sources"]["rows"]["rows"] == 6  # a fifth of the private half
+    assert document["sources"]["rows"]["metric"] == "exact_match"
+    assert gradtf("evaluate", "--task", rows).exit_code == 2
+    found = json.loads(gradtf("audit", "what-if", "--config", path, "--rows", 64, "--rounds", 4, "--json").stdout)
+    assert {key: found["plan"][key] for key in ("epsilon", "rounds", "steps", "batch", "rows")} == {
+        "epsilon": 3.0,
+        "rounds": 4,
+        "steps": 5,
+        "batch": 4,
+        "rows": 64,
+    }
+    missing = gradtf("audit", "what-if", "--epsilon", 1)
+    assert missing.exit_code == 2
+    assert "--rounds, --batch, --rows: wanted, or a project's file" in missing.stderr
+
+
+def test_an_organization_takes_pair_form_and_compute_from_the_project(text: TextFiles, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"q": "cat ", "a": "dog"}) + "\n")
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        f'[pair]\ntiny = "{text.tiny}"\nllm = "{text.llm}"\n[compute]\ndevice = "auto"\n'
+        '[task]\nsource = "rows.jsonl"\nformat = "columns"\nprompt = "{q}"\nanswer = "{a}"\nmax_tokens = 40\n'
+        '[provider]\ntransformer = "gt"\ncontrols = "c"\n'
+    )
+    result = gradtf("org", "init", tmp_path / "ward", "--data", rows, "--budget", 4, "--config", path)
+    assert result.exit_code == 0, result.stderr
+    made = tomllib.loads((tmp_path / "ward" / "organization.toml").read_text())
+    assert made["models"] == {"tiny": str(text.tiny), "llm": str(text.llm)}
+    assert {key: made["data"][key] for key in ("format", "prompt", "answer", "max_tokens", "end")} == {
+        "format": "columns",
+        "prompt": "{q}",
+        "answer": "{a}",
+        "max_tokens": 40,
+        "end": True,
+    }
+    assert made["compute"]["device"] == "auto"

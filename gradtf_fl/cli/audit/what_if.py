@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, json_option
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,28 +18,41 @@ if TYPE_CHECKING:
     "what-if",
     epilog="Example: gradtf audit what-if --epsilon 4 --rounds 3 --batch 64 --rows 1024 --ledger org-1/ledger.sqlite",
 )
-@click.option("--epsilon", type=float, required=True, help="What the whole run may spend per organization.")
-@click.option("--rounds", type=int, required=True, help="Rounds of the run.")
-@click.option("--batch", type=int, required=True, help="Expected rows in a step.")
-@click.option("--rows", type=int, required=True, help="The organization's rows.")
-@click.option("--steps", type=int, default=50, show_default=True, help="DP-SGD steps in a round.")
-@click.option("--delta", type=float, default=1e-5, show_default=True, help="Must be the ledger's where one is named.")
+@config_option
+@click.option("--epsilon", type=float, help="What the whole run may spend per organization.")
+@click.option("--rounds", type=int, help="Rounds of the run.")
+@click.option("--batch", type=int, help="Expected rows in a step.")
+@click.option("--rows", type=int, help="The organization's rows; always wanted.")
+@click.option("--steps", type=int, help="DP-SGD steps in a round.  [default: 50]")
+@click.option("--delta", type=float, help="Must be the ledger's where one is named.  [default: 1e-5]")
 @click.option(
     "--ledger", type=click.Path(path_type=Path), metavar="PATH", help="A ledger.sqlite, or a folder with one."
 )
 @click.option("--dataset", metavar="NAME", help="Whose account pays, where the ledger has several.")
 @json_option
-def what_if(ledger: Path | None, dataset: str | None, as_json: bool, **given: Any) -> None:
+def what_if(
+    config_file: Path | None, ledger: Path | None, dataset: str | None, rows: int | None, as_json: bool, **given: Any
+) -> None:
     """The noise a run needs, the accuracy to expect, and what a ledger's budget still allows.
 
-    Nothing is trained, no data is read and no ledger is changed.
+    The plan comes from --config, the options win; without a file --epsilon, --rounds and --batch are wanted. Nothing is
+    trained, no data is read and no ledger is changed.
     """
     from gradtf_fl.privacy import RunPlan
     from gradtf_fl.privacy import what_if as answer
 
     if dataset is not None and ledger is None:
         raise ConfigError("--dataset needs --ledger")
-    found = answer(RunPlan(**given), ledger, dataset)
+    plan: dict[str, Any] = {"epsilon": None, "rounds": None, "batch": None, "steps": 50, "delta": 1e-5}
+    if config_file is not None:
+        settings = configured(config_file, {})
+        plan = {name: getattr(settings, name) for name in plan}
+    plan |= chosen(given) | {"rows": rows}
+    missing = [name for name, value in plan.items() if value is None]
+    if missing:
+        or_a_file = ", or a project's file (--config)" if config_file is None and missing != ["rows"] else ""
+        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: wanted{or_a_file}")
+    found = answer(RunPlan(**plan), ledger, dataset)
     if as_json:
         emit_json(found.to_json())
     else:

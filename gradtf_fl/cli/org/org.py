@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENT
@@ -35,8 +35,9 @@ def org() -> None:
 @click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
-@click.option("--tiny", default="embedded:tiny", show_default=True, help="TinyLM: folder or name.")
-@click.option("--llm", default="embedded:llm", show_default=True, help="LLM: folder or name.")
+@config_option
+@click.option("--tiny", help="TinyLM: folder or name.  [default: embedded:tiny, or the project's]")
+@click.option("--llm", help="LLM: folder or name.  [default: embedded:llm, or the project's]")
 @json_option
 def init(
     folder: Path,
@@ -45,14 +46,31 @@ def init(
     test: Path | None,
     budget: float,
     delta: float,
-    tiny: str,
-    llm: str,
+    config_file: Path | None,
+    tiny: str | None,
+    llm: str | None,
     as_json: bool,
 ) -> None:
-    """Make keys and a local policy with safe defaults in DIR; print the fingerprint to exchange out of band."""
+    """Make keys and a local policy with safe defaults in DIR; print the fingerprint to exchange out of band.
+
+    --config takes the pair, the form of rows and [compute] from the project's file. Nothing else in it counts here.
+    """
     from clients import make_organization
 
-    enrolment = make_organization(folder, name or folder.absolute().name, data, test, budget, delta, tiny, llm)
+    project = configured(config_file, {"tiny": tiny, "llm": llm})
+    known = config_file is not None and not project.task.is_house_rules
+    enrolment = make_organization(
+        folder,
+        name or folder.absolute().name,
+        data,
+        test,
+        budget,
+        delta,
+        project.tiny,
+        project.adapted_model,
+        project.task if known else None,
+        project.compute,
+    )
     if as_json:
         return emit_json(
             {
