@@ -8,6 +8,8 @@ BIN=${BIN:-.venv/bin}
 OUT=${1:-build/deployment}
 PORT=${PORT:-$("$BIN/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 ROUNDS=${ROUNDS:-3}
+CONFIG=${CONFIG:-} # a federation.toml whose pair and task are deployed; without one the embedded ones
+project=(${CONFIG:+--config "$CONFIG"})
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several processes share these cores
 
 nodes=()
@@ -25,7 +27,7 @@ run() {
 started=$(date +%s)
 rm -rf "$OUT"
 mkdir -p "$OUT"
-run python -m experiments.demos.demo_rows "$OUT/rows" --organizations 3
+run python -m experiments.demos.demo_rows "$OUT/rows" --organizations 3 "${project[@]}"
 
 echo; echo "== the provider: a certificate authority and the server's certificate"
 run gradtf certs init "$OUT/ca"
@@ -33,13 +35,15 @@ run gradtf certs issue "$OUT/ca" --host 127.0.0.1 --out "$OUT/tls"
 
 echo; echo "== each organization: keys and policy"
 for i in 1 2 3; do
-  run gradtf org init "$OUT/org-$i" --data "$OUT/rows/org-$i.train.jsonl" --test "$OUT/rows/org-$i.test.jsonl" --budget 10
+  run gradtf org init "$OUT/org-$i" --data "$OUT/rows/org-$i.train.jsonl" --test "$OUT/rows/org-$i.test.jsonl" --budget 10 \
+    "${project[@]}"
 done
 
 echo; echo "== the provider: the server, and one invitation for all"
 run gradtf server init "$OUT/server" --enrolment "$OUT"/org-1/enrolment.json --enrolment "$OUT"/org-2/enrolment.json \
   --enrolment "$OUT"/org-3/enrolment.json --address "127.0.0.1:$PORT" --listen "127.0.0.1:$PORT" --ca "$OUT/ca/ca.crt" \
-  --certificate "$OUT/tls/server.crt" --key "$OUT/tls/server.key" --rounds "$ROUNDS" --epsilon 8
+  --certificate "$OUT/tls/server.crt" --key "$OUT/tls/server.key" --rounds "$ROUNDS" --epsilon 8 \
+  "${project[@]}"
 
 echo; echo "== each organization: compare the fingerprint by telephone, join, run"
 fingerprint=$("$BIN/gradtf" org join "$OUT/org-1" "$OUT/server/invitation.json" </dev/null 2>/dev/null |

@@ -11,6 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+BEGINNING, TEXTS, CONTINUED = 40, 4, 24
+"""Of rows of text: characters that are given, of so many texts, and tokens that follow."""
+
 
 def answers(adapter: Path, prompts: list[str], length: int) -> list[str]:
     """Greedy answers of ``length`` tokens."""
@@ -34,12 +37,16 @@ def main() -> None:
     """Print how many answers are right; exit 1 when adapters disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", type=Path, nargs="+")
-    parser.add_argument("--rows", type=Path, required=True, help="JSONL of prompt and answer")
+    parser.add_argument("--rows", type=Path, required=True, help="JSONL of prompt and answer, or of text")
     parser.add_argument("--limit", type=int, default=64)
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()[: given.limit]]
     seen: list[list[str]] = []
     for adapter in given.adapters:
+        if "text" in rows[0]:
+            seen.append(answers(adapter, [row["text"][:BEGINNING] for row in rows[:TEXTS]], CONTINUED))
+            print(f"{adapter}: {rows[0]['text'][:BEGINNING]!r} goes on {seen[-1][0]!r}")
+            continue
         seen.append(answers(adapter, [row["prompt"] for row in rows], 2))
         right = sum(answer == row["answer"] for answer, row in zip(seen[-1], rows, strict=True))
         print(f"{adapter}: {right} of {len(rows)} answers right")
