@@ -186,7 +186,7 @@ def _of_project(
         raise ConfigError(
             "the project's task is house-rules, whose rows are drawn: name a rule (--task house-rules:afk)"
         )
-    read = [read_task_rows(source, task, project.seed, project.by, project.test) for source in task.source]
+    read = [read_task_rows(source, task, project.by, project.test) for source in task.source]
     model, tokenizer = _model(name, adapter, place)
     found: dict[str, Any] = {}
     for part in read:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gradtf_fl.config.base import Count, Section
+from gradtf_fl.config.base import Count, Section, Seed
 from gradtf_fl.config.rows import RowFormat
 
 Rules = Literal["same", "mixed", "unseen"]
@@ -48,6 +48,8 @@ class TaskSection(RowFormat):
             federation of several tasks.
         rules: of house-rules: same (one public rule for all), mixed (three) or unseen (a held-out one).
         public: share of the rows that the provider may see; no text is on both sides.
+        split_seed: of the split into public and private rows, and of what is put aside for tests. Whoever prepared a
+            Grad-Transformer has seen the public rows of this split, so it does not change with the seed of a run.
         group: fields of a row; rows that are equal in them stay on one side (default: rows with one prompt).
         metric: exact_match or rouge1 of generated answers, loss (nats a character), or auto: what the task names.
         answer_pattern: regular expression whose group is the answer in a generated text (default: its first line).
@@ -57,6 +59,7 @@ class TaskSection(RowFormat):
     source: Names = (HOUSE_RULES,)
     rules: Rules = "same"
     public: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    split_seed: Seed = 0
     group: Annotated[tuple[str, ...], Field(strict=False)] = ()
     metric: Metric = "auto"
     answer_pattern: AnswerPattern = None

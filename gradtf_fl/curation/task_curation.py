@@ -98,7 +98,7 @@ class TaskCuration:
 
     def task_rows(self, name: str) -> TaskRows:
         """All parts of one task's rows."""
-        return read_task_rows(self.sources[self.tasks.index(name)], self.task, self.seed)
+        return read_task_rows(self.sources[self.tasks.index(name)], self.task)
 
     def plan(self) -> list[tuple[str, list[TextGroup]]]:
         """All shards and the federations in them, from the seed alone."""

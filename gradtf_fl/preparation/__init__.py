@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gradtf_fl.preparation.judgement import Judgement
     from gradtf_fl.preparation.library import from_library
     from gradtf_fl.preparation.probe import Estimate, estimate
-    from gradtf_fl.preparation.run import prepare
+    from gradtf_fl.preparation.run import prepare, seen_rows_differ
     from gradtf_fl.preparation.starter import make_project
     from gradtf_fl.preparation.work import ProviderWork
 else:
@@ -26,4 +26,5 @@ __all__ = [
     "from_library",
     "make_project",
     "prepare",
+    "seen_rows_differ",
 ]

@@ -10,6 +10,8 @@ from gradtf_fl.adapters import chosen_spec, load_encoder
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.deployment import Finding
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.preparation.run import seen_rows_differ
+from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.privacy import noise_multiplier
 from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, read_task_rows
 from gradtf_fl.transformer import GradTransformer
@@ -59,7 +61,7 @@ def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Find
         return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
     for source in task.source:
         try:
-            found = read_task_rows(source, task, settings.seed, settings.by, settings.test)
+            found = read_task_rows(source, task, settings.by, settings.test)
         except ConfigError as error:
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
             yield Finding("fail", "rows", error.problems[0] + more, "correct the file or [task]")
@@ -158,4 +160,6 @@ def _provider(settings: SimulationConfig) -> Iterator[Finding]:
         return (
             yield Finding("fail", "Grad-Transformer", f"made for another {other[0]}", "remove it, run gradtf prepare")
         )
+    if settings.controls != "embedded" and (why := seen_rows_differ(ProviderWork.of(settings))) is not None:
+        return (yield Finding("fail", "Grad-Transformer", why, "or undo the change of [task]"))
     yield Finding("ok", "Grad-Transformer", settings.transformer)

@@ -71,6 +71,20 @@ def prepare(
     return Prepared(transformer, judgement, report)
 
 
+def seen_rows_differ(work: ProviderWork) -> str | None:
+    """Why a federation must not run on what was prepared: its private rows may be ones that the provider has seen.
+
+    None where the rows are those of the preparation, or where nobody noted which those were.
+    """
+    path = work.checkpoint.with_name(SETTINGS)
+    if not path.is_file():
+        return None
+    noted, now = json.loads(path.read_text())["curation"], json.loads(json.dumps(work.curation.settings()))
+    if all(noted.get(key) == now[key] for key in ("tasks", "task")):
+        return None
+    return f"{work.checkpoint}: prepared on other public rows than [task] names now; run gradtf prepare anew"
+
+
 def _same_settings(work: ProviderWork) -> None:
     """ConfigError when what is there was made with other settings; else they are noted."""
     path = work.checkpoint.with_name(SETTINGS)

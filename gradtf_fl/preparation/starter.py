@@ -116,7 +116,7 @@ def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> l
     """Read a source as it stands; as windows of text where too many of its rows do not fit."""
     task = values["task"]
     settings = validate(SimulationConfig, values, lambda key: key or "project").task
-    found = read_task_rows(source, settings, 0)
+    found = read_task_rows(source, settings)
     if found.task is None:
         task["format"] = "text"
         return []

@@ -24,6 +24,7 @@ from gradtf_fl.config import (
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LOCK, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
 from gradtf_fl.files import PRIVATE, replace_file
+from gradtf_fl.preparation import ProviderWork, seen_rows_differ
 from gradtf_fl.round_messages import Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import FederationData, write_rows
@@ -75,6 +76,8 @@ def _not_prepared(config: SimulationConfig) -> list[str]:
     missing = [f"{what} {name}: no such file" for what, name in files if name != "embedded" and not Path(name).exists()]
     if missing:
         missing.append("gradtf prepare makes them; --no-transformer runs the federation of the TinyLM without them")
+    elif config.transformer != "embedded" and config.controls != "embedded" and not config.task.is_house_rules:
+        missing += [why for why in (seen_rows_differ(ProviderWork.of(config)),) if why is not None]
     return missing
 
 

@@ -75,7 +75,7 @@ def federation_data(
 
     Args:
         least: rows that an organization needs, and gets where chance decides.
-        seed: of the split into public and private rows, and of who holds which.
+        seed: of who holds which.
 
     Raises:
         ConfigError: rows that can't be read, scored or shared out in this way.
@@ -83,7 +83,7 @@ def federation_data(
     if task.is_house_rules:
         held = house_rules_federation(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
         return FederationData(held, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
-    parts = [read_task_rows(source, task, seed, sharing.by, sharing.test) for source in task.source]
+    parts = [read_task_rows(source, task, sharing.by, sharing.test) for source in task.source]
     metric = _metric(task, parts)
     private = [example for part in parts for example in part.private]
     test = [example for part in parts for example in part.test]

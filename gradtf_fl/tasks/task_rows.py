@@ -76,22 +76,19 @@ def source_name(source: str) -> str:
 
 
 @cache
-def read_task_rows(
-    source: str, task: TaskSection, seed: int, by: str | None = None, held_out: float = HELD_OUT
-) -> TaskRows:
-    """Rows of ``source``, a function of files, settings and seed alone.
+def read_task_rows(source: str, task: TaskSection, by: str | None = None, held_out: float = HELD_OUT) -> TaskRows:
+    """Rows of ``source``, a function of files and settings alone.
 
     Args:
         source: one of ``task.source``.
         task: how they are read and what share is public.
-        seed: of the split into public and private documents.
         by: field whose value is a row's label (see `Example`); None: the source's name.
         held_out: see `HELD_OUT`.
 
     Raises:
         ConfigError: no such source, rows that can't be read, or too few documents.
     """
-    name = source_name(source)
+    name, seed = source_name(source), task.split_seed
     found = _Reader(source, name, task, by)
     train, test = found.examples("train"), found.examples("test") if found.has_test else []
     public, rest = split_public_private(train, seed, task.public)

@@ -33,8 +33,8 @@ WEIGHT_CONCENTRATION = 8.0
 UNTRIED, FLOOR, KEPT = 1.0, 0.05, 0.8
 """A task is drawn in proportion to its running loss (nats, decay .8) plus .05; before the first draw it counts 1."""
 
-RESIDUAL_BYTES = 1 << 28
-"""Of residuals of DP sets in memory at most. Where a store has more, sets drawn once stand for all: a mixture of 145 of
+RESIDUAL_BYTES = 1 << 27
+"""Of residuals of DP sets in memory at most. Where a store has more, sets drawn once stand for all: a mixture of 72 of
 them at the paper's shapes, of all 2,000 of the shipped store, which take 18 MB."""
 LARGEST_SAMPLE = 2048
 """LLM updates that the output's scale is learnt from at most."""

@@ -36,7 +36,7 @@ from gradtf_fl.transformer.validation import Validation
 __all__ = ["TrainConfig", "new_optimizers", "take_step", "train_grad_transformer"]
 
 TrainingProgress = Callable[[int, int, float], None]
-FIT_BYTES = 1 << 27
+FIT_BYTES = 1 << 26
 """Of updates that are read at once to learn a scale; `Standardisation.fit` takes three times as much."""
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gradtf_fl.config import SimulationConfig, plan_values, read_project
+from gradtf_fl.config import SharingOut, SimulationConfig, TaskSection, plan_values, read_project
 from gradtf_fl.config.project import KEYS, TABLES
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.tasks import federation_data
 from tests.cli.conftest import gradtf
 from tests.curation.text_pair import TextFiles, write_files
 
@@ -196,3 +197,17 @@ def test_an_organization_takes_pair_form_and_compute_from_the_project(text: Text
         "end": True,
     }
     assert made["compute"]["device"] == "auto"
+
+
+def test_another_seed_shares_out_anew_and_leaves_public_rows_public(text: TextFiles) -> None:
+    task = TaskSection(source=(str(text.data / "animals"), str(text.data / "numbers")), format="text", window=8)
+    public = set()
+    held = []
+    for seed in (0, 1):
+        data = federation_data(task, SharingOut(partition="dirichlet"), 3, 4, seed)
+        public.add(tuple(data.public))
+        held.append([one.train for one in data.organizations])
+    assert len(public) == 1
+    assert held[0] != held[1]
+    again = federation_data(task.model_copy(update={"split_seed": 1}), SharingOut(), 3, 4, 0)
+    assert tuple(again.public) not in public

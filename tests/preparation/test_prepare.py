@@ -83,6 +83,16 @@ def test_the_whole_way_from_a_file_to_a_federation(project: Path, tmp_path: Path
     assert all(set(one["holds"]) <= {"animals", "numbers"} for one in found["organizations"])
     assert [sum(one["holds"].values()) for one in found["organizations"]] == [o["rows"] for o in found["organizations"]]
     assert (report / "holdings.png").read_bytes().startswith(b"\x89PNG")
+    other = tmp_path / "other.toml"
+    other.write_text(
+        project.read_text()
+        .replace("window = 8", "window = 8\npublic = 0.4")
+        .replace("made/", f"{project.parent}/made/")
+    )
+    refused = gradtf("simulate", "--config", other)
+    assert refused.exit_code == 2
+    assert "prepared on other public rows than [task] names now" in refused.stderr
+    assert gradtf("check", "--config", other).exit_code == 2
     again = gradtf("simulate", "--config", project, "--out", tmp_path / "plain", "--no-transformer")
     assert again.exit_code == 0, again.stderr
     assert "Who holds which rows" in again.stdout

@@ -431,14 +431,14 @@ def test_curation_reads_own_rows_as_organizations_do(tmp_path: Path) -> None:
     def all_of(task: TaskRows) -> list[Row]:
         return [one.row for part in (task.public, task.judged, task.private, task.test) for one in part]
 
-    assert sorted(all_of(read_task_rows(str(tmp_path / "lines"), TaskSection(), 0)), key=rows.index) == rows
-    chats = read_task_rows(str(tmp_path / "array"), TaskSection(), 0)
+    assert sorted(all_of(read_task_rows(str(tmp_path / "lines"), TaskSection())), key=rows.index) == rows
+    chats = read_task_rows(str(tmp_path / "array"), TaskSection())
     assert {row.prompt for row in all_of(chats)} == {row.prompt + "\n" for row in rows}
-    cut = read_task_rows(str(tmp_path / "lines"), TaskSection(format="text", window=20), 0)
+    cut = read_task_rows(str(tmp_path / "lines"), TaskSection(format="text", window=20))
     assert cut.public[0].row.prompt == ""
     assert cut.public[0].row.answer.startswith("question ")
     with (tmp_path / "lines" / "train.jsonl").open("a") as file:
         file.write('{"input": "a", "output": "b"}\n')
     read_task_rows.cache_clear()
     with pytest.raises(ConfigError, match=r"train.jsonl, line 21: is {.input., .output.}, but the file's first row is"):
-        read_task_rows(str(tmp_path / "lines"), TaskSection(), 0)
+        read_task_rows(str(tmp_path / "lines"), TaskSection())

@@ -29,7 +29,8 @@ def numbered(word: str, count: int) -> list[str]:
 
 def read(name: str, folder: Path, window: int | None, seed: int = 0) -> TaskRows:
     source = name if name.endswith(".toml") else str(folder / name)
-    return read_task_rows(source, TaskSection(format="text", window=window) if window else TaskSection(), seed)
+    values = {"format": "text", "window": window} if window else {}
+    return read_task_rows(source, TaskSection(**values, split_seed=seed))
 
 
 def test_windows_are_exact_and_consecutive() -> None:

@@ -126,7 +126,7 @@ def draw_private(made: Provider, domains: Sequence[str], test_rows: int, seed: i
     curation = made.curation
     private, test, problems = [], [], []
     for name in domains:
-        rows = read_task_rows(made.source(name), curation.task, curation.seed)
+        rows = read_task_rows(made.source(name), curation.task)
         for side, pool, count in (("private", rows.private, curation.rows), ("test", rows.test, test_rows)):
             if len(pool) < count:
                 problems.append(f"task {name}: {len(pool)} {side} rows, {count} are wanted")

@@ -55,7 +55,7 @@ class TextPlan(Section):
             tiny=str(models / self.tiny),
             llm=str(models / llm),
             sources=tuple(str(Path(self.shared) / "data" / name) for name in self.tasks),
-            task=TaskSection(format="text", window=self.window),
+            task=TaskSection(format="text", window=self.window, split_seed=self.provider_seed),
             seed=self.provider_seed,
             rows=self.rows,
             shadow_sets=self.shadow_sets,
