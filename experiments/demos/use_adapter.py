@@ -29,7 +29,7 @@ def answers(adapter: Path, prompts: list[str], length: int) -> list[str]:
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.no_grad():
             output = model.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=0)
-        found.append(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :]).replace(" ", ""))
+        found.append(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :]))
     return found
 
 
@@ -48,7 +48,7 @@ def main() -> None:
             print(f"{adapter}: {rows[0]['text'][:BEGINNING]!r} goes on {seen[-1][0]!r}")
             continue
         seen.append(answers(adapter, [row["prompt"] for row in rows], 2))
-        right = sum(answer == row["answer"] for answer, row in zip(seen[-1], rows, strict=True))
+        right = sum(answer.replace(" ", "") == row["answer"] for answer, row in zip(seen[-1], rows, strict=True))
         print(f"{adapter}: {right} of {len(rows)} answers right")
     if any(other != seen[0] for other in seen):
         sys.exit("the adapters differ")
