@@ -119,11 +119,16 @@ def read_tokens(
             no token that is scored, or tokens that the model lacks. All of these at once.
     """
     rows, form = read_rows(path, None, form)[:limit], told_form(path, form)
+    return rows_as_tokens(rows, tokenizer, form, config, f"data {path}")
+
+
+def rows_as_tokens(rows: list[Row], tokenizer: Any, form: RowFormat, config: Any, where: str) -> RowTokens:
+    """`read_tokens` of rows that are in memory; problems begin with ``where``."""
     max_tokens = min(form.max_tokens, positions(config) or form.max_tokens)
-    found = _encoded(rows, tokenizer, form.end, f"data {path}")
+    found = _encoded(rows, tokenizer, form.end, where)
     counts = _counted(rows, found, max_tokens)
     fitted = [_fitted(row, max_tokens, tokenizer) for row in found]
-    problems = [f"data {path}: {problem}" for problem in _problems(counts, fitted, form, max_tokens, config)]
+    problems = [f"{where}: {problem}" for problem in _problems(counts, fitted, form, max_tokens, config)]
     if problems:
         raise ConfigError(problems)
     return RowTokens(rows, _tensors(fitted), counts, form, max_tokens)
