@@ -50,8 +50,8 @@ def readiness(
 ) -> None:
     """Compare your rows with the public ones, on this machine alone: near, some way off or far.
 
-    Each is a file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder. Templates are for the file whose rows have no form of their own; --format is for both files. No
-    row is printed unless you ask for it.
+    Each is a file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder. Templates are for the file whose rows have
+    no form of their own; --format is for both. No row is printed unless you ask for it.
     The figures are computed from private rows without noise, so that no epsilon covers them: do not pass them on.
     """
     _check_output(show_rows, out, as_json)

@@ -147,6 +147,22 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     return [ids[: len(ids) - appended] for ids in found] if appended else found
 
 
+def question_tokens(tokenizer: Any, row: Row) -> list[int]:
+    """Tokens that stand before a row's (last) answer when it is trained: its prompt, or its turns before by the chat
+    template. ConfigError where the template refuses them.
+
+    >>> from gradtf_fl import Row, load_model
+    >>> from gradtf_fl.tasks.encoding import question_tokens
+    >>> question_tokens(load_model("embedded:tiny")[1], Row("[_]12?", "34"))
+    [14, 3, 4, 12]
+    """
+    if not row.turns:
+        return prompt_tokens(tokenizer, [row.prompt])[0]
+    end = end_token(tokenizer)
+    encoded = _encoded([row.answered(row.answer or PROBES[0])], tokenizer, end is not None, "question")[0]
+    return encoded.ids[: encoded.prompt]
+
+
 def end_token(tokenizer: Any) -> int | None:
     """What ends an answer: the special token of the chat template, else the end-of-sequence token; None without."""
     closing = turn_end(tokenizer)

@@ -123,6 +123,9 @@ def _parts(task: TaskSection, sharing: SharingOut, seed: int) -> list[TaskRows]:
             problems.append(f"task.source: {first} and {source} hold the same rows; name one of them")
         elif (first := names.setdefault(part.name, source)) != source:
             problems.append(f"task.source: {first} and {source} are both called {part.name}; rename one of them")
+    chats = [part.name for part in parts if part.private and part.private[0].row.turns]
+    if 0 < len(chats) < len(parts):
+        problems.append(f"task.source: {', '.join(chats)} holds conversations and the others do not; name one kind")
     if problems:
         raise ConfigError(problems)
     return parts

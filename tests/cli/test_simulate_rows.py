@@ -13,7 +13,7 @@ from tests.cli.conftest import gradtf
 
 ROWS = [{"prompt": f"{i:03d}?", "answer": f"{i % 7}{i % 5}", "ward": str(i % 4)} for i in range(120)]
 LETTERS = [{"prompt": f"Ward {i}, bed 4? ", "answer": "occupied"} for i in range(60)]
-PLAIN = "--no-transformer --organizations 3 --rounds 1 --steps 2 --batch 4 --rows 0".split()
+PLAIN = ["--no-transformer", "--organizations", "3", "--rounds", "1", "--steps", "2", "--batch", "4", "--rows", "0"]
 
 
 def jsonl(path: Path, rows: Sequence[dict[str, str]]) -> Path:
