@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters.kinds import peft_config, split_name, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
@@ -87,6 +88,7 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSp
     if not isinstance(config, dict):
         raise CorruptFile(f"adapter {folder}: {_CONFIG} is not a JSON object")
     spec = spec_of(f"adapter {folder}, {_CONFIG}", config, {split_name(name)[0] for name in state})
+    _refuse_other_rank(folder, config, state, spec.rank)
     if (folder / "gradtf.json").is_file():
         state, spec = _own_state(folder, state)
     whole = sorted(name for name in state if not (".lora_" in name or name.endswith(".delta.weight")))
@@ -95,6 +97,20 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSp
             f"adapter {folder}: it holds whole weights, e.g. {whole[0]}; save it with save_embedding_layers=False"
         )
     return state, spec, str(config.get("base_model_name_or_path") or "")
+
+
+def _refuse_other_rank(folder: Path, config: Mapping[str, Any], state: State, rank: int) -> None:
+    """ConfigError where the matrices have another rank than adapter_config.json says. Those of ``target_parameters`` (a
+    mixture's experts) hold one for each expert."""
+    stacks = [str(name).rpartition(".")[0] for name in config.get("target_parameters") or []]
+    ranks = {
+        int(matrix.shape[0])
+        for name, matrix in state.items()
+        if ".lora_A." in name and not any(f".{stack}." in name for stack in stacks)
+    }
+    if ranks - {rank}:
+        found = ", ".join(map(str, sorted(ranks)))
+        raise ConfigError(f"adapter {folder}, {_CONFIG}: r is {rank}, but its matrices have rank {found}")
 
 
 def _own_state(folder: Path, plain: State) -> tuple[dict[str, torch.Tensor], AdapterSpec]:
