@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +38,20 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
     >>> state = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
     >>> save_adapter(f"{mkdtemp()}/adapter", state, AdapterSpec(), "embedded:tiny")
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_adapter(staging, folder, state, spec, base_model)
+    except BaseException:  # a full disk, for one
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _write_adapter(staging: Path, folder: Path, state: State, spec: AdapterSpec, base_model: str) -> None:
+    """Fill ``staging`` and put it in the place of ``folder``."""
+    from safetensors.torch import save_file
+
     plain = to_plain_lora(state)
     about = {"spec": spec.to_json(), "sha256": state_hash(state).hex()}
     save_file({n: t.detach().contiguous().float() for n, t in plain.items()}, staging / _WEIGHTS, {"format": "pt"})
