@@ -23,6 +23,7 @@ from gradtf_fl.adapters import (
     AdapterSpec,
     Place,
     adapter_state,
+    model_hash,
     update_vector,
 )
 from gradtf_fl.config import ComputeSection
@@ -67,6 +68,7 @@ def train_update(
         BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
     """
     compute = organization.config.compute
+    _same_llm(organization, message.llm_hash)
     tiny = load_tiny(organization, message.spec, message.initial_hash)
     start, start_hash = start_of(tiny, message.update)
     if start_hash != config.model_hash or tiny.space.layout.size != config.dim:
@@ -134,6 +136,25 @@ def train_update(
     if organization.config.simulation is not None and organization.config.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, rows, ledger.head)
+
+
+def _same_llm(organization: Organization, llm_hash: bytes) -> None:
+    """Whether the adapter that this round ends with can be used here.
+
+    Raises:
+        Refused: ``model_hash`` where our LLM is another one than the provider's, or is not here.
+    """
+    name = organization.config.models.llm
+    try:
+        ours = model_hash(name)
+    except ConfigError as error:
+        raise Refused(Refusal.MODEL_HASH, f"our LLM can't be compared with the provider's: {error}") from error
+    if bytes.fromhex(ours) != llm_hash:
+        raise Refused(
+            Refusal.MODEL_HASH,
+            f"our LLM ({name}, {ours[:16]}) is another one than the provider's ({llm_hash.hex()[:16]}): provider and "
+            "organizations need the same files, tokenizer included",
+        )
 
 
 def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSection) -> int:

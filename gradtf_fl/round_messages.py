@@ -54,7 +54,7 @@ class Refusal(StrEnum):
 
     BUDGET = "budget"  #: the round would exceed the organization's privacy budget
     POLICY = "policy"  #: the round's parameters are outside the organization's own limits
-    MODEL_HASH = "model_hash"  #: the two sides do not start from the same model
+    MODEL_HASH = "model_hash"  #: the two sides do not start from the same TinyLM, or have different LLMs
     DATA = "data"  #: the organization's rows cannot be used for this plan
     STALE = "stale"  #: this (round, attempt) or a later one was answered before, or another one is open
     PROTOCOL = "protocol"  #: a secure-aggregation message was wrong
@@ -154,6 +154,7 @@ class BeginRound(_Message):
         configs: the secure aggregation's RoundConfig for each group (their ``dp`` is the `TrainingPlan`).
         spec: adapter spec of the TinyLM as JSON.
         initial_hash: SHA-256 of its shared initial adapter.
+        llm_hash: `gradtf_fl.adapters.model_hash` of the model that adapters are delivered for (32 bytes).
         update: global update U, float32 little endian [blocks * block_dim], where this round starts.
         run_id: of the run.
         adapter_round, adapter, signature: the LLM adapter of the round before, which rides along (see
@@ -163,6 +164,7 @@ class BeginRound(_Message):
     configs: bytes
     spec: str
     initial_hash: bytes
+    llm_hash: bytes
     update: bytes
     run_id: str = ""
     adapter_round: int = 0

@@ -272,6 +272,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             configs=encode_configs(configs),
             spec=tiny.spec.canonical(),
             initial_hash=tiny.initial_hash,
+            llm_hash=bytes.fromhex(self.provider.llm.model_sha256),
             update=update_bytes(self._update),
             **fill_begin(config.run_id, self._pending),
         )

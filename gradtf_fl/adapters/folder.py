@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters.kinds import peft_config, split_name, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
@@ -36,11 +38,20 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
     >>> state = initial_state(load_model("embedded:tiny")[0], AdapterSpec())
     >>> save_adapter(f"{mkdtemp()}/adapter", state, AdapterSpec(), "embedded:tiny")
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_adapter(staging, folder, state, spec, base_model)
+    except BaseException:  # a full disk, for one
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _write_adapter(staging: Path, folder: Path, state: State, spec: AdapterSpec, base_model: str) -> None:
+    """Fill ``staging`` and put it in the place of ``folder``."""
+    from safetensors.torch import save_file
+
     plain = to_plain_lora(state)
     about = {"spec": spec.to_json(), "sha256": state_hash(state).hex()}
     save_file({n: t.detach().contiguous().float() for n, t in plain.items()}, staging / _WEIGHTS, {"format": "pt"})
@@ -87,6 +98,7 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSp
     if not isinstance(config, dict):
         raise CorruptFile(f"adapter {folder}: {_CONFIG} is not a JSON object")
     spec = spec_of(f"adapter {folder}, {_CONFIG}", config, {split_name(name)[0] for name in state})
+    _refuse_other_rank(folder, config, state, spec.rank)
     if (folder / "gradtf.json").is_file():
         state, spec = _own_state(folder, state)
     whole = sorted(name for name in state if not (".lora_" in name or name.endswith(".delta.weight")))
@@ -95,6 +107,20 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, torch.Tensor], AdapterSp
             f"adapter {folder}: it holds whole weights, e.g. {whole[0]}; save it with save_embedding_layers=False"
         )
     return state, spec, str(config.get("base_model_name_or_path") or "")
+
+
+def _refuse_other_rank(folder: Path, config: Mapping[str, Any], state: State, rank: int) -> None:
+    """ConfigError where the matrices have another rank than adapter_config.json says. Those of ``target_parameters`` (a
+    mixture's experts) hold one for each expert."""
+    stacks = [str(name).rpartition(".")[0] for name in config.get("target_parameters") or []]
+    ranks = {
+        int(matrix.shape[0])
+        for name, matrix in state.items()
+        if ".lora_A." in name and not any(f".{stack}." in name for stack in stacks)
+    }
+    if ranks - {rank}:
+        found = ", ".join(map(str, sorted(ranks)))
+        raise ConfigError(f"adapter {folder}, {_CONFIG}: r is {rank}, but its matrices have rank {found}")
 
 
 def _own_state(folder: Path, plain: State) -> tuple[dict[str, torch.Tensor], AdapterSpec]:

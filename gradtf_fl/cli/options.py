@@ -58,6 +58,21 @@ def place_of(device: str, precision: str = "float32") -> Place:
         return Place.find(device, precision)
 
 
+def row_form_options(command: F) -> F:
+    """``--format``, ``--prompt``, ``--answer`` and ``--window``: how files of rows are read."""
+    formats = ["auto", "prompt-answer", "instruction", "messages", "columns", "text"]
+    for option in (
+        click.option("--window", type=click.IntRange(min=8), metavar="N", help="Of text: characters of a window."),
+        click.option("--answer", metavar="T", help="Of columns: template of an answer."),
+        click.option("--prompt", metavar="T", help="Of columns: template of a prompt, fields in braces."),
+        click.option(
+            "--format", "row_format", type=click.Choice(formats), help="Form of the rows.  [default: auto, first row]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def config_option(command: F) -> F:
     """``--config federation.toml``: values for options that are not given."""
     return click.option(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import chosen, emit_json, json_option, row_form_options
 from gradtf_fl.files import write_whole
 
 if TYPE_CHECKING:
+    from gradtf_fl.config import RowFormat
     from gradtf_fl.tasks import Row
     from gradtf_fl.theory import Readiness
 
@@ -29,18 +31,32 @@ MEANING = {
 @click.option(
     "--public", type=click.Path(path_type=Path), required=True, metavar="ROWS", help="The provider's public rows."
 )
+@row_form_options
 @click.option("--show-rows", is_flag=True, help="Also print the farthest of your rows, on a terminal only.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures here (JSON, mode 0600).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling and folds.  [default: 0]")
 @json_option
-def readiness(private: Path, public: Path, show_rows: bool, out: Path | None, seed: int, as_json: bool) -> None:
+def readiness(
+    private: Path,
+    public: Path,
+    row_format: str | None,
+    prompt: str | None,
+    answer: str | None,
+    window: int | None,
+    show_rows: bool,
+    out: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Compare your rows with the public ones, on this machine alone: near, some way off or far.
 
-    Each is a file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder. No row is printed unless you ask for it.
+    Each is a file of rows (JSONL, JSON, CSV, Parquet) or a datasets folder. Templates are for the file whose rows have
+    no form of their own; --format is for both. No row is printed unless you ask for it.
     The figures are computed from private rows without noise, so that no epsilon covers them: do not pass them on.
     """
     _check_output(show_rows, out, as_json)
-    rows, public_rows = _read(private, public)
+    form = _form({"format": row_format, "prompt": prompt, "answer": answer, "window": window})
+    rows, public_rows = _read(private, public, form)
     from gradtf_fl.theory import assess
 
     found = assess(rows, public_rows, seed)
@@ -76,14 +92,22 @@ def _on_a_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _read(private: Path, public: Path) -> tuple[list[Row], list[Row]]:
+def _form(asked: Mapping[str, object]) -> RowFormat:
+    """How the files are read, as far as it was said."""
+    from gradtf_fl.config import RowFormat, validate
+
+    return validate(RowFormat, chosen(asked), lambda key: f"--{key}" if key else "--prompt, --answer")
+
+
+def _read(private: Path, public: Path, form: RowFormat) -> tuple[list[Row], list[Row]]:
     from gradtf_fl.errors import ConfigError
-    from gradtf_fl.tasks import read_rows
+    from gradtf_fl.tasks import read_rows, told_form
 
     sides, problems = [], []
     for option, path in (("--private", private), ("--public", public)):
         try:
-            sides.append(read_rows(path))
+            has_own = form.format == "auto" and told_form(path, form.without_templates()).format != "auto"
+            sides.append(read_rows(path, None, form.without_templates() if has_own else form))
         except ConfigError as error:
             problems += [f"{option}: {problem}" for problem in error.problems]
     if problems:

@@ -37,6 +37,10 @@ class RowFormat(Section):
     answer: str | None = None
     max_cut: Annotated[float, Field(ge=0, le=1)] = 0.25
 
+    def without_templates(self) -> Self:
+        """The same for rows that have a form of their own."""
+        return self.model_copy(update={"prompt": None, "answer": None})
+
     @field_validator("prompt", "answer")
     @classmethod
     def _is_template(cls, text: str | None) -> str | None:

@@ -70,7 +70,8 @@ class TaskSection(RowFormat):
         if self.is_house_rules and len(self.source) > 1:
             raise ValueError(f"{HOUSE_RULES} can't be one of several sources")
         if len(set(self.source)) < len(self.source):
-            raise ValueError("source names one twice")
+            twice = sorted({source for source in self.source if self.source.count(source) > 1})
+            raise ValueError(f"source names {', '.join(twice)} twice")
         return self
 
     @property

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -80,8 +80,12 @@ class TupleStore:
         folder = Path(folder)
         if (folder / _INDEX).exists():
             store = cls.open(folder)
-            if store.header != json.loads(json.dumps(header)):
-                raise ConfigError(f"tuple store {folder}: made with other settings; choose another folder")
+            told = json.loads(json.dumps(header))
+            if store.header != told:
+                names = sorted(name for name in told | store.header if told.get(name) != store.header.get(name))
+                raise ConfigError(
+                    f"tuple store {folder}: made with other settings ({', '.join(names)}); choose another folder"
+                )
             return store
         folder.mkdir(parents=True, exist_ok=True)
         store = cls(folder, {"format": FORMAT, "header": json.loads(json.dumps(header)), "shards": {}})
@@ -103,14 +107,26 @@ class TupleStore:
         return cls(folder, index)
 
     def add(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write one shard: the file first, the index after, both by rename."""
+        """Write one shard: the file first, the index after, both by rename.
+
+        Raises:
+            ConfigError: it can't be written; shards that are there stay.
+        """
         path = self.folder / f"{name}.safetensors"
         staging = path.with_suffix(".new")
-        save_file({key: value.contiguous() for key, value in tensors.items()}, staging)
-        checksum = _sha256(staging, _fingerprint(staging))
-        os.replace(staging, path)
-        self._index["shards"][name] = {"sha256": checksum, "about": dict(about)}
-        self._write_index()
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, staging)
+            checksum = _sha256(staging, _fingerprint(staging))
+            os.replace(staging, path)
+            self._index["shards"][name] = {"sha256": checksum, "about": dict(about)}
+            self._write_index()
+        except (OSError, SafetensorError) as error:
+            staging.unlink(missing_ok=True)
+            cause = " ".join(str(error).split())
+            raise ConfigError(
+                f"tuple store {self.folder}: shard {name} can't be written ({cause}); the {len(self.names)} finished "
+                "ones stay: make room and run again"
+            ) from error
 
     def order(self, names: list[str]) -> None:
         """List the shards in this order (workers finish them in any), so that equal plans give equal stores."""

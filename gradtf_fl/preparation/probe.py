@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gradtf_fl.adapters import Place
 from gradtf_fl.curation import TupleStore, curate
+from gradtf_fl.preparation.run import check_work
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.transformer import train_grad_transformer
 
@@ -56,6 +57,7 @@ def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -
     Raises:
         ConfigError: what would stop the work itself: a model, rows or settings.
     """
+    check_work(work)
     curation = work.curation
     plan = curation.plan()
     stored = TupleStore.open(work.tuples).names if (work.tuples / "index.json").is_file() else []

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradtf_fl.adapters import Place
+from gradtf_fl.adapters import Place, model_hash
 from gradtf_fl.baselines import Controls
-from gradtf_fl.curation import curate
+from gradtf_fl.curation import TupleStore, curate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.preparation.judgement import Judgement, judge, played
@@ -43,8 +43,47 @@ def prepare(
     Raises:
         ConfigError: a model or rows can't be had, or what is there was made with other settings.
     """
-    played(work.curation)  # what would stop the last part is told before the first
-    _same_settings(work)
+    check_work(work)
+    try:
+        return _prepared(work, progress, workers, place)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or work.tuples.parent}: can't be written ({error.strerror or error}); what is finished "
+            "is kept: make room and run again"
+        ) from error
+
+
+def check_work(work: ProviderWork) -> None:
+    """Whether the work can be begun, or taken up: what would stop its last part is told before the first.
+
+    Raises:
+        ConfigError: a model or rows can't be had or are too few, or what is there was made with other settings.
+    """
+    played(work.curation)
+    header = json.loads(json.dumps(work.curation.header()))
+    path = work.checkpoint.with_name(SETTINGS)
+    begun = any(made.exists() for made in (work.tuples, work.checkpoint, work.controls, work.library))
+    if begun and path.is_file() and path.read_text() != _settings(work):
+        raise ConfigError(
+            f"{path.parent}: prepared with other settings (see {path.name}); remove what is there, or name other files "
+            "under [provider]"
+        )
+    if work.tuples.exists() and any(work.tuples.iterdir()):
+        stored = TupleStore.open(work.tuples).header
+        models = {"tiny": work.curation.tiny, "llm": work.curation.llm}
+        other = [name for name, value in header.items() if stored.get(name) != value]
+        other += [name for name, model in models.items() if stored[name]["sha256"] != model_hash(model)]
+        if other:
+            raise ConfigError(
+                f"tuple store {work.tuples}: made with other settings, rows or models ({', '.join(other)}); remove it, "
+                "or name another one (provider.tuples)"
+            )
+
+
+def _prepared(work: ProviderWork, progress: PrepareProgress, workers: int | None, place: Place | None) -> Prepared:
+    path = work.checkpoint.with_name(SETTINGS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, _settings(work).encode(), PUBLIC)
     curate(work.curation, work.tuples, lambda what, done, all_: progress(f"curate {what}", done, all_), workers, place)
     if not work.checkpoint.is_file():
         work.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +124,6 @@ def seen_rows_differ(work: ProviderWork) -> str | None:
     return f"{work.checkpoint}: prepared on other public rows than [task] names now; run gradtf prepare anew"
 
 
-def _same_settings(work: ProviderWork) -> None:
-    """ConfigError when what is there was made with other settings; else they are noted."""
-    path = work.checkpoint.with_name(SETTINGS)
-    text = json.dumps({"curation": work.curation.settings(), "training": work.training.to_json()}, indent=1) + "\n"
-    if path.is_file() and path.read_text() != text:
-        raise ConfigError(
-            f"{path.parent}: prepared with other settings (see {path.name}); remove the folder, or name another one "
-            "under [provider]"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode(), PUBLIC)
+def _settings(work: ProviderWork) -> str:
+    """All that the results depend on, as JSON."""
+    return json.dumps({"curation": work.curation.settings(), "training": work.training.to_json()}, indent=1) + "\n"

@@ -27,6 +27,7 @@ from gradtf_fl.tasks import (
     TokenRows,
     encode_rows,
     exact_match,
+    longest_row,
     loss_per_character,
     score_task,
 )
@@ -81,7 +82,7 @@ class OrganizationTests:
         set_adapter_state(self.model, state)
         test = self.data.organizations[number].examples
         rows = [example.row for example in test]
-        loss = loss_per_character(self.model, self.adapted.tokenizer, rows, self.config.task.max_tokens)
+        loss = loss_per_character(self.model, self.adapted.tokenizer, rows, self.max_tokens)
         return Figures((loss if self.data.metric == "loss" else self._score(test, rows),), (loss,))
 
     def _score(self, test: Sequence[Example], rows: Sequence[Row]) -> float:
@@ -98,7 +99,12 @@ class OrganizationTests:
 
     def encoded(self, rows: Sequence[Row]) -> TokenRows:
         """Rows as the organizations encode them."""
-        return encode_rows(rows, self.adapted.tokenizer, self.config.task.max_tokens, end=self.data.end)
+        return encode_rows(rows, self.adapted.tokenizer, self.max_tokens, end=self.data.end)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a row at most."""
+        return longest_row(self.model, self.config.task.max_tokens)
 
 
 def together(parts: Sequence[Figures]) -> Figures:

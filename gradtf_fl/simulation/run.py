@@ -6,7 +6,6 @@ and ledgers on disk. Only the grid between them is in-process (or Flower's Ray s
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters import load_adapter
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
-from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
 from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
@@ -28,8 +26,8 @@ from gradtf_fl.simulation.setup import (
     FederationFolders,
     build_folders,
     check_inputs,
-    claim_out,
-    discard_unused,
+    check_rows,
+    claimed_out,
 )
 from gradtf_fl.tasks import FederationData, federation_data
 
@@ -99,20 +97,20 @@ def simulate(
     config = SimulationConfig() if config is None else config
     check_inputs(config)
     began = time.monotonic() if began is None else began
-    out = Path(tempfile.mkdtemp(prefix="gradtf-")) if config.out is None else config.out.absolute()
-    if config.out is not None:
-        claim_out(out)
+    with claimed_out(config.out) as out:
+        return _simulated(config, out, on_event, began)
+
+
+def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, began: float) -> SimulationReport:
+    """`simulate` in an empty folder ``out``."""
     clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds)
     clock.enter("set up organizations")
     data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
+    check_rows(config, data)
     folders = build_folders(config, data, out)
     clock.enter("federation")
     with CeilingWorker(config) as ceiling:
-        try:
-            outcome = _run_federation(config, folders, clock)
-        except ConfigError:
-            discard_unused(folders)
-            raise
+        outcome = _run_federation(config, folders, clock)
         figures = _measure(config, data, outcome, folders, ceiling, clock)
     clock.leave()
     report = SimulationReport(

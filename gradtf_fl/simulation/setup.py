@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gradtf_fl.adapters import model_folder
+from gradtf_fl.adapters import load_encoder, model_folder
 from gradtf_fl.config import (
     NO_TRANSFORMER,
     DataSection,
@@ -17,17 +20,18 @@ from gradtf_fl.config import (
     OrganizationConfig,
     OrganizationSimulation,
     PrivacySection,
+    RowFormat,
     SecAggSection,
     SimulationConfig,
     to_toml,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LOCK, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
+from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
 from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
 from gradtf_fl.round_messages import Stage
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import FederationData, write_rows
+from gradtf_fl.tasks import FederationData, rows_as_tokens, write_rows
 
 PUBLIC_PROMPTS = 1536
 RUN_MARKERS = ("report.json", "organizations", ROUNDS)
@@ -81,15 +85,51 @@ def _not_prepared(config: SimulationConfig) -> list[str]:
     return missing
 
 
-def discard_unused(folders: FederationFolders) -> None:
-    """Remove the folders of a federation that never trained, so that its ``--out`` can be used again."""
-    if any((folder / LEDGER).exists() for folder in folders.organizations):
-        return
-    shutil.rmtree(folders.organizations_dir)
-    folders.provider_key.unlink()
-    if folders.prompts is not None:
-        folders.prompts.unlink()
-    (folders.out / LOCK).unlink(missing_ok=True)
+def check_rows(config: SimulationConfig, data: FederationData) -> None:
+    """Whether both models can take every organization's rows; ConfigError lists what a round would refuse."""
+    form = rows_form(config, data)
+    problems: list[str] = []
+    for name in dict.fromkeys((config.tiny, config.adapted_model)):
+        model_config, tokenizer = load_encoder(name)
+        for part in ("train", "test"):
+            found: list[ConfigError] = []
+            for organization in data.organizations:
+                try:
+                    where = f"{part} rows of {organization.name} for {name}"
+                    rows_as_tokens(getattr(organization, part), tokenizer, form, model_config, where)
+                except ConfigError as error:
+                    found.append(error)
+            if found:
+                more = f" ({len(found) - 1} more organizations can't use theirs)" if len(found) > 1 else ""
+                problems += [problem + more for problem in found[0].problems]
+    if problems:
+        raise ConfigError(problems)
+
+
+def rows_form(config: SimulationConfig, data: FederationData) -> RowFormat:
+    """How the rows are encoded, at every organization."""
+    return RowFormat(max_tokens=config.task.max_tokens, end=data.end, max_cut=config.task.max_cut)
+
+
+@contextmanager
+def claimed_out(out: Path | None) -> Iterator[Path]:
+    """``out`` as an empty folder, None for a temporary one; as it was found where the run ends by an error untrained.
+
+    Raises:
+        ConfigError: ``out`` cannot be written or holds anything already.
+    """
+    made = out is None or not out.exists()
+    out = Path(tempfile.mkdtemp(prefix="gradtf-")) if out is None else out.absolute()
+    claim_out(out)
+    try:
+        yield out
+    except BaseException:
+        if not any(out.glob(f"organizations/*/{LEDGER}")):
+            for path in out.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if made:
+                out.rmdir()
+        raise
 
 
 def claim_out(out: Path) -> None:
@@ -130,11 +170,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             name=organization.name,
             models=ModelsSection(tiny=config.tiny, llm=config.adapted_model),
             data=DataSection(
-                train=Path("train.jsonl"),
-                test=Path("test.jsonl"),
-                max_tokens=config.task.max_tokens,
-                end=data.end,
-                max_cut=config.task.max_cut,
+                train=Path("train.jsonl"), test=Path("test.jsonl"), **rows_form(config, data).model_dump()
             ),
             privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
             secagg=SecAggSection(

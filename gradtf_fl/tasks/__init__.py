@@ -13,7 +13,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
-    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, read_tokens
+    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, end_token, read_tokens, rows_as_tokens
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -67,6 +67,7 @@ __all__ = [
     "count_rows",
     "decode",
     "encode_rows",
+    "end_token",
     "exact_match",
     "federation_data",
     "first_form",
@@ -84,6 +85,7 @@ __all__ = [
     "read_task_rows",
     "read_tokens",
     "refuse_unscored",
+    "rows_as_tokens",
     "rule_named",
     "score_task",
     "source_name",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.config import MAX_TOKENS
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.encoding import end_token, positions, prompt_tokens
+from gradtf_fl.tasks.encoding import end_token, positions, question_tokens
+from gradtf_fl.tasks.rows import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class Generated:
 def generate_greedily(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Row],
     max_new_tokens: int,
     finished: Callable[[str], bool] = lambda text: False,
     batch: int = BATCH,
@@ -55,6 +56,7 @@ def generate_greedily(
 
     Args:
         model: a causal LM of transformers; put into eval mode, and back.
+        prompts: texts, or rows whose question is asked as it is trained (see `question_tokens`).
         batch: rows decoded together; changes the speed only.
 
     Raises:
@@ -175,15 +177,16 @@ def decode(
             positions = positions[:, -1:] + 1
 
 
-def fit_prompt(tokenizer: Any, prompt: str, room: int | None) -> tuple[list[int], int]:
-    """Token ids of ``prompt``, and how many of its start were dropped.
+def fit_prompt(tokenizer: Any, prompt: str | Row, room: int | None) -> tuple[list[int], int]:
+    """Token ids of ``prompt``, a text or a row's question, and how many of its start were dropped.
 
     The last ``room`` tokens are kept (None: all); a leading special token of the tokenizer stays in front.
 
     Raises:
         ConfigError: the prompt is empty and the tokenizer has no token to begin with.
     """
-    ids = prompt_tokens(tokenizer, [prompt])[0] or [_start_token(tokenizer)]
+    asked = Row(prompt, "") if isinstance(prompt, str) else prompt
+    ids = question_tokens(tokenizer, asked) or [_start_token(tokenizer)]
     if room is None or len(ids) <= room:
         return ids, 0
     front = ids[:1] if ids[0] == tokenizer.bos_token_id and room > 1 else []

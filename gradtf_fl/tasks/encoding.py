@@ -119,11 +119,16 @@ def read_tokens(
             no token that is scored, or tokens that the model lacks. All of these at once.
     """
     rows, form = read_rows(path, None, form)[:limit], told_form(path, form)
+    return rows_as_tokens(rows, tokenizer, form, config, f"data {path}")
+
+
+def rows_as_tokens(rows: list[Row], tokenizer: Any, form: RowFormat, config: Any, where: str) -> RowTokens:
+    """`read_tokens` of rows that are in memory; problems begin with ``where``."""
     max_tokens = min(form.max_tokens, positions(config) or form.max_tokens)
-    found = _encoded(rows, tokenizer, form.end, f"data {path}")
+    found = _encoded(rows, tokenizer, form.end, where)
     counts = _counted(rows, found, max_tokens)
     fitted = [_fitted(row, max_tokens, tokenizer) for row in found]
-    problems = [f"data {path}: {problem}" for problem in _problems(counts, fitted, form, max_tokens, config)]
+    problems = [f"{where}: {problem}" for problem in _problems(counts, fitted, form, max_tokens, config)]
     if problems:
         raise ConfigError(problems)
     return RowTokens(rows, _tensors(fitted), counts, form, max_tokens)
@@ -140,6 +145,22 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     found = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     appended = len(_appended(tokenizer))
     return [ids[: len(ids) - appended] for ids in found] if appended else found
+
+
+def question_tokens(tokenizer: Any, row: Row) -> list[int]:
+    """Tokens that stand before a row's (last) answer when it is trained: its prompt, or its turns before by the chat
+    template. ConfigError where the template refuses them.
+
+    >>> from gradtf_fl import Row, load_model
+    >>> from gradtf_fl.tasks.encoding import question_tokens
+    >>> question_tokens(load_model("embedded:tiny")[1], Row("[_]12?", "34"))
+    [14, 3, 4, 12]
+    """
+    if not row.turns:
+        return prompt_tokens(tokenizer, [row.prompt])[0]
+    end = end_token(tokenizer)
+    encoded = _encoded([row.answered(row.answer or PROBES[0])], tokenizer, end is not None, "question")[0]
+    return encoded.ids[: encoded.prompt]
 
 
 def end_token(tokenizer: Any) -> int | None:

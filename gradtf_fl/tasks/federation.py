@@ -83,7 +83,7 @@ def federation_data(
     if task.is_house_rules:
         held = house_rules_federation(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
         return FederationData(held, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
-    parts = [read_task_rows(source, task, sharing.by, sharing.test) for source in task.source]
+    parts = _parts(task, sharing)
     metric = _metric(task, parts)
     private = [example for part in parts for example in part.private]
     test = [example for part in parts for example in part.test]
@@ -100,6 +100,35 @@ def federation_data(
     scored_by = {example.label: part.task for part in parts if part.task for example in (*part.private, *part.test)}
     public = [example.row for part in parts for example in part.public]
     return FederationData(held, metric, scored_by, task.end and metric != "loss", public)
+
+
+def _parts(task: TaskSection, sharing: SharingOut) -> list[TaskRows]:
+    """Each source's rows.
+
+    Raises:
+        ConfigError: with the problems of all sources; two of one name, by which labels and tables tell them apart, or
+            with the same rows: an organization would train on another's test rows.
+    """
+    parts, problems = [], []
+    names: dict[str, str] = {}
+    holders: dict[str, str] = {}
+    for source in task.source:
+        try:
+            part = read_task_rows(source, task, sharing.by, sharing.test)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        parts.append(part)
+        if (first := holders.setdefault(part.sha256, source)) != source:
+            problems.append(f"task.source: {first} and {source} hold the same rows; name one of them")
+        elif (first := names.setdefault(part.name, source)) != source:
+            problems.append(f"task.source: {first} and {source} are both called {part.name}; rename one of them")
+    chats = [part.name for part in parts if part.private and part.private[0].row.turns]
+    if 0 < len(chats) < len(parts):
+        problems.append(f"task.source: {', '.join(chats)} holds conversations and the others do not; name one kind")
+    if problems:
+        raise ConfigError(problems)
+    return parts
 
 
 def _metric(task: TaskSection, parts: Sequence[TaskRows]) -> FederationMetric:

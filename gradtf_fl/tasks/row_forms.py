@@ -129,19 +129,35 @@ def told_form(path: str | Path, form: RowFormat) -> RowFormat:
     return form.model_copy(update={"format": format, "end": form.end and format != "text"})
 
 
-def read_prompts(path: str | Path, form: RowFormat | None = None) -> list[str]:
-    """Prompts of rows in any of the forms, or of objects with a "prompt" alone. ConfigError as `read_rows`."""
+def read_prompts(path: str | Path, form: RowFormat | None = None) -> list[Row]:
+    """Rows in any of the forms without their answers, of objects with a "prompt" alone, and of ``messages`` that end
+    with a question. ConfigError as `read_rows`.
+    """
     reader = RowReader(form or RowFormat())
 
-    def prompt(raw: RawRow) -> str:
+    def prompt(raw: RawRow) -> Row:
         fields = raw.fields()
-        plain = reader.form.format in ("auto", "prompt-answer") and "prompt" in fields
-        found = _text(fields, "prompt") if plain else reader(fields, raw.place).prompt
-        if not found:
+        if reader.form.format in ("auto", "prompt-answer") and "prompt" in fields:
+            found = Row(_text(fields, "prompt"), "")
+        else:
+            found = reader(_asked(fields), raw.place).answered("")
+        if not found.prompt:
             raise MalformedRow("its prompt is empty")
         return found
 
     return _all(Path(path), "prompts", prompt)
+
+
+def _asked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``fields``, with some answer after the ``messages`` where they end with a question."""
+    turns = fields.get("messages")
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], Mapping):
+        return fields
+    return (
+        fields
+        if turns[-1].get("role") == "assistant"
+        else {"messages": [*turns, {"role": "assistant", "content": "?"}]}
+    )
 
 
 class RowReader:

@@ -77,7 +77,7 @@ def score_task(
     batch: int = BATCH,
     progress: PromptsDone = lambda done, total: None,
 ) -> TaskScore:
-    """Generate for each prompt and score every example. Rows that share a prompt share its generated text.
+    """Ask each row's question as it is trained, and score every example. Rows with one question share what is written.
 
     Args:
         examples: at least one. max_new_tokens: None takes the task's own.
@@ -85,11 +85,11 @@ def score_task(
     Raises:
         ConfigError: see `decoding.generate_greedily`.
     """
-    prompts = list(dict.fromkeys(example.row.prompt for example in examples))
+    asked = {example.row.answered(""): example.row for example in examples}
     limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    made = generate_greedily(model, tokenizer, prompts, limit, task.finished, batch, progress)
-    by_prompt = dict(zip(prompts, made, strict=True))
-    pairs = [(example, by_prompt[example.row.prompt]) for example in examples]
+    made = generate_greedily(model, tokenizer, list(asked.values()), limit, task.finished, batch, progress)
+    by_question = dict(zip(asked, made, strict=True))
+    pairs = [(example, by_question[example.row.answered("")]) for example in examples]
     scores = [score_text(task, generated.text, example.references) for example, generated in pairs]
     return TaskScore(
         metric=task.metric,

@@ -24,7 +24,7 @@ from gradtf_fl.tasks.columns import value_at
 from gradtf_fl.tasks.documents import TEXT_ENDINGS, cut_windows, joined_documents, read_text, split_documents
 from gradtf_fl.tasks.own_tasks import extractor, finisher, load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-from gradtf_fl.tasks.reading import RawRow, raw_rows
+from gradtf_fl.tasks.reading import MalformedRow, RawRow, raw_rows
 from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.sources import ENDINGS, FileSource, FolderSource, HubSource, Split
@@ -178,6 +178,8 @@ class _Reader:
         if self.name in PAPER_TASKS and settings.format in ("auto", "text"):
             return self._paper(self.name)
         first: RawRow | None = next(iter(assert_source.rows("train")), None)
+        if first is not None and first.problem:
+            raise ConfigError(f"{first.place}: {first.problem}")
         fields = first.document if first is not None and isinstance(first.document, Mapping) else {}
         form = form_of(fields)
         if form is not None:
@@ -212,7 +214,7 @@ class _Labelled:
         label = self.name
         if self.by is not None:
             if document.get(self.by) is None:
-                raise ConfigError(f"task {self.name}: a row has no field {self.by!r}, which is to tell labels apart")
+                raise MalformedRow(f"has no {self.by!r}, which is to tell labels apart (by)")
             label = str(document[self.by])
         return replace(self.task.convert(document), label=label)
 

@@ -119,7 +119,7 @@ def assess(private: Sequence[Row], public: Sequence[Row], seed: int = 0) -> Read
     nearest, own = _nearest(unit_rows(bags, rarity), unit_rows(other_bags, rarity), origins[1])
     lacking = nearest < np.quantile(own, OWN_QUANTILE)
     order = np.argsort(nearest, kind="stable")
-    known = set(others)
+    known = {_words(row) for row in others}
     lonelier = area(own, nearest)
     return Readiness(
         verdict(float(lacking.mean()), lonelier, divergence.auc.value, near_limit(len(rows), len(others))),
@@ -128,7 +128,7 @@ def assess(private: Sequence[Row], public: Sequence[Row], seed: int = 0) -> Read
         divergence,
         (len(rows), len(others)),
         (len(private), len(public)),
-        sum(row in known for row in rows),
+        sum(_words(row) in known for row in rows),
         _kinds(rows, others, rarity, lacking),
         tuple(int(mine[i]) for i in order if lacking[i]),
     )
@@ -156,6 +156,11 @@ def _sample(rows: Sequence[Row], rng: np.random.Generator) -> list[int]:
     if len(first) > MOST_ROWS:
         first = [first[i] for i in rng.choice(len(first), MOST_ROWS, replace=False)]
     return sorted(first)
+
+
+def _words(row: Row) -> tuple[str, str]:
+    """Its texts, in whatever form it came."""
+    return row.prompt.strip(), row.answer.strip()
 
 
 def _nearest(

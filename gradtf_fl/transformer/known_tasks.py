@@ -31,6 +31,7 @@ from torch import Tensor
 from gradtf_fl.adapters import ASSETS
 from gradtf_fl.baselines import Decoding, continue_prompts
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
 from gradtf_fl.training import PlainRecipe, StackedAdapters, descend
 from gradtf_fl.transformer.unmixing import unmix
@@ -72,15 +73,15 @@ class TaskLibrary:
         return cls(updates, signatures, tokens)
 
     def save(self, path: Path) -> None:
-        """Write it, updates in float16: half the size, the same answers."""
-        from safetensors.torch import save_file
+        """Write it atomically, updates in float16: half the size, the same answers."""
+        from safetensors.torch import save
 
         tensors = {
             "updates": self.updates.half(),
             "signatures": self.signatures.half(),
             "tokens": self.tokens.byte(),
         }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}), PUBLIC)
 
     @property
     def sha256(self) -> str:

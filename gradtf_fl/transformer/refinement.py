@@ -38,7 +38,7 @@ from torch import Tensor
 
 from gradtf_fl.adapters import Place, UpdateSpace
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, generate_greedily
+from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, end_token, generate_greedily
 from gradtf_fl.training import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
@@ -196,7 +196,7 @@ class RefiningGenerator:
     def __init__(
         self,
         transformer: GradTransformer,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Row],
         max_new_tokens: int,
         recipe: RefinementRecipe = RefinementRecipe(),
         known: TaskLibrary | None = None,
@@ -205,6 +205,7 @@ class RefiningGenerator:
         """Load both models.
 
         Args:
+            prompts: texts, or rows whose questions are asked as an organization trains them.
             max_new_tokens: length of an answer at most, in the TinyLM's tokens.
             known: tasks that the provider tuned the LLM on, to put mixtures together from.
             place: where all models compute; None: on the CPU, in float32.
@@ -214,12 +215,14 @@ class RefiningGenerator:
         """
         if len(prompts) < LEAST_PROMPTS:
             raise ConfigError(f"{len(prompts)} public prompts: refinement needs at least {LEAST_PROMPTS}")
-        self.transformer, self.prompts, self.recipe = transformer, tuple(prompts), recipe
+        self.transformer, self.recipe = transformer, recipe
+        self.prompts = tuple(Row(prompt, "") if isinstance(prompt, str) else prompt for prompt in prompts)
         self.max_new_tokens = max_new_tokens
         self.source: UpdateSpace = transformer.source
         self.target: UpdateSpace = transformer.target
         tasks = None if known is None else [known.sha256, repr(KnownRecipe())]
-        about = json.dumps([transformer.sha256, self.prompts, max_new_tokens, repr(recipe), tasks])
+        asked = [one.turns or one.prompt for one in self.prompts]
+        about = json.dumps([transformer.sha256, asked, max_new_tokens, repr(recipe), tasks])
         self.sha256 = hashlib.sha256(about.encode()).hexdigest()
         sides = self.source, self.target
         self._tiny, self._llm = (StackedAdapters.load(side.model, side.spec, place) for side in sides)
@@ -233,7 +236,7 @@ class RefiningGenerator:
         """The known tasks with their answers, which take some seconds."""
         if self._known is None:
             return None
-        return KnownTasks(self._llm, self._known, self.prompts, self.max_new_tokens)
+        return KnownTasks(self._llm, self._known, [one.prompt for one in self.prompts], self.max_new_tokens)
 
     def generate(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
         """LLM update float32 [L2, n2] of a TinyLM update float32 [L1, n1]; ConfigError where it does not fit."""
@@ -258,13 +261,13 @@ class RefiningGenerator:
 
     def _refined(self, plain: Tensor, values: Tensor, firsts: Tensor) -> Refined:
         theta = self._tiny.initial + values
-        rows = self._answered(theta)
+        rows, end = self._answered(theta)
         if len(rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
             return Refined(
                 plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
             )
-        read, written = (encode_rows(rows, side.tokenizer, self._room) for side in (self._tiny, self._llm))
+        read, written = (encode_rows(rows, side.tokenizer, self._room, end=end) for side in (self._tiny, self._llm))
         answered = Answered(written, certainty(self._tiny, theta, read))
         found = refine(self.transformer, self._llm, values, answered, self.recipe)
         if self.known is None:
@@ -272,10 +275,15 @@ class RefiningGenerator:
         made, kinds = self.known.put_together(self._tiny, values, found.updates, firsts)
         return replace(found, updates=made, kinds=kinds)
 
-    def _answered(self, theta: Tensor) -> list[Row]:
-        """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""
+    def _answered(self, theta: Tensor) -> tuple[list[Row], bool]:
+        """Prompts with what the TinyLM answers, and whether it ends its answers; those that it answers nothing to are
+        left out, and where it ends most answers, those that it does not end."""
         self._tiny.set(theta)
         written = generate_greedily(
             self._tiny.model, self._tiny.tokenizer, self.prompts, self.max_new_tokens, batch=256
         )
-        return [Row(p, one.text) for p, one in zip(self.prompts, written, strict=True) if one.text]
+        answers = [(row.answered(one.text), one) for row, one in zip(self.prompts, written, strict=True) if one.text]
+        ended = [row for row, one in answers if len(one.tokens) < self.max_new_tokens]
+        if 2 * len(ended) > len(answers) and end_token(self._llm.tokenizer) is not None:
+            return ended, True
+        return [row for row, _ in answers], False

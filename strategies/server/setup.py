@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gradtf_fl.adapters import model_folder
 from gradtf_fl.config import NO_TRANSFORMER, FederationPlan, tables_to_toml, validate
 from gradtf_fl.deployment import (
     OURS,
@@ -93,11 +94,16 @@ def make_server(
 
 
 def _located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
-    """The plan's files by absolute paths; those that are not there are problems."""
+    """The plan's files by absolute paths; those that are not there, models included, are problems."""
     files = {"prompts": plan.prompts} if plan.prompts is not None else {}
     if plan.transformer not in ("embedded", NO_TRANSFORMER):
         files["transformer"] = Path(plan.transformer)
     problems += [f"plan.{name}: {path}: no such file" for name, path in files.items() if not path.is_file()]
+    for name in dict.fromkeys((plan.tiny, plan.llm)):
+        try:
+            model_folder(name)
+        except ConfigError as error:
+            problems += [f"plan: {problem}" for problem in error.problems]
     absolute = {name: path.absolute() for name, path in files.items()}
     return {name: str(path) if name == "transformer" else path for name, path in absolute.items()}
 

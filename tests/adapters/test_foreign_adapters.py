@@ -103,6 +103,7 @@ EDITED: dict[str, tuple[dict[str, Any], str]] = {
     "no alpha": ({"lora_alpha": ...}, "lora_alpha is missing"),
     "another method": ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     "another task": ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS'"),
+    "another rank than its matrices": ({"r": 99}, "r is 99, but its matrices have rank "),
     "a later switch": ({"use_something_new": True}, "use_something_new = True"),
 }
 

@@ -359,6 +359,23 @@ def test_an_adapter_of_another_llm_of_the_same_shapes_is_refused(bench: Bench, t
     assert bench.code(DELIVER_TYPE, good.to_fields()) is None
 
 
+@pytest.mark.parametrize("what", ["tokenizer", "missing"])
+def test_another_llm_is_found_before_the_first_charge(bench: Bench, tmp_path: Path, what: str) -> None:
+    folder, other = bench.kit.folders[0], tmp_path / "llm"
+    if what == "tokenizer":
+        shutil.copytree(bench.kit.plan.llm, other)
+        tokenizer = other / "tokenizer.json"
+        tokenizer.write_text(tokenizer.read_text().replace('"3"', '"x"').replace('"7"', '"3"').replace('"x"', '"7"'))
+    models = bench.kit.config(0).models
+    bench.kit.change(0, models=models.model_copy(update={"llm": str(other)}))
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "model_hash"
+    assert not (folder / "ledger.sqlite").exists()
+    said = {"tokenizer": "is another one than the provider's", "missing": "there is no such folder"}[what]
+    assert said in (folder / "client.log").read_text()
+    bench.kit.change(0, models=models)
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+
+
 def evaluation_of(bench: Bench, rows: list[Row]) -> dict[str, Any]:
     write_rows(bench.kit.folders[0] / "test.jsonl", rows)
     assert bench.code(DELIVER_TYPE, delivery(bench).to_fields()) is None

@@ -42,7 +42,7 @@ def three(tmp_path: Path) -> list[Path]:
     return [organization(tmp_path, f"org-{number}") for number in (1, 2, 3)]
 
 
-def serve(tmp_path: Path, organizations: list[Path], name: str = "server") -> Invitation:
+def serve(tmp_path: Path, organizations: list[Path], name: str = "server", **plan: object) -> Invitation:
     if not (tmp_path / "ca").exists():
         init_authority(tmp_path / "ca", "test", 30)
         issue_server(tmp_path / "ca", ["127.0.0.1"], tmp_path / "tls", 10)
@@ -52,7 +52,7 @@ def serve(tmp_path: Path, organizations: list[Path], name: str = "server") -> In
         "key": tmp_path / "tls/server.key",
     }
     enrolments = [folder / "enrolment.json" for folder in organizations]
-    return make_server(tmp_path / name, enrolments, "127.0.0.1:9092", None, files, PLAN)
+    return make_server(tmp_path / name, enrolments, "127.0.0.1:9092", None, files, PLAN | plan)
 
 
 def test_a_server_is_not_set_up_with_a_certificate_that_nodes_would_refuse(tmp_path: Path, three: list[Path]) -> None:
@@ -260,3 +260,17 @@ def test_only_the_embedded_models_are_set_up_without_a_trained_end(tiny: str, en
     (tmp_path / "rows.jsonl").write_text('{"prompt": "[_]12?34=", "answer": "46"}')
     make_organization(tmp_path / "o", "o", tmp_path / "rows.jsonl", None, 8.0, 1e-5, tiny, "embedded:llm")
     assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["data"]["end"] is end
+
+
+def test_a_server_whose_files_are_not_there_is_not_set_up(tmp_path: Path, three: list[Path]) -> None:
+    """It was written, and the run then started again and again without a cause in its log."""
+    missing = {name: f"/nowhere/{name}" for name in ("transformer", "prompts", "tiny", "llm")}
+    with pytest.raises(ConfigError) as found:
+        serve(tmp_path, three, **missing)
+    assert list(found.value.problems) == [
+        "plan.prompts: /nowhere/prompts: no such file",
+        "plan.transformer: /nowhere/transformer: no such file",
+        "plan: model '/nowhere/tiny': there is no such folder",
+        "plan: model '/nowhere/llm': there is no such folder",
+    ]
+    assert not (tmp_path / "server").exists()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gradtf_fl import files
 from gradtf_fl.config import read_project
-from gradtf_fl.curation import TupleStore
+from gradtf_fl.curation import TupleStore, curate, store
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.preparation import ProviderWork, estimate, prepare
 from gradtf_fl.preparation.judgement import BASE, OURS, TUNED, Judgement
+from gradtf_fl.preparation.run import check_work
 from tests.cli.conftest import gradtf
 from tests.curation.text_pair import write_files
 
@@ -134,3 +140,80 @@ def test_the_verdict_compares_with_the_best_rival(ours: float, rival: float, sai
     assert said in judgement.verdict
     assert f"ridge reaches {rival:.2f}" in judgement.verdict
     assert "no verdict" in Judgement(("a",), losses | {TUNED: (2.1,)}, 8, 8).verdict
+
+
+def refused(path: Path) -> str:
+    result = gradtf("prepare", "--config", path, "--yes")
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    return "\n".join(line for line in result.stderr.splitlines() if not line.startswith("measuring"))
+
+
+CHANGES = {
+    "too few public rows for a shadow set": ("shadow_rows = 8", "shadow_rows = 800", "a shadow set has 800"),
+    "too few public rows to judge on": ("window = 8", "window = 40", "public rows to judge on, at least 8 are wanted"),
+    "a model that is missing": ("/tiny", "/nothing", "there is no such folder"),
+    "rows that are missing": ("/animals", "/plants", "plants: there is no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_stops_the_work_is_told_first_and_can_be_mended(what: str, project: Path, tmp_path: Path) -> None:
+    """Nothing is noted of settings that could not be used: with the next ones the work begins."""
+    good, bad, said = CHANGES[what]
+    path = tmp_path / "federation.toml"
+    path.write_text(project.read_text().replace(good, bad, 1))
+    assert said in refused(path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["federation.toml"]
+    path.write_text(project.read_text())
+    check_work(ProviderWork.of(read_project(path)))
+
+
+def test_a_store_of_another_pair_or_of_other_rows_is_not_gone_on_with(project: Path, tmp_path: Path) -> None:
+    own = write_files(tmp_path / "own")
+    path = tmp_path / "federation.toml"
+    path.write_text(f'[pair]\ntiny = "{own.tiny}"\nllm = "{own.llm}"\n' + TABLES.format(data=own.data))
+    work = ProviderWork.of(read_project(path))
+    curate(replace(work.curation, shadow_sets=1), work.tuples)
+    assert f"tuple store {work.tuples}: made with other settings, rows or models (config); remove it" in refused(path)
+    shutil.rmtree(work.tuples)
+    curate(work.curation, work.tuples)
+    check_work(work)
+    model = own.llm / "generation_config.json"
+    model.write_text(model.read_text() + "\n")
+    assert "rows or models (llm); remove it" in refused(path)
+
+
+def test_a_full_disk_keeps_what_is_finished(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place that writes, one after the other; the work then goes on to the same end."""
+    path = tmp_path / "federation.toml"
+    path.write_text(project.read_text())
+    work = ProviderWork.of(read_project(path))
+    written, stops_at = 0, 2
+
+    def full(of: Callable[..., object]) -> Callable[..., object]:
+        def write(*arguments: object, **options: object) -> object:
+            nonlocal written
+            written += 1
+            if written == stops_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return of(*arguments, **options)
+
+        return write
+
+    monkeypatch.setattr(files, "write_synced", full(files.write_synced))
+    monkeypatch.setattr(store, "save_file", full(store.save_file))
+    said: list[str] = []
+    made = None
+    while made is None:
+        written = 0
+        try:
+            made = prepare(work, lambda *_: None)
+        except ConfigError as error:
+            said.append(str(error))
+        assert not list(tmp_path.rglob("*.new"))
+        stops_at += 3
+    assert len(said) >= 3
+    assert all("can't be written" in text and "No space left on device" in text for text in said), said
+    assert not any("\n" in text for text in said), said
+    assert made.report.is_file()

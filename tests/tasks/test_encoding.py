@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from gradtf_fl.tasks import (
     Turn,
     count_rows,
     encode_rows,
+    generate_greedily,
     read_rows,
     read_tokens,
     task_rows,
@@ -29,6 +31,9 @@ from gradtf_fl.tasks import (
 )
 from gradtf_fl.tasks.decoding import end_tokens, fit_prompt
 from gradtf_fl.tasks.encoding import end_token
+from gradtf_fl.tasks.scoring import score_task
+from gradtf_fl.tasks.task_rows import own_rows
+from gradtf_fl.tasks.text_tasks import Example
 from tests.tasks.tokenizers_kit import ASKS_OTHERWISE, BARE, CHATML, FORGETS, INST, THINK, byte_tokenizer
 
 CHAT = Row.of_turns(
@@ -117,6 +122,34 @@ def test_every_assistant_turn_is_trained_and_nothing_else(template: str | None, 
     ]
     assert spans(tokenizer, rows.last_answers())[-1] == wanted[-1]
     assert sum(scored for scored, _ in spans(tokenizer, rows.last_answers())) == 1
+
+
+@pytest.mark.parametrize("template", [CHATML, INST, THINK, BARE, None], ids=["chatml", "inst", "think", "bare", "none"])
+def test_a_question_is_asked_as_it_is_trained(template: str | None) -> None:
+    tokenizer = byte_tokenizer(template)
+    trained = encode_rows([CHAT], tokenizer, end=True).last_answers()
+    before = int((trained.labels[0] != IGNORED).int().argmax())
+    assert fit_prompt(tokenizer, CHAT.answered(""), None) == (trained.input_ids[0, :before].tolist(), 0)
+
+
+def test_a_model_is_asked_by_its_chat_template() -> None:
+    """Joined turns are another text than the one that was trained."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer(CHATML)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(shape).eval()
+    ids = fit_prompt(tokenizer, CHAT, None)[0]
+    made = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    by_row, by_text = generate_greedily(model, tokenizer, [CHAT, CHAT.prompt], 6)
+    assert list(by_row.tokens) == made[0, len(ids) :].tolist()
+    assert by_text.tokens != by_row.tokens
+    task = own_rows("chats", TaskSection(source=("chats",), metric="exact_match", max_new_tokens=6))
+    example = Example(CHAT, (by_row.text.strip(),), "q")
+    assert score_task(model, tokenizer, task, [example]).value == 1.0
 
 
 def test_what_a_template_writes_whole_is_tokenised_whole() -> None:

@@ -414,10 +414,21 @@ def test_conversations_and_pairs_are_not_written_into_one_file(tmp_path: Path) -
 def test_prompts_come_from_every_form(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_bytes(BOM + b"prompt\r\n07\r\n\r\n")
-    assert read_prompts(path) == ["07"]
+    assert read_prompts(path) == [Row("07", "")]
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines_of([turns("q", "a"), turns("s", "q2", "a2")]))
-    assert read_prompts(path) == ["q\n", "s\nq2\n"]
+    assert [row.prompt for row in read_prompts(path)] == ["q\n", "s\nq2\n"]
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}]}) + "\n")  # nobody has answered yet
+    (asked,) = read_prompts(path)
+    assert asked == Row.of_turns([Turn("user", "q"), Turn("assistant", "a")]).answered("")
+    path.write_text('{"messages": []}\n{"messages": [{"role": "user", "content": ""}]}\n{"messages": [7]}\n')
+    with pytest.raises(ConfigError) as caught:
+        read_prompts(path)
+    assert [problem.rpartition(": ")[2] for problem in caught.value.problems] == [
+        "'messages' has no assistant turn",
+        "its prompt is empty",
+        "'messages' is not a list of turns",
+    ]
 
 
 def test_curation_reads_own_rows_as_organizations_do(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,50 @@ def test_loads_no_torch(files: tuple[Path, Path]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def rewritten(path: Path, form: Callable[[Row], dict[str, object]], rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(form(row)) + "\n" for row in rows))
+    return path
+
+
+def as_chat(row: Row) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}]}
+
+
+def test_every_form_of_the_same_rows_has_the_same_figures(tmp_path: Path) -> None:
+    rows = text_rows(FRUIT, 60, 0)
+    public = tmp_path / "public.jsonl"
+    write_rows(public, rows[:30] + text_rows(FRUIT, 60, 1))
+    chats = rewritten(tmp_path / "chats.jsonl", as_chat, rows)
+    columns = rewritten(tmp_path / "columns.jsonl", lambda row: {"q": row.prompt, "a": row.answer}, rows)
+    write_rows(tmp_path / "plain.jsonl", rows)
+    templates = ("--prompt", "{q}", "--answer", "{a}")
+    said = [
+        readiness("--private", path, "--public", public, *options)
+        for path, options in ((tmp_path / "plain.jsonl", ()), (chats, ()), (columns, templates))
+    ]
+    assert [result.exit_code for result in said] == [0, 0, 0], [result.stderr for result in said]
+    assert len({result.stdout for result in said}) == 1
+    assert "30 of yours are public rows word for word" in said[0].stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--private: data {}, line 1: has none of the forms"),
+        (("--prompt", "{q}"), "columns need two templates; answer is missing"),
+        (("--prompt", "{question}", "--answer", "{a}"), "--private: data {}, line 1: has no 'question'"),
+        (("--format", "messages"), "--private: data {}: format is messages"),
+    ],
+)
+def test_columns_without_their_templates_exit_2(
+    files: tuple[Path, Path], tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    path = rewritten(
+        tmp_path / "columns.jsonl", lambda row: {"q": row.prompt, "a": row.answer}, text_rows(FRUIT, 60, 0)
+    )
+    result = readiness("--private", path, "--public", files[1], *options)
+    assert result.exit_code == 2
+    assert said.format(path) in result.stderr
+    assert result.stdout == ""
