@@ -6,6 +6,7 @@ command line's options win over it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,4 +183,4 @@ def _located(name: str, folder: Path) -> str:
     if name == HOUSE_RULES or name.startswith("embedded:"):
         return name
     path = folder / Path(name).expanduser()
-    return str(path.resolve()) if name.startswith((".", "~", "/")) or path.exists() else name
+    return os.path.abspath(path) if name.startswith((".", "~", "/")) or path.exists() else name  # links stay
