@@ -14,7 +14,7 @@ from typing import Any
 from gradtf_fl.config.base import Section, validate
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import FederationPlan
-from gradtf_fl.config.provider import ProviderSection
+from gradtf_fl.config.provider import BACKBONES, ProviderSection
 from gradtf_fl.config.simulation import SimulationConfig
 from gradtf_fl.config.task import HOUSE_RULES, SharingOut, TaskSection
 from gradtf_fl.config.toml import descriptions, read_toml
@@ -170,6 +170,9 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         given = provider.get(name, str(getattr(ProviderSection(), name)))
         if isinstance(given, str):
             provider[name] = str(folder / Path(given).expanduser())
+    backbone = provider.get("backbone")
+    if isinstance(backbone, str) and backbone not in BACKBONES:
+        provider["backbone"] = _located(backbone, folder)
     task = values.get("task", {})
     source = task.get("source")
     if isinstance(source, str):

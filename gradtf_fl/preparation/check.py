@@ -77,9 +77,12 @@ def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Find
 
 
 def _listed(error: ConfigError) -> str:
-    """Its problems, the first `MOST_NAMED` of them."""
-    more = len(error.problems) - MOST_NAMED
-    return "\n".join([*error.problems[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
+    """Its problems: of many the first, and the last, which says how many there are."""
+    problems = error.problems
+    if len(problems) <= MOST_NAMED:
+        return "\n".join(problems)
+    shown = MOST_NAMED - 1
+    return "\n".join([*problems[:shown], f"and {len(problems) - MOST_NAMED} more", problems[-1]])
 
 
 def _encoded(settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]) -> Iterator[Finding]:

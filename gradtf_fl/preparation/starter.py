@@ -31,8 +31,8 @@ OWN_TASK = ("source", "format", "max_tokens", "end", "public", "group", "metric"
 OWN_FEDERATION = ("organizations", "partition", "alpha", "by", "rows", "test_rows", "test", "weight_rule")
 OWN_PROVIDER = (
     *("transformer", "controls", "tuples", "library", "refine", "shadow_rows", "shadow_sets", "pair_sets"),
-    *("mixtures", "mechanisms"),
-    *("tuning_steps", "tuning_batch", "tuning_rate", "training_steps", "training_groups", "training_rate"),
+    *("mixtures", "mechanisms", "tuning_steps", "tuning_batch", "tuning_rate"),
+    *("backbone", "training_steps", "training_groups", "training_rate"),
 )
 
 
