@@ -157,7 +157,9 @@ def _shadow_sets(settings: SimulationConfig) -> Iterator[Finding]:
     except ConfigError as error:
         return (yield Finding("fail", "shadow sets", _listed(error), "correct [provider], or add public rows"))
     sets = len(curation.sources) * (curation.shadow_sets + curation.pair_sets) + curation.mixtures
-    yield Finding("ok", "shadow sets", f"{sets} of {curation.rows:,} public rows each; {len(test[0])} others to judge on")
+    yield Finding(
+        "ok", "shadow sets", f"{sets} of {curation.rows:,} public rows each; {len(test[0])} others to judge on"
+    )
 
 
 def _provider(settings: SimulationConfig) -> Iterator[Finding]:
