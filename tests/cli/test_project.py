@@ -46,6 +46,9 @@ def test_the_file_is_read_from_its_own_folder_and_options_win(tmp_path: Path) ->
     assert settings.provider.tuples == tmp_path / "tuples"
     assert settings.task.source == (str(tmp_path / "rows"),)
     assert (settings.lora_alpha, settings.targets, settings.epsilon) == (8, "a,b", 1.0)
+    (tmp_path / "link").symlink_to(tmp_path / "rows")
+    path.write_text('[task]\nsource = "link"\n')
+    assert read_project(path).task.source == (str(tmp_path / "link"),)  # as it is called, not where it leads
     plan = plan_values(settings)
     assert (plan["epsilon"], plan["lora_alpha"]) == (1.0, 8)
     assert not {"organizations", "seed", "rows", "task"} & set(plan)
