@@ -1,12 +1,14 @@
-"""``python -m experiments.demos.guide_output``: run the commands of docs/operator-guide.md, write their output into it.
+"""``python -m experiments.demos.guide_output``: run the commands of a page, write their output into it.
 
-What the guide shows is never typed. A block that starts with ```console holds commands after ``$ `` and, below each,
-what it printed; all of them are run, in order, in one new folder, where three organizations and the server stand side
-by side on loopback. Words after ``console`` say how: ``deployment`` (starts or needs real Flower processes), ``exit=2``
-(of the block's last command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before
-the next one). A shown line ``...`` stands for any lines. Blocks of any other kind are not run.
+What these pages show is never typed: docs/operator-guide.md, and with ``own-models`` docs/own-models-and-data.md. A
+block that starts with ```console holds commands after ``$ `` and, below each, what it printed; all of them are run, in
+order, in one new folder. In the guide's three organizations and the server stand side by side on loopback. Words after
+``console`` say how: ``deployment`` (starts or needs real Flower processes), ``slow`` (takes minutes), ``exit=2`` (of
+the block's last command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before the
+next one). A shown line ``...`` stands for any lines. Blocks of any other kind are not run.
 
-`tests/deployment/test_guide.py` runs the same commands and compares, with `masked`, what they print now.
+Tests run the same commands and compare, with `masked`, what they print now: `tests/deployment/test_guide.py`,
+`tests/experiments/test_own_models_page.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +32,34 @@ from gradtf_fl.deployment import environment, free_port
 from gradtf_fl.files import PUBLIC, replace_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GUIDE = REPOSITORY / "docs" / "operator-guide.md"
 SHOWN_FOLDER, SHOWN_PACKAGE = "/srv/gradtf", "/opt/gradtf"
 ADDRESS, LISTEN, HEALTH = "fl.example:9092", "0.0.0.0:9092", ("9093", "9094")
 COLUMNS, SECONDS, ENDING_SECONDS = "118", 600.0, 150.0
 ANY = "..."
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page whose commands are run.
+
+    Attributes:
+        path: its file.
+        linked: folders of the shared folder that stand, as links, where its commands run.
+    """
+
+    path: Path
+    linked: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.path.read_text(encoding="utf-8")
+
+
+GUIDE = Page(REPOSITORY / "docs" / "operator-guide.md")
+OWN_MODELS = Page(REPOSITORY / "docs" / "own-models-and-data.md", ("models", "data"))
+PAGES = {"guide": GUIDE, "own-models": OWN_MODELS}
+SHARED = REPOSITORY.parent / "shared"
 
 
 @dataclass(frozen=True)
@@ -60,9 +85,9 @@ class Block:
     lines: tuple[str, ...]
 
     @property
-    def deployment(self) -> bool:
-        """Whether it needs real Flower processes."""
-        return "deployment" in self.options
+    def slow(self) -> bool:
+        """Whether it needs real Flower processes, or minutes."""
+        return "deployment" in self.options or "slow" in self.options
 
     def option(self, name: str, default: str = "") -> str:
         """The value of ``name=value`` after the block's kind."""
@@ -75,7 +100,7 @@ class Block:
         for line in self.lines:
             if line.startswith("$ "):
                 found.append(([line[2:]], []))
-            elif found and not found[-1][1] and found[-1][0][-1].endswith("\\"):
+            elif found and not found[-1][1] and _continues(found[-1][0]):
                 found[-1][0].append(line)
             elif found:
                 found[-1][1].append(line)
@@ -84,9 +109,15 @@ class Block:
         return [Command("\n".join(text), tuple(shown)) for text, shown in found]
 
 
-def blocks(guide: str) -> list[Block]:
+def _continues(lines: list[str]) -> bool:
+    """Whether a command goes on in the next line: after a backslash, or in a here-document."""
+    here = re.search(r"<<\s*'?(\w+)'?", lines[0])
+    return here[1] not in lines[1:] if here else lines[-1].endswith("\\")
+
+
+def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
-    found, lines = [], guide.splitlines()
+    found, lines = [], page.splitlines()
     start: int | None = None
     for number, line in enumerate(lines):
         if not line.startswith("```"):
@@ -101,13 +132,19 @@ def blocks(guide: str) -> list[Block]:
 
 
 class Stage:
-    """A folder in which the guide's commands run. Names of the guide stand for this machine's, and back.
+    """A folder in which a page's commands run. Names of the page stand for this machine's, and back.
 
-    The folder's path is as long as the one in the guide, so that tables break their lines at the same places.
+    The folder's path is as long as the one in the page, so that tables break their lines at the same places.
+
+    Args:
+        page: whose commands.
+        shared: where the folders are that it links to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, page: Page = GUIDE, shared: Path = SHARED) -> None:
         self.root = _folder_as_long_as(SHOWN_FOLDER)
+        for name in page.linked:
+            (self.root / name).symlink_to(shared.absolute() / name)
         self._fingerprint = ""
         self._port = str(free_port())
         self._health = tuple(str(free_port()) for _ in HEALTH)
@@ -136,7 +173,7 @@ class Stage:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def run(self, command: Command, until: str = "") -> tuple[int | None, list[str]]:
-        """Exit code (None while it goes on running) and printed lines, in the guide's names."""
+        """Exit code (None while it goes on running) and printed lines, in the page's names."""
         text = self._real(command.text)
         if command.background:
             code, said = self._start(text.rstrip().removesuffix("&"), until.replace("_", " "))
@@ -159,7 +196,7 @@ class Stage:
         return code, [line.rstrip() for line in self._shown(said).splitlines()]
 
     def typed(self, command: Command) -> str:
-        """The command as the guide should show it: with the fingerprint of this run."""
+        """The command as the page should show it: with the fingerprint of this run."""
         if not self._fingerprint:
             return command.text
         return re.sub(r"--fingerprint '[^']*'", f"--fingerprint '{self._fingerprint}'", command.text)
@@ -243,7 +280,8 @@ MASKS = (
     (r'("[a-z_]*(?:pid|_s|seconds|served|attempts|restarts)[a-z_]*": )[0-9.]+', r"\1<number>"),
     (r"\bround (\d+)\.\d+ ", r"round \1.<attempt> "),
     (r"\b\d{1,3}(,\d{3})+\b", "<number>"),
-    (r"\b\d+\.\d+(e-?\d+)?\b", "<number>"),
+    (r"(?<![\w.])-?\d+\.\d+(e-?\d+)?\b", "<number>"),
+    (r"(\w+|nearest shadow update|mean update|library \([^)]*\)) reaches <number>", "<another way> reaches <number>"),
 )
 
 
@@ -268,41 +306,61 @@ class Rewritten:
     lines: list[str]
 
 
-def rewritten(guide: str, changes: Iterable[Rewritten]) -> str:
-    """The guide with new text in its blocks."""
-    lines = guide.splitlines()
+def rewritten(page: str, changes: Iterable[Rewritten]) -> str:
+    """The page with new text in its blocks."""
+    lines = page.splitlines()
     for change in sorted(changes, key=lambda change: change.line, reverse=True):
         lines[change.line : change.line + change.length] = change.lines
     return "\n".join(lines) + "\n"
 
 
-def run_all(guide: str, stage: Stage, deployment: bool = True) -> Iterator[Rewritten]:
-    """Run the console blocks, one after the other; their new text.
-
-    Args:
-        deployment: also run what needs real Flower processes.
+def outputs(chosen: Iterable[Block], stage: Stage) -> Iterator[tuple[Block, list[tuple[Command, list[str]]]]]:
+    """Run console blocks, one after the other: each with what its commands printed.
 
     Raises:
-        ValueError: a command ended with another exit code than the guide says.
+        ValueError: a command ended with another exit code than the page says.
     """
-    for block in blocks(guide):
-        if block.kind != "console" or (block.deployment and not deployment):
-            continue
-        lines: list[str] = []
+    for block in chosen:
+        found = []
         for number, command in enumerate(commands := block.commands, 1):
             print(f"$ {command.text}", file=sys.stderr, flush=True)
             code, said = stage.run(command, block.option("until"))
-            wanted = int(block.option("exit", "0")) if number == len(commands) else 0
-            if code not in (None, wanted):
+            expected = int(block.option("exit", "0")) if number == len(commands) else 0
+            if code not in (None, expected):
                 raise ValueError(
-                    f"line {block.line}: {command.text}: exit code {code}, not {wanted}:\n" + "\n".join(said)
+                    f"line {block.line}: {command.text}: exit code {code}, not {expected}:\n" + "\n".join(said)
                 )
+            found.append((command, said))
+        yield block, found
+
+
+def run_all(page: str, stage: Stage, slow: bool = True) -> Iterator[Rewritten]:
+    """Run the console blocks; their new text.
+
+    Args:
+        slow: also run what needs real Flower processes, or minutes.
+    """
+    chosen = [block for block in blocks(page) if block.kind == "console" and (slow or not block.slow)]
+    for block, found in outputs(chosen, stage):
+        lines: list[str] = []
+        for command, said in found:
             lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
         yield Rewritten(block.line, len(block.lines), lines)
 
 
+def differences(chosen: Iterable[Block], stage: Stage) -> list[str]:
+    """Run console blocks: every difference between what they print and what the page shows."""
+    differing = []
+    for block, found in outputs(chosen, stage):
+        for command, said in found:
+            if not matches(command.shown, said, command.background):
+                shown, real = ("\n".join(masked(lines)) for lines in (command.shown, said))
+                differing.append(f"line {block.line}: {command.text}\n-- shown\n{shown}\n-- real\n{real}")
+    return differing
+
+
 def _abridged(shown: Sequence[str], said: list[str]) -> list[str]:
-    """``said``, with ``...`` for what the guide leaves out: of a shown ``...``, the lines around it are kept."""
+    """``said``, with ``...`` for what the page leaves out: of a shown ``...``, the lines around it are kept."""
     while said and not said[-1]:
         said.pop()
     if ANY not in shown:
@@ -313,7 +371,7 @@ def _abridged(shown: Sequence[str], said: list[str]) -> list[str]:
 
 
 def matches(shown: Sequence[str], said: Sequence[str], background: bool = False) -> bool:
-    """Whether ``said`` is what the guide shows, but for what `masked` hides and for ``...``.
+    """Whether ``said`` is what the page shows, but for what `masked` hides and for ``...``.
 
     Args:
         background: the command goes on running: every shown line must have come by now, others may have too.
@@ -334,19 +392,21 @@ def matches(shown: Sequence[str], said: Sequence[str], background: bool = False)
 
 
 def main() -> None:
-    """Rewrite the guide in place."""
+    """Rewrite a page in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--guide", type=Path, default=GUIDE)
-    parser.add_argument("--no-deployment", action="store_true", help="Leave blocks alone that need Flower processes.")
+    parser.add_argument("page", choices=PAGES, nargs="?", default="guide")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="Folder with models/ and data/, for own-models.")
+    parser.add_argument("--fast", action="store_true", help="Leave blocks alone that need Flower processes or minutes.")
     given = parser.parse_args()
-    guide, done = given.guide.read_text(encoding="utf-8"), list[Rewritten]()
+    page, done = PAGES[given.page], list[Rewritten]()
+    text = page.text
     try:
-        with Stage() as stage:
-            for change in run_all(guide, stage, not given.no_deployment):
+        with Stage(page, given.shared) as stage:
+            for change in run_all(text, stage, not given.fast):
                 done.append(change)
     finally:  # a command that fails does not undo the others' output
-        replace_file(given.guide, rewritten(guide, done).encode(), PUBLIC)
-        print(f"{given.guide}: {len(done)} blocks written", file=sys.stderr)
+        replace_file(page.path, rewritten(text, done).encode(), PUBLIC)
+        print(f"{page.path}: {len(done)} blocks written", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -35,4 +35,5 @@ def print_findings(findings: Sequence[Finding]) -> None:
     console = Console()
     console.print(table)
     warned = sum(finding.level == "warn" for finding in findings)
-    console.print(f"{len(findings)} checks, {failures(findings)} failed, {warned} warnings", highlight=False)
+    warnings = f"{warned} warning{'' if warned == 1 else 's'}"
+    console.print(f"{len(findings)} checks, {failures(findings)} failed, {warnings}", highlight=False)

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: gradtf prepare --config my-project/federation.toml --yes")
 @config_option
-@click.option("--yes", is_flag=True, help="Begin without asking; wanted where there is no terminal.")
+@click.option("--yes", is_flag=True, help="Begin without asking; required without a terminal.")
 @click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that curate.")
 @json_option
 def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: int, as_json: bool) -> None:
     """Curate shadow sets, train the Grad-Transformer, fit controls, tune the task library, and judge the result.
 
-    It begins with an estimate of time, memory and disk, measured on this machine. A killed run goes on.
+    It begins with an estimate of time, memory and disk, measured on this machine. A killed run continues where it was.
     """
     settings = configured(config_file, {})
     asks = sys.stdin.isatty() and not as_json
     if not (yes or only_estimate or asks):
-        raise ConfigError("--yes: wanted where nobody can be asked (--estimate only says what it would take)")
+        raise ConfigError("--yes: required where nobody can be asked (--estimate only says what it would take)")
 
     from gradtf_fl.adapters import Place
     from gradtf_fl.preparation import ProviderWork, estimate
@@ -56,14 +56,19 @@ def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: i
 
 
 def _said(expected: Estimate, place: str) -> str:
-    parts = (("shadow sets", expected.curation_s), ("training", expected.training_s), ("library", expected.library_s))
+    parts = (
+        ("shadow sets", expected.curation_s),
+        ("training", expected.training_s),
+        ("task library", expected.library_s),
+        ("judging", expected.judging_s),
+    )
     times = ", ".join(f"{what} {_time(seconds)}" for what, seconds in parts)
     return (
-        f"about {_time(expected.seconds)} on {place} ({times}; one shadow set of both models "
-        f"{_time(expected.shadow_set_s)}), "
-        f"{expected.peak_bytes / 1e9:.1f} GB of memory a process, {expected.disk_bytes / 1e6:,.0f} MB on disk; "
-        f"{expected.shards_left} of {expected.shards} shards are left. "
-        "Time is proportional to [provider] shadow_sets, pair_sets and training_steps."
+        f"about {_time(expected.seconds)} on {place}: {times}\n"
+        f"one shadow set of both models takes {_time(expected.shadow_set_s)}; "
+        f"{expected.shards_left} of {expected.shards} shards are left\n"
+        f"{expected.peak_bytes / 1e9:.1f} GB of memory a process, {expected.disk_bytes / 1e6:,.0f} MB on disk\n"
+        "Time is proportional to shadow_sets, pair_sets and training_steps in [provider]."
     )
 
 

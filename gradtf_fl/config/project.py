@@ -6,6 +6,7 @@ command line's options win over it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from gradtf_fl.config.base import Section, validate
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import FederationPlan
-from gradtf_fl.config.provider import ProviderSection
+from gradtf_fl.config.provider import BACKBONES, ProviderSection
 from gradtf_fl.config.simulation import SimulationConfig
 from gradtf_fl.config.task import HOUSE_RULES, SharingOut, TaskSection
 from gradtf_fl.config.toml import descriptions, read_toml
@@ -169,6 +170,9 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         given = provider.get(name, str(getattr(ProviderSection(), name)))
         if isinstance(given, str):
             provider[name] = str(folder / Path(given).expanduser())
+    backbone = provider.get("backbone")
+    if isinstance(backbone, str) and backbone not in BACKBONES:
+        provider["backbone"] = _located(backbone, folder)
     task = values.get("task", {})
     source = task.get("source")
     if isinstance(source, str):
@@ -182,4 +186,4 @@ def _located(name: str, folder: Path) -> str:
     if name == HOUSE_RULES or name.startswith("embedded:"):
         return name
     path = folder / Path(name).expanduser()
-    return str(path.resolve()) if name.startswith((".", "~", "/")) or path.exists() else name
+    return os.path.abspath(path) if name.startswith((".", "~", "/")) or path.exists() else name  # links stay

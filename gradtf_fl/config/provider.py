@@ -10,6 +10,7 @@ from pydantic import Field
 from gradtf_fl.config.base import Count, Location, Rate, Section
 
 Mechanism = Literal["adamw", "sgld", "dp-sgd"]
+BACKBONES = ("small", "base", "large")
 Objective = Literal["mse", "functional", "mse-then-functional"]
 
 
@@ -28,6 +29,8 @@ class ProviderSection(Section):
         tuning_batch: rows in such a step.
         tuning_rate: its learning rate.
         stack: shadow sets tuned at once: memory, and what a kill loses.
+        backbone: the Grad-Transformer's size: small, base or large (T5's, from scratch), or T5 weights from a folder or
+            hub id, such as Flan-T5 (default: a smaller one, as for the embedded pair).
         objective: what the Grad-Transformer minimises: mse, functional or mse-then-functional.
         training_steps: its optimizer steps.
         training_groups: shadow federations in a batch.
@@ -45,6 +48,7 @@ class ProviderSection(Section):
     tuning_batch: Count = 8
     tuning_rate: Rate = 5e-3
     stack: Count = 8
+    backbone: str | None = None
     objective: Objective = "mse-then-functional"
     training_steps: Count = 1000
     training_groups: Count = 16

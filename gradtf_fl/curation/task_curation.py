@@ -78,7 +78,8 @@ class TaskCuration:
         found = _each(self.task_rows, self.tasks, problems)
         problems += [f"task {name}: named twice" for name in found if self.tasks.count(name) > 1]
         problems += [
-            f"task {name}: {len(task.public)} public rows, a shadow set has {self.rows}; give a smaller --rows"
+            f"task {name}: {len(task.public)} public rows, a shadow set has {self.rows}; "
+            "make shadow sets smaller ([provider] shadow_rows, curate --rows)"
             for name, task in found.items()
             if len(task.public) < self.rows
         ]

@@ -10,14 +10,17 @@ from gradtf_fl.adapters import chosen_spec, load_encoder
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.deployment import Finding
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.preparation.judgement import played
 from gradtf_fl.preparation.run import seen_rows_differ
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.privacy import noise_multiplier
-from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, read_task_rows
+from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, read_task_rows, source_name
 from gradtf_fl.transformer import GradTransformer
 
 MOST_ENCODED = 2000
 """Rows of a source that each tokenizer encodes."""
+MOST_NAMED = 5
+"""Problems of a source that are listed."""
 
 
 def check_project(settings: SimulationConfig) -> list[Finding]:
@@ -28,6 +31,8 @@ def check_project(settings: SimulationConfig) -> list[Finding]:
     findings += rows
     if not any(finding.level == "fail" for finding in rows):
         findings += _federation(settings)
+        if not any(finding.level == "fail" for finding in findings):
+            findings += _shadow_sets(settings)
     return [*findings, *_provider(settings)]
 
 
@@ -63,14 +68,22 @@ def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Find
         try:
             found = read_task_rows(source, task, settings.by, settings.test)
         except ConfigError as error:
-            more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-            yield Finding("fail", "rows", error.problems[0] + more, "correct the file or [task]")
+            yield Finding("fail", f"rows of {source_name(source)}", _listed(error), "correct the file or [task]")
             continue
         sides = f"{len(found.public):,} public, {len(found.private):,} private, {len(found.test):,} for tests"
         yield Finding("ok", f"rows of {found.name}", sides)
         some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
         for name, tokenizer in encoders.items():
             yield from _encoded(settings, found.name, name, tokenizer, some)
+
+
+def _listed(error: ConfigError) -> str:
+    """Its problems: of many the first, and the last, which says how many there are."""
+    problems = error.problems
+    if len(problems) <= MOST_NAMED:
+        return "\n".join(problems)
+    shown = MOST_NAMED - 1
+    return "\n".join([*problems[:shown], f"and {len(problems) - MOST_NAMED} more", problems[-1]])
 
 
 def _encoded(settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]) -> Iterator[Finding]:
@@ -115,7 +128,8 @@ def _federation(settings: SimulationConfig) -> Iterator[Finding]:
     except ConfigError as error:
         return (yield Finding("fail", "federation", str(error), "correct [federation]"))
     sizes = [len(one.train) for one in data.organizations]
-    said = f"{len(sizes)} organizations, {settings.partition}: {min(sizes):,} to {max(sizes):,} training rows"
+    each = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{max(sizes):,}"
+    said = f"{len(sizes)} organizations, {settings.partition}: {each} training rows each"
     yield Finding("ok", "federation", f"{said}; scored by {data.metric.replace('_', ' ')}")
     steps = settings.rounds * settings.steps
     try:
@@ -133,6 +147,22 @@ def _federation(settings: SimulationConfig) -> Iterator[Finding]:
     )
 
 
+def _shadow_sets(settings: SimulationConfig) -> Iterator[Finding]:
+    """Whether the public rows are enough for what `gradtf prepare` makes of them."""
+    if settings.task.is_house_rules or settings.transformer in (NO_TRANSFORMER, "embedded"):
+        return
+    try:
+        curation = ProviderWork.of(settings).curation
+        curation.header()
+        _, _, test = played(curation)
+    except ConfigError as error:
+        return (yield Finding("fail", "shadow sets", _listed(error), "correct [provider], or add public rows"))
+    sets = len(curation.sources) * (curation.shadow_sets + curation.pair_sets) + curation.mixtures
+    yield Finding(
+        "ok", "shadow sets", f"{sets} of {curation.rows:,} public rows each; {len(test[0])} others to judge on"
+    )
+
+
 def _provider(settings: SimulationConfig) -> Iterator[Finding]:
     if settings.transformer == NO_TRANSFORMER:
         return (yield Finding("ok", "Grad-Transformer", "none: the sum is an adapter of the TinyLM"))
@@ -147,9 +177,7 @@ def _provider(settings: SimulationConfig) -> Iterator[Finding]:
         return (yield Finding(level, "Grad-Transformer", text, remedy))  # type: ignore[arg-type]
     if not Path(settings.transformer).is_file():
         return (
-            yield Finding(
-                "warn", "Grad-Transformer", f"{settings.transformer}: not there yet", "gradtf prepare makes it"
-            )
+            yield Finding("warn", "Grad-Transformer", f"{settings.transformer}: not there yet", "run gradtf prepare")
         )
     try:
         made = GradTransformer.load(settings.transformer)

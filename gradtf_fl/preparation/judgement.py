@@ -26,6 +26,8 @@ from gradtf_fl.transformer import GradTransformer, TaskLibrary
 
 BASE, TUNED, OURS = "LLM base", "LLM tuned", "Grad-Transformer"
 TINY_BASE, TINY_TUNED = "TinyLM base", "TinyLM tuned"
+WAYS_OF_TINY, WAYS_OF_LLM = 2, 7
+"""How many losses of each model are measured for an organization: base, tuned, and by every way to make an update."""
 MIXTURE = "mixture of all"
 LEAST_ROWS, MOST_TEST = 4, 128
 GOOD = 0.8
@@ -66,7 +68,7 @@ class Judgement:
         lead = ours - shares[best]
         against = f"{best} reaches {shares[best]:.2f}"
         if ours < GOOD:
-            return f"not good enough: it recovers {ours:.2f} of the LLM's own gain, and {GOOD} is wanted ({against})"
+            return f"not good enough: it recovers {ours:.2f} of the LLM's own gain, {GOOD} is required ({against})"
         if lead <= 0:
             return f"good, but no better than a simpler way: it recovers {ours:.2f} of the LLM's own gain, {against}"
         return f"good enough: it recovers {ours:.2f} of the LLM's own gain; of the simpler ways {against}"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradtf_fl.adapters import Place
-from gradtf_fl.curation import TupleStore, curate
+from gradtf_fl.curation import TaskCuration, TupleStore, curate
+from gradtf_fl.preparation.judgement import WAYS_OF_LLM, WAYS_OF_TINY, played
 from gradtf_fl.preparation.run import check_work
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.transformer import train_grad_transformer
@@ -29,7 +30,7 @@ class Estimate:
     """Of the work that is left.
 
     Attributes:
-        curation_s, training_s, library_s: seconds by part, on this device.
+        curation_s, training_s, library_s, judging_s: seconds by part, on this device.
         shadow_set_s: seconds of one shadow set of both models.
         peak_bytes: memory of this process at its fullest while it measured, and so about while it works.
         disk_bytes: size of the tuple store.
@@ -39,6 +40,7 @@ class Estimate:
     curation_s: float
     training_s: float
     library_s: float
+    judging_s: float
     shadow_set_s: float
     peak_bytes: int
     disk_bytes: int
@@ -48,7 +50,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """All parts together."""
-        return self.curation_s + self.training_s + self.library_s
+        return self.curation_s + self.training_s + self.library_s + self.judging_s
 
 
 def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -> Estimate:
@@ -95,12 +97,24 @@ def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -
         curation_s=curation_s / max(1, workers),
         training_s=0.0 if work.checkpoint.is_file() else step_s * work.training.all_steps,
         library_s=0.0 if work.library.is_file() else alone * seen / curation.llm_recipe.batch,
+        judging_s=_judging(curation, per_set["plain"], alone),
         shadow_set_s=per_set["pairs"] * curation.plain.steps,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         disk_bytes=disk * sets // sets_brief,
         shards_left=len(left),
         shards=len(plan),
     )
+
+
+def _judging(curation: TaskCuration, tiny_step_s: float, llm_step_s: float) -> float:
+    """Seconds to tune both models for every organization played and to score every way of making an update.
+
+    A forward pass counts as a third of a step.
+    """
+    _, train, test = played(curation)
+    passes = WAYS_OF_TINY * tiny_step_s + WAYS_OF_LLM * llm_step_s
+    scoring = len(test[0]) / curation.plain.batch * passes / 3
+    return len(train) * ((tiny_step_s + llm_step_s) * curation.plain.steps + scoring)
 
 
 def _curate(curation: object, out: Path, place: Place | None) -> dict[str, float]:

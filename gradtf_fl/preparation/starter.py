@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from gradtf_fl.deployment import new_folder
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.preparation.check import MOST_ENCODED
-from gradtf_fl.tasks import count_encoded, first_form, read_task_rows
+from gradtf_fl.tasks import count_encoded, first_form, has_template, read_task_rows, source_name
 
 PREPARED = "prepared"
 OWN_ROUNDS = {"rounds": 2, "steps": 40, "batch": 32, "rate": 5e-3}
@@ -30,8 +31,8 @@ OWN_TASK = ("source", "format", "max_tokens", "end", "public", "group", "metric"
 OWN_FEDERATION = ("organizations", "partition", "alpha", "by", "rows", "test_rows", "test", "weight_rule")
 OWN_PROVIDER = (
     *("transformer", "controls", "tuples", "library", "refine", "shadow_rows", "shadow_sets", "pair_sets"),
-    *("mixtures", "mechanisms"),
-    *("tuning_steps", "tuning_batch", "tuning_rate", "training_steps", "training_groups", "training_rate"),
+    *("mixtures", "mechanisms", "tuning_steps", "tuning_batch", "tuning_rate"),
+    *("backbone", "training_steps", "training_groups", "training_rate"),
 )
 
 
@@ -43,12 +44,19 @@ class Starter:
     notes: tuple[str, ...]
 
 
-def make_project(folder: Path, sources: Sequence[str], tiny: str | None, llm: str | None) -> Starter:
+def make_project(
+    folder: Path,
+    sources: Sequence[str],
+    tiny: str | None,
+    llm: str | None,
+    templates: tuple[str, str] | None = None,
+) -> Starter:
     """Write ``FOLDER/federation.toml``.
 
     Args:
         sources: the task's rows, see `TaskSection`; none stands for House Rules.
         tiny, llm: the pair; None: the embedded one.
+        templates: of prompt and answer, where rows have columns of their own.
 
     Raises:
         ConfigError: a model or rows can't be had, or the folder is not empty; nothing is written.
@@ -66,9 +74,13 @@ def make_project(folder: Path, sources: Sequence[str], tiny: str | None, llm: st
             "mixtures": 16 if len(sources) > 1 else 0,
             "mechanisms": ["adamw", "dp-sgd"],
         }
+        if templates:
+            values["task"] |= {"format": "columns", "prompt": templates[0], "answer": templates[1]}
         notes = _look(values)
         as_text = values["task"].get("format") == "text"
         task = ("source", "format", "window", "public", "max_cut") if as_text else OWN_TASK
+        if templates:
+            task = (*task[:2], "prompt", "answer", *task[2:])
         shown |= {"task": task, "federation": OWN_FEDERATION, "provider": OWN_PROVIDER}
     elif values["tiny"] != "embedded:tiny" or values["llm"] != "embedded:llm":
         raise ConfigError(f"--task: {HOUSE_RULES} is a task of the embedded pair alone; name the rows of your own")
@@ -101,15 +113,35 @@ def _look(values: dict[str, Any]) -> list[str]:
     ]
     if here and all(first_form(source) == "messages" for source in here):
         values["task"]["format"] = "messages"
-        notes.append("rows are chats: each goes through the model's chat template, the loss is on assistant turns only")
+        notes.append("rows are chats: the loss is on assistant turns only")
+        for name, (_, tokenizer) in encoders.items():
+            way = "its own chat template writes them" if has_template(tokenizer) else "no chat template: as plain text"
+            notes.append(f"  {Path(name).name}: {way}")
     for source in here:
         try:
             notes += _fitting(source, values, encoders)
         except ConfigError as error:
             problems += error.problems
+    if not problems:
+        try:
+            notes += _small_sets(here, values)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return notes
+
+
+def _small_sets(sources: list[str], values: dict[str, Any]) -> list[str]:
+    """Smaller shadow sets where a source has too few public rows for those of the default size."""
+    settings = validate(SimulationConfig, values, lambda key: key or "project")
+    public = {name: len(read_task_rows(name, settings.task, settings.seed).public) for name in sources}
+    if not public or min(public.values()) >= settings.provider.shadow_rows:
+        return []
+    source = min(public, key=public.__getitem__)
+    rows = max(8, public[source] // 2)
+    values["provider"]["shadow_rows"] = rows
+    return [f"{source_name(source)}: {public[source]:,} rows are public, so a shadow set has {rows:,} of them"]
 
 
 def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> list[str]:
@@ -137,4 +169,4 @@ def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> l
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "~", "/")) or path.exists()
-    return str(path.resolve()) if looks_local and not name.startswith("embedded:") else name
+    return os.path.abspath(path) if looks_local and not name.startswith("embedded:") else name  # links stay

@@ -10,7 +10,7 @@ from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.curation import TaskCuration
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training import DpRecipe, PlainRecipe
-from gradtf_fl.transformer import TrainConfig
+from gradtf_fl.transformer import Backbone, TrainConfig
 
 SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a shadow set's tuning at which the TinyLM's update is kept."""
@@ -69,6 +69,7 @@ class ProviderWork:
             spec=chosen_spec(settings),
         )
         training = TrainConfig(
+            backbone=Backbone.named(provider.backbone) if provider.backbone else Backbone(),
             objective=provider.objective,
             steps=provider.training_steps,
             groups=provider.training_groups,

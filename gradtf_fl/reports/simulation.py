@@ -219,14 +219,15 @@ def _rounds(report: SimulationReport) -> Table:
     shown = ("round", "state", "joined", "masked", "unmasked")
     noisy = report.config.get("noise_multiplier")
     caption = "the error of the mean is its Skellam noise" if noisy else None
-    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client", "re-\nfined"], caption)
+    refined = [] if report.is_plain else ["re-\nfined"]
+    table = _table("Rounds", [*shown, "max error\nof the mean", "sent by\na client", *refined], caption)
     for record in report.rounds:
         error, sent = record.get("max_abs_error"), record.get("bytes_up_per_client")
         table.add_row(
             *(str(record.get(key, "")) for key in shown),
             "-" if error is None else f"{error:.1e}",
             "-" if sent is None else f"{sent:,} B",
-            _refined(record.get("refinement") or {}),
+            *(_refined(record.get("refinement") or {}) for _ in refined),
         )
     return table
 

@@ -12,6 +12,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
+    from gradtf_fl.tasks.chat import has_template
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
     from gradtf_fl.tasks.encoding import count_encoded, encode_rows, end_token, read_tokens, rows_as_tokens
     from gradtf_fl.tasks.federation import (
@@ -73,6 +74,7 @@ __all__ = [
     "first_form",
     "fit_prompt",
     "generate_greedily",
+    "has_template",
     "house_rules",
     "house_rules_federation",
     "load_own_task",

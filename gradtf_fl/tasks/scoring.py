@@ -123,7 +123,8 @@ def answer_rouge1(model: Any, tokenizer: Any, read: RowTokens, rows: int = HOME_
     texts = [len(row.answer.split()) >= FREE_TEXT_WORDS and scoreable(row.answer) for row in read.rows]
     tokens = read.tokens.last_answers()
     starts = (tokens.labels != IGNORED).int().argmax(1).tolist()
-    usable = [place for place, text in enumerate(texts) if text and starts[place]]
+    asked = [bool(row.prompt) for row in read.rows]  # a start token alone asks nothing: windows of text
+    usable = [place for place, text in enumerate(texts) if text and asked[place] and starts[place]]
     if 2 * len(usable) < len(texts):
         return None
     chosen = usable[:: max(1, len(usable) // rows)][:rows]

@@ -47,6 +47,9 @@ def test_the_file_is_read_from_its_own_folder_and_options_win(tmp_path: Path) ->
     assert settings.provider.tuples == tmp_path / "tuples"
     assert settings.task.source == (str(tmp_path / "rows"),)
     assert (settings.lora_alpha, settings.targets, settings.epsilon) == (8, "a,b", 1.0)
+    (tmp_path / "link").symlink_to(tmp_path / "rows")
+    path.write_text('[task]\nsource = "link"\n')
+    assert read_project(path).task.source == (str(tmp_path / "link"),)  # as it is called, not where it leads
     plan = plan_values(settings)
     assert (plan["epsilon"], plan["lora_alpha"]) == (1.0, 8)
     assert not {"organizations", "seed", "rows", "task"} & set(plan)
@@ -121,6 +124,29 @@ def test_init_looks_at_the_rows(text: TextFiles, tmp_path: Path) -> None:
     assert (both["task"]["format"], both["federation"]["partition"]) == ("text", "dirichlet")
 
 
+def test_init_fits_shadow_sets_to_few_rows_and_takes_templates(text: TextFiles, tmp_path: Path) -> None:
+    letters = tmp_path / "letters.csv"
+    letters.write_text("animal,note\n" + "".join(f"dog,cat {i}\n" for i in range(60)))
+    arguments = ("--tiny", text.tiny, "--llm", text.llm, "--task", letters)
+    refused = gradtf("init", tmp_path / "p", *arguments, "--prompt", "{note}")
+    assert (refused.exit_code, "--answer: missing" in refused.stderr) == (2, True)
+    result = gradtf("init", tmp_path / "p", *arguments, "--prompt", r"{note}\n", "--answer", "{animal}")
+    assert result.exit_code == 0, result.stderr
+    path = tmp_path / "p" / "federation.toml"
+    made = tomllib.loads(path.read_text())
+    assert [made["task"][key] for key in ("format", "prompt", "answer")] == ["columns", "{note}\n", "{animal}"]
+    assert made["provider"]["shadow_rows"] == 13
+    assert "letters: 27 rows are public, so a shadow set has 13 of them" in result.stdout
+
+
+def test_init_says_that_a_tokenizer_has_no_chat_template(text: TextFiles, tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    turns = [[{"role": "user", "content": f"cat {i}"}, {"role": "assistant", "content": "dog"}] for i in range(60)]
+    chats.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    result = gradtf("init", tmp_path / "p", "--tiny", text.tiny, "--llm", text.llm, "--task", chats)
+    assert f"{Path(text.llm).name}: no chat template: as plain text" in result.stdout
+
+
 def test_init_refuses_what_can_not_be_and_leaves_nothing(text: TextFiles, tmp_path: Path) -> None:
     result = gradtf("init", tmp_path / "p", "--tiny", "/nowhere/tiny", "--llm", text.llm, "--task", tmp_path / "none")
     assert result.exit_code == 2
@@ -130,7 +156,7 @@ def test_init_refuses_what_can_not_be_and_leaves_nothing(text: TextFiles, tmp_pa
 
 def test_check_names_every_obstacle(text: TextFiles, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"cat {i} ", "answer": "dog"}) + "\n" for i in range(60)))
+    rows.write_text("".join(json.dumps({"prompt": f"cat {i} ", "answer": "dog"}) + "\n" for i in range(200)))
     path = tmp_path / "federation.toml"
     path.write_text(
         f'[pair]\ntiny = "{text.tiny}"\nllm = "{text.llm}"\n[task]\nsource = "rows.jsonl"\n'
@@ -145,7 +171,19 @@ def test_check_names_every_obstacle(text: TextFiles, tmp_path: Path) -> None:
     assert "an organization needs 30" in found["federation"]["found"]
     assert found["Grad-Transformer"]["level"] == "warn"
     path.write_text(path.read_text().replace("batch = 30", "batch = 4"))
+    few = gradtf("check", "--config", path, "--json")
+    assert few.exit_code == 2
+    found = {one["what"]: one for one in json.loads(few.stdout)["findings"]}
+    assert "90 public rows, a shadow set has 256" in found["shadow sets"]["found"]
+    path.write_text(path.read_text() + "shadow_rows = 8\n")
     assert gradtf("check", "--config", path).exit_code == 0
+    (tmp_path / "bad.jsonl").write_text(rows.read_text() + '{"prompt": "cat"}\nno\n' * 4)
+    path.write_text(path.read_text().replace("rows.jsonl", "bad.jsonl"))
+    bad = gradtf("check", "--config", path, "--json")
+    found = {one["what"]: one for one in json.loads(bad.stdout)["findings"]}
+    said = found["rows of bad"]["found"].splitlines()
+    assert [line.partition(": ")[0].rpartition(", ")[2] for line in said[:4]] == [f"line {n}" for n in range(201, 205)]
+    assert said[4:] == ["and 4 more", "task bad: 8 of 208 rows are malformed, at most 0.00% may be"]
 
 
 def test_evaluate_and_what_if_read_the_project(text: TextFiles, tmp_path: Path) -> None:

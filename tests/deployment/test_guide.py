@@ -10,10 +10,21 @@ from collections import Counter
 
 import pytest
 
-from experiments.demos.guide_output import ANY, GUIDE, REPOSITORY, Block, Stage, blocks, masked, matches, run_all
+from experiments.demos.guide_output import (
+    ANY,
+    GUIDE,
+    REPOSITORY,
+    Block,
+    Stage,
+    blocks,
+    differences,
+    masked,
+    matches,
+    run_all,
+)
 from gradtf_fl.round_messages import Refusal
 
-TEXT = GUIDE.read_text(encoding="utf-8")
+TEXT = GUIDE.text
 BLOCKS = blocks(TEXT)
 
 # Blocks that no test runs: the diagram, the installation, the tracker's table of server.toml, two systemd units
@@ -22,25 +33,13 @@ NOT_RUN = {"text": 1, "sh": 1, "toml": 1, "ini": 2}
 
 def run(chosen: list[Block]) -> None:
     """Run them in one folder; every difference at once."""
-    differences = []
     with Stage() as stage:
-        for block in chosen:
-            commands = block.commands
-            for number, command in enumerate(commands, 1):
-                code, said = stage.run(command, block.option("until"))
-                wanted = int(block.option("exit", "0")) if number == len(commands) else 0
-                assert code in (None, wanted), f"line {block.line}: {command.text}: {code}\n" + "\n".join(said)
-                if not matches(command.shown, said, command.background):
-                    shown = "\n".join(masked(command.shown))
-                    real = "\n".join(masked(said))
-                    differences.append(f"line {block.line}: {command.text}\n-- shown\n{shown}\n-- real\n{real}")
-    assert not differences, "\n\n".join(
-        [*differences, "python -m experiments.demos.guide_output writes the output anew"]
-    )
+        found = differences(chosen, stage)
+    assert not found, "\n\n".join([*found, "python -m experiments.demos.guide_output writes the output again"])
 
 
 def test_commands_without_flower() -> None:
-    chosen = [block for block in BLOCKS if block.kind == "console" and not block.deployment]
+    chosen = [block for block in BLOCKS if block.kind == "console" and not block.slow]
     assert sum(len(block.commands) for block in chosen) >= 15
     run(chosen)
 
@@ -101,7 +100,7 @@ def test_links_lead_somewhere() -> None:
 
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
         name, _, anchor = target.partition("#")
-        page = GUIDE.parent / name if name else GUIDE
+        page = GUIDE.path.parent / name if name else GUIDE.path
         assert page.is_file(), target
         assert not anchor or anchor in anchors(page.read_text(encoding="utf-8")), target
 
@@ -125,15 +124,19 @@ def test_matches_follows_dots_and_the_background() -> None:
 
 
 def test_blocks_are_read_as_they_stand() -> None:
-    page = "x\n```console deployment until=a_b\n$ one \\\n  two\nout\n$ three &\n```\n```text\n$\n```\n"
+    page = (
+        "x\n```console deployment until=a_b\n$ one \\\n  two\nout\n$ cat <<'END'\n$\nb\nEND\nout\n$ three &\n```\n"
+        "```text\n$\n```\n"
+    )
     console, text = blocks(page)
-    assert console.deployment
+    assert console.slow
     assert console.option("until") == "a_b"
     assert [(c.text, c.shown, c.background) for c in console.commands] == [
         ("one \\\n  two", ("out",), False),
+        ("cat <<'END'\n$\nb\nEND", ("out",), False),
         ("three &", (), True),
     ]
-    assert (text.kind, text.line) == ("text", 8)
+    assert (text.kind, text.line) == ("text", 13)
 
 
 def test_regenerating_keeps_what_is_left_out() -> None:

@@ -18,6 +18,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.preparation import ProviderWork, estimate, prepare
 from gradtf_fl.preparation.judgement import BASE, OURS, TUNED, Judgement
 from gradtf_fl.preparation.run import check_work
+from gradtf_fl.transformer import SIZES, Backbone
 from tests.cli.conftest import gradtf
 from tests.curation.text_pair import write_files
 
@@ -103,6 +104,18 @@ def test_the_whole_way_from_a_file_to_a_federation(project: Path, tmp_path: Path
     assert again.exit_code == 0, again.stderr
     assert "Who holds which rows" in again.stdout
     assert "without DP" in again.stdout
+
+
+def test_the_project_names_the_size_of_the_grad_transformer(project: Path, tmp_path: Path) -> None:
+    assert ProviderWork.of(read_project(project)).training.backbone == Backbone()
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "small").mkdir()  # a folder that is called like a size
+    path = tmp_path / "federation.toml"
+    found = []
+    for name in ("small", "t5", "google/flan-t5-large"):
+        path.write_text(project.read_text() + f'backbone = "{name}"\n')
+        found.append(ProviderWork.of(read_project(path)).training.backbone)
+    assert found == [SIZES["small"], *(Backbone(pretrained=n) for n in (str(tmp_path / "t5"), "google/flan-t5-large"))]
 
 
 def test_a_killed_preparation_goes_on(project: Path, tmp_path: Path) -> None:

@@ -286,3 +286,5 @@ def test_answers_at_home_are_generated_on_few_rows_and_for_a_bounded_time(
     assert bounded.rows == 4
     short = replace(read, rows=[Row(row.prompt, "n") for row in read.rows])
     assert answer_rouge1(model, Words(), short) is None
+    windows = replace(read, rows=[Row("", row.answer) for row in read.rows])
+    assert answer_rouge1(model, Words(), windows) is None  # a start token is no prompt
