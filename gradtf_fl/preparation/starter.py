@@ -135,7 +135,7 @@ def _look(values: dict[str, Any]) -> list[str]:
 def _small_sets(sources: list[str], values: dict[str, Any]) -> list[str]:
     """Smaller shadow sets where a source has too few public rows for those of the default size."""
     settings = validate(SimulationConfig, values, lambda key: key or "project")
-    public = {name: len(read_task_rows(name, settings.task, settings.seed).public) for name in sources}
+    public = {name: len(read_task_rows(name, settings.task).public) for name in sources}
     if not public or min(public.values()) >= settings.provider.shadow_rows:
         return []
     source = min(public, key=public.__getitem__)
