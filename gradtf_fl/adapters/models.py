@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ASSETS = Path(__file__).parents[1] / "assets"
+LONGER_WARNING = "sequence-length-is-longer-than-the-specified-maximum"
+"""What transformers calls its warning of a text that a model can't read whole."""
 Signature = tuple[tuple[str, int, int, int], ...]
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 MODEL_FILES = (
@@ -98,6 +100,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     tokenizer: PreTrainedTokenizerBase = _from_folder(name, loaded)
     tokenizer.padding_side = "right"
+    tokenizer.deprecation_warnings[LONGER_WARNING] = True  # rows are counted and cut by whoever encodes them
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
