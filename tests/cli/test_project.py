@@ -209,6 +209,7 @@ def test_evaluate_and_what_if_read_the_project(text: TextFiles, tmp_path: Path) 
         "batch": 4,
         "rows": 64,
     }
+    assert found["accuracy"] is None
     missing = gradtf("audit", "what-if", "--epsilon", 1)
     assert missing.exit_code == 2
     assert "--rounds, --batch, --rows: wanted, or a project's file" in missing.stderr

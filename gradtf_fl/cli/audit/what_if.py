@@ -44,8 +44,10 @@ def what_if(
     if dataset is not None and ledger is None:
         raise ConfigError("--dataset needs --ledger")
     plan: dict[str, Any] = {"epsilon": None, "rounds": None, "batch": None, "steps": 50, "delta": 1e-5}
+    is_measured = True  # accuracies were: of House Rules
     if config_file is not None:
         settings = configured(config_file, {})
+        is_measured = settings.task.is_house_rules
         plan = {name: getattr(settings, name) for name in plan}
     plan |= chosen(given) | {"rows": rows}
     missing = [name for name, value in plan.items() if value is None]
@@ -54,18 +56,19 @@ def what_if(
         raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: wanted{or_a_file}")
     found = answer(RunPlan(**plan), ledger, dataset)
     if as_json:
-        emit_json(found.to_json())
+        emit_json(found.to_json() | ({} if is_measured else {"accuracy": None}))
     else:
-        _print(found)
+        _print(found, is_measured)
 
 
-def _print(found: WhatIf) -> None:
+def _print(found: WhatIf, is_measured: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    accuracy = _accuracy(found) if is_measured else [("accuracy", "not measured for this task: gradtf simulate does")]
     table = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in (*_cost(found), *_accuracy(found), *_ledger(found.ledger)):
+    for name, value in (*_cost(found), *accuracy, *_ledger(found.ledger)):
         table.add_row(Text(name, style="dim"), Text(value))
     Console().print(table)
 
