@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
-from gradtf_fl.adapters import EMBEDDED
+from gradtf_fl.adapters import EMBEDDED, model_folder
 from gradtf_fl.config import OrganizationConfig, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
@@ -50,6 +50,11 @@ def make_organization(
         for what, path in (("data", data), ("test", test))
         if path is not None and not path.exists()
     ]
+    for option, model in (("tiny", tiny), ("llm", llm)):
+        try:
+            model_folder(model)
+        except ConfigError as error:
+            problems += [f"--{option}: {problem}" for problem in error.problems]
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
