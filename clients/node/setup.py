@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
-from gradtf_fl.adapters import EMBEDDED
+from gradtf_fl.adapters import EMBEDDED, model_folder
 from gradtf_fl.config import ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
@@ -56,6 +56,11 @@ def make_organization(
         for what, path in (("data", data), ("test", test))
         if path is not None and not path.exists()
     ]
+    for option, model in (("tiny", tiny), ("llm", llm)):
+        try:
+            model_folder(model)
+        except ConfigError as error:
+            problems += [f"--{option}: {problem}" for problem in error.problems]
     ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
     rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
     values = {

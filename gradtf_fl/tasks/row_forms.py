@@ -206,12 +206,16 @@ def _advice(fields: Mapping[str, Any]) -> str:
 
 def _all(path: Path, what: str, parse: Callable[[RawRow], T]) -> list[T]:
     found, problems, rows = [], [], 0
+    reasons: set[str] = set()
     for raw in raw_rows(path, what):
         rows += 1
         try:
             found.append(parse(raw))
         except MalformedRow as reason:
             problems.append(f"{raw.place}: {reason}")
+            reasons.add(str(reason))
+    if len(problems) == rows > 1 and len(reasons) == 1:  # another kind of file: one message, not one a row
+        raise ConfigError(f"{problems[0]} (and so all {rows} rows)")
     if problems:
         raise ConfigError(named(problems))
     if not rows:

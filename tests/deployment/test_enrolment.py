@@ -177,10 +177,10 @@ def test_an_invitation_without_us_is_refused_and_new_keys_are_told(tmp_path: Pat
 def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, three: list[Path]) -> None:
     with pytest.raises(ConfigError) as found:
         make_organization(
-            tmp_path / "new", "no such/name", tmp_path / "missing", None, -1.0, 2.0, "embedded:tiny", "embedded:llm"
+            tmp_path / "new", "no such/name", tmp_path / "missing", None, -1.0, 2.0, "/nowhere/tiny", "/nowhere/llm"
         )
     text = str(found.value)
-    for part in ("--data", "--name", "--budget", "--delta"):
+    for part in ("--data", "--name", "--budget", "--delta", "--tiny: model", "--llm: model"):
         assert part in text
     assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="not empty"):

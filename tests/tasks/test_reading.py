@@ -403,6 +403,16 @@ def test_a_text_beside_other_fields_is_no_window_by_itself(tmp_path: Path) -> No
         read_rows(path)
 
 
+def test_a_file_of_another_kind_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines_of([{"q": str(number), "a": "1"} for number in range(30)]))
+    with pytest.raises(ConfigError) as caught:
+        read_rows(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"data {path}, line 1: has none of the forms ")
+    assert problem.endswith("(and so all 30 rows)")
+
+
 def test_conversations_and_pairs_are_not_written_into_one_file(tmp_path: Path) -> None:
     chat = Row.of_turns([Turn("user", "q"), Turn("assistant", "a")])
     with pytest.raises(ConfigError, match="can't be in one file"):
