@@ -41,8 +41,7 @@ from torch import Tensor
 
 from experiments.bench.dp import SIGMA, DpBench, random_rows, step_times
 from experiments.bench.dp_peers import CLIP, OURS, PLAIN, RATE, WAYS, trainable
-from experiments.measuring import default_out, machine, median, revision
-from experiments.measuring.real_model import MODEL_FOLDER, real_model
+from experiments.measuring import MODEL_FOLDER, default_out, machine, median, revision, smollm2_folder
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Place
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import Row, Turn, encode_rows, exact_match, generate_greedily
@@ -124,7 +123,7 @@ def memory() -> dict[str, Any]:
 
 def step_peak(way: str, spec: AdapterSpec, prompt: int) -> tuple[int, int]:
     """Most bytes that this process held in two steps, and what it held before them."""
-    from gradtf_fl.training.memory import begin_peak, held_bytes, peak_held_bytes
+    from gradtf_fl.training import begin_peak, held_bytes, peak_held_bytes
 
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     model = loaded(spec).attach().train()
@@ -180,8 +179,7 @@ def real_cost(data: Path) -> tuple[float, int]:
     """Seconds of a step (the median) and peak bytes of a private training as an organization's node does it."""
     from gradtf_fl.config import RowFormat
     from gradtf_fl.tasks import read_tokens
-    from gradtf_fl.training import train_dp
-    from gradtf_fl.training.memory import peak_held_bytes
+    from gradtf_fl.training import peak_held_bytes, train_dp
 
     tiny = AdaptedModel.load(str(MODEL_FOLDER), SMALL, Place.find("cpu", "float32"), kept=True)
     rows = read_tokens(data, tiny.tokenizer, RowFormat(), tiny.model.config).tokens
@@ -348,8 +346,7 @@ def loads() -> dict[str, int]:
 
 def shadow_set_times() -> dict[str, Any]:
     """CPU seconds a shadow set, stacked and by `fine_tune`'s loop over PEFT, in turn on the same rows and steps."""
-    from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune, fine_tune_stacked
-    from gradtf_fl.training.stacked import stack_rows
+    from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune, fine_tune_stacked, stack_rows
 
     recipe = PlainRecipe(SET_STEPS, SET_BATCH, 1e-3)
     stacked = StackedAdapters(loaded(SMALL))
@@ -394,7 +391,7 @@ def scoring() -> dict[str, Any]:
 
 
 def scoring_peaks() -> dict[str, int]:
-    from gradtf_fl.training.memory import peak_bytes
+    from gradtf_fl.training import peak_bytes
 
     model = loaded(SMALL).model
     rows = random_rows(model.config.vocab_size, SCORED_TOKENS, SCORED_TOKENS - ANSWER).take(torch.arange(SCORED))
@@ -452,7 +449,7 @@ def main() -> None:
             command = [sys.executable, "-m", "experiments.bench.real_model", name, "--out", str(given.out)]
             subprocess.run(command, check=True)
         return
-    real_model()
+    smollm2_folder()
     kept = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     (name,) = names
     kept[name] = {"revision": revision(), "machine": machine(PACKAGES), "found": PARTS[name]()}

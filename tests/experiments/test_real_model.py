@@ -13,7 +13,7 @@ import torch
 
 from experiments.bench.real_model import chat_prompt, end_probability
 from experiments.measuring import real_model as carried
-from experiments.measuring.real_model import MODEL_FOLDER, read_carried, real_model, why_absent
+from experiments.measuring.real_model import MODEL_FOLDER, read_carried, smollm2_folder, why_absent
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec, load_model, load_tokenizer
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, Turn, encode_rows, generate_greedily
@@ -34,7 +34,7 @@ def tokenizer() -> Any:
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(carried, "CARRIER", "a_package_that_is_not_here")
     with pytest.raises(ConfigError, match=r"a_package_that_is_not_here.*not installed.*make real-model"):
-        real_model(tmp_path / "model")
+        smollm2_folder(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -66,7 +66,7 @@ def test_loss_is_on_the_answer_and_its_end_only(tokenizer: Any) -> None:
 def test_the_folder_holds_what_the_package_carries(tmp_path: Path) -> None:
     from gguf import GGUFReader, dequantize
 
-    made = real_model(tmp_path / "smollm2")
+    made = smollm2_folder(tmp_path / "smollm2")
     model, tokenizer = load_model(str(made))
     read, read_tokenizer = read_carried()
     weights = model.state_dict()
@@ -88,7 +88,7 @@ def test_the_folder_holds_what_the_package_carries(tmp_path: Path) -> None:
         12,
     )
     assert "Paris" in answer.text
-    assert real_model(made) == made  # taken as it is
+    assert smollm2_folder(made) == made  # taken as it is
 
 
 @needs_model
