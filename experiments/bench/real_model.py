@@ -103,11 +103,11 @@ def steps() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Peak megabytes of a process that takes steps, by way; rows of half prompt, and rows without prompt."""
+    """Peak megabytes of a process that takes a step, by way; rows of half prompt, and rows without prompt."""
     found = {}
     for name, spec in SPECS.items():
-        for prompt in (TOKENS // 2, 1):
-            peaks = {way: alone(step_peak, way, spec, prompt) for way in (PLAIN, OURS, *PEERS)}
+        for prompt, peers in ((TOKENS // 2, PEERS), (1, ())):
+            peaks = {way: alone(step_peak, way, spec, prompt) for way in (PLAIN, OURS, *peers)}
             plain = peaks[PLAIN]
             found[f"{name}, loss on {TOKENS - prompt} tokens"] = {
                 way: {
@@ -122,7 +122,7 @@ def memory() -> dict[str, Any]:
 
 
 def step_peak(way: str, spec: AdapterSpec, prompt: int) -> tuple[int, int]:
-    """Most bytes that this process held in two steps, and what it held before them."""
+    """Most bytes that this process held in a step, and what it held before it."""
     from gradtf_fl.training import begin_peak, held_bytes, peak_held_bytes
 
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -134,8 +134,7 @@ def step_peak(way: str, spec: AdapterSpec, prompt: int) -> tuple[int, int]:
         assert touched == touched
         held = held_bytes(CPU)
         begin_peak(CPU)
-        for _ in range(2):
-            made.step(torch.arange(BATCH))
+        made.step(torch.arange(BATCH))
         return peak_held_bytes(CPU), held
 
 
@@ -171,7 +170,9 @@ def stated_cost(folder: Path, data: Path) -> dict[str, str]:
     from clients import check_organization, make_organization
 
     make_organization(folder, "ward", data, None, 8.0, 1e-5, str(MODEL_FOLDER), str(MODEL_FOLDER))
-    found = {finding.what: finding.found for finding in check_organization(folder, offline=True)}
+    found: dict[str, str] = {}
+    for finding in check_organization(folder, offline=True):
+        found.setdefault(finding.what, finding.found)
     return {what: found[what].replace(str(data), "rows.jsonl") for what in ("training rows", "training step")}
 
 
