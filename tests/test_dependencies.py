@@ -19,7 +19,13 @@ CODE = ("gradtf_fl", "strategies", "clients", "experiments")
 PUBLIC = {"flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 """The modules of Flower's API reference, without those it calls legacy (client, common, server, simulation)."""
 PRIVATE = {f"{side}/flower_private.py" for side in ("strategies", "clients", "experiments/bench", "tests")}
-LAZY_EXTRAS = {"ray": "ray", "mlflow": "tracking", "tensorboard": "tracking"}
+LAZY_EXTRAS = {
+    "ray": "ray",
+    "mlflow": "tracking",
+    "tensorboard": "tracking",
+    "gguf": "real-model",
+    "tokenizers": "real-model",
+}
 """Modules that an extra brings, by the extra's name: imported inside a function only."""
 
 

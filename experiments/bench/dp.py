@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from experiments.bench.dp_peers import OURS, PLAIN, ways
+from experiments.bench.dp_peers import OURS, PLAIN, WAYS, ways
 from experiments.measuring import Progress, Row, machine, median
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.tasks import TokenRows, house_rules
@@ -29,7 +29,6 @@ from gradtf_fl.tasks import TokenRows, house_rules
 PACKAGES = ("torch", "transformers", "peft", "opacus")
 ROWS = 1024
 SIGMA = 1.0
-WARM_UP = 10
 REQUIRED = 1.10
 """Ours may take at most this many times the plain step."""
 
@@ -41,6 +40,7 @@ class DpBench:
     Attributes:
         tokens: length of a random row.
         rounds: fewer where they would take longer than ``seconds``, but never below ``least``.
+        warm_up: rounds before these that are not counted.
     """
 
     batches: tuple[int, ...] = (16, 64)
@@ -49,6 +49,7 @@ class DpBench:
     rounds: int = 300
     least: int = 40
     seconds: float = 60.0
+    warm_up: int = 10
 
 
 FULL_DP = DpBench()
@@ -120,21 +121,23 @@ def _rows(model: nn.Module, rows: TokenRows, batch: int, threads: int, plan: DpB
         )
 
 
-def step_times(model: nn.Module, rows: TokenRows, batch: int, plan: DpBench) -> dict[str, StepTimes]:
+def step_times(
+    model: nn.Module, rows: TokenRows, batch: int, plan: DpBench, names: Sequence[str] = tuple(WAYS)
+) -> dict[str, StepTimes]:
     """Every step's times by the name of the way."""
     generator, order = torch.Generator().manual_seed(0), random.Random(0)
     until = time.monotonic() + plan.seconds
-    with ways(model, rows, batch, SIGMA) as made:
+    with ways(model, rows, batch, SIGMA, names) as made:
         times = {name: StepTimes() for name in made}
-        for turn in range(WARM_UP + plan.rounds):
-            if turn >= WARM_UP + plan.least and time.monotonic() > until:
+        for turn in range(plan.warm_up + plan.rounds):
+            if turn >= plan.warm_up + plan.least and time.monotonic() > until:
                 break
             drawn = torch.randperm(len(rows), generator=generator)[:batch]
             for name in order.sample(list(made), len(made)):
                 began, cpu_began = time.perf_counter(), time.process_time()
                 made[name].step(drawn)
                 cpu_ended, ended = time.process_time(), time.perf_counter()
-                if turn >= WARM_UP:
+                if turn >= plan.warm_up:
                     times[name].elapsed.append(ended - began)
                     times[name].cpu.append(cpu_ended - cpu_began)
     return times
@@ -148,9 +151,16 @@ def _token_rows(name: str, model: nn.Module, tokens: int) -> TokenRows:
         prompt = house_rules.PROMPT_TOKENS
     else:
         configured: Any = model
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(configured.config.vocab_size, (ROWS, tokens), generator=generator)
-        prompt = tokens // 2
+        return random_rows(configured.config.vocab_size, tokens, tokens // 2)
+    return _answered(ids, prompt)
+
+
+def random_rows(vocabulary: int, tokens: int, prompt: int) -> TokenRows:
+    """`ROWS` rows of random tokens, of which the first ``prompt`` have no loss."""
+    return _answered(torch.randint(vocabulary, (ROWS, tokens), generator=torch.Generator().manual_seed(0)), prompt)
+
+
+def _answered(ids: Tensor, prompt: int) -> TokenRows:
     labels = ids.clone()
     labels[:, :prompt] = -100
     return TokenRows(ids, torch.ones_like(ids), labels)

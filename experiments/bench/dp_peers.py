@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,12 +37,14 @@ class Way:
 
 
 @contextmanager
-def ways(model: nn.Module, rows: TokenRows, batch: int, sigma: float) -> Iterator[dict[str, Way]]:
-    """All of them by name; "ours" and "plain step" among them. The model given is not changed."""
+def ways(
+    model: nn.Module, rows: TokenRows, batch: int, sigma: float, names: Sequence[str] | None = None
+) -> Iterator[dict[str, Way]]:
+    """Those of these names (None: all), by name. The model given is not changed: each has a copy."""
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the base is frozen
-        made = {name: make(copy.deepcopy(model).train(), rows, batch, sigma, stack) for name, make in WAYS.items()}
-        yield made
+        wanted = {name: WAYS[name] for name in (WAYS if names is None else names)}
+        yield {name: make(copy.deepcopy(model).train(), rows, batch, sigma, stack) for name, make in wanted.items()}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""What benchmarks and experiments share: machine, clocks, rows, cells and provenance of results."""
+"""What benchmarks and experiments share: machine, clocks, rows, cells, a real model, provenance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from experiments.measuring.cells import ROWS_LEAVE, Cell, Measure, StepCounter, interval, measure, recovered
     from experiments.measuring.clock import Clock
     from experiments.measuring.provenance import PACKAGES, default_out, revision
+    from experiments.measuring.real_model import MODEL_FOLDER, smollm2_folder
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "MODEL_FOLDER",
     "PACKAGES",
     "ROWS_LEAVE",
     "Cell",
@@ -32,4 +34,5 @@ __all__ = [
     "median",
     "recovered",
     "revision",
+    "smollm2_folder",
 ]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
     from gradtf_fl.training.loss import row_mean_loss
+    from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_rows
     from gradtf_fl.training.private_adam import NORM_FLOOR
@@ -47,14 +48,18 @@ __all__ = [
     "StackedLinear",
     "StepsDone",
     "batch_indices",
+    "begin_peak",
     "check_rows",
     "check_trainable",
     "descend",
     "dp_fine_tune_stacked",
     "fine_tune",
     "fine_tune_stacked",
+    "held_bytes",
     "measure_step",
     "noisy_step",
+    "peak_bytes",
+    "peak_held_bytes",
     "private_optimizer",
     "rehearse",
     "row_mean_loss",

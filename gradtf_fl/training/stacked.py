@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
+from gradtf_fl.training.loss import target_mean_loss
 from gradtf_fl.training.stacked_layers import by_layer, stack_layers
 
 StepsDone = Callable[[int, int], None]
@@ -102,11 +103,7 @@ class StackedAdapters:
         """Mean answer-token loss of every row [K * R] in nats; rows ordered adapter by adapter."""
         rows = rows.to(self.initial.device)
         logits, labels = self.answer_logits(theta, rows), rows.answer_labels()
-        losses = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
-        means: Tensor = losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
-        return means
+        return target_mean_loss(logits, labels)
 
     @torch.no_grad()
     def accuracy(self, theta: Tensor, rows: TokenRows) -> Tensor:
