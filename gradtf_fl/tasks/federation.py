@@ -109,7 +109,8 @@ def _parts(task: TaskSection, sharing: SharingOut, seed: int) -> list[TaskRows]:
         ConfigError: with the problems of all sources; two of one name, by which labels and tables tell them apart, or
             with the same rows: an organization would train on another's test rows.
     """
-    parts, problems = [], []
+    parts: list[TaskRows] = []
+    problems: list[str] = []
     names: dict[str, str] = {}
     holders: dict[str, str] = {}
     for source in task.source:
