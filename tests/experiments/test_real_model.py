@@ -81,13 +81,9 @@ def test_the_folder_holds_what_the_package_carries(tmp_path: Path) -> None:
     assert tokenizer.chat_template == read_tokenizer.chat_template
     assert tokenizer.backend_tokenizer.to_str() == read_tokenizer.backend_tokenizer.to_str()
     assert model.config.eos_token_id == tokenizer.eos_token_id == 2
-    (answer,) = generate_greedily(
-        model,
-        tokenizer,
-        [chat_prompt(tokenizer, Row.of_turns([Turn("user", "Capital of France?"), Turn("assistant", "")]))],
-        12,
-    )
-    assert "Paris" in answer.text
+    asked = Row.of_turns([Turn("user", "What is the capital of France?"), Turn("assistant", "")])
+    (answer,) = generate_greedily(model, tokenizer, [chat_prompt(tokenizer, asked)], 12)
+    assert answer.text == "The capital of France is Paris."  # rotary positions in the order that the model has them in
     assert smollm2_folder(made) == made  # taken as it is
 
 
