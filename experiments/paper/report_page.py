@@ -40,6 +40,8 @@ EARLIER = {
     "bench_federation": "gradtf bench federation --json",
     "known_tasks": "python -m experiments.embedded.tune_known_tasks --install",
     "soak": "python -m experiments.bench.soak --json",
+    "own_pair": "python -m experiments.bench.own_pair build/own-pair --out experiments/results/own_pair.json",
+    "real_model": "python -m experiments.bench.real_model",
     "store": "python -m experiments.bench.store --out experiments/results/store.json",
     "large_adapter": "python -m experiments.bench.large_adapter --json",
     "ledger": "python -m experiments.bench.ledger --out experiments/results/ledger.json",
