@@ -22,10 +22,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED
+from gradtf_fl.training import target_mean_loss
 
 
 class Objective(Protocol):
@@ -45,10 +45,8 @@ def row_mean(values: Tensor, labels: Tensor) -> Tensor:
 def weak_cross_entropy(logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
     """CE(f, f_w) [N]: against the weak model's tokens, or its distribution where ``soft`` is given."""
     if soft is None:
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    else:
-        losses = -(soft * torch.log_softmax(logits, dim=-1)).sum(-1)
-    return row_mean(losses, labels)
+        return target_mean_loss(logits, labels)
+    return row_mean(-(soft * torch.log_softmax(logits, dim=-1)).sum(-1), labels)
 
 
 def self_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
     from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
-    from gradtf_fl.training.loss import row_mean_loss
+    from gradtf_fl.training.loss import row_mean_loss, target_mean_loss
     from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_rows
@@ -65,5 +65,6 @@ __all__ = [
     "row_mean_loss",
     "run_audit",
     "stack_rows",
+    "target_mean_loss",
     "train_dp",
 ]
