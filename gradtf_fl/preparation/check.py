@@ -14,18 +14,21 @@ from gradtf_fl.preparation.judgement import played
 from gradtf_fl.preparation.run import seen_rows_differ
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.privacy import noise_multiplier
-from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, read_task_rows, source_name
+from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, positions, read_task_rows, source_name
 from gradtf_fl.transformer import GradTransformer
 
 MOST_ENCODED = 2000
 """Rows of a source that each tokenizer encodes."""
+Encoder = tuple[Any, Any]
+"""A model's config and tokenizer."""
+Encoders = dict[str, Encoder]
 MOST_NAMED = 5
 """Problems of a source that are listed."""
 
 
 def check_project(settings: SimulationConfig) -> list[Finding]:
     """All findings about a project, in the order of its file."""
-    encoders: dict[str, Any] = {}
+    encoders: Encoders = {}
     findings = [*_models(settings, encoders), *_adapter(settings)]
     rows = list(_rows(settings, encoders))
     findings += rows
@@ -36,15 +39,15 @@ def check_project(settings: SimulationConfig) -> list[Finding]:
     return [*findings, *_provider(settings)]
 
 
-def _models(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Finding]:
+def _models(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
     for what, name in (("TinyLM", settings.tiny), ("LLM", settings.adapted_model)):
         try:
             config, tokenizer = load_encoder(name)
         except ConfigError as error:
             yield Finding("fail", what, str(error), f"correct [pair] {'tiny' if what == 'TinyLM' else 'llm'}")
             continue
-        encoders[name] = tokenizer
-        context = getattr(config, "max_position_embeddings", None)
+        encoders[name] = config, tokenizer
+        context = positions(config)
         said = f"{config.model_type}, {len(tokenizer):,} tokens" + (f", context {context:,}" if context else "")
         yield Finding("ok", what, f"{name}: {said}")
 
@@ -60,7 +63,7 @@ def _adapter(settings: SimulationConfig) -> Iterator[Finding]:
     yield Finding("ok", "adapter", f"{kind} on {', '.join(spec.targets)}")
 
 
-def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Finding]:
+def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
     task = settings.task
     if task.is_house_rules:
         return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
@@ -73,8 +76,8 @@ def _rows(settings: SimulationConfig, encoders: dict[str, Any]) -> Iterator[Find
         sides = f"{len(found.public):,} public, {len(found.private):,} private, {len(found.test):,} for tests"
         yield Finding("ok", f"rows of {found.name}", sides)
         some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
-        for name, tokenizer in encoders.items():
-            yield from _encoded(settings, found.name, name, tokenizer, some)
+        for name, encoder in encoders.items():
+            yield from _encoded(settings, found.name, name, encoder, some)
 
 
 def _listed(error: ConfigError) -> str:
@@ -86,8 +89,11 @@ def _listed(error: ConfigError) -> str:
     return "\n".join([*problems[:shown], f"and {len(problems) - MOST_NAMED} more", problems[-1]])
 
 
-def _encoded(settings: SimulationConfig, source: str, model: str, tokenizer: Any, rows: list[Row]) -> Iterator[Finding]:
-    limit = min(settings.task.max_tokens, _context(model) or settings.task.max_tokens)
+def _encoded(
+    settings: SimulationConfig, source: str, model: str, encoder: Encoder, rows: list[Row]
+) -> Iterator[Finding]:
+    config, tokenizer = encoder
+    limit = min(settings.task.max_tokens, positions(config) or settings.task.max_tokens)
     counts = count_encoded(rows, tokenizer, limit)
     what = f"{source} for {Path(model).name}"
     if counts.unscorable:
@@ -106,11 +112,6 @@ def _encoded(settings: SimulationConfig, source: str, model: str, tokenizer: Any
     yield Finding(
         "warn" if counts.cut else "ok", what, said, "cut rows lose the start of their prompt" if counts.cut else ""
     )
-
-
-def _context(model: str) -> int | None:
-    length = getattr(load_encoder(model)[0], "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def _told(counts: RowCounts, limit: int) -> list[str]:

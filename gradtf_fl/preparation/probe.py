@@ -22,7 +22,6 @@ from gradtf_fl.transformer import train_grad_transformer
 
 BRIEF = 2, 6
 """Steps of the two runs whose difference is timed."""
-SPARED = 1 << 28
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gradtf_fl.deployment import new_folder
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.preparation.check import MOST_ENCODED
-from gradtf_fl.tasks import count_encoded, first_form, has_template, read_task_rows, source_name
+from gradtf_fl.tasks import count_encoded, first_form, has_template, positions, read_task_rows, source_name
 
 PREPARED = "prepared"
 OWN_ROUNDS = {"rounds": 2, "steps": 40, "batch": 32, "rate": 5e-3}
@@ -154,8 +154,7 @@ def _fitting(source: str, values: dict[str, Any], encoders: dict[str, Any]) -> l
         return []
     rows = [example.row for example in (*found.public, *found.private)][:MOST_ENCODED]
     for name, (config, tokenizer) in encoders.items():
-        context = getattr(config, "max_position_embeddings", None) or settings.max_tokens
-        limit = min(settings.max_tokens, context)
+        limit = min(settings.max_tokens, positions(config) or settings.max_tokens)
         cut = count_encoded(rows, tokenizer, limit).cut / len(rows)
         if cut > settings.max_cut:
             task["format"] = "text"

@@ -25,10 +25,9 @@ from gradtf_fl.tasks import (
     FederationData,
     Row,
     TokenRows,
+    answer_scores,
     encode_rows,
-    exact_match,
     longest_row,
-    loss_per_character,
     score_task,
 )
 from gradtf_fl.transformer import TaskLibrary
@@ -72,6 +71,7 @@ class OrganizationTests:
         self.adapted, self.config, self.data = adapted, config, data
         self.model = adapted.attach()
         self.model.eval()
+        self._rows = [encode_rows(one.test, adapted.tokenizer, self.max_tokens) for one in data.organizations]
 
     def figures(self, state: State) -> Figures:
         """Figures of adapter ``state`` on each organization's test rows."""
@@ -81,13 +81,15 @@ class OrganizationTests:
         """Figures of adapter ``state`` on the test rows of organization ``number`` alone."""
         set_adapter_state(self.model, state)
         test = self.data.organizations[number].examples
-        rows = [example.row for example in test]
-        loss = loss_per_character(self.model, self.adapted.tokenizer, rows, self.max_tokens)
-        return Figures((loss if self.data.metric == "loss" else self._score(test, rows),), (loss,))
+        scores = answer_scores(self.model, self._rows[number])
+        loss = scores.nats / max(1, sum(len(example.row.answer) for example in test))
+        if self.data.metric == "loss":
+            return Figures((loss,), (loss,))
+        # answers of one length: the same as decoding them
+        return Figures((self._generated(test) if self.data.tasks else scores.exact_match,), (loss,))
 
-    def _score(self, test: Sequence[Example], rows: Sequence[Row]) -> float:
-        if not self.data.tasks:  # answers of one length: the same as decoding them
-            return exact_match(self.model, self.encoded(rows))
+    def _generated(self, test: Sequence[Example]) -> float:
+        """The tasks' own metrics of generated answers, over all rows."""
         by_label: dict[str, list[Example]] = {}
         for example in test:
             by_label.setdefault(example.label, []).append(example)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.chat import has_template
     from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
-    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, end_token, read_tokens, rows_as_tokens
+    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, end_token, positions, read_tokens, rows_as_tokens
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -81,6 +81,7 @@ __all__ = [
     "load_task",
     "longest_row",
     "loss_per_character",
+    "positions",
     "public_rows",
     "read_prompts",
     "read_rows",

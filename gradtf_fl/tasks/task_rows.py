@@ -136,7 +136,7 @@ class _Reader:
             self._source, self.has_test = self.task.source, self.task.source is not None
             return
         self._source = self._rows_of(path, source)
-        kind = self._kind(source)
+        kind = self._kind(self._source)
         self.as_text = settings.format == "text"
         self.task = None if self.as_text else kind
         self._convert = kind
@@ -168,16 +168,15 @@ class _Reader:
             f"{', '.join(PAPER_TASKS)} nor OWNER/NAME on the hub"
         )
 
-    def _kind(self, source: str) -> TextTask:
+    def _kind(self, source: Source) -> TextTask:
         """How a raw row becomes an example."""
-        settings, assert_source = self.settings, self._source
-        assert assert_source is not None
+        settings = self.settings
         if settings.format == "columns":
             self.max_malformed = 0.0
             return own_rows(self.name, settings)
         if self.name in PAPER_TASKS and settings.format in ("auto", "text"):
             return self._paper(self.name)
-        first: RawRow | None = next(iter(assert_source.rows("train")), None)
+        first: RawRow | None = next(iter(source.rows("train")), None)
         if first is not None and first.problem:
             raise ConfigError(f"{first.place}: {first.problem}")
         fields = first.document if first is not None and isinstance(first.document, Mapping) else {}
