@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option, place_of, place_options
+from gradtf_fl.cli.options import (
+    config_option,
+    configured,
+    emit_json,
+    json_option,
+    place_of,
+    place_options,
+    row_form_options,
+)
 from gradtf_fl.config import RowFormat, validate
 from gradtf_fl.errors import ConfigError
 
@@ -67,15 +75,7 @@ METRIC_WORDS = {"exact_match": "exact match", "rouge1": "ROUGE-1 F"}
     metavar="SHARE",
     help="Text tasks: share of malformed rows that may be skipped.  [default: 0.01]",
 )
-@click.option(
-    "--format",
-    "row_format",
-    type=click.Choice(["auto", "prompt-answer", "instruction", "messages", "columns", "text"]),
-    help="Files of rows: their form.  [default: auto, told by the first row]",
-)
-@click.option("--prompt", metavar="T", help="Files of rows: template of columns, fields in braces.")
-@click.option("--answer", metavar="T", help="Files of rows: template of the answer.")
-@click.option("--window", type=click.IntRange(min=8), metavar="N", help="Files of text: characters of a window.")
+@row_form_options
 @click.option("--max-tokens", type=click.IntRange(min=2), metavar="N", help="Files of rows: tokens of a row.")
 @click.option("--max-cut", type=click.FloatRange(0, 1), metavar="SHARE", help="Files of rows: share of longer ones.")
 @click.option(
