@@ -197,7 +197,13 @@ def tiny_spec(settings: RoundSettings) -> AdapterSpec:
 
     if settings.transformer == NO_TRANSFORMER:
         return chosen_spec(settings)
-    spec = load_transformer(settings.transformer).source.spec
+    return _agreed(settings, load_transformer(settings.transformer).source.spec)
+
+
+def _agreed(settings: RoundSettings, spec: AdapterSpec) -> AdapterSpec:
+    """``spec``, the Grad-Transformer's; ConfigError where the settings ask for another."""
+    from gradtf_fl.adapters import chosen_spec
+
     wanted = chosen_spec(settings, spec.targets)
     differing = [
         f"transformer {settings.transformer}: {name} of its TinyLM adapter is {getattr(spec, name)}, and "
@@ -216,8 +222,8 @@ def load_generator(plan: FederationPlan) -> Generator:
         from gradtf_fl.adapters import AdaptedModel
 
         return PlainSum(AdaptedModel.load(plan.tiny, tiny_spec(plan)).space)
-    tiny_spec(plan)
     transformer = load_transformer(plan.transformer)
+    _agreed(plan, transformer.source.spec)
     if plan.prompts is None:
         return transformer
     from gradtf_fl.tasks import read_prompts
