@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SecAggSection,
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
+    from gradtf_fl.config.policy import PolicySection
     from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
     from gradtf_fl.config.provider import Mechanism
     from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
@@ -71,6 +72,7 @@ __all__ = [
     "OrganizationName",
     "OrganizationSimulation",
     "PhysicalRows",
+    "PolicySection",
     "Precision",
     "PrivacySection",
     "PublicKey",

@@ -24,6 +24,7 @@ from gradtf_fl.config.base import (
     Share,
 )
 from gradtf_fl.config.compute import ComputeSection
+from gradtf_fl.config.policy import PolicySection
 from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
@@ -170,6 +171,7 @@ class OrganizationConfig(Section):
         data: see `DataSection`.
         privacy: see `PrivacySection`.
         secagg: see `SecAggSection`.
+        policy: see `PolicySection`.
         server: see `ServerSection`; absent before ``gradtf org join``.
         worker: see `WorkerSection`.
         compute: see `ComputeSection`.
@@ -182,6 +184,7 @@ class OrganizationConfig(Section):
     data: DataSection
     privacy: PrivacySection
     secagg: SecAggSection
+    policy: PolicySection = PolicySection()
     server: ServerSection | None = None
     worker: WorkerSection = WorkerSection()
     compute: ComputeSection = ComputeSection()
