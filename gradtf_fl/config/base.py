@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import ALPHAS, NORMS, RATES
 
 Bits = Literal[16, 20, 24, 32]
 
@@ -24,8 +25,9 @@ Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-
 Location = Annotated[Path, Field(strict=False)]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
-Norm = Annotated[float, Field(gt=0, le=1e6)]
-Rate = Annotated[float, Field(gt=0, le=10)]
+Norm = Annotated[float, Field(ge=NORMS[0], le=NORMS[1])]
+Rate = Annotated[float, Field(ge=RATES[0], le=RATES[1])]
+Alpha = Annotated[float, Field(ge=ALPHAS[0], le=ALPHAS[1])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=10_000)]
