@@ -9,7 +9,7 @@ from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import OrganizationConfig, PolicySection
 from gradtf_fl.privacy import ROUNDING, DpEvent, epsilon_prv
-from gradtf_fl.round_messages import NORMS, Refusal, TrainingPlan
+from gradtf_fl.round_messages import MIN_CLIP, Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig
 
 
@@ -80,10 +80,10 @@ def _plan_reasons(policy: PolicySection, plan: TrainingPlan) -> Iterator[str]:
 
 
 def _round_reasons(policy: PolicySection, config: RoundConfig, attempts: int) -> Iterator[str]:
-    if config.clip < NORMS[0]:
-        yield f"an update's clip of {config.clip:g} is below {NORMS[0]:g}"
-    if config.max_weight < NORMS[0]:
-        yield f"max_weight {config.max_weight:g} is below {NORMS[0]:g}"
+    if config.clip < MIN_CLIP:
+        yield f"an update's clip of {config.clip:g} is below {MIN_CLIP:g}"
+    if config.max_weight < MIN_CLIP:
+        yield f"max_weight {config.max_weight:g} is below {MIN_CLIP:g}"
     if config.weight_rule not in policy.weight_rules:
         yield f"weight rule {config.weight_rule} is not among {', '.join(policy.weight_rules)}"
     if config.groups != policy.groups:

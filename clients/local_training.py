@@ -30,7 +30,7 @@ from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
-from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
+from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import count_rows, longest_row, read_tokens
 from gradtf_fl.training import check_rows, check_trainable, rehearse, train_dp
@@ -205,11 +205,12 @@ def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor]
     """The adapter's state at the global update (float32 little endian bytes), and the start's hash (32 bytes).
 
     Raises:
-        Refused: ``model_hash`` when the update's size is not ours.
+        Refused: ``model_hash`` when the update's size is not ours, or when no training could start from it.
     """
-    values, space = np.frombuffer(update[: len(update) // 4 * 4], dtype="<f4"), tiny.space
-    if 4 * values.size != len(update) or values.size != space.layout.size or not np.isfinite(values).all():
-        raise Refused(Refusal.MODEL_HASH, f"the global update is not {space.layout.size} finite values")
+    space = tiny.space
+    values = np.frombuffer(update, dtype="<f4") if len(update) == 4 * space.layout.size else np.array(np.nan)
+    if not float(np.abs(values).max()) <= MAX_CLIP:  # NaN is not either
+        raise Refused(Refusal.MODEL_HASH, f"the global update is not {space.layout.size} values up to {MAX_CLIP:g}")
     start = tiny.state_at(values.reshape(space.shape))
     return start, global_model_hash(space.model_sha256, space.initial_hash, update)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ from gradtf_fl.secagg import (
     group_members,
 )
 
+RUN_ID = r"[A-Za-z0-9._-]{1,128}"
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
 
@@ -43,6 +45,8 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
             along is wrong; ``policy`` with every bound that the round breaks.
     """
     config = _own_config(organization, message.configs)
+    if not re.fullmatch(RUN_ID, config.run_id):
+        raise MalformedFields("the run's name is empty, too long or has characters that a log should not show")
     plan = TrainingPlan.from_canonical(config.dp)
     spec = _spec_of(plan)
     delivery = message.delivery(config.run_id, plan)

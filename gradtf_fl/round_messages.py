@@ -34,11 +34,12 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
-MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
-MIN_DELTA = 1e-12  # of a plan; below, the accountants' own rounding is larger
-NORMS = (1e-6, 1e6)  # of any clip: far from float32's denormals, in which clipping and noise round apart, and its end
-RATES = (1e-9, 10.0)  # of Adam
-ALPHAS, MAX_RANK = (1e-3, 1e6), 4096  # of an adapter
+MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
+MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan: in float32's denormals clipping and noise would round apart
+MIN_RATE, MAX_RATE = 1e-9, 10.0  # of a plan
+MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
+MIN_ALPHA, MAX_ALPHA, MAX_RANK = 1e-3, 1e6, 4096  # of an adapter
 MAX_CONFIGS = 1 << 20  # bytes of a round's configurations: 200 groups take a quarter
 
 Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
@@ -127,10 +128,10 @@ class TrainingPlan:
         if checks["rounds"] and checks["steps"]:
             checks["rounds * steps"] = self.rounds * self.steps <= MAX_STEPS
         return checks | {
-            "epsilon": _is_real(self.epsilon) and 0 < self.epsilon <= MAX_EPSILON,
+            "epsilon": _is_real(self.epsilon) and MIN_EPSILON <= self.epsilon <= MAX_EPSILON,
             "delta": _is_real(self.delta) and MIN_DELTA <= self.delta < 1,
-            "clip": _is_real(self.clip) and NORMS[0] <= self.clip <= NORMS[1],
-            "rate": _is_real(self.rate) and RATES[0] <= self.rate <= RATES[1],
+            "clip": _is_real(self.clip) and MIN_CLIP <= self.clip <= MAX_CLIP,
+            "rate": _is_real(self.rate) and MIN_RATE <= self.rate <= MAX_RATE,
             "spec": type(self.spec) is str,
             "initial_sha256": _is_sha256(self.initial_sha256),
             "llm_sha256": _is_sha256(self.llm_sha256),
@@ -241,25 +242,34 @@ class AdapterDelivery(_Message):
 
     @property
     def signed_bytes(self) -> bytes:
-        """What the provider signs: run, round, and the hashes of adapter and update."""
-        return adapter_statement(self.run_id, self.round, self.adapter, self.update)
+        """What the provider signs: run, round, and the hashes of all the rest."""
+        hashes = hashlib.sha256(self.adapter).digest(), hashlib.sha256(self.update).digest(), self.tiny_hash
+        return adapter_statement(self.run_id, self.round, *hashes)
+
+    @property
+    def tiny_hash(self) -> bytes:
+        """SHA-256 of the TinyLM's adapter as it starts: ``initial_hash``, then ``spec`` (32 bytes)."""
+        return hashlib.sha256(self.initial_hash + self.spec.encode(errors="surrogatepass")).digest()
 
 
-def adapter_statement(run_id: str, round_number: int, adapter: bytes, update: bytes) -> bytes:
-    """The provider's statement about a round's adapter, in fixed-length parts behind a domain tag."""
-    hashes = hashlib.sha256(adapter).digest(), hashlib.sha256(update).digest()
-    return adapter_statement_of_hashes(run_id, round_number, *hashes)
+def adapter_statement(
+    run_id: str, round_number: int, adapter_sha256: bytes, update_sha256: bytes, tiny_sha256: bytes | None
+) -> bytes:
+    """The provider's statement about a round's adapter, in fixed-length parts behind a domain tag.
 
-
-def adapter_statement_of_hashes(run_id: str, round_number: int, adapter_sha256: bytes, update_sha256: bytes) -> bytes:
-    """`adapter_statement` from the SHA-256 (32 bytes each) of packed adapter and update."""
+    Args:
+        adapter_sha256: of the packed adapter (32 bytes).
+        update_sha256: of the update's bytes (32 bytes).
+        tiny_sha256: `AdapterDelivery.tiny_hash`; None in what version 0.1 signed.
+    """
     return b"".join(
         (
-            b"gradtf/llm-adapter/v1\0",
+            b"gradtf/llm-adapter/v1\0" if tiny_sha256 is None else b"gradtf/llm-adapter/v2\0",
             hashlib.sha256(run_id.encode()).digest(),
             round_number.to_bytes(8, "big"),
             adapter_sha256,
             update_sha256,
+            tiny_sha256 or b"",
         )
     )
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.round_messages import ALPHAS, MAX_RANK
+from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class AdapterSpec:
         names = spec.targets
         checks = {
             "rank": 1 <= spec.rank <= MAX_RANK,
-            "alpha": math.isfinite(spec.alpha) and ALPHAS[0] <= spec.alpha <= ALPHAS[1],
+            "alpha": math.isfinite(spec.alpha) and MIN_ALPHA <= spec.alpha <= MAX_ALPHA,
             "targets": 0 < len(names) == len(set(names)) <= MAX_TARGETS
             and all(re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) for name in names),
             "seed": 0 <= spec.seed < 2**63,

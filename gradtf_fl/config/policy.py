@@ -29,10 +29,8 @@ class PolicySection(Section):
         min_sigma: smallest noise multiplier of DP-SGD.
         min_rows: fewest rows (declared) with which this organization takes part.
         weight_rules: how sums may weigh the organizations; "examples" tells the server how many rows all have together.
-        groups: number of groups that the roster is split into, always the same: sums over other groups, compared with
-            these, would tell the organizations apart.
-        attempts: most attempts at one round that this organization trains for, each of which is charged; a server makes
-            one and three more by default.
+        groups: number of groups that the roster is split into, always the same: other groups would be other sums.
+        attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
         min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
     """

@@ -30,7 +30,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
 from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
-from gradtf_fl.round_messages import ALPHAS, MAX_RANK, Stage
+from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA, Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import FederationData, rows_as_tokens, write_rows
 
@@ -207,7 +207,7 @@ def permitting(config: SimulationConfig) -> PolicySection:
         clip=_with(default.clip, config.clip),
         rate=_with(default.rate, config.rate),
         max_rank=MAX_RANK,
-        alpha=ALPHAS,
+        alpha=(MIN_ALPHA, MAX_ALPHA),
         max_steps=max(default.max_steps, config.steps),
         max_round_epsilon=max(default.max_round_epsilon, config.epsilon),
         min_sigma=0.0,
