@@ -22,7 +22,10 @@ def policy_reasons(
         attempts: how often this round was claimed here before.
     """
     policy = organization.policy
-    reasons = [*_plan_reasons(policy, plan), *spec_reasons(policy, spec), *_round_reasons(policy, config, attempts)]
+    reasons = policy.broken_by(
+        clip=plan.clip, rate=plan.rate, steps=plan.steps, weight_rule=config.weight_rule, groups=config.groups
+    )
+    reasons += [*spec_reasons(policy, spec), *_round_reasons(policy, config, attempts)]
     if not 1 <= config.round <= plan.rounds:
         reasons.append(f"round {config.round} is outside the plan's {plan.rounds} rounds")
     if plan.delta > organization.privacy.delta:
@@ -31,11 +34,8 @@ def policy_reasons(
 
 
 def spec_reasons(policy: PolicySection, spec: AdapterSpec) -> list[str]:
-    """The bounds that the adapter breaks; "full" has neither rank nor alpha."""
-    if spec.kind == "full":
-        return []
-    reasons = [f"rank {spec.rank} is above {policy.max_rank}"] if spec.rank > policy.max_rank else []
-    return [*reasons, *_outside("alpha", spec.alpha, policy.alpha)]
+    """The bounds that the adapter breaks."""
+    return policy.broken_by_adapter(spec.kind, spec.rank, spec.alpha)
 
 
 def require_rows(policy: PolicySection, rows: int) -> None:
@@ -72,28 +72,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _plan_reasons(policy: PolicySection, plan: TrainingPlan) -> Iterator[str]:
-    yield from _outside("clip", plan.clip, policy.clip)
-    yield from _outside("rate", plan.rate, policy.rate)
-    if plan.steps > policy.max_steps:
-        yield f"{plan.steps} steps are more than {policy.max_steps}"
-
-
 def _round_reasons(policy: PolicySection, config: RoundConfig, attempts: int) -> Iterator[str]:
     if config.clip < MIN_CLIP:
         yield f"an update's clip of {config.clip:g} is below {MIN_CLIP:g}"
     if config.max_weight < MIN_CLIP:
         yield f"max_weight {config.max_weight:g} is below {MIN_CLIP:g}"
-    if config.weight_rule not in policy.weight_rules:
-        yield f"weight rule {config.weight_rule} is not among {', '.join(policy.weight_rules)}"
-    if config.groups != policy.groups:
-        yield f"the roster is split into {config.groups} groups, not {policy.groups}"
     if attempts >= policy.attempts:
         yield f"round {config.round} had {attempts} attempts here, not fewer than {policy.attempts}"
     if not within_hours(policy.hours, now := utc_now()):
         yield f"{now:%H:%M} UTC is outside {', '.join(policy.hours)}"
-
-
-def _outside(name: str, value: float, bounds: tuple[float, float]) -> Iterator[str]:
-    if not bounds[0] <= value <= bounds[1]:
-        yield f"{name} {value:g} is outside {bounds[0]:g} to {bounds[1]:g}"

@@ -63,3 +63,26 @@ class PolicySection(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def broken_by(self, *, clip: float, rate: float, steps: int, weight_rule: str, groups: int) -> list[str]:
+        """The bounds that a plan's numbers break, in words; those of its adapter are `broken_by_adapter`'s."""
+        reasons = [*_outside("clip", clip, self.clip), *_outside("rate", rate, self.rate)]
+        if steps > self.max_steps:
+            reasons.append(f"{steps} steps are more than {self.max_steps}")
+        if weight_rule not in self.weight_rules:
+            reasons.append(f"weight rule {weight_rule} is not among {', '.join(self.weight_rules)}")
+        if groups != self.groups:
+            reasons.append(f"the roster is split into {groups} groups, not {self.groups}")
+        return reasons
+
+    def broken_by_adapter(self, kind: str, rank: int, alpha: float) -> list[str]:
+        """The bounds that an adapter breaks, in words; "full" has neither rank nor alpha."""
+        if kind == "full":
+            return []
+        reasons = [f"rank {rank} is above {self.max_rank}"] if rank > self.max_rank else []
+        return [*reasons, *_outside("alpha", alpha, self.alpha)]
+
+
+def _outside(name: str, value: float, bounds: tuple[float, float]) -> list[str]:
+    inside = bounds[0] <= value <= bounds[1]
+    return [] if inside else [f"{name} {value:g} is outside {bounds[0]:g} to {bounds[1]:g}"]
