@@ -34,7 +34,7 @@ def test_an_alpha_has_one_text() -> None:
     assert AdapterSpec(alpha=8).canonical() == AdapterSpec(alpha=8.0).canonical()
 
 
-@pytest.mark.parametrize("name", [name for name in asdict(PLAN)])
+@pytest.mark.parametrize("name", list(asdict(PLAN)))
 def test_c_binds_every_field_of_the_plan(name: str) -> None:
     value = getattr(PLAN, name)
     other: Any = value[:-1] + "c" if isinstance(value, str) else value + 1
@@ -66,14 +66,16 @@ PARTS = st.sampled_from(["", "0", "1e400", "NaN", '"', "[", "{", "\\ud800", " ",
 @given(text=st.sampled_from(TEXTS), at=st.integers(0, 300), length=st.integers(0, 9), part=PARTS)
 def test_no_other_text_is_read_and_no_other_error_comes(text: str, at: int, length: int, part: str) -> None:
     changed = text[:at] + part + text[at + length :]
+    said = ""
     try:
         assert TrainingPlan.from_canonical(changed).canonical() == changed
     except MalformedFields as error:
-        assert len(str(error)) < 200
+        said = str(error)
     try:
         assert AdapterSpec.from_canonical(changed).canonical() == changed
     except ValueError as error:
-        assert len(str(error)) < 200
+        said += str(error)
+    assert len(said) < 400  # nothing of what a stranger wrote
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=5))
