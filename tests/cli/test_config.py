@@ -43,7 +43,7 @@ def organization(**secagg: Any) -> OrganizationConfig:
     return OrganizationConfig(
         name="org-1",
         data=DataSection(train=Path('odd "name".jsonl'), test=Path("test.jsonl")),
-        privacy=PrivacySection(budget=8.0),
+        privacy=PrivacySection(budget=8.0, declared=64),
         secagg=SecAggSection(**({"roster": ROSTER, "provider_key": "d" * 64} | secagg)),
         simulation=OrganizationSimulation(seed=3, drop=(DropPoint(stage="mask"), DropPoint(stage="share", round=2))),
     )
@@ -72,7 +72,7 @@ def test_whatever_is_written_reads_back_equal(
         update={
             "models": ModelsSection(tiny=name, llm=name[::-1]),
             "data": DataSection(train=Path(path)),
-            "privacy": PrivacySection(budget=budget),
+            "privacy": PrivacySection(budget=budget, declared=64),
             "simulation": None if seed is None else OrganizationSimulation(seed=seed),
         }
     )

@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], ge
     folder = tmp_path_factory.mktemp("status") / "server"
     drop = {1: (DropPoint(stage="mask", round=2),)}
     kit = build(folder, pair, generator, organizations=4, rounds=3, drop=drop, epsilon=2.0)  # type: ignore[arg-type]
-    kit.change(2, privacy=PrivacySection(budget=1.8137))
+    kit.change(2, privacy=PrivacySection(budget=1.8137, declared=64))
     enrol(kit)
     with Observer(kit.plan) as observer:
         run_server(kit.grid(), kit.plan, observer, kit.generator)

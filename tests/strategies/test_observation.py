@@ -149,7 +149,7 @@ def test_an_adapter_that_rides_along_does_not_turn_the_status_back(make_kit: Mak
 def test_a_refusal_is_told_with_its_code_and_whose_it_is(make_kit: MakeKit) -> None:
     """Organization 0 has budget for round 1 only: its node is known from there."""
     kit = make_kit(organizations=4, rounds=2, epsilon=2.0)
-    kit.change(0, privacy=PrivacySection(budget=1.6))
+    kit.change(0, privacy=PrivacySection(budget=1.6, declared=64))
     status = observed(kit)
     assert status.refused == {"budget": 1}
     (lost,) = events(kit, "lost")
@@ -161,7 +161,7 @@ def test_a_refusal_is_told_with_its_code_and_whose_it_is(make_kit: MakeKit) -> N
 
 def test_who_refuses_from_the_start_is_a_node_without_a_key(make_kit: MakeKit) -> None:
     kit = make_kit(organizations=4, rounds=1)
-    kit.change(0, privacy=PrivacySection(budget=0.1))
+    kit.change(0, privacy=PrivacySection(budget=0.1, declared=64))
     status = observed(kit)
     (unknown,) = [node for node in status.nodes if not node.key]
     assert (unknown.refusal, unknown.stage) == ("budget", "advertise")

@@ -214,7 +214,7 @@ def test_the_budget_ends_the_run_and_finished_rounds_stay(make_kit: MakeKit) -> 
 
 def test_one_refusal_for_budget_leaves_the_others_their_round(make_kit: MakeKit) -> None:
     kit = make_kit(organizations=4, rounds=1)
-    kit.change(0, privacy=PrivacySection(budget=0.1))
+    kit.change(0, privacy=PrivacySection(budget=0.1, declared=64))
     (record,) = run_server(kit.grid(), kit.plan, None, kit.generator).rounds
     assert (record.state, record.joined, record.refused) == ("completed", 3, {"budget": 1})
     poor = Identity.load(kit.folders[0] / "identity.key").public.hex()
