@@ -3,8 +3,8 @@
 - Every figure here is public or the ledger's: the plan, the number of rows that the organization declares, and what was
   spent. Rows are not even counted before the charge is written, so no refusal can tell how many there are.
 - A training that fails before its first noise gives its charge back: nothing of a row can be in what left.
-- One that fails later keeps its charge open and itself in a file. The next attempt at the round finishes it for the same
-  charge. A process that was killed leaves the same behind.
+- One that fails later keeps its charge open and itself in a file. The next attempt at the round finishes it for the
+  same charge. A process that was killed leaves the same behind.
 - Where noise was added and no whole state could be kept, the charge stays counted and the next attempt pays its own.
 
 An open reservation means that nothing of it was released: the settlement is on disk before an advert leaves, and the
@@ -14,11 +14,12 @@ update is masked after that.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.node_store import NodeStore, RoundKey
-from clients.organization import Organization
+from clients.organization import Organization, load_organization
 from clients.refusals import Refused
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import TRAINING
@@ -72,6 +73,13 @@ def open_ledger(organization: Organization) -> Ledger:
     )
 
 
+def refused_for_budget(folder: Path) -> bool:
+    """Whether the organization in ``folder`` refused a plan because it does not fit the budget that it has now."""
+    organization = load_organization(folder)
+    privacy = organization.config.privacy
+    return not organization.store().compares(privacy.dataset, privacy.budget, math.inf)
+
+
 @dataclass
 class OpenCharge:
     """A reservation that is trained for.
@@ -115,8 +123,8 @@ class OpenCharge:
         cost = epsilon_rdp((event,), privacy.delta)
         if not store.compares(privacy.dataset, privacy.budget, cost):
             raise BudgetExhausted(
-                f"a plan that costs about as much (epsilon {cost:.3g} a round) did not fit the budget before: only plans "
-                "of half its cost are looked at until [privacy] budget changes"
+                f"a plan that costs about as much (epsilon {cost:.3g} a round) did not fit the budget before: only "
+                "plans of half its cost are looked at until [privacy] budget changes"
             )
         try:
             reservation = ledger.reserve(

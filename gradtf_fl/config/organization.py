@@ -29,7 +29,6 @@ from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
 
-
 MOST_DECLARED = 2**40
 
 

@@ -42,11 +42,11 @@ class DpCheckpoint:
 
     What is charged: all steps of the run, once; the file is part of that release and adds nothing to it. Steps
     that were done after the last save and died with the process were seen by nobody and are not charged. A run that
-    ends by an error saves itself first, since somebody may see the error: no step of it is done twice. Where noise was
-    added and the adapter only half moved there is nothing whole to save: the file goes, and the run can't be resumed.
-    The last save is that of the finished run: calling again gives the same adapter without a new step. Two things make a new
-    release, to be reserved in the ledger by itself: an older copy of the file put back after its run was released,
-    and an adapter that a ``progress`` callback took out of a run that was later killed.
+    ends by an error saves itself first, since somebody may see the error: no step of it is done twice. Where noise
+    was added and the adapter only half moved there is nothing whole to save: the file goes, and the run can't be
+    resumed. The last save is that of the finished run: calling again gives the same adapter without a new step. Two
+    things make a new release, to be reserved in the ledger by itself: an older copy of the file put back after its
+    run was released, and an adapter that a ``progress`` callback took out of a run that was later killed.
 
     The file holds the mean loss, which epsilon does not cover: it stays in the organization. Delete it when the
     run is settled.

@@ -278,8 +278,9 @@ def test_the_organization_decides(bench: Bench, changes: dict[str, object], code
 def test_a_plan_beyond_the_budget_is_refused_before_the_rows_are_parsed(make_kit: MakeKit) -> None:
     bench = Bench(make_kit(budget=0.5))
     train = bench.kit.folders[0] / "train.jsonl"
-    train.write_text("not json\n" * 64)  # would be refused with "data" if it were parsed
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "budget"
+    train.write_text("not json\n" * 64)
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert "past the budget of 0.5" in (bench.kit.folders[0] / "client.log").read_text()
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
 
@@ -464,6 +465,8 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
         with pytest.raises(Refused, match="not above"):
             store.claim(older, "plan", b"training")
     store.claim(RoundKey("run", 1, 1), "plan", b"training")
+    assert store.last_round("run") == (1, 0)  # nobody has answered it yet
+    store.give_up(RoundKey("run", 1, 1))
     assert store.last_round("run") == (1, 1)
     assert store.last_round("other") == (0, 0)
 

@@ -86,7 +86,7 @@ def test_a_finished_run_as_a_document(finished: Kit) -> None:
     document = json.loads(asked(finished.plan.out, "--json"))
     assert (document["state"], document["alive"], document["rounds_done"]) == ("completed", False, 3)
     assert document["status_age_s"] >= 0
-    assert document["refused"] == {"budget": 1}
+    assert document["refused"] == {"policy": 1}
     assert document["last_adapter"]["round"] == 3
     records = checkpoints.read_records(finished.plan.out)
     assert document["last_adapter"]["sha256"] == records[-1].llm_adapter_sha256
@@ -112,7 +112,7 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert "1 of 3" in rows["clinic-north"]
     assert "answered unmask" in rows["st-anna"]
     assert key(finished, 0)[:8] in rows["st-anna"]
-    assert "budget 1" in text
+    assert "policy 1" in text
     assert "2 at delta 1e-05 for each organization, all 3 rounds" in text
     assert checkpoints.read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
     told = " ".join(text.split())
