@@ -7,8 +7,8 @@
   same charge. A process that was killed leaves the same behind.
 - Where noise was added and no whole state could be kept, the charge stays counted and the next attempt pays its own.
 
-An open reservation means that nothing of it was released: the settlement is on disk before an advert leaves, and the
-update is masked after that.
+Of a reservation that the node's store has as unfinished nothing was released: it is forgotten there before it is
+settled, and an update is masked long after that.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class OpenCharge:
 
     Attributes:
         ledger: where it stands.
+        store: where it is unfinished.
         reservation: its number there.
         key: the attempt that reserved it.
         state: file of the training.
@@ -94,6 +95,7 @@ class OpenCharge:
     """
 
     ledger: Ledger
+    store: NodeStore
     reservation: int
     key: RoundKey
     state: Path
@@ -115,11 +117,13 @@ class OpenCharge:
             BudgetExhausted: the charge does not fit, or a cheaper one did not before (`NodeStore.compares`).
         """
         privacy, ledger, state = organization.config.privacy, open_ledger(organization), organization.folder / TRAINING
-        for charge in reversed(ledger.charges()):
-            found = charge.run_id, charge.round, charge.dataset, charge.event, charge.client_level
-            if charge.state == "reserved" and found == (key.run_id, key.round, privacy.dataset, event, noise):
-                begun = RoundKey(charge.run_id, charge.round, charge.attempt)
-                return cls(ledger, charge.reservation, begun, state, resumed=True)
+        number = store.unfinished(key)
+        for charge in ledger.charges() if number is not None else ():
+            found = charge.reservation, charge.state, charge.run_id, charge.round, charge.dataset
+            same = (charge.event, charge.client_level) == (event, noise)
+            if same and found == (number, "reserved", key.run_id, key.round, privacy.dataset):
+                begun = RoundKey(key.run_id, key.round, charge.attempt)
+                return cls(ledger, store, charge.reservation, begun, state, resumed=True)
         cost = epsilon_rdp((event,), privacy.delta)
         if not store.compares(privacy.dataset, privacy.budget, cost):
             raise BudgetExhausted(
@@ -134,7 +138,8 @@ class OpenCharge:
             store.too_dear(privacy.dataset, privacy.budget, cost)
             raise
         state.unlink(missing_ok=True)
-        return cls(ledger, reservation, key, state, resumed=False)
+        store.training_begins(key, reservation)
+        return cls(ledger, store, reservation, key, state, resumed=False)
 
     def note_noise(self) -> None:
         """From now on something may be released."""
@@ -142,6 +147,7 @@ class OpenCharge:
 
     def settle(self, observed: DpEvent, noise: str) -> None:
         """The training is done."""
+        self.store.training_ends()
         self.ledger.settle(self.reservation, observed, noise=noise)
         self.state.unlink(missing_ok=True)
 
@@ -154,7 +160,9 @@ class OpenCharge:
         if state_is_useless:
             self.state.unlink(missing_ok=True)
         if not self.resumed and not self.noisy:
+            self.store.training_ends()
             self.ledger.abort(self.reservation, released=False)
             self.state.unlink(missing_ok=True)
         elif state_is_useless or (self.noisy and not self.state.exists()):
+            self.store.training_ends()
             self.ledger.abort(self.reservation)

@@ -39,6 +39,9 @@ CREATE TABLE IF NOT EXISTS trained (
 CREATE TABLE IF NOT EXISTS begun (
     one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS unfinished (
+    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, reservation INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
 """
@@ -156,6 +159,29 @@ class NodeStore:
         with self._transaction() as database:
             if _begun(database) == key:
                 database.execute("DELETE FROM begun")
+
+    def unfinished(self, key: RoundKey) -> int | None:
+        """The ledger's reservation for a training of this round that is not at its end; None where there is none.
+
+        It stands here and not in the ledger alone: a ledger may be restored from its export, where a charge is open
+        that was settled and released since.
+        """
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT reservation FROM unfinished WHERE run_id = ? AND round = ?", (key.run_id, key.round)
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+    def training_begins(self, key: RoundKey, reservation: int) -> None:
+        """``reservation`` was made for a training of this round."""
+        with self._transaction() as database:
+            row = (key.run_id, key.round, reservation)
+            database.execute("INSERT OR REPLACE INTO unfinished VALUES (1, ?, ?, ?)", row)
+
+    def training_ends(self) -> None:
+        """Nobody may train for its reservation any more."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM unfinished")
 
     def compares(self, dataset: str, budget: float, epsilon: float) -> bool:
         """Whether a plan of this cost is compared with what is left of a dataset's budget.

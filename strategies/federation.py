@@ -280,7 +280,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _note_begin_deliveries(self, log: RoundLog, asked: int) -> None:
-        """The begin's adapter is delivered to everybody who answered, if only that its policy or budget forbids the round.
+        """The begin's adapter is delivered to everybody who answered, if only to refuse the round by its policy.
 
         The others get the next adapter; after an aborted round all of them get this one again.
         """

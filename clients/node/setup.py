@@ -73,13 +73,23 @@ def make_organization(
             model_folder(model)
         except ConfigError as error:
             problems += [f"--{option}: {problem}" for problem in error.problems]
+    declared = 1
+    if data.exists():
+        try:
+            found = count_rows(data, form)
+            declared = declared_of(found) if declare is None else declare
+            if not 1 <= declared <= found:
+                problems.append(f"--declare: {declared}: at least 1 and at most the {found} rows of {data}")
+                declared = 1
+        except ConfigError as error:
+            problems += [f"--data: {problem}" for problem in error.problems]
     ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
     rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta, "declared": 1},
+        "privacy": {"budget": budget, "delta": delta, "declared": declared},
         "compute": {} if compute is None else compute.model_dump(),
     }
     options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
@@ -87,16 +97,6 @@ def make_organization(
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
-    else:
-        try:
-            found = count_rows(data, config.data) if data.exists() else 0
-        except ConfigError as error:
-            problems += [f"--data: {problem}" for problem in error.problems]
-        else:
-            declared = declared_of(found) if declare is None else declare
-            if not 1 <= declared <= found and data.exists():
-                problems.append(f"--declare: {declared}: at least 1 and at most the {found} rows of {data}")
-            config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"declared": declared})})
     if problems:
         raise ConfigError(problems)
     new_folder(folder, "an organization")

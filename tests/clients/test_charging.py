@@ -107,7 +107,7 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(
 ) -> None:
     vectors = []
     for disturbed in (False, True):
-        bench = Bench(make_kit(budget=50.0, steps=STEPS))
+        bench = Bench(make_kit(f"disturbed-{disturbed}", budget=50.0, steps=STEPS))
         with monkeypatch.context() as patch:
             if disturbed:
                 fail_in_step(patch, "clip_and_accumulate", 3, RuntimeError("a defect"))
@@ -181,6 +181,24 @@ def test_the_same_message_after_kill_9_finishes_the_same_charge(make_kit: MakeKi
     assert bench.code(BEGIN, fields) == "stale"  # it was answered now
 
 
+def test_a_ledger_that_was_put_back_opens_no_charge_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its export was made while a round was trained: the charge is open there, and was released since."""
+    folder = bench.kit.folders[0]
+    with monkeypatch.context() as patch:
+        fail_in_step(patch, "clip_and_accumulate", 3, RuntimeError("a defect"))
+        assert bench.code(BEGIN, bench.begin().to_fields()) == "internal"
+    kept = {name: (folder / name).read_bytes() for name in ("ledger.sqlite", "ledger.head")}
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    with NodeStore(folder / "state.sqlite").stage(1, 1) as opened:
+        opened.vector = None  # masked
+    for path in folder.glob("ledger.sqlite*"):
+        path.unlink()
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None
+    assert [state for state, _ in charges(bench)] == ["reserved", "settled"]
+
+
 def test_an_update_that_was_masked_is_never_masked_again(bench: Bench) -> None:
     """What reached the stage mask may be in a sum: the next attempt trains its own, under its own charge."""
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
@@ -244,7 +262,7 @@ def test_a_server_learns_nothing_of_the_number_of_rows(make_kit: MakeKit, count:
     """64 rows and 95 are both declared as 64: every answer is the same, whatever is asked."""
     answers = []
     for rows in (ROWS, 95):
-        target = Attacked(Bench(make_kit(budget=0.05, steps=1)), rows)
+        target = Attacked(Bench(make_kit(f"{rows}", budget=0.05, steps=1)), rows)
         answers.append(attack(target, count, seed=count))
     assert answers[0] == answers[1]
     assert len(answers[0]) == count
@@ -254,7 +272,7 @@ def test_a_server_learns_nothing_of_the_number_of_rows(make_kit: MakeKit, count:
 def test_charge_weight_and_message_come_from_the_declared_figure(make_kit: MakeKit, rows: int) -> None:
     seen = []
     for there in (ROWS, rows):
-        bench = Bench(make_kit(budget=50.0, steps=2))
+        bench = Bench(make_kit(f"of-{len(seen)}", budget=50.0, steps=2))
         policy = bench.kit.config(0).policy.model_copy(update={"weight_rules": ("uniform", "examples")})
         bench.kit.change(0, policy=policy)
         write_rows(bench.kit.folders[0] / "train.jsonl", random_rows(0, there))

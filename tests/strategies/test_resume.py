@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gradtf_fl.config import PrivacySection
-from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.transformer import GradTransformer
