@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,32 +239,45 @@ class Attacked:
         return tuple((name, len(value) if isinstance(value, bytes) else value) for name, value in sorted(reply.items()))
 
 
-def attack(target: Attacked, count: int, seed: int) -> list[tuple[object, ...]]:
-    """What a server finds out by ``count`` plans: each search narrows down where a plan stops to be refused."""
-    draw, found = random.Random(seed), []
-    while len(found) < count:
-        steps, rounds = draw.choice([(1, 1), (2, 3), (50, 3)]), None
-        epsilon = draw.choice([0.01, 0.1, 1.0, 8.0, 1000.0])
-        low, high = 1, draw.choice([200, 2**20, 2**31 - 1])
-        while high - low > 1 and len(found) < count:
+def attack(target: Attacked, count: int, epsilons: Sequence[float]) -> tuple[list[object], list[int]]:
+    """What a server finds out by ``count`` plans: all answers, and the largest batch that each search saw accepted."""
+    draw = random.Random(count)
+    answers: list[object] = []
+    found: list[int] = []
+    while len(answers) < count:
+        epsilon, low, high = draw.choice(epsilons), 0, draw.choice([200, 2**20])
+        while high - low > 1 and len(answers) < count:
             batch = (low + high) // 2
-            plan = TrainingPlan(epsilon, DELTA, steps[1], steps[0], batch, 0.5, 0.01)
-            found.append(target.answer(plan))
-            refused = found[-1][0][0] == REFUSAL  # type: ignore[index]
-            low, high = (low, batch) if refused else (batch, high)
-        del rounds
-    return found
+            answers.append(target.answer(TrainingPlan(epsilon, DELTA, 1, 1, batch, 0.5, 0.01)))
+            low, high = (low, batch) if answers[-1] == REFUSED else (batch, high)
+        found.append(low)
+    return answers, found
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_a_server_learns_nothing_of_the_number_of_rows(make_kit: MakeKit, count: int) -> None:
-    """64 rows and 95 are both declared as 64: every answer is the same, whatever is asked."""
-    answers = []
+REFUSED = ((REFUSAL, "policy"),)
+FAST = 24, (200.0,)
+SLOW = 10_000, (8.0, 20.0, 100.0, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "epsilons"), [FAST, pytest.param(*SLOW, marks=pytest.mark.slow)], ids=["24", "10000"]
+)
+def test_a_server_learns_nothing_of_the_number_of_rows(
+    make_kit: MakeKit, count: int, epsilons: Sequence[float]
+) -> None:
+    """64 rows and 95 are both declared as 64: every answer is the same, whatever is asked, and it finds 64 in both."""
+    answers, found = [], []
     for rows in (ROWS, 95):
-        target = Attacked(Bench(make_kit(f"{rows}", budget=0.05, steps=1)), rows)
-        answers.append(attack(target, count, seed=count))
+        bench = Bench(make_kit(f"{rows}", budget=1000.0, steps=1))
+        policy = bench.kit.config(0).policy.model_copy(update={"max_round_epsilon": 1000.0, "min_sigma": 0.001})
+        bench.kit.change(0, policy=policy)
+        said, boundaries = attack(Attacked(bench, rows), count, epsilons)
+        answers.append(said)
+        found.append(boundaries)
     assert answers[0] == answers[1]
-    assert len(answers[0]) == count
+    assert found[0][0] == ROWS
+    assert REFUSED in answers[0]
+    assert len(set(answers[0])) > 1
 
 
 @pytest.mark.parametrize("rows", [ROWS // 2, 95])
