@@ -23,6 +23,7 @@ from gradtf_fl.config import (
     PrivacySection,
     SecAggSection,
     SimulationConfig,
+    declared_of,
     load_toml,
     read_project,
     to_toml,
@@ -213,3 +214,20 @@ def test_whole_file_problems_name_the_file_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_project(path)
     assert caught.value.problems[0].startswith(f"{path}: with 2 organizations")
+
+
+@pytest.mark.parametrize("declared", [None, 0, -5])
+def test_a_file_without_a_declared_figure_says_what_to_add(declared: int | None) -> None:
+    values = organization().model_dump(mode="json")
+    values["privacy"] = {"budget": -1.0} | ({} if declared is None else {"declared": declared})
+    budget, missing = problems(OrganizationConfig, values)
+    assert budget.startswith("f.toml: privacy.budget: ")
+    assert missing.startswith("f.toml: privacy.declared: missing: add `declared = N`, the number of rows that you make")
+
+
+@given(st.integers(1, 2**40))
+def test_a_declared_figure_has_two_binary_digits_and_leaves_out_at_most_a_third(rows: int) -> None:
+    declared = declared_of(rows)
+    assert declared <= rows < 1.5 * declared
+    assert declared & (declared - 1) == 0 or (declared // 3) & (declared // 3 - 1) == 0
+    assert declared_of(declared) == declared
