@@ -316,9 +316,19 @@ def test_no_file_is_opened_for_a_plan_that_is_refused(make_kit: MakeKit) -> None
     train = bench.kit.folders[0] / "train.jsonl"
     train.unlink()
     os.mkfifo(train)
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
     too_large = TrainingPlan(8.0, DELTA, 2, 2, ROWS + 1, 0.5, 0.01).canonical()
-    assert bench.code(BEGIN, bench.begin(dp=too_large, run_id="b").to_fields()) == "policy"
+
+    def held(*_: object) -> None:
+        raise TimeoutError("the file was opened")
+
+    before = signal.signal(signal.SIGALRM, held)
+    signal.alarm(30)
+    try:
+        assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+        assert bench.code(BEGIN, bench.begin(dp=too_large, run_id="b").to_fields()) == "policy"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_is_left_of_a_budget_cannot_be_felt_out(make_kit: MakeKit) -> None:
