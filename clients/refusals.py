@@ -70,8 +70,8 @@ def code_of(error: BaseException) -> Refusal:
     """The code that stands for ``error`` outside the organization."""
     if isinstance(error, Refused):
         return error.code
-    if isinstance(error, BudgetExhausted):
-        return Refusal.BUDGET
+    if isinstance(error, BudgetExhausted):  # the same word: what is left is nobody's business
+        return Refusal.POLICY
     if isinstance(error, MalformedFields):
         return Refusal.PROTOCOL
     from gradtf_fl.secagg import ProtocolViolation

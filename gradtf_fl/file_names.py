@@ -17,6 +17,7 @@ NODE_KEY = "supernode"  # ECDSA key of the SuperNode, 0600; the public one lies 
 ENROLMENT = "enrolment.json"  # `deployment.Enrolment`: public keys for the server's operator
 CA_CERTIFICATE = "ca.crt"  # PEM file of the authority of the server's certificate
 STATE = "state.sqlite"  # protocol state between messages, 0600 (`clients.node_store`)
+TRAINING = "training.safetensors"  # a round's training that is not at its end, 0600 (`training.DpCheckpoint`)
 LEDGER = "ledger.sqlite"  # privacy ledger, 0600
 LEDGER_HEAD = "ledger.head"  # how long the ledger was and how it ended, 0600
 CLIENT_LOG = "client.log"  # refusals and tracebacks, 0600
@@ -46,6 +47,7 @@ ORGANIZATION_PRIVATE = (
     IDENTITY_KEY,
     NODE_KEY,
     STATE,
+    TRAINING,
     LEDGER,
     f"{LEDGER}-wal",
     f"{LEDGER}-shm",

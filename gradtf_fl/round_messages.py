@@ -59,10 +59,8 @@ DELIVER_TYPE = "evaluate.adapter"
 class Refusal(StrEnum):
     """All that an organization ever says about a failure. The cause stays in its own log file."""
 
-    BUDGET = "budget"  #: the round would exceed the organization's privacy budget
-    POLICY = "policy"  #: the round's parameters are outside the organization's own limits
+    POLICY = "policy"  #: the round is outside the organization's own limits, its budget included, or rows are unusable
     MODEL_HASH = "model_hash"  #: the two sides do not start from the same TinyLM, or have different LLMs
-    DATA = "data"  #: the organization's rows cannot be used for this plan
     STALE = "stale"  #: this (round, attempt) or a later one was answered before, or another one is open
     PROTOCOL = "protocol"  #: a secure-aggregation message was wrong
     ADAPTER = "adapter"  #: the delivered adapter's hash, signature or shape is wrong

@@ -56,7 +56,7 @@ def run_server(
 
     Raises:
         ConfigError, CorruptFile: before anything is sent.
-        RoundAborted, BudgetExhausted: see `SecureFederation`.
+        RoundAborted: see `SecureFederation`.
     """
     roster = pinned_roster(plan)
     return SecureFederation(plan, Provider(plan, generator), roster, on_event).run(grid)

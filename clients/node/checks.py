@@ -13,18 +13,20 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
-from gradtf_fl.config import OrganizationConfig, RowFormat
+from gradtf_fl.config import OrganizationConfig, RowFormat, declared_of
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import read_rows, read_tokens, told_form
+from gradtf_fl.tasks import count_rows, read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
 MIN_FREE_BYTES = 10**9
 WARN_DAYS = 30
+FAR_MORE = 2
+"""So many times the declared rows are worth a word."""
 STEP_ROWS = 64
 """Of the step that is measured: a plan's usual batch. A round's own plan says how many steps it has."""
 
@@ -126,10 +128,16 @@ def _models(organization: Organization) -> Iterator[Finding]:
         yield Finding("ok" if local else "warn", what, name, remedy)
 
 
+def row_findings(organization: Organization) -> Iterator[Finding]:
+    """Whether the training rows can be used, and are as many as the organization declares."""
+    tiny, form = organization.config.models.tiny, organization.config.data
+    yield from _rows("training rows", organization.train_path, form, (tiny,), "fail", "correct the file or [data]")
+    yield from _declared(organization)
+
+
 def _data(organization: Organization) -> Iterator[Finding]:
-    models, train, test = organization.config.models, organization.train_path, organization.test_path
-    form = organization.config.data
-    yield from _rows("training rows", train, form, (models.tiny,), "fail", "correct the file or [data]")
+    models, test, form = organization.config.models, organization.test_path, organization.config.data
+    yield from row_findings(organization)
     if test is None:
         yield Finding("ok", "test rows", "none: rounds are not scored here")
         return
@@ -152,6 +160,27 @@ def _rows(
     except ConfigError as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         yield Finding(level, what, error.problems[0] + more, remedy)
+
+
+def _declared(organization: Organization) -> Iterator[Finding]:
+    """The public number of rows against the file's."""
+    declared = organization.config.privacy.declared
+    try:
+        rows = count_rows(organization.train_path, organization.config.data)
+    except ConfigError:  # told by `_rows`
+        return
+    text = f"{declared:,} rows are public, {rows:,} are there"
+    if rows < declared:
+        remedy = f"lower [privacy] declared to at most {rows}, or add rows: plans are made for rows that are not there"
+        yield Finding("fail", "declared", text, remedy)
+    elif rows >= FAR_MORE * declared:
+        remedy = (
+            f"rounds cost more epsilon than they need to: [privacy] declared = {declared_of(rows)} changes that, and "
+            "tells the server that there are more rows"
+        )
+        yield Finding("warn", "declared", text, remedy)
+    else:
+        yield Finding("ok", "declared", text)
 
 
 def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, int]:

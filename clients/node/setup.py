@@ -8,7 +8,15 @@ from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
 from gradtf_fl.adapters import EMBEDDED, model_folder
-from gradtf_fl.config import ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
+from gradtf_fl.config import (
+    ComputeSection,
+    OrganizationConfig,
+    RowFormat,
+    declared_of,
+    to_toml,
+    validate,
+    with_values,
+)
 from gradtf_fl.deployment import (
     Enrolment,
     Invitation,
@@ -24,6 +32,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CA_CERTIFICATE, ENROLMENT, IDENTITY_KEY, INVITATION, ORGANIZATION_CONFIG
 from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import count_rows
 
 
 def make_organization(
@@ -37,6 +46,7 @@ def make_organization(
     llm: str,
     form: RowFormat | None = None,
     compute: ComputeSection | None = None,
+    declare: int | None = None,
 ) -> Enrolment:
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
@@ -47,9 +57,11 @@ def make_organization(
     Args:
         form: how rows become tokens, as all who take part have it; None: by the first row.
         compute: where and how this organization trains; None: on the CPU.
+        declare: rows that the organization makes public; None: those of ``data``, rounded down by `declared_of`.
 
     Raises:
-        ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
+        ConfigError: every bad value at once; a folder that is not empty; data that cannot be read, or has fewer rows
+            than ``declare``.
     """
     problems = [
         f"--{what}: {path}: no such file"
@@ -61,13 +73,23 @@ def make_organization(
             model_folder(model)
         except ConfigError as error:
             problems += [f"--{option}: {problem}" for problem in error.problems]
+    declared = 1
+    if data.exists():
+        try:
+            found = count_rows(data, form)
+            declared = declared_of(found) if declare is None else declare
+            if not 1 <= declared <= found:
+                problems.append(f"--declare: {declared}: at least 1 and at most the {found} rows of {data}")
+                declared = 1
+        except ConfigError as error:
+            problems += [f"--data: {problem}" for problem in error.problems]
     ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
     rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta},
+        "privacy": {"budget": budget, "delta": delta, "declared": declared},
         "compute": {} if compute is None else compute.model_dump(),
     }
     options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}

@@ -22,8 +22,8 @@ from typing import Any
 from clients.handlers import handle
 from clients.node.worker_link import PING, read_frame, socket_address, write_frame
 from clients.organization import load_organization
-from clients.refusals import Vanished, answered
-from gradtf_fl.errors import GradtfError
+from clients.refusals import Vanished, answered, keep_cause
+from gradtf_fl.errors import ConfigError, GradtfError
 
 PAGE = resource.getpagesize()
 
@@ -32,6 +32,8 @@ def serve(folder: Path) -> None:
     """Listen until SIGTERM, or until the memory limit is passed."""
     signal.signal(signal.SIGTERM, _leave)
     warm(folder)
+    if problems := unusable_rows(folder):
+        keep_cause(ConfigError(problems), "every round will be refused", folder)
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
         Path(address).unlink(missing_ok=True)
         old = os.umask(0o177)
@@ -83,6 +85,17 @@ def warm(folder: Path) -> None:
         model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
         print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
+
+
+def unusable_rows(folder: Path) -> list[str]:
+    """Why every round would be refused for the training rows, whose owner has to know before the server asks."""
+    from clients.node.checks import row_findings
+
+    try:
+        found = row_findings(load_organization(folder))
+    except (GradtfError, OSError):  # the first request will say so
+        return []
+    return [f"{finding.what}: {finding.found}" for finding in found if finding.level == "fail"]
 
 
 def resident_mb() -> float:

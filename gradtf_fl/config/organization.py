@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gradtf_fl.config.base import (
     Address,
@@ -28,6 +28,21 @@ from gradtf_fl.config.policy import PolicySection
 from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
+
+MOST_DECLARED = 2**40
+
+
+def declared_of(rows: int) -> int:
+    """What `gradtf org init` declares of so many rows: two leading binary digits, rounded down (64, 96, 128, 192, ...).
+
+    It says no more than which of 2 log2(rows) classes the number is in, and leaves out at most a third of the rows,
+    so that q, and with it the noise of a plan, is at most 1.5 times what the whole file would ask for.
+
+    >>> [declared_of(rows) for rows in (1, 64, 95, 96, 127, 1000)]
+    [1, 64, 64, 96, 96, 768]
+    """
+    low = max(0, rows.bit_length() - 2)
+    return rows >> low << low
 
 
 class ModelsSection(Section):
@@ -60,12 +75,26 @@ class PrivacySection(Section):
     Attributes:
         budget: epsilon that these rows may spend over all runs.
         delta: delta of that epsilon.
+        declared: how many rows this organization makes public, at most those that it has. Every plan is checked by this
+            figure, never by the file; whoever raises it tells that there are more.
         dataset: what the ledger calls these rows; only rows that were never trained on may have a new name.
     """
 
     budget: Epsilon
     delta: Delta = 1e-5
+    declared: int = Field(default=0, le=MOST_DECLARED, validate_default=True)
     dataset: DatasetName = "train"
+
+    @field_validator("declared")
+    @classmethod
+    def _is_declared(cls, declared: int) -> int:
+        """Required; a default of the type would be taken from nobody, so its absence has a message of its own."""
+        if declared < 1:
+            raise ValueError(
+                "missing: add `declared = N`, the number of rows that you make public (at least 1, at most those in "
+                "[data] train); plans are checked by it"
+            )
+        return declared
 
 
 class SecAggSection(Section):

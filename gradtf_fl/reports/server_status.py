@@ -26,7 +26,6 @@ STAGE_WORDS = {
 LOST_WORDS = {"silent": "no answer", "unusable": "bad answer"}
 STATE_WORDS = {
     "died": "the server is gone in mid-run; start it again with --resume, it goes on from the last checkpoint",
-    "budget": "too few organizations have privacy budget left",
     "aborted": "too few organizations stayed in the round",
     "rejected": "the sum was none that honest organizations can give",
     "failed": "the server ended with an error; see its log",

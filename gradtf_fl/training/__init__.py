@@ -8,6 +8,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
+    from gradtf_fl.training.dp_checkpoint import AnotherRun, DpCheckpoint
     from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
     from gradtf_fl.training.loss import row_mean_loss, target_mean_loss
@@ -36,8 +37,10 @@ else:
 
 __all__ = [
     "NORM_FLOOR",
+    "AnotherRun",
     "AuditPlan",
     "AuditResult",
+    "DpCheckpoint",
     "DpRecipe",
     "Draws",
     "PlainRecipe",

@@ -27,7 +27,14 @@ class NothingTrained(GradtfError):
 
 
 def check_arguments(
-    rows: TokenRows, sigma: float, clip: float, batch: int, steps: int, rate: float, physical_batch: PhysicalRows
+    rows: TokenRows,
+    sigma: float,
+    clip: float,
+    batch: int,
+    steps: int,
+    rate: float,
+    physical_batch: PhysicalRows,
+    declared: int | None = None,
 ) -> None:
     """ConfigError naming every argument that is out of range and every way in which the rows are not usable."""
     problems = []
@@ -39,6 +46,8 @@ def check_arguments(
         problems.append(f"the clipping norm must be a finite number above 0, not {clip}")
     if batch < 1 or steps < 1 or (physical_batch != "auto" and physical_batch < 1):
         problems.append(f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}")
+    if declared is not None and declared < 1:
+        problems.append(f"declared must be at least 1 row, not {declared}")
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"the learning rate must be a finite number above 0, not {rate}")
     if len(rows) and bool((rows.attention_mask.diff(dim=1) > 0).any()):

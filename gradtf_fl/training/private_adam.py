@@ -36,6 +36,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         gradient: what Adam was last given [size].
         releasing: from when the noise is added until Adam has moved the adapter. A step that fails before may be done
             again; one that fails then may not.
+        on_noise: called once, before the first noise is added.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=expected_batch,
         )
         self.sampler, self.draws, self.steps, self.releasing = sampler, draws, 0, False
+        self.on_noise: Callable[[], None] | None = None
         self._sum: Tensor | None = None  # of clipped rows; taken by the step that adds noise to it
         self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
         parts = torch.split(self.gradient, [p.numel() for p in values])
@@ -84,6 +86,9 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """The sum with this step's noise becomes the gradient; the sum is then used up."""
         assert self._sum is not None, "clip_and_accumulate comes first"
+        if self.on_noise is not None:
+            self.on_noise()
+            self.on_noise = None
         if self.noise_multiplier > 0:
             noise = self.draws.normals(self.steps, len(self.gradient), self.gradient.device)
             torch.add(self._sum, noise, alpha=self.noise_multiplier * self.max_grad_norm, out=self.gradient)

@@ -57,7 +57,7 @@ class ServerRun:
         """Until all rounds are done.
 
         Raises:
-            RoundAborted: a round was aborted ``retries`` times in a row. BudgetExhausted, RoundRejected: at once.
+            RoundAborted: a round was aborted ``retries`` times in a row. RoundRejected: at once.
             ConfigError: another server runs in this folder. FlowerFailed.
         """
         self.home.mkdir(mode=0o700, exist_ok=True)

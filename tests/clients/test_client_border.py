@@ -184,7 +184,7 @@ def test_an_adapter_that_nobody_can_train_privately_starts_no_round_and_costs_no
 def test_a_private_path_does_not_leave(bench: Bench) -> None:
     bench.kit.change(0, data=DataSection(train=Path(f"{MARKER}.jsonl")))
     reply = bench.ask(BEGIN, bench.begin().to_fields())
-    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert dict(reply.content[SECTION]) == {REFUSAL: "policy"}
     assert MARKER not in everything_in(reply)
 
 
@@ -192,7 +192,7 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
     train = bench.kit.folders[0] / "train.jsonl"
     train.write_text(train.read_text() + json.dumps({"prompt": MARKER}) + "\n")
     reply = bench.ask(BEGIN, bench.begin().to_fields())
-    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert dict(reply.content[SECTION]) == {REFUSAL: "policy"}
     assert MARKER not in everything_in(reply)
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
@@ -201,7 +201,7 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
 def test_a_row_that_teaches_nothing_is_refused_and_not_charged(bench: Bench, row: dict[str, str]) -> None:
     train = bench.kit.folders[0] / "train.jsonl"
     train.write_text(train.read_text() + json.dumps(row) + "\n")
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "data"
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
     log = (bench.kit.folders[0] / "client.log").read_text()
     assert "1 of 65 rows have no token that is scored, for example row 65" in log
@@ -243,8 +243,8 @@ def test_a_round_is_answered_once(bench: Bench) -> None:
     assert bench.code(BEGIN, begin) is None
     assert bench.code(BEGIN, begin) == "stale"
     assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
-    assert bench.code(BEGIN, bench.begin().to_fields()) is None  # the next attempt, charged again
-    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 2
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None  # the next attempt takes what was never masked
+    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
 
 
 def test_a_stage_of_another_round_is_stale(bench: Bench) -> None:
@@ -269,7 +269,7 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
         ({"dim": 5}, "model_hash"),
         ({"dp": "{}"}, "protocol"),
         ({"dp": {"rounds": 10**4, "steps": 10**6}}, "protocol"),
-        ({"dp": {"batch": 65}}, "data"),
+        ({"dp": {"batch": 65}}, "policy"),
         ({"round": 3}, "policy"),
     ],
 )
@@ -282,8 +282,9 @@ def test_the_organization_decides(bench: Bench, changes: dict[str, object], code
 def test_a_plan_beyond_the_budget_is_refused_before_the_rows_are_parsed(make_kit: MakeKit) -> None:
     bench = Bench(make_kit(budget=0.5))
     train = bench.kit.folders[0] / "train.jsonl"
-    train.write_text("not json\n" * 64)  # would be refused with "data" if it were parsed
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "budget"
+    train.write_text("not json\n" * 64)
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert "past the budget of 0.5" in (bench.kit.folders[0] / "client.log").read_text()
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
 
@@ -457,8 +458,8 @@ def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None
 def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 1, 0)
-    store.claim(key)
-    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0))
+    store.claim(key, "plan", b"training")
+    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0), b"training")
     with store.stage(1, 0) as opened:
         opened.finished = True
     data = (tmp_path / "state.sqlite").read_bytes()
@@ -466,18 +467,20 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
     assert b"private-vector" not in data
     for older in (key, RoundKey("run", 0, 9)):
         with pytest.raises(Refused, match="not above"):
-            store.claim(older)
-    store.claim(RoundKey("run", 1, 1))
+            store.claim(older, "plan", b"training")
+    store.claim(RoundKey("run", 1, 1), "plan", b"training")
+    assert store.last_round("run") == (1, 0)  # nobody has answered it yet
+    store.give_up(RoundKey("run", 1, 1))
     assert store.last_round("run") == (1, 1)
     assert store.last_round("other") == (0, 0)
 
 
 def test_a_late_training_does_not_reopen_its_round(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "state.sqlite")
-    store.claim(RoundKey("run", 1, 0))
-    store.claim(RoundKey("run", 1, 1))
+    store.claim(RoundKey("run", 1, 0), "plan", b"training")
+    store.claim(RoundKey("run", 1, 1), "plan", b"training")
     with pytest.raises(Refused, match="another round"):
-        store.open(OpenRound(RoundKey("run", 1, 0), b"", None, 1.0))
+        store.open(OpenRound(RoundKey("run", 1, 0), b"", None, 1.0), b"training")
 
 
 def test_the_stages_import_nothing_heavy() -> None:

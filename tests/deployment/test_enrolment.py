@@ -7,6 +7,7 @@ import re
 import stat
 import tomllib
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, th
 
 OURS = """# Rows of the spring; talk to Ada before you change the budget
 name='org-1'   # not our full name
-privacy = {budget = 8.0, dataset = "spring"}   # one line is enough
+privacy = {budget = 8.0, declared = 1, dataset = "spring"}   # one line is enough
 
 [secagg]
   n_min = 3   # never fewer
@@ -260,6 +261,29 @@ def test_only_the_embedded_models_are_set_up_without_a_trained_end(tiny: str, en
     (tmp_path / "rows.jsonl").write_text('{"prompt": "[_]12?34=", "answer": "46"}')
     make_organization(tmp_path / "o", "o", tmp_path / "rows.jsonl", None, 8.0, 1e-5, tiny, "embedded:llm")
     assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["data"]["end"] is end
+
+
+@pytest.mark.parametrize(("declare", "found"), [(None, 64), (95, 95), (1, 1), (96, 0), (0, 0)])
+def test_rows_are_counted_once_and_declared_rounded_down(declare: int | None, found: int, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "[_]12?34=", "answer": "46"}\n' * 95)
+    make = partial(make_organization, tmp_path / "o", "o", rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
+    if found:
+        make(declare=declare)
+        assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["privacy"]["declared"] == found
+        return
+    with pytest.raises(ConfigError, match=f"--declare: {declare}: at least 1 and at most the 95 rows of "):
+        make(declare=declare)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_file_that_cannot_be_read_sets_nothing_up(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("")
+    with pytest.raises(ConfigError, match=r"--data: data .*rows.jsonl: no rows") as told:
+        make_organization(tmp_path / "o", "o", rows, None, -1.0, 1e-5, "embedded:tiny", "embedded:llm")
+    assert len(told.value.problems) == 2
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_server_whose_files_are_not_there_is_not_set_up(tmp_path: Path, three: list[Path]) -> None:

@@ -130,7 +130,7 @@ def build(
             name=folder.name,
             models=ModelsSection(tiny=pair[0], llm=pair[1]),
             data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
-            privacy=PrivacySection(budget=budget),
+            privacy=PrivacySection(budget=budget, declared=ROWS),
             secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
             policy=PolicySection(groups=asked.groups, weight_rules=(asked.weight_rule,)),
             simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),

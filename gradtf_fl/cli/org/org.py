@@ -35,6 +35,7 @@ def org() -> None:
 @click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--declare", type=int, help="Rows to make public.  [default: those there are, rounded down]")
 @config_option
 @click.option("--tiny", help="TinyLM: folder or name.  [default: embedded:tiny, or the project's]")
 @click.option("--llm", help="LLM: folder or name.  [default: embedded:llm, or the project's]")
@@ -46,6 +47,7 @@ def init(
     test: Path | None,
     budget: float,
     delta: float,
+    declare: int | None,
     config_file: Path | None,
     tiny: str | None,
     llm: str | None,
@@ -70,6 +72,7 @@ def init(
         project.adapted_model,
         project.task if known else None,
         project.compute,
+        declare,
     )
     if as_json:
         return emit_json(
