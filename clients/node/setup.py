@@ -21,8 +21,15 @@ from gradtf_fl.deployment import (
     write_node_key,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import CA_CERTIFICATE, ENROLMENT, IDENTITY_KEY, INVITATION, ORGANIZATION_CONFIG
-from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
+from gradtf_fl.file_names import (
+    CA_CERTIFICATE,
+    ENROLMENT,
+    IDENTITY_KEY,
+    INVITATION,
+    ORGANIZATION_CONFIG,
+    ORGANIZATION_PRIVATE,
+)
+from gradtf_fl.files import PRIVATE, PUBLIC, exposed, replace_file
 from gradtf_fl.secagg import Identity
 
 
@@ -96,9 +103,12 @@ def join_federation(folder: Path, invitation: Invitation) -> list[str]:
     Returns: what differs from the invitation joined before, in words; empty the first time.
 
     Raises:
-        ConfigError: this organization is not in the roster; the folder's own configuration is wrong.
+        ConfigError: this organization is not in the roster; the folder's own configuration is wrong, or somebody else
+            owns or may read what is private in it.
     """
     path = folder / ORGANIZATION_CONFIG
+    if problems := exposed([folder, *(folder / name for name in ORGANIZATION_PRIVATE)]):
+        raise ConfigError(problems)
     identity = Identity.load(folder / IDENTITY_KEY)
     if identity.public.hex() not in invitation.roster:
         raise ConfigError(

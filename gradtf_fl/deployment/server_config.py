@@ -17,7 +17,8 @@ from typing import Any
 from gradtf_fl.config import Address, FederationPlan, Location, Section, read_toml, validate
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, read_enrolment, read_invitation
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG
+from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG, SERVER_PRIVATE
+from gradtf_fl.files import exposed
 
 OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # keys of a plan that the folder decides
 
@@ -56,12 +57,15 @@ def load_server(folder: Path) -> Server:
     """Read and check a server's folder.
 
     Raises:
-        ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence.
+        ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence; somebody
+            else owns or may read what is private.
     """
     path = folder / SERVER_CONFIG
+    if problems := exposed([folder, *(folder / name for name in SERVER_PRIVATE)]):
+        raise ConfigError(problems)
     document = read_toml(path)
     invitation = read_invitation(folder / INVITATION)
-    problems: list[str] = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
+    problems = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
     given = dict(document.get("plan", {}))
     problems += [f"{path}: plan.{key}: is decided by the folder; take it out" for key in OURS if key in given]
     decided: dict[str, Any] = {

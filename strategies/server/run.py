@@ -22,7 +22,7 @@ from typing import Any
 
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, Server, environment, held
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
-from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK
+from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK, SUPEREXEC_SECRET
 from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
 from strategies.checkpoints import read_records
 from strategies.engines.flower_app import write_app
@@ -115,7 +115,7 @@ class ServerRun:
 
     @property
     def _secret(self) -> Path:
-        return self.home / "superexec.secret"
+        return self.home / SUPEREXEC_SECRET
 
     def _start_superlink(self) -> None:
         listen = self.server.listen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from flwr.app import Context, Message, RecordDict
 
 from clients import local_training
 from clients.client_app import app
+from clients.handlers import handle
+from clients.node import worker
 from clients.node_store import NodeStore, OpenRound, RoundKey
-from clients.organization import organization_of
+from clients.organization import assemble, load_organization, organization_of
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
@@ -46,6 +49,7 @@ from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
+from tests.cli.conftest import gradtf
 from tests.strategies.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
@@ -440,9 +444,52 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     assert organization_of(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
+def test_only_a_simulation_serves_a_folder_with_a_seed(make_kit: MakeKit) -> None:
+    """Noise and masks of a seed that the server knows hide nothing from it."""
+    kit = make_kit()
+    folder = kit.folders[0]
+    deployed = Context(1, 1, {"organization-dir": str(folder)}, RecordDict(), {})
+    for load in (lambda: load_organization(folder), lambda: organization_of(deployed)):
+        with pytest.raises(ConfigError, match=r"organization\.toml: simulation: .* only `gradtf simulate`"):
+            load()
+    organization = assemble(folder, kit.config(0), Identity.load(folder / "identity.key"))
+    with pytest.raises(ConfigError, match="simulation"):
+        handle(organization, BEGIN, {})
+    key = RoundKey("run", 1, 0)
+    assert organization.training_seed(key) is None
+    assert organization.randomness(key) is os.urandom
+    assert organization.store().durable
+    assert worker.answer(folder, BEGIN, {}) == {"fields": {REFUSAL: "internal"}}
+    run = gradtf("org", "run", folder)
+    assert run.exit_code == 2
+    assert "[simulation]" not in run.output
+    assert "simulation" in run.output
+    assert not (folder / "flower").exists()
+
+
+def test_what_others_may_write_is_not_believed(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = make_kit()
+    kit.change(0, simulation=None)
+    folder = kit.folders[0]
+    load_organization(folder)
+    (folder / "organization.toml").chmod(0o644)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError) as found:
+        load_organization(folder)
+    assert [problem.partition(": ")[0] for problem in found.value.problems] == [
+        str(folder),
+        str(folder / "organization.toml"),
+    ]
+    folder.chmod(0o700)
+    (folder / "organization.toml").chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # all of it is another user's
+    with pytest.raises(ConfigError, match="organization\\.toml: owned by user"):
+        load_organization(folder)
+
+
 def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None:
     kit = make_kit()
-    context = Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), {})
+    context = Context(1, 1, {"organization-dir": str(kit.folders[0]), "simulated": True}, RecordDict(), {})
     assert not organization_of(context).store().durable
     kit.change(0, simulation=None)
     store = organization_of(context).store()
@@ -497,7 +544,7 @@ from clients.stages import share
 from clients.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
-org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
+org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}, RecordDict(), {{}}))
 try:
     share(org, StagePayload(1, 0, b"junk"))
 except Exception as error:

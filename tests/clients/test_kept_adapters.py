@@ -67,7 +67,7 @@ def deliver(kept_by: Kept, run_id: str, round_number: int, scale: float = 2.0) -
     message = AdapterDelivery(run_id, round_number, packed, b"", "", b"", b"update")
     message = replace(message, signature=provider.sign(message.signed_bytes))
     kept_by.kit.change(0, data=kept_by.kit.config(0).data.model_copy(update={"test": None}))
-    assert receive_adapter(load_organization(kept_by.folder), message) == {"status": "stored"}
+    assert receive_adapter(load_organization(kept_by.folder, simulated=True), message) == {"status": "stored"}
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -22,7 +22,9 @@ from tests.strategies.federation_kit import Kit
 
 @pytest.fixture
 def kit(make_kit: Callable[..., Kit]) -> Kit:
-    return make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
+    kit = make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
+    kit.change(0, simulation=None)
+    return kit
 
 
 @pytest.fixture

@@ -107,6 +107,32 @@ def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
     assert roster == list(invitation.roster)
 
 
+def test_a_folder_that_others_may_change_is_not_believed(tmp_path: Path, three: list[Path]) -> None:
+    """By kind: whatever mode or owner lets somebody else decide what an organization or a server does."""
+    invitation = serve(tmp_path, three)
+    for path in (three[0], three[0] / "organization.toml", three[0] / "identity.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o777)
+        with pytest.raises(ConfigError, match=f"{path}: .*mode 0777: others can read it"):
+            join_federation(three[0], invitation)
+        path.chmod(before)
+    for path in (tmp_path / "server", tmp_path / "server/server.toml", tmp_path / "server/provider.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o755)
+        with pytest.raises(ConfigError, match=f"{path}: mode 0755: others can read it; chmod"):
+            load_server(tmp_path / "server")
+        path.chmod(before)
+    load_server(tmp_path / "server")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        init_authority(shared, "test", 30)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        issue_server(tmp_path / "ca", ["127.0.0.1"], shared, 10)
+    assert not list(shared.iterdir())
+
+
 def test_secrets_are_private_and_stay_at_home(tmp_path: Path, three: list[Path]) -> None:
     invitation = serve(tmp_path, three)
     join_federation(three[0], invitation)
