@@ -288,7 +288,7 @@ def _server(organization: Organization, running: bool) -> Iterator[Finding]:
         return (yield Finding("ok", "registration", "the node is running: see its own messages"))
     from clients.node.flower_fleet import registration
 
-    found = registration(server.address, ca, organization.folder / NODE_KEY)
+    found = registration(server.address, ca, organization.folder / NODE_KEY, server.proxy)
     yield {
         "registered": Finding("ok", "registration", "the server knows this node's key"),
         "refused": Finding(

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
         ChildProcess,
         FlowerFailed,
         FlowerSilent,
+        direct_to,
         end_with_parent,
         environment,
         free_port,
+        going_direct,
         last_line,
+        trusting_nobody,
     )
     from gradtf_fl.deployment.run_status import ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
     from gradtf_fl.deployment.server_config import OURS, ListenSection, Server, load_server
@@ -65,11 +68,13 @@ __all__ = [
     "canonical",
     "changed_keys",
     "check",
+    "direct_to",
     "end_with_parent",
     "enrol",
     "environment",
     "fingerprint",
     "free_port",
+    "going_direct",
     "health",
     "held",
     "init_authority",
@@ -82,6 +87,7 @@ __all__ = [
     "read_invitation",
     "read_lines",
     "same_fingerprint",
+    "trusting_nobody",
     "view_server",
     "write_node_key",
 ]

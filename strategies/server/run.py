@@ -125,6 +125,7 @@ class ServerRun:
         options += [text for name, path in tls.items() for text in (name, str(path.absolute()))]
         options += ["--enable-supernode-auth", "--database", str(self.home / DATABASE)]
         options += ["--isolation", "process", "--superexec-auth-secret-file", str(self._secret)]
+        options += ["--most-bytes", str(listen.message_mb * 1_000_000)]
         command = [sys.executable, "-m", "strategies.server.superlink_gate", *options]
         self._superlink = ChildProcess(command, self._env, self.home / "superlink.log")
         self._superlink.wait_for_port(int(port), START_SECONDS)
