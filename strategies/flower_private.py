@@ -57,7 +57,7 @@ def set_message_id(message: Message, message_id: str) -> None:
 def from_registered_node(scope: MutableMapping[str, Any]) -> bool:
     """Whether the headers of a Fleet call are signed, lately, by a node key that the SuperLink knows.
 
-    Flower asks the same (``authenticate_node``) after it has read and parsed the body, which it needs for the node's id.
+    Flower asks the same (``authenticate_node``) after it has read the body, which names the node.
     """
     from fastapi import HTTPException, Request
     from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest

@@ -23,8 +23,6 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message as insert_message
 
 __all__ = [
-    "create_node",
-    "node_headers",
     "FAB_MAX_SIZE",
     "Fab",
     "NodeStateFactory",
@@ -32,11 +30,13 @@ __all__ = [
     "Run",
     "build_fab_from_disk",
     "create_app",
+    "create_node",
     "get_fab_config",
     "get_object_tree",
     "insert_message",
     "iterate_object_tree",
     "no_object_id_recompute",
+    "node_headers",
     "start_client_internal",
     "superlink",
     "validate_config",

@@ -24,7 +24,9 @@ LOCKS = {
 }
 """File -> extras of the project, or the packages themselves."""
 WITH_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
-HEADER = "# Written by `make lock` from constraints.txt; pip checks each file against these hashes. See tests/lock.py.\n"
+HEADER = (
+    "# Written by `make lock` from constraints.txt; pip checks each file against these hashes. See tests/lock.py.\n"
+)
 PACKAGES = ("requirements-build.txt", "requirements-model.txt")
 
 

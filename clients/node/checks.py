@@ -107,7 +107,9 @@ def _policy(organization: Organization) -> Iterator[Finding]:
     else:
         yield Finding("ok", "roster", f"{len(limits.roster)} organizations, this one among them")
     if config.simulation is not None:
-        yield Finding("fail", "policy", "a [simulation] table: noise and masks of a seed are no secret", "remove the table")
+        yield Finding(
+            "fail", "policy", "a [simulation] table: noise and masks of a seed are no secret", "remove the table"
+        )
     text = f"at least {limits.n_min} in a sum, update clip up to {limits.max_clip:g}"
     yield Finding("ok", "policy", text + (", metrics are shared" if config.share_metrics else ", metrics stay here"))
 

@@ -24,6 +24,7 @@ from clients.node.worker_link import PING, read_frame, socket_address, write_fra
 from clients.organization import load_organization
 from clients.refusals import Vanished, answered
 from gradtf_fl.errors import GradtfError
+from gradtf_fl.shown import shown
 
 PAGE = resource.getpagesize()
 
@@ -82,7 +83,7 @@ def warm(folder: Path) -> None:
         kept_model(config.models.tiny, Place.of(config.compute))
         model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
-        print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
+        print(f"worker: not warmed up: {shown(error)}", file=sys.stderr, flush=True)
 
 
 def resident_mb() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradtf_fl.deployment import Finding
+from gradtf_fl.shown import shown
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -31,7 +32,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         level = Text(finding.level, style=STYLES[finding.level])
-        table.add_row(level, Text(finding.what), Text(finding.found), Text(finding.remedy))
+        table.add_row(level, *(Text(shown(text)) for text in (finding.what, finding.found, finding.remedy)))
     console = Console()
     console.print(table)
     warned = sum(finding.level == "warn" for finding in findings)

@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
+from gradtf_fl.shown import shown
 from gradtf_fl.version import __version__
 
 INTERRUPTED = 130
@@ -110,7 +111,8 @@ def report_error(error: BaseException, debug: bool) -> int:
         _say("interrupted")
         return INTERRUPTED
     if isinstance(error, GradtfError):
-        for line in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
+        lines = error.problems if isinstance(error, ConfigError | VerificationFailed) else str(error).splitlines()
+        for line in lines:
             _say(line)
         return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -131,7 +133,7 @@ def _quiet_libraries() -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(f"gradtf: {line}", err=True)
+    click.echo(f"gradtf: {shown(line)}", err=True)
 
 
 def _remedy(error: BaseException) -> str:

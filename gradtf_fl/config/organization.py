@@ -136,7 +136,7 @@ class WorkerSection(Section):
 
     Attributes:
         memory_mb: resident memory (MB) past which it ends after its answer, to be started afresh.
-        most_mb: memory (MB) that it may never ask for, whatever a message says (default: three quarters of the machine).
+        most_mb: memory (MB) that it never gets, whatever a message says (default: three quarters of the machine).
     """
 
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)

@@ -24,7 +24,7 @@ from clients.handlers import handle
 from clients.node import worker
 from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import assemble, load_organization, organization_of
-from clients.refusals import Refused
+from clients.refusals import Refused, answered
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
@@ -444,6 +444,20 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     assert organization_of(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
+def test_a_strangers_words_stay_one_short_line_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A message type of 30 MB went into client.log whole, escape sequences and line ends with it."""
+    hostile = "train.\x1b[2J\n2026-01-01T00:00:00+00:00 train.begin accepted \u202e" + "x" * 30_000_000
+    folder = bench.kit.folders[0]
+    organization = load_organization(folder, simulated=True)
+    with caplog.at_level(logging.WARNING, "gradtf.client"):
+        answer = answered(lambda: handle(organization, hostile, {}), hostile, lambda: folder)
+    assert answer == {REFUSAL: "protocol"}
+    log = (folder / "client.log").read_text()
+    assert len(log) < 10_000
+    assert all(line.isprintable() for text in (log, caplog.text) for line in text.splitlines())
+    assert not [line for line in log.splitlines() if "accepted" in line[:60] and line.startswith("2026-01-01")]
+
+
 def test_only_a_simulation_serves_a_folder_with_a_seed(make_kit: MakeKit) -> None:
     """Noise and masks of a seed that the server knows hide nothing from it."""
     kit = make_kit()
@@ -544,7 +558,8 @@ from clients.stages import share
 from clients.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
-org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}, RecordDict(), {{}}))
+node = {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}
+org = organization_of(Context(1, 1, node, RecordDict(), {{}}))
 try:
     share(org, StagePayload(1, 0, b"junk"))
 except Exception as error:

@@ -60,7 +60,9 @@ class Kit:
 
     def grid(self) -> InProcessGrid:
         """The in-process grid over these organizations."""
-        return InProcessGrid(client_app, [{"organization-dir": str(folder), "simulated": True} for folder in self.folders])
+        return InProcessGrid(
+            client_app, [{"organization-dir": str(folder), "simulated": True} for folder in self.folders]
+        )
 
     def config(self, number: int) -> OrganizationConfig:
         """``organization.toml`` of organization ``number``."""

@@ -82,7 +82,8 @@ def test_the_gate_answers_403_and_the_app_sees_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["X-Forwarded-For", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "True-Client-IP", "CF-Connecting-IP"]
+    "name",
+    ["X-Forwarded-For", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "True-Client-IP", "CF-Connecting-IP"],
 )
 def test_a_forwarded_caller_is_never_here(name: str) -> None:
     """With FORWARDED_ALLOW_IPS=* uvicorn takes whatever X-Forwarded-For says for the caller's address."""

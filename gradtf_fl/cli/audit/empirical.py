@@ -66,7 +66,7 @@ def empirical(plan_file: Path | None, as_json: bool, **given: Any) -> None:
     else:
         print_audit(result, Console())
     if result.problems:
-        raise VerificationFailed("\n".join(result.problems))
+        raise VerificationFailed(result.problems)
 
 
 def _register(plan: AuditPlan, path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, json_option
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from gradtf_fl.privacy import LedgerOutlook, WhatIf
@@ -69,7 +70,7 @@ def _print(found: WhatIf, is_measured: bool) -> None:
     accuracy = _accuracy(found) if is_measured else [("accuracy", "not measured for this task: gradtf simulate does")]
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, value in (*_cost(found), *accuracy, *_ledger(found.ledger)):
-        table.add_row(Text(name, style="dim"), Text(value))
+        table.add_row(Text(name, style="dim"), Text(shown(value)))
     Console().print(table)
 
 

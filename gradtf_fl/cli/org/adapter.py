@@ -12,6 +12,7 @@ import click
 from gradtf_fl.cli.options import emit_json, json_option
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CURRENT_ADAPTER, ORGANIZATION_CONFIG
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from clients import KeptAdapter
@@ -239,7 +240,7 @@ def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
     for row in rows:
         table.add_row(
             str(row["round"]),
-            Text(str(row["run_id"] or "?")),
+            Text(shown(row["run_id"] or "?")),
             Text(row["received"] or "?"),
             (row["sha256"] or "?")[:16],
             Text("yes", style="green") if row["verified"] else Text("NO", style="red"),
@@ -248,4 +249,4 @@ def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
     console = Console()
     console.print(table)
     for problem in (problem for row in rows for problem in row["problems"]):
-        console.print(Text(problem))
+        console.print(Text(shown(problem)))

@@ -11,6 +11,7 @@ from gradtf_fl.cli.options import config_option, configured, emit_json, json_opt
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENT
+from gradtf_fl.shown import shown
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 
@@ -169,7 +170,7 @@ def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
 
     organization = load_organization(folder.absolute())
     node = NodeRun(
-        organization, lambda line: click.echo(f"{organization.config.name}: {line}", err=True), stage_seconds
+        organization, lambda line: click.echo(f"{organization.config.name}: {shown(line)}", err=True), stage_seconds
     )
     with ExitStack() as stack:
         if health_port is not None:

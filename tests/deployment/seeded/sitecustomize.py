@@ -1,4 +1,4 @@
-"""On PYTHONPATH this makes the node's programs serve a folder with a [simulation] table, which they refuse otherwise."""
+"""On PYTHONPATH this makes a node serve a folder with a [simulation] table, which it refuses otherwise."""
 
 import os
 
