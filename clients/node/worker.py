@@ -27,11 +27,13 @@ from gradtf_fl.errors import GradtfError
 from gradtf_fl.shown import shown
 
 PAGE = resource.getpagesize()
+SHARE_OF_MACHINE = 0.75
 
 
 def serve(folder: Path) -> None:
     """Listen until SIGTERM, or until the memory limit is passed."""
     signal.signal(signal.SIGTERM, _leave)
+    bound_memory(folder)
     warm(folder)
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
         Path(address).unlink(missing_ok=True)
@@ -84,6 +86,23 @@ def warm(folder: Path) -> None:
         model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
         print(f"worker: not warmed up: {shown(error)}", file=sys.stderr, flush=True)
+
+
+def bound_memory(folder: Path) -> None:
+    """Never take more than ``[worker] most_mb``: what a message asks for beyond it is a refusal, not a full machine.
+
+    Only on the CPU: on other devices the driver maps memory of its own, and their memory is bounded anyway.
+    """
+    try:
+        config = load_organization(folder).config
+    except (GradtfError, OSError):
+        most, device = None, "cpu"  # nothing is served until it can be read
+    else:
+        most, device = config.worker.most_mb, config.compute.device
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = int(total * SHARE_OF_MACHINE) if most is None else most * 1_000_000
+    if device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def resident_mb() -> float:

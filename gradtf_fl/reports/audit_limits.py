@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from gradtf_fl.deployment import end_with_parent
 from gradtf_fl.privacy import DpEvent, LedgerReading, epsilon_rdp, load_libraries, merge
 from gradtf_fl.reports.audit import LedgerReport, curve_points, report_ledger_reading
 from gradtf_fl.shown import shown
@@ -91,6 +92,7 @@ def limited(reading: LedgerReading, points: int) -> list[LedgerReport] | str:
 
 
 def _compute(out: Connection, reading: LedgerReading, points: int) -> None:
+    end_with_parent()
     load_libraries()
     _limit()
     try:

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.errors import VerificationFailed
 from gradtf_fl.privacy import DpEvent, read_ledger
 from gradtf_fl.privacy.ledger import reading
-from gradtf_fl.privacy.ledger.export import export_text
 from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, seal
+from gradtf_fl.privacy.ledger.export import export_text
 from gradtf_fl.privacy.ledger.records import Genesis, budget_document, canonical, event_document
 from gradtf_fl.reports import read_for_report
 from gradtf_fl.reports.audit_limits import limited, report_each, usual
