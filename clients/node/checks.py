@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -246,13 +247,23 @@ def _budget(organization: Organization) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
+    from gradtf_fl.privacy import keeps_log
+
     free = shutil.disk_usage(folder).free
     level, remedy = (
         ("ok", "") if free >= MIN_FREE_BYTES else ("fail", "a round that cannot write its ledger is refused")
     )
     yield Finding(level, "free disk", f"{free / 1e9:.1f} GB", remedy)  # type: ignore[arg-type]
     if not os.access(folder, os.W_OK):
-        yield Finding("fail", str(folder), "not writable", "run as its owner")
+        return (yield Finding("fail", str(folder), "not writable", "run as its owner"))
+    try:
+        logged = keeps_log(folder)
+    except (OSError, sqlite3.Error) as error:
+        yield Finding("fail", "ledger's disk", f"SQLite cannot write there ({error})", "move the folder to a local disk")
+        return
+    if not logged:
+        remedy = "a charge waits longer for the disk; a local file system is better"
+        yield Finding("warn", "ledger's disk", "no shared memory, so no write-ahead log (NFS, Lustre?)", remedy)
 
 
 def _is_running(folder: Path) -> bool:
