@@ -259,7 +259,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     try:
         logged = keeps_log(folder)
     except (OSError, sqlite3.Error) as error:
-        yield Finding("fail", "ledger's disk", f"SQLite cannot write there ({error})", "move the folder to a local disk")
+        yield Finding(
+            "fail", "ledger's disk", f"SQLite cannot write there ({error})", "move the folder to a local disk"
+        )
         return
     if not logged:
         remedy = "a charge waits longer for the disk; a local file system is better"

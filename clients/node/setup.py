@@ -31,6 +31,7 @@ from gradtf_fl.file_names import (
 )
 from gradtf_fl.files import PRIVATE, PUBLIC, exposed, replace_file
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import read_rows
 
 
 def make_organization(
@@ -82,6 +83,13 @@ def make_organization(
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
+    else:
+        for what, path in (("data", data), ("test", test)):
+            try:
+                if path is not None and path.exists():
+                    read_rows(path, None, config.data)
+            except ConfigError as error:
+                problems += [f"--{what}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     new_folder(folder, "an organization")

@@ -67,7 +67,7 @@ def make_server(
     except ConfigError as error:
         problems += error.problems
     else:
-        checked = checked.model_copy(update=_located(checked, problems))
+        checked = checked.model_copy(update=located(checked, problems))
     if len(found) < 3 and not given.get("allow_two") and not problems:
         problems.append(f"--enrolment: {len(found)} organizations; with 2 each learns the other's update: at least 3")
     if problems:
@@ -93,7 +93,7 @@ def make_server(
     return invitation
 
 
-def _located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
+def located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
     """The plan's files by absolute paths; those that are not there, models included, are problems."""
     files = {"prompts": plan.prompts} if plan.prompts is not None else {}
     if plan.transformer not in ("embedded", NO_TRANSFORMER):

@@ -229,7 +229,10 @@ def load(path: Path) -> Stored:
     if not any(file.exists() for file in side):
         stored = _load(path, "mode=ro&immutable=1")
         after = path.stat()
-        if not any(file.exists() for file in side) and (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
+        if not any(file.exists() for file in side) and (before.st_mtime_ns, before.st_size) == (
+            after.st_mtime_ns,
+            after.st_size,
+        ):
             if after.st_size != stored.image_bytes:
                 stored.problems.append(Problem(0, "the file is longer or shorter than its pages"))
             return stored
