@@ -15,7 +15,7 @@ from gradtf_fl.deployment import (
     canonical,
     changed_keys,
     enrol,
-    new_folder,
+    filled,
     public_of,
     read_invitation,
     write_node_key,
@@ -92,14 +92,15 @@ def make_organization(
                 problems += [f"--{what}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
-    new_folder(folder, "an organization")
-    identity = Identity.generate()
-    identity.save(folder / IDENTITY_KEY)
-    private, _ = write_node_key(folder)
-    enrolment = enrol(name, identity.private, public_of(private))
-    replace_file(folder / ENROLMENT, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
-    unnamed = config.secagg.model_copy(update={"roster": (), "provider_key": ""})
-    replace_file(folder / ORGANIZATION_CONFIG, to_toml(config.model_copy(update={"secagg": unnamed})).encode(), PRIVATE)
+    with filled(folder, "an organization"):
+        identity = Identity.generate()
+        identity.save(folder / IDENTITY_KEY)
+        private, _ = write_node_key(folder)
+        enrolment = enrol(name, identity.private, public_of(private))
+        replace_file(folder / ENROLMENT, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
+        unnamed = config.secagg.model_copy(update={"roster": (), "provider_key": ""})
+        text = to_toml(config.model_copy(update={"secagg": unnamed}))
+        replace_file(folder / ORGANIZATION_CONFIG, text.encode(), PRIVATE)
     return enrolment
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradtf_fl.cli.options import console
 from gradtf_fl.deployment import Finding
 from gradtf_fl.shown import shown
 
@@ -23,7 +24,6 @@ def failures(findings: Sequence[Finding]) -> int:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """A table and a line of totals on stdout."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -33,8 +33,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         level = Text(finding.level, style=STYLES[finding.level])
         table.add_row(level, *(Text(shown(text)) for text in (finding.what, finding.found, finding.remedy)))
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     warned = sum(finding.level == "warn" for finding in findings)
     warnings = f"{warned} warning{'' if warned == 1 else 's'}"
-    console.print(f"{len(findings)} checks, {failures(findings)} failed, {warnings}", highlight=False)
+    terminal.print(f"{len(findings)} checks, {failures(findings)} failed, {warnings}", highlight=False)

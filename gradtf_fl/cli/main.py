@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 unexpected; 2 usage or configuration; 3 privacy budget exh
 from __future__ import annotations
 
 import errno
+import sqlite3
 import sys
 import traceback
 import warnings
@@ -86,6 +87,7 @@ class Gradtf(click.Group):
         """Run and exit. Never returns normally."""
         session = Session()
         _quiet_libraries()
+        _print_any_name()
         standalone = extra.pop("standalone_mode", True)
         try:
             code = super().main(args, prog_name, standalone_mode=False, obj=session, **extra)
@@ -117,10 +119,20 @@ def report_error(error: BaseException, debug: bool) -> int:
         return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return 1
+    if (problem := _place_problem(error)) is not None:
+        _say(problem)
+        return ConfigError.exit_code
     cause = " ".join(str(error).split()) or "no message"
     hint = "" if debug else "; run again with --debug for the traceback"
     _say(f"unexpected {type(error).__name__}: {cause} (at {_innermost(error)}){_remedy(error)}{hint}")
     return 1
+
+
+def _print_any_name() -> None:
+    """Names of files that are not UTF-8 are spelled out on stdout, as on stderr; they end no verb."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def _quiet_libraries() -> None:
@@ -134,6 +146,17 @@ def _quiet_libraries() -> None:
 
 def _say(line: str) -> None:
     click.echo(f"gradtf: {shown(line)}", err=True)
+
+
+def _place_problem(error: BaseException) -> str | None:
+    """What is wrong with the place that was named, where that is all: nothing can be written there, or no name is."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'a file'}: {error.strerror}; name a place that can be written"
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+        return f"a database there: {error}; name a place that can be written"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object}: its name is not UTF-8; rename it"
+    return None
 
 
 def _remedy(error: BaseException) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         same_fingerprint,
     )
     from gradtf_fl.deployment.findings import Finding, Level
-    from gradtf_fl.deployment.folders import held, new_folder
+    from gradtf_fl.deployment.folders import filled, held, new_folder
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
@@ -72,6 +72,7 @@ __all__ = [
     "end_with_parent",
     "enrol",
     "environment",
+    "filled",
     "fingerprint",
     "free_port",
     "going_direct",

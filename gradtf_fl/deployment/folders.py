@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,21 @@ def new_folder(folder: Path, what: str) -> None:
         folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be closed to others ({error.strerror})") from error
+
+
+@contextmanager
+def filled(folder: Path, what: str) -> Iterator[None]:
+    """`new_folder`, filled while the block runs; as it was before where the block ends by an error."""
+    there = folder.exists()
+    new_folder(folder, what)
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not there:
+            folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from gradtf_fl.deployment import (
     ListenSection,
     canonical,
     check,
-    new_folder,
+    filled,
     read_enrolment,
 )
 from gradtf_fl.errors import ConfigError
@@ -80,16 +80,16 @@ def make_server(
         "organizations": sorted(found, key=lambda organization: organization.name),
     }
     invitation = validate(Invitation, values, lambda key: f"invitation: {key}" if key else "--enrolment")
-    new_folder(folder, "a server")
-    provider.save(folder / PROVIDER_KEY)
-    (folder / ENROLMENTS).mkdir(mode=0o700)
-    for organization in invitation.organizations:
-        text = json.dumps(organization.model_dump(), indent=1) + "\n"
-        replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
-    write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
-    replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
-    text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
-    replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
+    with filled(folder, "a server"):
+        provider.save(folder / PROVIDER_KEY)
+        (folder / ENROLMENTS).mkdir(mode=0o700)
+        for organization in invitation.organizations:
+            text = json.dumps(organization.model_dump(), indent=1) + "\n"
+            replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
+        write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
+        replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
+        text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
+        replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
     return invitation
 
 

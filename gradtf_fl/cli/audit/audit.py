@@ -15,6 +15,7 @@ from gradtf_fl.cli.audit.empirical import empirical
 from gradtf_fl.cli.audit.files import ledger_files, ledger_options, read_each
 from gradtf_fl.cli.audit.transfer import export, import_, rotate
 from gradtf_fl.cli.audit.what_if import what_if
+from gradtf_fl.cli.options import console
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.files import write_whole
 from gradtf_fl.shown import shown
@@ -175,8 +176,8 @@ def _print_table(table: Any, out: Path | None) -> None:
     from rich.console import Console
 
     if out is None:
-        Console().print(table)
+        console().print(table)
         return
-    console = Console(record=True, width=120, file=io.StringIO())
-    console.print(table)
-    write_whole(out, console.export_text())
+    page = Console(record=True, width=120, file=io.StringIO())
+    page.print(table)
+    write_whole(out, page.export_text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import chosen, config_option, configured, console, emit_json, json_option
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.shown import shown
 
@@ -63,7 +63,6 @@ def what_if(
 
 
 def _print(found: WhatIf, is_measured: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +70,7 @@ def _print(found: WhatIf, is_measured: bool) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, value in (*_cost(found), *accuracy, *_ledger(found.ledger)):
         table.add_row(Text(name, style="dim"), Text(shown(value)))
-    Console().print(table)
+    console().print(table)
 
 
 def _cost(found: WhatIf) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import console, emit_json, json_option
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CURRENT_ADAPTER, ORGANIZATION_CONFIG
 from gradtf_fl.shown import shown
@@ -230,7 +230,6 @@ def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -246,7 +245,7 @@ def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
             Text("yes", style="green") if row["verified"] else Text("NO", style="red"),
             ("pinned" if pinned else "in use") if row["in_use"] else "",
         )
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     for problem in (problem for row in rows for problem in row["problems"]):
-        console.print(Text(shown(problem)))
+        terminal.print(Text(shown(problem)))

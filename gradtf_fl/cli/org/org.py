@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import asks, config_option, configured, emit_json, json_option
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENT
@@ -112,7 +111,7 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
         click.echo(f"  provider's key           {document.provider_key[:16]}...")
         click.echo(f"invitation to {document.server}: fingerprint {document.fingerprint}")
     if fingerprint is None:
-        if as_json or not sys.stdin.isatty():
+        if as_json or not asks():
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
