@@ -66,6 +66,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
     base_name = organization.config.models.llm
     try:
         statement = statement_of(delivery, organization.provider_key, next_delivery(organization.folder))
+        organization.store().take_run(delivery.run_id, runs_kept(organization.folder))
         if _delivered_before(organization, statement):
             follow(organization.folder, delivery.round)
             return dict(STORED)
@@ -80,7 +81,6 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
                 "files, tokenizer included"
             )
         adapted = _fitted(llm, state)
-        organization.store().take_run(delivery.run_id, runs_kept(organization.folder))
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)
         write_statement(folder, statement)  # first: an adapter that is there has its statement
