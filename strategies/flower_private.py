@@ -59,11 +59,10 @@ def from_registered_node(scope: MutableMapping[str, Any]) -> bool:
 
     Flower asks the same (``authenticate_node``) after it has read the body, which names the node.
     """
-    from fastapi import HTTPException, Request
     from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
     from flwr.superlink.dependencies.linkstate import get_linkstate
-    from flwr.superlink.routers.fleet.node_auth import authenticate_node
+    from flwr.superlink.routers.fleet.node_auth import HTTPException, Request, authenticate_node
 
     request = Request({**scope, "state": {}})
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         same_fingerprint,
     )
     from gradtf_fl.deployment.findings import Finding, Level
-    from gradtf_fl.deployment.folders import filled, held, new_folder
+    from gradtf_fl.deployment.folders import filled, held
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
@@ -82,7 +82,6 @@ __all__ = [
     "issue_server",
     "last_line",
     "load_server",
-    "new_folder",
     "public_of",
     "read_enrolment",
     "read_invitation",
