@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradtf_fl.deployment import Occupied
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import FAILURE
 from gradtf_fl.files import PRIVATE, replace_file
@@ -30,7 +31,7 @@ def note_failure(out: Path, error: Exception) -> None:
     problems = error.problems if isinstance(error, ConfigError) else (f"{type(error).__name__}: {error}",)
     note = {
         "error": type(error).__name__,
-        "final": isinstance(error, ConfigError),
+        "final": isinstance(error, ConfigError) and not isinstance(error, Occupied),
         "problems": list(map(shown, problems)),
     }
     replace_file(out / FAILURE, json.dumps(note).encode(), PRIVATE)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         same_fingerprint,
     )
     from gradtf_fl.deployment.findings import Finding, Level
-    from gradtf_fl.deployment.folders import filled, held
+    from gradtf_fl.deployment.folders import Occupied, filled, held
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
@@ -59,6 +59,7 @@ __all__ = [
     "Level",
     "ListenSection",
     "NodeStatus",
+    "Occupied",
     "OrganizationView",
     "PlanStatus",
     "RunState",

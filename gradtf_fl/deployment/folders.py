@@ -19,6 +19,10 @@ LEAVING_SECONDS = 10.0  # until what a killed process leaves behind is gone, on 
 LOOK_SECONDS = 0.05
 
 
+class Occupied(ConfigError):
+    """Another process holds a lock; it may let go."""
+
+
 def new_folder(folder: Path, what: str) -> None:
     """Make ``folder``, or take an empty one: 0700 either way.
 
@@ -51,7 +55,7 @@ def filled(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def held(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file ``path``, which then names this process; ConfigError with ``problem`` when another has it.
+    """Hold the lock file ``path``, which then names this process; `Occupied` with ``problem`` when another has it.
 
     A lock outlives a killed process for a moment: while the kernel takes it down, or in a child that it has forked and
     that has not yet become another program.
@@ -65,7 +69,7 @@ def held(path: Path, problem: str) -> Iterator[None]:
             except OSError:
                 patience = GLANCE_SECONDS if _holder_runs(file) else LEAVING_SECONDS
                 if time.monotonic() - began > patience:
-                    raise ConfigError(problem) from None
+                    raise Occupied(problem) from None
                 time.sleep(LOOK_SECONDS)
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -22,6 +22,7 @@ from gradtf_fl.deployment.enrolment import (
     read_invitation,
     same_fingerprint,
 )
+from gradtf_fl.deployment.folders import Occupied
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity
@@ -162,6 +163,10 @@ def test_a_run_that_cannot_start_says_why_at_once(tmp_path: Path, three: list[Pa
     assert failure.final  # `server run` ends with it instead of trying again
     assert "there.safetensors" in failure.problems[0]
     assert take_failure(server.folder) is None
+    note_failure(server.folder, Occupied("another server runs there"))  # it may leave
+    failure = take_failure(server.folder)
+    assert failure is not None
+    assert not failure.final
     there.unlink()
     with pytest.raises(ConfigError, match=r"plan\.transformer: .*there\.safetensors: no such file"):
         ServerRun(server).run()
