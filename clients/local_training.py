@@ -6,7 +6,6 @@ sizes and the number of rows do not leave.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.bounds import require_noise, require_rows, spec_reasons
 from clients.node_store import RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
@@ -30,7 +30,7 @@ from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
-from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
+from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 from gradtf_fl.tasks import count_rows, longest_row, read_tokens
 from gradtf_fl.training import check_rows, check_trainable, rehearse, train_dp
@@ -68,8 +68,8 @@ def train_update(
         BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
     """
     compute = organization.config.compute
-    _same_llm(organization, message.llm_hash)
-    tiny = load_tiny(organization, message.spec, message.initial_hash)
+    _same_llm(organization, bytes.fromhex(plan.llm_sha256))
+    tiny = load_tiny(organization, plan.spec, bytes.fromhex(plan.initial_sha256))
     start, start_hash = start_of(tiny, message.update)
     if start_hash != config.model_hash or tiny.space.layout.size != config.dim:
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
@@ -83,11 +83,13 @@ def train_update(
         rows = count_rows(organization.train_path, organization.config.data)
     except ConfigError as error:
         raise Refused(Refusal.DATA, str(error)) from error
+    require_rows(organization.config.policy, rows)
     if plan.batch > rows:
         raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")
     q = plan.batch / rows
     event = DpEvent(noise_multiplier(plan.epsilon, plan.delta, q, plan.rounds * plan.steps), q, plan.steps)
     privacy = organization.config.privacy
+    require_noise(organization.config.policy, event, privacy.delta)
     ledger = Ledger.open(
         organization.ledger_path,
         identity_key=organization.identity.private,
@@ -179,16 +181,19 @@ def client_level(organization: Organization, config: RoundConfig) -> SkellamEven
 
 
 def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -> AdaptedModel:
-    """Our own TinyLM with the shared initial adapter.
+    """Our own TinyLM with the shared initial adapter, which is not built before ``[policy]`` permits its size.
 
     Raises:
-        Refused: ``protocol`` for a spec that is none, ``model_hash`` when the initial adapter is not ours.
+        Refused: ``protocol`` for a spec that is none, ``policy`` for one out of bounds, ``model_hash`` when the initial
+            adapter is not ours.
         ConfigError: the model can't be had, or ``[compute]`` asks for what this machine can't do.
     """
     try:
-        spec = AdapterSpec.from_json(json.loads(spec_json))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(Refusal.PROTOCOL, f"adapter spec: {error!r}") from error
+        spec = AdapterSpec.from_canonical(spec_json)
+    except ValueError as error:
+        raise Refused(Refusal.PROTOCOL, str(error)) from error
+    if reasons := spec_reasons(organization.config.policy, spec):
+        raise Refused(Refusal.POLICY, "; ".join(reasons))
     place = Place.of(organization.config.compute)
     tiny = AdaptedModel.load(organization.config.models.tiny, spec, place, kept=True)
     if tiny.space.initial_hash != initial_hash:
@@ -200,11 +205,12 @@ def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor]
     """The adapter's state at the global update (float32 little endian bytes), and the start's hash (32 bytes).
 
     Raises:
-        Refused: ``model_hash`` when the update's size is not ours.
+        Refused: ``model_hash`` when the update's size is not ours, or when no training could start from it.
     """
-    values, space = np.frombuffer(update, dtype="<f4"), tiny.space
-    if values.size != space.layout.size or not np.isfinite(values).all():
-        raise Refused(Refusal.MODEL_HASH, f"the global update has {values.size} values, wanted {space.layout.size}")
+    space = tiny.space
+    values = np.frombuffer(update, dtype="<f4") if len(update) == 4 * space.layout.size else np.array(np.nan)
+    if not float(np.abs(values).max()) <= MAX_CLIP:  # NaN is not either
+        raise Refused(Refusal.MODEL_HASH, f"the global update is not {space.layout.size} values up to {MAX_CLIP:g}")
     start = tiny.state_at(values.reshape(space.shape))
     return start, global_model_hash(space.model_sha256, space.initial_hash, update)
 

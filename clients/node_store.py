@@ -25,6 +25,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS last_round (
     run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS attempts (
+    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, claimed INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS open_round (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -125,17 +128,30 @@ class NodeStore:
                     )
             database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
 
-    def claim(self, key: RoundKey) -> None:
+    def attempts(self, run_id: str, round_number: int) -> int:
+        """How often the round was claimed, whatever numbers the server gave to its attempts; 0 for an earlier round."""
+        with self._transaction() as database:
+            return _claimed(database, run_id, round_number)
+
+    def claim(self, key: RoundKey, most: int | None = None) -> None:
         """Take (round, attempt) for good and forget the state of any earlier one.
 
+        Args:
+            most: claims that one round may have, None for any number.
+
         Raises:
-            Refused: with ``stale`` when it is not above the last one, whoever took that.
+            Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` when the
+                round had its ``most`` claims.
         """
         with self._transaction() as database:
             row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
             if row is not None and (key.round, key.attempt) <= (int(row[0]), int(row[1])):
                 raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}")
+            claimed = _claimed(database, key.run_id, key.round)
+            if most is not None and claimed >= most:
+                raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
             database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
+            database.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (key.run_id, key.round, claimed + 1))
             database.execute("DELETE FROM open_round")
 
     def open(self, opened: OpenRound) -> None:
@@ -180,3 +196,10 @@ class NodeStore:
                 database.execute("DELETE FROM open_round")
             else:
                 database.execute("UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector))
+
+
+def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> int:
+    row = database.execute(
+        "SELECT claimed FROM attempts WHERE run_id = ? AND round = ?", (run_id, round_number)
+    ).fetchone()
+    return int(row[0]) if row else 0

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import MAX_ALPHA, MAX_CLIP, MAX_RATE, MIN_ALPHA, MIN_CLIP, MIN_RATE
 
 Bits = Literal[16, 20, 24, 32]
 
@@ -24,8 +25,9 @@ Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-
 Location = Annotated[Path, Field(strict=False)]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
-Norm = Annotated[float, Field(gt=0, le=1e6)]
-Rate = Annotated[float, Field(gt=0, le=10)]
+Norm = Annotated[float, Field(ge=MIN_CLIP, le=MAX_CLIP)]
+Rate = Annotated[float, Field(ge=MIN_RATE, le=MAX_RATE)]
+Alpha = Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Rounds = Annotated[int, Field(ge=1, le=10_000)]

@@ -65,9 +65,13 @@ class Bench:
         self.federation._resume()
         self.node = next(iter(self.grid.get_node_ids()))
 
-    def begin(self, round_number: int = 1, **changes: object) -> BeginRound:
-        """A ``train.begin`` message; ``changes`` go into the round's configuration."""
-        configs = [replace(c, **changes) for c in self.federation._next_attempt(round_number)]  # type: ignore[arg-type]
+    def begin(self, round_number: int = 1, **changes: Any) -> BeginRound:
+        """A ``train.begin`` message; ``changes`` go into the round's configuration, those of ``dp`` into its plan."""
+        configs = self.federation._next_attempt(round_number)
+        if isinstance(changes.get("dp"), dict):
+            plan = TrainingPlan.from_canonical(configs[0].dp)
+            changes["dp"] = replace(plan, **changes["dp"]).canonical()
+        configs = [replace(config, **changes) for config in configs]
         (message,) = self.federation._begin_messages(self.grid, [self.node], configs)
         return BeginRound.from_fields(dict(message.content[SECTION]))
 
@@ -268,8 +272,8 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
         ({"model_hash": bytes(32)}, "model_hash"),
         ({"dim": 5}, "model_hash"),
         ({"dp": "{}"}, "protocol"),
-        ({"dp": TrainingPlan(8.0, 1e-5, 10**4, 10**6, 16, 0.5, 0.01).canonical()}, "protocol"),
-        ({"dp": TrainingPlan(8.0, 1e-5, 2, 2, 65, 0.5, 0.01).canonical()}, "data"),
+        ({"dp": {"rounds": 10**4, "steps": 10**6}}, "protocol"),
+        ({"dp": {"batch": 65}}, "data"),
         ({"round": 3}, "policy"),
     ],
 )
@@ -293,8 +297,8 @@ def test_a_weaker_delta_is_refused(make_kit: MakeKit) -> None:
 
 
 def test_another_initial_adapter_is_refused(bench: Bench) -> None:
+    assert bench.code(BEGIN, bench.begin(dp={"initial_sha256": "0" * 64}).to_fields()) == "model_hash"
     begin = bench.begin()
-    assert bench.code(BEGIN, replace(begin, initial_hash=bytes(32)).to_fields()) == "model_hash"
     assert bench.code(BEGIN, replace(begin, update=begin.update[:-4]).to_fields()) == "model_hash"
 
 
@@ -328,7 +332,7 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
 
 def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
     good, begin = delivery(bench), bench.begin()
-    good = replace(good, run_id=begin.run_id)
+    good = replace(good, run_id=bench.federation._state.run_id)
     good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
     riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}
     forged = replace(begin, **{**riding, "signature": Identity.generate().sign(good.signed_bytes)})

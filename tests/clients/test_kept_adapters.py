@@ -288,12 +288,12 @@ def everything_but_the_signature(folder: Path) -> None:
 
 
 def signed_by_a_stranger(folder: Path) -> None:
-    from gradtf_fl.round_messages import adapter_statement_of_hashes
+    from gradtf_fl.round_messages import adapter_statement
 
     stranger, path = Identity.generate(), folder.parent / "adapter.json"
     s = json.loads(path.read_text())
-    hashes = bytes.fromhex(s["llm_adapter_sha256"]), bytes.fromhex(s["update_sha256"])
-    signature = stranger.sign(adapter_statement_of_hashes(s["run_id"], s["round"], *hashes))
+    hashes = (bytes.fromhex(s[f"{name}_sha256"]) for name in ("llm_adapter", "update", "tiny"))
+    signature = stranger.sign(adapter_statement(s["run_id"], s["round"], *hashes))
     path.write_text(json.dumps(s | {"signature": signature.hex(), "provider_key": stranger.public.hex()}))
 
 

@@ -18,6 +18,7 @@ from gradtf_fl.config import (
     ModelsSection,
     OrganizationConfig,
     OrganizationSimulation,
+    PolicySection,
     PrivacySection,
     SecAggSection,
     to_toml,
@@ -102,6 +103,20 @@ def build(
     **plan: object,
 ) -> Kit:
     """Write ``organizations`` folders with their own rows, keys and ledgers, and the plan of a cheap run."""
+    settings: dict[str, object] = {
+        "transformer": str(Path(pair[0]).parent / TRANSFORMER),
+        "tiny": pair[0],
+        "llm": pair[1],
+        "organizations": organizations,
+        "rounds": 2,
+        "steps": 2,
+        "batch": 16,
+        "deadline_s": 60.0,
+        "join_s": 5.0,
+        "out": out,
+        "organizations_dir": out / "organizations",
+    }
+    asked = FederationPlan.model_validate(settings | plan)
     provider = Identity.generate()
     out.mkdir(parents=True)
     provider.save(out / "provider.key")
@@ -120,21 +135,9 @@ def build(
             data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
             privacy=PrivacySection(budget=budget),
             secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
+            policy=PolicySection(groups=asked.groups, weight_rules=(asked.weight_rule,)),
             simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),
         )
         replace_file(folder / "organization.toml", to_toml(config).encode(), PRIVATE)
         folders.append(folder)
-    settings: dict[str, object] = {
-        "transformer": str(Path(pair[0]).parent / TRANSFORMER),
-        "tiny": pair[0],
-        "llm": pair[1],
-        "organizations": organizations,
-        "rounds": 2,
-        "steps": 2,
-        "batch": 16,
-        "deadline_s": 60.0,
-        "join_s": 5.0,
-        "out": out,
-        "organizations_dir": out / "organizations",
-    }
-    return Kit(FederationPlan.model_validate(settings | plan), tuple(folders), generator)
+    return Kit(asked, tuple(folders), generator)

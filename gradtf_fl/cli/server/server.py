@@ -63,17 +63,23 @@ def init(
     **plan: Any,
 ) -> None:
     """Make DIR: the plan, the key that signs LLM adapters, and the invitation for every organization."""
-    from gradtf_fl.config import plan_values
+    from gradtf_fl.config import PolicySection, plan_values
+    from gradtf_fl.deployment import load_server
     from strategies import make_server
 
     values = plan_values(configured(config_file, {name: plan.pop(name) for name in ("rounds", "epsilon", "delta")}))
     values |= chosen(plan)
     files = {"ca": ca, "certificate": certificate, "key": key}
     invitation = make_server(folder, [*enrolments, *more], address, listen, files, values)
+    asked, default = load_server(folder).plan, PolicySection()
+    beyond = default.broken_by_adapter(asked.adapter, asked.rank, asked.lora_alpha) + default.broken_by(
+        clip=asked.clip, rate=asked.rate, steps=asked.steps, weight_rule=asked.weight_rule, groups=asked.groups
+    )
     if as_json:
         return emit_json(
             {
                 "folder": str(folder),
+                "beyond_default_policy": beyond,
                 "invitation": str(folder / INVITATION),
                 "fingerprint": invitation.fingerprint,
                 "organizations": {o.name: o.fingerprint for o in invitation.organizations},
@@ -85,6 +91,8 @@ def init(
         f"server for {len(invitation.organizations)} organizations in {folder}: server.toml, provider.key (0600)"
     )
     click.echo(f"invitation {folder / INVITATION}: fingerprint {invitation.fingerprint}")
+    if beyond:
+        click.echo("note: organizations refuse this plan until their [policy] permits it: " + "; ".join(beyond))
     click.echo(
         "Next: compare each fingerprint above with its organization, send the invitation to all of them (nothing in"
     )
