@@ -97,7 +97,7 @@ def train_update(
         raise
     moved = update_vector(tiny.space.layout, adapter_state(model), start)
     vector = clip_update(moved.reshape(-1), config.clip)
-    if organization.config.simulation is not None and organization.config.simulation.keep_updates:
+    if organization.simulation is not None and organization.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, training, charge.ledger.head)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clients.refusals import Refused
-from gradtf_fl.round_messages import Refusal
+from gradtf_fl.round_messages import RUN_START, Refusal
 
 BUSY_SECONDS = 60.0
 
@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS unfinished (
 );
 CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
 """
 
 
@@ -73,6 +74,12 @@ class OpenRound:
     vector: bytes | None
     weight: float
     finished: bool = False
+
+
+def started(run_id: str) -> str:
+    """When a run began, as its name says; "" for the names of runs before 0.2 and of simulations."""
+    found = RUN_START.match(run_id)
+    return found[0] if found else ""
 
 
 class NodeStore:
@@ -116,6 +123,28 @@ class NodeStore:
                 return 0, 0
             unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
             return int(row[0]), int(row[1]) - unanswered
+
+    def take_run(self, run_id: str, known: Sequence[str]) -> None:
+        """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
+
+        Args:
+            known: runs whose adapters came before this store counted them, oldest first.
+
+        Raises:
+            Refused: with ``adapter`` when another run came after it, or its name says that it started before.
+        """
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM adapter_runs").fetchone() is None:
+                for run in dict.fromkeys(known):
+                    database.execute("INSERT INTO adapter_runs (run_id) VALUES (?)", (run,))
+            newest = database.execute("SELECT run_id FROM adapter_runs ORDER BY number DESC").fetchone()
+            if newest is not None and newest[0] != run_id:
+                seen = database.execute("SELECT 1 FROM adapter_runs WHERE run_id = ?", (run_id,)).fetchone()
+                if seen is not None or started(run_id) < started(newest[0]):
+                    raise Refused(
+                        Refusal.ADAPTER, f"run {run_id!r} is older than {newest[0]!r}, whose adapters came since"
+                    )
+            database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
 
     def attempts(self, run_id: str, round_number: int) -> int:
         """How often the round was claimed, whatever numbers the server gave to its attempts; 0 for an earlier round."""

@@ -34,6 +34,7 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
+RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
 MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
 MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
 MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan: in float32's denormals clipping and noise would round apart

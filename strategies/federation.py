@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
-        self._state = checkpoints.open_run(out, origin, self._fresh("run")[:16].hex())
+        self._state = checkpoints.open_run(out, origin, self._run_name())
         last = checkpoints.last_checkpoint(out)
         if last is not None:
             if last.global_update.shape != self._update.shape:
@@ -256,6 +257,11 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             )
             for group, shape in enumerate(self.shapes)
         ]
+
+    def _run_name(self) -> str:
+        """Of a new run: random, and in a deployment with the time, by which organizations tell an old run's adapter."""
+        name = self._fresh("run")[:16].hex()
+        return name if self.plan.organizations_dir is not None else f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
 
     def _training_plan(self) -> TrainingPlan:
         plan, tiny = self.plan, self.provider.tiny
