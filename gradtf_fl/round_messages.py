@@ -33,7 +33,10 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
-MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
+MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
+MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan; see gradtf_fl/training/clipping.py
+MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 
 Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
@@ -106,8 +109,9 @@ class TrainingPlan:
             sound = (
                 all(type(value) is int and 0 < value < 2**31 for value in integers)
                 and all(type(value) is float and math.isfinite(value) and value > 0 for value in reals)
-                and plan.delta < 1
-                and plan.epsilon <= MAX_EPSILON
+                and MIN_DELTA <= plan.delta < 1
+                and MIN_EPSILON <= plan.epsilon <= MAX_EPSILON
+                and MIN_CLIP <= plan.clip <= MAX_CLIP
                 and plan.rounds * plan.steps <= MAX_STEPS
                 and plan.canonical() == text
             )

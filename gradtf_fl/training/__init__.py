@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_rows
-    from gradtf_fl.training.private_adam import NORM_FLOOR
     from gradtf_fl.training.randomness import Draws
     from gradtf_fl.training.rehearsal import measure_step, rehearse
     from gradtf_fl.training.row_losses import RowLosses
@@ -35,7 +34,6 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "NORM_FLOOR",
     "AuditPlan",
     "AuditResult",
     "DpRecipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,14 @@ def test_out_of_memory_in_the_middle_repeats_its_step_with_the_same_draws_and_no
 ) -> None:
     """In the first or second part of a step: what that step has summed up is thrown away."""
     noise: list[tuple[int, torch.Tensor]] = []
-    normals = Draws.normals
+    blocks = Draws.normal_blocks
 
-    def noted(self: Draws, step: int, count: int, device: torch.device) -> torch.Tensor:
-        noise.append((step, normals(self, step, count, device)))
-        return noise[-1][1]
+    def noted(self: Draws, step: int, count: int, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+        for first, drawn in blocks(self, step, count, device):
+            noise.append((step, drawn))
+            yield first, drawn
 
-    monkeypatch.setattr(Draws, "normals", noted)
+    monkeypatch.setattr(Draws, "normal_blocks", noted)
     expected, model = lora_model(), lora_model()
     outcome = train_dp(expected, random_rows, **PLAN, physical_batch=4, sampler=sampler)
     wanted, noise = noise, []
