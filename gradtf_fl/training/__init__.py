@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.training.stacked_layers import StackedLinear
     from gradtf_fl.training.trainable import check_trainable
+    from gradtf_fl.training.wide_audit import WideGame, play_wide, wide_size
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -45,6 +46,7 @@ __all__ = [
     "StackedAdapters",
     "StackedLinear",
     "StepsDone",
+    "WideGame",
     "batch_indices",
     "begin_peak",
     "check_rows",
@@ -58,6 +60,7 @@ __all__ = [
     "noisy_step",
     "peak_bytes",
     "peak_held_bytes",
+    "play_wide",
     "private_optimizer",
     "rehearse",
     "row_mean_loss",
@@ -65,4 +68,5 @@ __all__ = [
     "stack_rows",
     "target_mean_loss",
     "train_dp",
+    "wide_size",
 ]

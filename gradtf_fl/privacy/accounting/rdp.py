@@ -47,6 +47,18 @@ def convert(curve: Curve, delta: float) -> float:
     return math.inf if math.isnan(best) else max(0.0, best)
 
 
+def convert_replaced(curve: Curve, delta: float) -> float:
+    """An epsilon at ``delta`` for one REPLACED row, from the curve of adding or removing one.
+
+    A removal and an addition, each (e, d), are together (2 e, (1 + e^e) d). With d = delta / (2 e^e), `convert`'s
+    condition on e is linear in it, order by order above 2.
+    """
+    high = ORDERS > 2
+    above, order = curve[high] + _conversion(delta)[high], ORDERS[high]
+    best = float(np.fmin.reduce((above + math.log(2) / (order - 1)) * (order - 1) / (order - 2)))
+    return math.inf if math.isnan(best) else max(0.0, 2 * best)
+
+
 @lru_cache(maxsize=256)
 def _conversion(delta: float) -> Curve:
     return np.log((ORDERS - 1) / ORDERS) - (math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)
