@@ -23,9 +23,9 @@ from .conftest import ALL_LINEAR, QV, base_model, lora_model, trainable
 EVERY = torch.arange(12)
 
 
-def ours(model: nn.Module, rows: TokenRows, drawn: torch.Tensor = EVERY) -> torch.Tensor:
+def ours(model: nn.Module, rows: TokenRows, drawn: torch.Tensor = EVERY, **options: Any) -> torch.Tensor:
     """Row gradients [rows, size] as the trainer computes them."""
-    with private_optimizer(model, trainable(model), 0.0, 1.0, 8, 1e-2, Draws.make(0)) as optimizer:
+    with private_optimizer(model, trainable(model), 0.0, 1.0, 8, 1e-2, Draws.make(0), **options) as optimizer:
         optimizer.sampler.backward(RowLosses(model, rows)(drawn))
         return optimizer.row_gradients()
 
@@ -117,27 +117,18 @@ def test_a_layer_that_is_used_twice_has_both_parts() -> None:
     assert torch.equal(found, 4 * once)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_changes_nothing(random_rows: TokenRows, reentrant: bool) -> None:
+@pytest.mark.parametrize("whose", ["ours", "reentrant", "non-reentrant"])
+def test_checkpointing_changes_nothing(random_rows: TokenRows, whose: str) -> None:
+    """A model's own switch acts in train mode only, in which no model is trained here."""
     plain = ours(lora_model(), random_rows)
     model = lora_model()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    if reentrant:
-        model.enable_input_require_grads()
+    if whose != "ours":
+        model.activation_checkpointing_enable({"use_reentrant": whose == "reentrant"})
     forward = model.get_base_model().model.layers[1].mlp.forward
     calls = []
     model.get_base_model().model.layers[1].mlp.forward = lambda x: (calls.append(1), forward(x))[1]
-    assert torch.equal(ours(model, random_rows), plain)
-    assert len(calls) == 2  # once more in the backward pass: checkpointing was on
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_reentrant_checkpointing_without_gradients_of_the_input_is_refused(random_rows: TokenRows) -> None:
-    model = lora_model()
-    model.activation_checkpointing_enable({"use_reentrant": True})
-    model.disable_input_require_grads()
-    with pytest.raises(ConfigError, match="enable_input_require_grads"):
-        train_dp(model, random_rows, sigma=1.0, clip=1.0, batch=4, steps=1, rate=1e-2)
+    assert torch.equal(ours(model, random_rows, gradient_checkpointing=whose == "ours"), plain)
+    assert len(calls) == (2 if whose == "ours" else 1)  # once more in the backward pass: checkpointing was on
 
 
 def test_a_layer_that_no_gradient_reaches_is_refused(random_rows: TokenRows) -> None:
