@@ -32,11 +32,16 @@ def recomputed(model: nn.Module, again: Callable[[], AbstractContextManager[obje
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError("gradient_checkpointing: this model does not support it; set it to false")
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random is computed
+    again_in = partial(
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing random is computed
+        context_fn=lambda: (nullcontext(), again()),
+    )
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = partial(checkpoint, layer.forward, **options, context_fn=lambda: (nullcontext(), again()))
+            layer.forward = partial(again_in, layer.forward)
         yield
     finally:
         for layer, own in zip(layers, before, strict=True):

@@ -10,6 +10,7 @@ A canary is guessed to be in where the noisy sum's part along it is above 1/2 (i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ def play_wide(size: int, clip: float, seed: int, epsilon: float = 0.5, noise: bo
     included = np.flatnonzero(coins)
     norms = []
     for number, canary in enumerate(included, 1):
-        row = _canary(size, int(canary), GRADIENT_NORM * clip / size**0.5)
+        row = _canary(size, int(canary), GRADIENT_NORM * clip / math.sqrt(size))
         layer.grad_sample = row[None]  # type: ignore[attr-defined]
         optimizer.signal_skip_step(number < len(included))
         optimizer.step()
@@ -103,4 +104,4 @@ def _canary(size: int, bit: int, value: float) -> Tensor:
 def _along(gradient: Tensor, bit: int) -> float:
     """Inner product with the canary's direction of norm 1."""
     parts = gradient.view(-1, 2, 1 << bit).sum((0, 2), dtype=torch.float64)
-    return float(parts[0] - parts[1]) / float(gradient.numel()) ** 0.5
+    return float(parts[0] - parts[1]) / math.sqrt(gradient.numel())
