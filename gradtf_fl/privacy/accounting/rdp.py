@@ -22,12 +22,21 @@ ORDERS: Curve = np.array([1 + x / 10 for x in range(1, 100)] + list(range(12, 64
 """Opacus' own choice; a missing order only makes the bound looser."""
 
 
+MOST_SIGMA = 1e4
+"""Of a sampled step; what is above counts as this. At 1e8 the divergence is below float64's rounding of 1."""
+WHOLE_ORDERS_FROM = 200.0
+"""Sigma above which the series of broken orders takes seconds to minutes; the next whole order bounds each."""
+
+
 @lru_cache(maxsize=4096)
 def step_curve(sigma: float, q: float) -> Curve:
     """Curve of one step with ``sigma`` > 0 [orders], by Opacus (Mironov, Talwar, Zhang 2019, section 3.3)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    curve = np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=ORDERS), dtype=np.float64)
+    sampled = q < 1
+    orders = np.ceil(ORDERS) if sampled and sigma > WHOLE_ORDERS_FROM else ORDERS
+    noise = min(sigma, MOST_SIGMA) if sampled else sigma
+    curve = np.asarray(compute_rdp(q=q, noise_multiplier=noise, steps=1, orders=orders), dtype=np.float64)
     curve.setflags(write=False)
     return curve
 
