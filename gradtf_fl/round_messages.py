@@ -37,7 +37,7 @@ REFUSAL = "refusal"  # name of the field that carries a `Refusal`
 RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
 MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
 MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
-MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan: in float32's denormals clipping and noise would round apart
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan; see gradtf_fl/training/clipping.py
 MIN_RATE, MAX_RATE = 1e-9, 10.0  # of a plan
 MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 MIN_ALPHA, MAX_ALPHA, MAX_RANK = 1e-3, 1e6, 4096  # of an adapter
