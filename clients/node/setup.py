@@ -82,36 +82,29 @@ def make_organization(
             problems += [f"--{option}: {problem}" for problem in error.problems]
     ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
     rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
+    counts = {}
+    for what, path in (("data", data), ("test", test)):
+        try:
+            if path is not None and path.exists():
+                counts[what] = len(read_rows(path, None, RowFormat(**rows)))
+        except ConfigError as error:
+            problems += [f"--{what}: {problem}" for problem in error.problems]
+    found = counts.get("data", 0)
+    if found and declare is not None and not 1 <= declare <= found:
+        problems.append(f"--declare: {declare}: at least 1 and at most the {found} rows of {data}")
+    declared = declared_of(found) if declare is None and found else max(1, declare or 1)
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta, "declared": 1 if declare is None else declare},
+        "privacy": {"budget": budget, "delta": delta, "declared": declared},
         "compute": {} if compute is None else compute.model_dump(),
     }
-    options = {
-        "privacy.budget": "--budget",
-        "privacy.delta": "--delta",
-        "privacy.declared": "--declare",
-        "name": "--name",
-    }
+    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
     try:
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
-    else:
-        found = {}
-        for what, path in (("data", data), ("test", test)):
-            try:
-                if path is not None and path.exists():
-                    found[what] = len(read_rows(path, None, config.data))
-            except ConfigError as error:
-                problems += [f"--{what}: {problem}" for problem in error.problems]
-        rows_here = found.get("data", 0)
-        if "data" in found and rows_here < (declare or 0):
-            problems.append(f"--declare: {declare}: at most the {rows_here} rows of {data}")
-        declared = declared_of(rows_here) if declare is None and rows_here else config.privacy.declared
-        config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"declared": declared})})
     if problems:
         raise ConfigError(problems)
     with filled(folder, "an organization"):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import FederationPlan, OrganizationConfig, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import DpEvent, epsilon_prv, noise_multiplier
@@ -92,7 +93,8 @@ def test_what_no_accountant_can_hold_is_refused_where_it_is_written(key: str, va
     with pytest.raises(ConfigError, match=f"{key} must be"):
         noise_multiplier(**options, q=0.5, steps=3)
     plan = {"epsilon": 8.0, "delta": 1e-5, "clip": 0.5, "rate": 0.1, key: value}
-    text = TrainingPlan(**plan, rounds=1, steps=1, batch=4).canonical()
+    adapter = {"spec": AdapterSpec().canonical(), "initial_sha256": "a" * 64, "llm_sha256": "b" * 64}
+    text = TrainingPlan(**plan, **adapter, rounds=1, steps=1, batch=4).canonical()
     with pytest.raises(MalformedFields, match="outside its range"):
         TrainingPlan.from_canonical(text)
     name = "budget" if key == "epsilon" else key

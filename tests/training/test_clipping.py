@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import MAX_CLIP, MIN_CLIP, MalformedFields, TrainingPlan
@@ -103,6 +104,7 @@ def test_a_clip_outside_the_permitted_sizes_is_refused_everywhere(random_rows: T
     with pytest.raises(ConfigError, match="clip"):
         FederationPlan.from_run_config({"clip": clip})
     options: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, "rounds": 1, "steps": 1, "batch": 4, "rate": 1e-2}
+    options |= {"spec": AdapterSpec().canonical(), "initial_sha256": "a" * 64, "llm_sha256": "b" * 64}
     try:
         text = TrainingPlan(**options, clip=clip).canonical()
     except ValueError:  # no JSON for it
