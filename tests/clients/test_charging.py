@@ -157,7 +157,8 @@ def killed(self):
         os.kill(os.getpid(), signal.SIGKILL)
 PrivateAdam.clip_and_accumulate = killed
 import msgpack
-handle(load_organization(Path(sys.argv[1]), simulated=True), "train.begin", msgpack.unpackb(Path(sys.argv[2]).read_bytes()))
+organization = load_organization(Path(sys.argv[1]), simulated=True)
+handle(organization, "train.begin", msgpack.unpackb(Path(sys.argv[2]).read_bytes()))
 """
 
 
