@@ -33,7 +33,7 @@ def device_option(command: F) -> F:
         metavar="NAME",
         default="cpu",
         show_default=True,
-        help="Where to compute: auto, cpu, cuda, cuda:N, mps.",
+        help="Where to compute: auto, cpu, cuda, cuda:N, mps, spread (a large model on all CUDA devices).",
     )(command)
 
 

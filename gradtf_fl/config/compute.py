@@ -11,7 +11,7 @@ from gradtf_fl.config.base import Section
 Sampler = Literal["lora", "opacus"]
 Precision = Literal["auto", "float32", "bf16"]
 Quantization = Literal["none", "8bit", "4bit"]
-DeviceName = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?|mps)$")]
+DeviceName = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?|mps|spread)$")]
 PhysicalRows = Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -19,7 +19,8 @@ class ComputeSection(Section):
     """``[compute]``: how models are held and trained. It decides the cost of a step, never what a step is.
 
     Attributes:
-        device: cpu, cuda, cuda:N, mps, or auto (a CUDA device where there is one, else the CPU).
+        device: cpu, cuda, cuda:N, mps, auto (a CUDA device where there is one, else the CPU), or spread (all CUDA
+            devices share a model's layers: for models too large for one).
         precision: of base weights: float32, bf16, or auto (bf16 on a CUDA device that computes in it, else float32).
             Adapters, gradients, norms and noise are float32 always.
         quantization: of base weights: none, 8bit or 4bit (needs the extra "quantized").

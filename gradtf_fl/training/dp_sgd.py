@@ -15,7 +15,7 @@ takes the step (`private_adam`). The losses, the draws and the noise are ours (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.adapters import devices_of
 from gradtf_fl.config import PhysicalRows, Sampler
 from gradtf_fl.privacy import DpEvent
 from gradtf_fl.training.dp_checkpoint import DpCheckpoint
@@ -128,7 +129,7 @@ def train_dp(
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
     with (
-        _own_dropout(forward.device) as dropout,
+        _own_dropout(devices_of(model)) as dropout,
         private_optimizer(
             model, parameters, sigma, clip, q * len(rows), rate, draws, sampler, gradient_checkpointing
         ) as optimizer,
@@ -156,7 +157,7 @@ def train_dp(
 
 
 def _fitting_step(
-    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: torch.Generator
+    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: Sequence[torch.Generator]
 ) -> tuple[float, int]:
     """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
@@ -166,7 +167,8 @@ def _fitting_step(
         The loss, and the size of the parts that it took.
     """
     while True:
-        dropout.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
+        for generator in dropout:
+            generator.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
         try:
             return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
         except Exception as error:
@@ -227,12 +229,9 @@ def private_optimizer(
 
 
 @contextmanager
-def _own_dropout(device: torch.device) -> Iterator[torch.Generator]:
-    """The global generator that dropout on ``device`` draws from; afterwards it is as it was."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        if on_gpu:
-            index = torch.cuda.current_device() if device.index is None else device.index
-            yield torch.cuda.default_generators[index]
-        else:
-            yield torch.default_generator
+def _own_dropout(devices: Sequence[torch.device]) -> Iterator[list[torch.Generator]]:
+    """The global generators that dropout on ``devices`` draws from; afterwards they are as they were."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices=gpus):
+        indices = [torch.cuda.current_device() if gpu.index is None else gpu.index for gpu in gpus]
+        yield [torch.cuda.default_generators[index] for index in indices] or [torch.default_generator]

@@ -28,7 +28,8 @@ NORM_FLOOR = 1e-6
 
 
 class PrivateAdam(DPOptimizer):  # type: ignore[misc]
-    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it.
+    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it, and a copy where the
+    parameter lies on another device than the first one.
 
     Attributes:
         sampler: fills the parameters' ``grad_sample``.
@@ -71,7 +72,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         Raises:
             ValueError: from Opacus, where no backward pass has filled them since the last step.
         """
-        return torch.cat([sample.flatten(1) for sample in self.grad_samples], dim=1).float()
+        return torch.cat([sample.flatten(1).to(self.gradient.device) for sample in self.grad_samples], dim=1).float()
 
     def clip_and_accumulate(self) -> None:
         """Add the rows' clipped gradients to this step's sum; the rows are then used up."""
@@ -90,12 +91,12 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         else:
             self.gradient.copy_(self._sum)
         self._sum = None
-        for p, part in zip(self.params, self._parts, strict=True):
-            p.grad = part
 
     def scale_grad(self) -> None:
         """Divide by the EXPECTED batch: the drawn size is private."""
         self.gradient /= self.expected_batch_size
+        for p, part in zip(self.params, self._parts, strict=True):
+            p.grad = part.to(p.device)
         self.releasing = True
 
     def zero_grad(self, set_to_none: bool = False) -> None:

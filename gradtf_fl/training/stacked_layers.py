@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,8 @@ class StackedLinear(nn.Module):
         return turned
 
     def put(self, values: dict[str, Tensor]) -> None:
-        """Use these parameters, by role, each [K, ...]."""
+        """Use these parameters, by role, each [K, ...]; they go to the layer's own device."""
+        values = _moved(values, self.base)
         self.delta = values.get("delta")
         self.a, self.b = values.get("lora_A"), values.get("lora_B")
         if "lora_R" in values:
@@ -66,7 +67,8 @@ class StackedEmbedding(nn.Module):
         self.b: Tensor | None = None  # [K, width, rank]
 
     def put(self, values: dict[str, Tensor]) -> None:
-        """Use these parameters, by role, each [K, ...]."""
+        """Use these parameters, by role, each [K, ...]; they go to the layer's own device."""
+        values = _moved(values, self.base)
         self.a, self.b = values["lora_embedding_A"], values["lora_embedding_B"]
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -80,6 +82,12 @@ class StackedEmbedding(nn.Module):
             inner = torch.where((flat == self.base.padding_idx)[..., None], inner.detach(), inner)
         branch = self.scale * torch.bmm(inner, self.b.mT)
         return y + branch.reshape(y.shape).to(y.dtype)
+
+
+def _moved(values: Mapping[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
+    """``values`` on the device of ``base``: a model's layers may lie on several."""
+    device = next(base.parameters()).device
+    return {role: value.to(device) for role, value in values.items()}
 
 
 def _apart(x: Tensor, adapters: Tensor) -> Tensor:

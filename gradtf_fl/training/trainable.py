@@ -87,7 +87,8 @@ def check_row_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]
             drawn = torch.arange(len(losses.rows))
             with SAMPLERS[sampler](model, parameters) as attached:
                 attached.backward(losses(drawn))
-                found = torch.cat([_of_rows(p) for p in parameters.values()], 1)
+                first = next(iter(parameters.values())).device
+                found = torch.cat([_of_rows(p).to(first) for p in parameters.values()], 1)
             alone = [torch.autograd.grad(losses(row[None]).sum(), list(parameters.values())) for row in drawn]
             expected = torch.stack([_flat(gradients) for gradients in alone])
     except RuntimeError as error:  # of a forward pass: shapes, or an allocation
@@ -137,7 +138,7 @@ def _forget(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _flat(gradients: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    return torch.cat([gradient.flatten().to(gradients[0].device) for gradient in gradients])
 
 
 def _of_rows(parameter: Any) -> Tensor:
