@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_args
 
-from gradtf_fl.config import ComputeSection, Precision, Quantization
+from gradtf_fl.config import PlaceSection, Precision, Quantization
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Place:
         return cls(place, precision, quantization, spread)
 
     @classmethod
-    def of(cls, compute: ComputeSection) -> Place:
+    def of(cls, compute: PlaceSection) -> Place:
         """The place that a ``[compute]`` table asks for; ConfigError as in `find`, each problem with its table."""
         try:
             return cls.find(compute.device, compute.precision, compute.quantization)

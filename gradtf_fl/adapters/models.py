@@ -110,6 +110,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_shapes(name: str) -> PreTrainedModel:
+    """The model called ``name`` as its config says it, its parameters without values. ConfigError as `load_model`."""
+
+    def shapes(folder: str) -> PreTrainedModel:
+        from transformers import AutoConfig
+
+        from gradtf_fl.adapters.targets import without_weights
+
+        model: PreTrainedModel = without_weights(AutoConfig.from_pretrained(folder))
+        return model
+
+    return _from_folder(name, shapes)
+
+
 def load_encoder(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """What rows are encoded with for the model called ``name``: its config and tokenizer. ConfigError as above."""
 
