@@ -58,6 +58,16 @@ def place_of(device: str, precision: str = "float32") -> Place:
         return Place.find(device, precision)
 
 
+def place_given(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``--device`` and ``--precision`` that stand on the command line, by their keys in a project."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        f"compute.{name}": given[name]
+        for name in ("device", "precision")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+
+
 def row_form_options(command: F) -> F:
     """``--format``, ``--prompt``, ``--answer`` and ``--window``: how files of rows are read."""
     formats = ["auto", "prompt-answer", "instruction", "messages", "columns", "text"]
