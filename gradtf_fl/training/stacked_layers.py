@@ -76,7 +76,7 @@ class StackedEmbedding(nn.Module):
         y: Tensor = self.base(ids)
         if self.a is None or self.b is None:
             return y
-        flat = ids.reshape(self.a.shape[0], -1)
+        flat = ids.reshape(self.a.shape[0], -1).to(self.a.device)  # accelerate moves what the layer inside takes
         inner = torch.gather(self.a, 2, flat[:, None].expand(-1, self.a.shape[1], -1)).mT  # [K, rows * T, rank]
         if self.base.padding_idx is not None:  # as in PEFT, A never learns from padding
             inner = torch.where((flat == self.base.padding_idx)[..., None], inner.detach(), inner)
@@ -91,8 +91,8 @@ def _moved(values: Mapping[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
 
 
 def _apart(x: Tensor, adapters: Tensor) -> Tensor:
-    """[K * rows, T, in] as [K, rows * T, in] in the adapters' type."""
-    return x.reshape(adapters.shape[0], -1, x.shape[-1]).to(adapters.dtype)
+    """[K * rows, T, in] as [K, rows * T, in] on the adapters' device and in their type."""
+    return x.reshape(adapters.shape[0], -1, x.shape[-1]).to(device=adapters.device, dtype=adapters.dtype)
 
 
 class StackedExperts(nn.Module):

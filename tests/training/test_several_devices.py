@@ -61,7 +61,10 @@ def spread(model: Any, **places: str) -> Any:
     parts = {f"model.layers.{number}": str(SECOND if number == last else FIRST) for number in range(last + 1)}
     parts |= {"model.embed_tokens": str(FIRST), "model.rotary_emb": str(FIRST), "model.norm": str(SECOND)}
     parts["lm_head"] = parts["model.embed_tokens"] if model.config.tie_word_embeddings else str(SECOND)
-    return dispatch_model(model, parts | places, skip_keys="past_key_values", force_hooks=True)
+    kept = list(model.parameters())  # accelerate tells tied weights by their address, which must not be used again
+    dispatched = dispatch_model(model, parts | places, skip_keys="past_key_values", force_hooks=True)
+    del kept
+    return dispatched
 
 
 LORA = AdapterSpec()
