@@ -67,6 +67,8 @@ class PlainSum:
 class Provider:
     """Holds the Grad-Transformer, both sides' spaces, the LLM's initial adapter and the signing key.
 
+    The TinyLM is loaded to see that it can be trained, and then given up; the LLM only where refinement asks it.
+
     Attributes:
         tiny: the space of the organizations' update vectors.
         llm: the space of the LLM updates.
@@ -79,11 +81,11 @@ class Provider:
         Raises:
             ConfigError: a model is missing, or the transformer was trained for another pair. CorruptFile.
         """
-        from gradtf_fl.adapters import AdaptedModel
+        from gradtf_fl.adapters import AdaptedModel, Place
 
         self.generator: Generator = generator if generator is not None else load_generator(plan)
-        tiny = AdaptedModel.load(plan.tiny, self.generator.source.spec)
-        llm = AdaptedModel.load(plan.llm, self.generator.target.spec)
+        tiny = AdaptedModel.load(plan.tiny, self.generator.source.spec, Place.of(plan.compute))
+        llm = AdaptedModel.shapes(plan.llm, self.generator.target.spec)
         self.tiny, self.llm, self.llm_initial = tiny.space, llm.space, llm.initial
         self._refuse_other_pair(plan)
         _refuse_untrainable(plan, tiny)
@@ -198,10 +200,10 @@ def tiny_spec(settings: RoundSettings) -> AdapterSpec:
 
     if settings.transformer == NO_TRANSFORMER:
         return chosen_spec(settings)
-    return _agreed(settings, load_transformer(settings.transformer).source.spec)
+    return agreed_spec(settings, load_transformer(settings.transformer).source.spec)
 
 
-def _agreed(settings: RoundSettings, spec: AdapterSpec) -> AdapterSpec:
+def agreed_spec(settings: RoundSettings, spec: AdapterSpec) -> AdapterSpec:
     """``spec``, the Grad-Transformer's; ConfigError where the settings ask for another."""
     from gradtf_fl.adapters import chosen_spec
 
@@ -222,16 +224,20 @@ def load_generator(plan: FederationPlan) -> Generator:
     if plan.transformer == NO_TRANSFORMER:
         from gradtf_fl.adapters import AdaptedModel
 
-        return PlainSum(AdaptedModel.load(plan.tiny, tiny_spec(plan)).space)
+        return PlainSum(AdaptedModel.shapes(plan.tiny, tiny_spec(plan)).space)
+    from gradtf_fl.adapters import Place
+
+    place = Place.of(plan.compute)
     transformer = load_transformer(plan.transformer)
-    _agreed(plan, transformer.source.spec)
+    transformer.model.to(place.device)
+    agreed_spec(plan, transformer.source.spec)
     if plan.prompts is None:
         return transformer
     from gradtf_fl.tasks import read_prompts
     from gradtf_fl.transformer import RefiningGenerator, embedded_tasks
 
     known = embedded_tasks() if plan.transformer == "embedded" else None
-    return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens, known=known)
+    return RefiningGenerator(transformer, read_prompts(plan.prompts), plan.answer_tokens, known=known, place=place)
 
 
 def signing_key(plan: FederationPlan) -> Identity:

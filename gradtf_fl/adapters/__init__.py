@@ -9,7 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
     from gradtf_fl.adapters.chosen import chosen_spec
-    from gradtf_fl.adapters.device import Place
+    from gradtf_fl.adapters.device import Place, devices_of, offloaded
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
     from gradtf_fl.adapters.kinds import PREFIX, find_targets, split_name
     from gradtf_fl.adapters.models import (
@@ -54,6 +54,7 @@ __all__ = [
     "check_base",
     "check_model",
     "chosen_spec",
+    "devices_of",
     "find_targets",
     "folder_problems",
     "initial_state",
@@ -64,6 +65,7 @@ __all__ = [
     "load_tokenizer",
     "model_folder",
     "model_hash",
+    "offloaded",
     "pack_adapter",
     "packed_header",
     "resolve_targets",

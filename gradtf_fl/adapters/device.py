@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_args
 
-from gradtf_fl.config import ComputeSection, Precision, Quantization
+from gradtf_fl.config import PlaceSection, Precision, Quantization
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-DEVICES = "auto, cpu, cuda, cuda:N, mps"
+SPREAD = "spread"
+DEVICES = f"auto, cpu, cuda, cuda:N, mps, {SPREAD}"
 QUANTIZED_EXTRA = 'bitsandbytes is not installed; pip install "gradtf-fl[quantized]"'
 
 
@@ -22,14 +23,16 @@ class Place:
     """A device, and how base weights are held there. Adapters and all that is trained stay float32.
 
     Attributes:
-        device: as torch has it.
+        device: as torch has it; of a spread model the one that it begins and ends on.
         precision: "float32" or "bf16": of base weights, and of the Grad-Transformer's matrix products (autocast).
         quantization: "none", "8bit" or "4bit": of base weights; what is computed from them has ``precision``.
+        is_spread: whether a model's layers are shared out among all CUDA devices.
     """
 
     device: torch.device
     precision: str
     quantization: str = "none"
+    is_spread: bool = False
 
     @classmethod
     def find(
@@ -42,7 +45,8 @@ class Place:
         torch.bfloat16
 
         Args:
-            device: "cpu", "cuda", "cuda:N", "mps", or "auto": a CUDA device where there is one, else the CPU.
+            device: "cpu", "cuda", "cuda:N", "mps", "auto" (a CUDA device where there is one, else the CPU), "spread":
+                all CUDA devices, each with some of a model's layers.
             precision: "float32", "bf16", or "auto": bf16 on a CUDA device that computes in it, else float32.
             quantization: "none", "8bit" or "4bit".
             number: which CUDA device is meant where ``device`` does not say it.
@@ -55,6 +59,9 @@ class Place:
         problems = []
         kind, _, index = device.partition(":")
         cuda = torch.cuda.is_available()
+        spread = device == SPREAD
+        if spread:
+            kind = "cuda"
         if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
             problems.append(f"device {device!r} is unknown: there are {DEVICES}")
         elif kind == "cuda" and not cuda:
@@ -83,10 +90,10 @@ class Place:
         if problems:
             raise ConfigError(problems)
         place = torch.device(kind, int(index) if index else number) if kind == "cuda" else torch.device(kind)
-        return cls(place, precision, quantization)
+        return cls(place, precision, quantization, spread)
 
     @classmethod
-    def of(cls, compute: ComputeSection) -> Place:
+    def of(cls, compute: PlaceSection) -> Place:
         """The place that a ``[compute]`` table asks for; ConfigError as in `find`, each problem with its table."""
         try:
             return cls.find(compute.device, compute.precision, compute.quantization)
@@ -95,7 +102,8 @@ class Place:
 
     def __str__(self) -> str:
         """For people: "cuda:0, bf16, 4bit"."""
-        return ", ".join([str(self.device), self.precision, *([self.quantization] if self.is_quantized else [])])
+        where = SPREAD if self.is_spread else str(self.device)
+        return ", ".join([where, self.precision, *([self.quantization] if self.is_quantized else [])])
 
     @property
     def is_quantized(self) -> bool:
@@ -133,6 +141,26 @@ class Place:
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_compute_dtype=self.frozen_type,
             )
-        if self.is_quantized or self.device.type != "cpu":
+        if self.is_spread:
+            options["device_map"] = "auto"
+        elif self.is_quantized or self.device.type != "cpu":
             options["device_map"] = {"": self.device}
         return options
+
+
+def offloaded(model: Any) -> list[str]:
+    """What is wrong with a model some of whose weights are on none of its devices: accelerate leaves what does not fit
+    on the CPU or on disk, and fetches it in every pass. Empty where all are there."""
+    named = dict(model.named_parameters())
+    absent = [name for name, parameter in named.items() if parameter.device.type == "meta"]
+    if not absent:
+        return []
+    return [
+        f"{len(absent)} of {len(named)} weights do not fit on its devices and were left on the CPU or on disk, e.g. "
+        f"{absent[0]}: take more or larger devices, precision 'bf16' or a quantization"
+    ]
+
+
+def devices_of(model: Any) -> list[torch.device]:
+    """The devices that ``model`` has parameters on, in its order: rows go to the first."""
+    return list(dict.fromkeys(parameter.device for parameter in model.parameters()))

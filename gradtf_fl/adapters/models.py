@@ -77,10 +77,14 @@ def load_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, 
     def weights(folder: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
+        from gradtf_fl.adapters.device import offloaded
+
         options = {"dtype": "float32"} if place is None else place.loading()
         if place is not None and place.is_quantized:  # it warns of its float16 in every product
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
+        if problems := offloaded(model):
+            raise ConfigError(problems)
         return model.eval()
 
     return _from_folder(name, weights), load_tokenizer(name)
@@ -104,6 +108,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_shapes(name: str) -> PreTrainedModel:
+    """The model called ``name`` as its config says it, its parameters without values. ConfigError as `load_model`."""
+
+    def shapes(folder: str) -> PreTrainedModel:
+        from transformers import AutoConfig
+
+        from gradtf_fl.adapters.targets import without_weights
+
+        model: PreTrainedModel = without_weights(AutoConfig.from_pretrained(folder))
+        return model
+
+    return _from_folder(name, shapes)
 
 
 def load_encoder(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -132,7 +150,12 @@ def _from_folder(name: str, load: Callable[[str], T]) -> T:
 
 
 def kept_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_model`, from a copy that this process keeps in memory while the model's files stay as they are."""
+    """`load_model`, from a copy that this process keeps in memory while the model's files stay as they are.
+
+    A spread model is loaded anew: a second one might not fit beside it.
+    """
+    if place is not None and place.is_spread:
+        return load_model(name, place)
     if _snapshot(name) is None:
         load_model(name, place)  # from the hub, into its cache
     model, tokenizer = _kept(name, place, _signature(name))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradtf_fl.adapters.device import offloaded
 from gradtf_fl.adapters.kinds import initial_values, peft_config, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.errors import ConfigError
@@ -28,7 +29,7 @@ def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftM
     LoRA-XS is PEFT's LoRA with R in front of B. A full adapter, which PEFT does not know, comes as the plain LoRA with
     the same effect, with nothing to train: it is trained by `training.stacked.StackedAdapters`. Where input and output
     embeddings are tied, LoRA on ``embed_tokens`` acts on the input alone. ``initial`` is `initial_state`, where that is
-    at hand.
+    at hand. ConfigError where weights are `offloaded`: PEFT would put the adapter there too.
 
     >>> from gradtf_fl import AdapterSpec, attach, load_model
     >>> model = attach(load_model("embedded:tiny")[0], AdapterSpec())
@@ -37,6 +38,8 @@ def attach(model: Any, spec: AdapterSpec, initial: State | None = None) -> PeftM
     """
     from peft import get_peft_model
 
+    if problems := offloaded(model):
+        raise ConfigError(problems)
     state = initial_state(model, spec) if initial is None else initial
     plain = to_plain_lora(state)
     with warnings.catch_warnings():
@@ -69,7 +72,8 @@ def _put_r(peft_model: Any) -> None:
 
     for layer in [module for module in peft_model.modules() if isinstance(module, LoraLayer)]:
         outer: Any = layer.lora_B["default"]
-        inner = nn.Linear(outer.in_features, outer.in_features, bias=False).to(outer.weight)
+        inner = nn.Linear(outer.in_features, outer.in_features, bias=False)
+        inner.to(device=outer.weight.device, dtype=outer.weight.dtype)
         both = nn.Sequential()
         both.add_module("lora_R", inner)
         both.add_module("outer", outer)

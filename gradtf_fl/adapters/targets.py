@@ -153,7 +153,7 @@ def resolve_targets(model_or_config: Any, targets: str | Iterable[str] = AUTO) -
         return names
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
-    model = _without_weights(model_or_config) if not hasattr(model_or_config, "named_modules") else model_or_config
+    model = without_weights(model_or_config) if not hasattr(model_or_config, "named_modules") else model_or_config
     listed = DEFAULTS.get(_model_type(model.config))
     choices = [] if listed is None or isinstance(listed, str) else [tuple(sorted(listed))]
     here = set(target_names(model))
@@ -170,7 +170,8 @@ def _model_type(config: Any) -> str:
     return str(config.get_text_config().model_type)
 
 
-def _without_weights(config: Any) -> Any:
+def without_weights(config: Any) -> Any:
+    """A model of this config whose parameters have shapes and no values."""
     import torch
     from transformers import AutoModelForCausalLM
 

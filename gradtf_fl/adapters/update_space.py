@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters.kinds import initial_values
-from gradtf_fl.adapters.models import kept_model, load_model, model_hash, weights_hash
+from gradtf_fl.adapters.models import kept_model, load_model, load_shapes, model_hash, weights_hash
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import attach, set_adapter_state, state_hash
 from gradtf_fl.adapters.targets import resolve_targets
@@ -64,7 +64,11 @@ class UpdateSpace:
 
     def model_is_at_hand(self) -> bool:
         """Whether the model that is here under this name is the one that is meant, by its files."""
-        return self.model_sha256 == model_hash(self.model) or self.model_sha256 == weights_hash(self.model)
+        return self.is_of(self.model)
+
+    def is_of(self, name: str) -> bool:
+        """Whether its base model is the one called ``name``, by its files. ConfigError as `model_hash`."""
+        return self.model_sha256 == model_hash(name) or self.model_sha256 == weights_hash(name)
 
     def _is_of_before(self, now: UpdateSpace) -> bool:
         """Whether this space was written by version 0.1 for the model of ``now``, as far as its weights tell."""
@@ -127,6 +131,16 @@ class AdaptedModel:
         if rounded and spec.kind == "lora-xs":  # it comes from the weights themselves, as everybody has them
             initial = initial_values(load_model(name)[0], spec)
         return cls.of(model, tokenizer, spec, name, model_hash(name), initial)
+
+    @classmethod
+    def shapes(cls, name: str, spec: AdapterSpec) -> AdaptedModel:
+        """`load` without the model's weights: its space and initial adapter, for whoever computes nothing with it.
+
+        Only LoRA-XS, whose initial adapter comes from the weights, loads them. ConfigError as in `load`.
+        """
+        if spec.kind == "lora-xs":
+            return cls.load(name, spec)
+        return cls.of(load_shapes(name), None, spec, name, model_hash(name))
 
     @classmethod
     def of(

@@ -81,7 +81,8 @@ def score_rows(
     right, nats, tokens = torch.zeros(adapters), torch.zeros(adapters), torch.zeros(adapters)
     for part in in_parts(rows, adapters, batch):
         labels, logits = part.answer_labels(), logits_of(part).float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        flat = logits.flatten(0, 1), labels.flatten()  # transposed, the logits would be copied
+        losses = functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="none").view(labels.shape)
         matches = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
         right += matches.reshape(adapters, -1).sum(1)
         nats += losses.reshape(adapters, -1).sum(1)

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option, place_of, place_options
+from gradtf_fl.cli.options import (
+    chosen,
+    config_option,
+    configured,
+    emit_json,
+    json_option,
+    place_given,
+    place_of,
+    place_options,
+)
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gradtf_fl.config import PlaceSection
     from gradtf_fl.curation import Curation, CurationConfig, TaskCuration
 
 RULE_OPTIONS = (
@@ -30,6 +40,14 @@ TEXT_TRAINING = "--objective mse-then-functional --steps 1000 --groups 16 --rows
 TASK_OPTIONS = ("data", "window", "shadow_sets", "pair_sets", "mixtures", "mechanisms")
 ADAPTER_OPTIONS = ("rank", "alpha", "targets")
 TUNING_OPTIONS = ("steps", "batch", "rate")
+IN_PROJECT = {
+    **{name: name for name in ("tiny", "llm", "seed", "rank", "targets")},
+    **{name: f"provider.{name}" for name in ("shadow_sets", "pair_sets", "mixtures", "mechanisms", "stack")},
+    **{name: f"provider.tuning_{name}" for name in TUNING_OPTIONS},
+    "alpha": "lora_alpha",
+    "rows": "provider.shadow_rows",
+}
+"""Option -> what of a project it stands for, with ``--config``."""
 
 
 class WorkersType(click.ParamType[int | str]):
@@ -46,9 +64,13 @@ class WorkersType(click.ParamType[int | str]):
 
 @click.command(
     epilog="Example: gradtf curate --out build/tuples --seed 0\n\nExample: gradtf curate --out build/text --tiny ./a "
-    "--llm ./b --tasks gsm8k,text/shakespeare --data ./data"
+    "--llm ./b --tasks gsm8k,text/shakespeare --data ./data\n\n"
+    "Example: gradtf curate --config my-project/federation.toml"
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store to fill.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Tuple store to fill.  [default: --config's]"
+)
+@config_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of shadow sets and training.  [default: 0]")
 @click.option("--tiny", metavar="M", help="TinyLM.  [default: embedded:tiny]")
 @click.option("--llm", metavar="M", help="LLM.  [default: embedded:llm]")
@@ -111,15 +133,32 @@ class WorkersType(click.ParamType[int | str]):
     help="Processes, one thread each, or Ray tasks over processes and machines.  [default: one per core; 1 on cuda]",
 )
 @json_option
-def curate(out: Path, workers: Any, device: str, precision: str, as_json: bool, **given: Any) -> None:
+def curate(
+    out: Path | None,
+    config_file: Path | None,
+    workers: Any,
+    device: str,
+    precision: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
     A killed run resumes: shards that are there are verified and kept. Lost are the shards that were being made, one for
     each worker.
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
-    _check(options)
-    place = place_of(device, precision)
+    curation: Curation
+    if config_file is not None:
+        from gradtf_fl.adapters import Place
+
+        work = _of_project(config_file, options | place_given({"device": device, "precision": precision}))
+        curation, out, place = work[0], out or work[1], Place.of(work[2])
+    else:
+        if out is None:
+            raise ConfigError("--out: wanted without --config")
+        _check(options)
+        place, curation = place_of(device, precision), _curation(dict(options))
     if workers is None and place.device.type != "cpu":
         workers = 1  # several would each hold both models there
 
@@ -127,13 +166,27 @@ def curate(out: Path, workers: Any, device: str, precision: str, as_json: bool, 
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("curate") as progress:
-        store = run(_curation(options), out, progress.show, workers, place)
+        store = run(curation, out, progress.show, workers, place)
     document = {"out": str(out), "shards": len(store.names), "header": store.header}
     if as_json:
         emit_json(document)
     else:
         text = f" {TEXT_TRAINING}" if "tasks" in options else ""
-        click.echo(f"{out}: {len(store.names)} shards; next: gradtf train --tuples {out}{text}")
+        how = f"--tuples {out}{text}" if config_file is None else f"--config {config_file}"
+        click.echo(f"{out}: {len(store.names)} shards; next: gradtf train {how}")
+
+
+def _of_project(config_file: Path, options: dict[str, Any]) -> tuple[Curation, Path, PlaceSection]:
+    """Curation, store and place of a project, overlaid with options; ConfigError where it has no work, and for options
+    that no project has."""
+    strange = [name for name in (*RULE_OPTIONS, "tasks", "data", "window") if name in options]
+    if strange:
+        raise ConfigError([f"{_option(name)}: only without --config, whose [task] says the rows" for name in strange])
+    from gradtf_fl.preparation import ProviderWork
+
+    settings = configured(config_file, {IN_PROJECT.get(name, name): value for name, value in options.items()})
+    work = ProviderWork.of(settings)
+    return work.curation, work.tuples, settings.compute
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def device_option(command: F) -> F:
         metavar="NAME",
         default="cpu",
         show_default=True,
-        help="Where to compute: auto, cpu, cuda, cuda:N, mps.",
+        help="Where to compute: auto, cpu, cuda, cuda:N, mps, spread (a large model on all CUDA devices).",
     )(command)
 
 
@@ -60,6 +60,16 @@ def place_of(device: str, precision: str = "float32") -> Place:
 
     with naming_options("device", "precision"):
         return Place.find(device, precision)
+
+
+def place_given(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``--device`` and ``--precision`` that stand on the command line, by their keys in a project."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        f"compute.{name}": given[name]
+        for name in ("device", "precision")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    }
 
 
 def row_form_options(command: F) -> F:

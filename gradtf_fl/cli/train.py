@@ -8,15 +8,33 @@ from typing import Any, get_args
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option, place_of, place_options
+from gradtf_fl.cli.options import (
+    chosen,
+    config_option,
+    configured,
+    emit_json,
+    json_option,
+    place_given,
+    place_of,
+    place_options,
+)
 from gradtf_fl.transformer import SIZES, Backbone, Objective
 
 
-@click.command(epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors")
-@click.option(
-    "--tuples", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Tuple store of gradtf curate."
+@click.command(
+    epilog="Example: gradtf train --tuples build/tuples --out build/grad-transformer.safetensors\n\n"
+    "Example: gradtf train --config my-project/federation.toml"
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Checkpoint to write.")
+@click.option(
+    "--tuples",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Tuple store of gradtf curate.  [default: --config's]",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint to write.  [default: --config's]"
+)
+@config_option
 @click.option("--objective", type=click.Choice(get_args(Objective)), help="What is minimised.  [default: functional]")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
 @click.option("--groups", type=click.IntRange(min=1), help="Shadow federations in a batch.")
@@ -47,8 +65,9 @@ from gradtf_fl.transformer import SIZES, Backbone, Objective
 )
 @json_option
 def train(
-    tuples: Path,
-    out: Path,
+    tuples: Path | None,
+    out: Path | None,
+    config_file: Path | None,
     controls: Path | None,
     backbone: str | None,
     device: str,
@@ -61,17 +80,27 @@ def train(
     On several GPUs: torchrun --nproc-per-node N -m gradtf_fl.cli.main train --device cuda ...
     """
     from gradtf_fl.errors import ConfigError
+    from gradtf_fl.transformer import Processes, TrainConfig, train_grad_transformer
 
+    config = TrainConfig(device=device)
+    if config_file is not None:
+        from gradtf_fl.preparation import ProviderWork
+
+        work = ProviderWork.of(configured(config_file, place_given({"device": device, "precision": precision})))
+        config, precision = work.training, work.training.precision
+        tuples, out, controls = tuples or work.tuples, out or work.checkpoint, controls or work.controls
+    if tuples is None or out is None:
+        missing = [name for name, path in (("tuples", tuples), ("out", out)) if path is None]
+        raise ConfigError([f"--{name}: wanted without --config" for name in missing])
     if not tuples.is_dir():
         raise ConfigError(f"--tuples {tuples}: no such folder; `gradtf curate` makes one")
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
 
     from gradtf_fl.reports import WorkProgress
-    from gradtf_fl.transformer import Processes, TrainConfig, train_grad_transformer
 
-    place = place_of(device, precision)
-    config = replace(TrainConfig(), device=device, precision=place.precision, **chosen(given))
+    place = place_of(config.device, precision)
+    config = replace(config, precision=place.precision, **chosen(given))
     if backbone is not None:
         config = replace(config, backbone=Backbone.named(backbone))
     out.parent.mkdir(parents=True, exist_ok=True)

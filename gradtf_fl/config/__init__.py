@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Seed,
         validate,
     )
-    from gradtf_fl.config.compute import ComputeSection, PhysicalRows, Precision, Quantization, Sampler
+    from gradtf_fl.config.compute import ComputeSection, PhysicalRows, PlaceSection, Precision, Quantization, Sampler
     from gradtf_fl.config.organization import (
         DataSection,
         DropPoint,
@@ -73,6 +73,7 @@ __all__ = [
     "OrganizationName",
     "OrganizationSimulation",
     "PhysicalRows",
+    "PlaceSection",
     "PolicySection",
     "Precision",
     "PrivacySection",

@@ -27,6 +27,7 @@ from gradtf_fl.config.base import (
     Share,
     validate,
 )
+from gradtf_fl.config.compute import PlaceSection
 from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
 from gradtf_fl.round_messages import MAX_RANK
 
@@ -121,6 +122,7 @@ class FederationPlan(RoundSettings):
         out: folder of records, checkpoints and adapters.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters.
         organizations_dir: simulation only: the organizations' folders.
+        compute: where the server holds the models and the Grad-Transformer.
         tracking: where each round's figures go alongside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
     """
 
@@ -133,6 +135,7 @@ class FederationPlan(RoundSettings):
     out: Location = Path("out")
     provider_key: Location | None = None
     organizations_dir: Location | None = None
+    compute: PlaceSection = PlaceSection()
     tracking: TrackingPlace = ""
 
     @model_validator(mode="after")
@@ -147,10 +150,13 @@ class FederationPlan(RoundSettings):
         return self
 
     def to_run_config(self) -> dict[str, bool | int | float | str]:
-        """Flower run config: one kebab-case key per field, ``""`` and ``0`` standing for "not set"."""
+        """Flower run config: one kebab-case key per field, ``""`` and ``0`` standing for "not set". Those of a table
+        inside it begin with the table's name: ``compute-device``."""
         values: dict[str, bool | int | float | str] = {}
         for name, value in self:
-            if isinstance(value, bool | int | float | str):
+            if isinstance(value, PlaceSection):
+                values |= {_kebab(f"{name}-{key}"): one for key, one in value}
+            elif isinstance(value, bool | int | float | str):
                 values[_kebab(name)] = value
             else:
                 values[_kebab(name)] = (
@@ -168,6 +174,8 @@ class FederationPlan(RoundSettings):
         unset = {"threshold": 0, "max_norm": 0, "prompts": "", "provider_key": "", "organizations_dir": ""}
         known = {name: run_config[_kebab(name)] for name in cls.model_fields if _kebab(name) in run_config}
         given = {name: value for name, value in known.items() if name not in unset or value != unset[name]}
+        inner = {name: f"compute-{_kebab(name)}" for name in PlaceSection.model_fields}
+        given["compute"] = {name: run_config[key] for name, key in inner.items() if key in run_config}
         return validate(cls, given, lambda key: f"run config: {_kebab(key)}")
 
 
@@ -181,4 +189,4 @@ def _sound_tracking(text: str) -> str:
 
 
 def _kebab(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").replace(".", "-")

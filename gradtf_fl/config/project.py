@@ -92,7 +92,7 @@ def plan_values(settings: SimulationConfig) -> dict[str, Any]:
     left_out = ("organizations", "seed")
     values = {n: getattr(settings, n) for n in type(settings).model_fields if n in FederationPlan.model_fields}
     chosen = {name: value for name, value in values.items() if value is not None and name not in left_out}
-    return chosen | {"llm": settings.adapted_model}
+    return chosen | {"llm": settings.adapted_model, "compute": settings.compute.place}
 
 
 def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]]) -> str:

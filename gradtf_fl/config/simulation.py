@@ -48,7 +48,7 @@ class SimulationConfig(RoundSettings, SharingOut):
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
         refine: whether the provider refines the LLM update on public prompts (default: for house-rules).
         controls: baselines file alongside the transformer (mean, nearest, ridge).
-        compute: ``[compute]`` of every organization.
+        compute: ``[compute]`` of every organization, and of the server.
         provider: what `gradtf prepare` does.
     """
 
@@ -95,4 +95,4 @@ class SimulationConfig(RoundSettings, SharingOut):
         shared = {name: getattr(self, name) for name in RoundSettings.model_fields} | {"llm": self.adapted_model}
         paths = {"out": out, "organizations_dir": organizations_dir, "provider_key": provider_key, "prompts": prompts}
         tokens = HOUSE_RULES_ANSWER_TOKENS if self.task.is_house_rules else self.task.max_new_tokens
-        return FederationPlan(**(shared | paths | {"answer_tokens": tokens}))
+        return FederationPlan(**(shared | paths | {"answer_tokens": tokens, "compute": self.compute.place}))

@@ -1,4 +1,4 @@
-"""``server.toml``: where the server listens, what it shows its organizations, and the plan of the run.
+"""``server.toml``: where the server listens and computes, what it shows its organizations, and the plan of the run.
 
 SERVER/server.toml        this file
 SERVER/provider.key       signs LLM adapters, 0600
@@ -81,13 +81,16 @@ def load_server(folder: Path) -> Server:
         raise ConfigError(problems)
     document = read_toml(path)
     invitation = read_invitation(folder / INVITATION)
-    problems = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
+    problems = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan", "compute"})]
     given = dict(document.get("plan", {}))
+    if "compute" in given:
+        problems.append(f"{path}: plan.compute: is a table of its own, [compute]")
     problems += [f"{path}: plan.{key}: is decided by the folder; take it out" for key in OURS if key in given]
     decided: dict[str, Any] = {
         "out": folder,
         "provider_key": folder / PROVIDER_KEY,
         "organizations": len(invitation.organizations),
+        "compute": document.get("compute", {}),
     }
     parts: dict[str, Section] = {}
     for section, model, values in (
@@ -95,7 +98,7 @@ def load_server(folder: Path) -> Server:
         ("plan", FederationPlan, {k: v for k, v in given.items() if k not in OURS} | decided),
     ):
         try:
-            parts[section] = validate(model, values, lambda key, s=section: f"{path}: {s}.{key}".rstrip("."))  # type: ignore[misc]
+            parts[section] = validate(model, values, lambda key, s=section: _named(path, s, key))  # type: ignore[misc]
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -112,6 +115,11 @@ def load_server(folder: Path) -> Server:
     if missing:
         raise ConfigError(missing)
     return Server(folder, listen, plan, invitation)
+
+
+def _named(path: Path, section: str, key: str) -> str:
+    """Where a key stands in the file, in which ``[compute]`` is no part of ``[plan]``."""
+    return f"{path}: {key}" if key.startswith("compute") else f"{path}: {section}.{key}".rstrip(".")
 
 
 def read_enrolments(folder: Path) -> list[Enrolment]:

@@ -168,7 +168,7 @@ def decode(
                 return new
             going = [place for place, row in enumerate(batch) if keep_places or not complete[row]]
             if len(going) < len(batch):
-                kept = torch.tensor(going, device=model.device)
+                kept = torch.tensor(going)  # on the CPU: the cache's layers may lie on several devices
                 cache.batch_select_indices(kept)
                 chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
                 batch = [batch[place] for place in going]

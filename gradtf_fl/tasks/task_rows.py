@@ -75,9 +75,8 @@ def source_name(source: str) -> str:
     return name
 
 
-@cache
 def read_task_rows(source: str, task: TaskSection, by: str | None = None, held_out: float = HELD_OUT) -> TaskRows:
-    """Rows of ``source``, a function of files and settings alone.
+    """Rows of ``source``, a function of files and settings alone; a process reads them once.
 
     Args:
         source: one of ``task.source``.
@@ -88,6 +87,11 @@ def read_task_rows(source: str, task: TaskSection, by: str | None = None, held_o
     Raises:
         ConfigError: no such source, rows that can't be read, or too few documents.
     """
+    return _read_once(source, task, by, held_out)
+
+
+@cache
+def _read_once(source: str, task: TaskSection, by: str | None, held_out: float) -> TaskRows:
     name, seed = source_name(source), task.split_seed
     found = _Reader(source, name, task, by)
     train, test = found.examples("train"), found.examples("test") if found.has_test else []

@@ -47,8 +47,9 @@ class ExpertBranch:
         """y [S, out] and the branch of x [S, in]; ``group`` and ``expert`` [S] say which matrices are a token's."""
         if self.a is None or self.b is None:
             return y
-        inner = torch.einsum("si,sri->sr", x.to(self.a.dtype), self.a[group, expert])
-        branch = torch.einsum("sr,sor->so", inner, self.b[group, expert])
+        a, b = self.a.to(x.device), self.b.to(x.device)  # a model's layers may lie on several devices
+        inner = torch.einsum("si,sri->sr", x.to(a.dtype), a[group, expert])
+        branch = torch.einsum("sr,sor->so", inner, b[group, expert])
         return y + (self.scale * branch).to(y.dtype)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gradtf_fl.adapters import offloaded
 from gradtf_fl.config import PhysicalRows
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.round_messages import MAX_CLIP, MIN_CLIP
@@ -63,8 +64,8 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's trainable parameters by name.
 
     Raises:
-        ConfigError: nothing to train, something else is trainable, a part is not float32 or on another device, or
-            a layer mixes the rows of a batch.
+        ConfigError: nothing to train, something else is trainable, a part is not float32, weights are not on the
+            devices that compute, or a layer mixes the rows of a batch.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     narrow = [name for name, p in parameters.items() if p.dtype != torch.float32]
@@ -77,8 +78,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         problems.append(f"parameters outside the adapter are trainable: {', '.join(foreign[:5])}")
     if narrow:
         problems.append(f"the adapter must be float32, or clipping overshoots its bound: {narrow[0]}")
-    if len({p.device for p in parameters.values()}) > 1:
-        problems.append("the adapter is spread over several devices")
+    problems += offloaded(model)
     if mixing:
         problems.append(f"batch normalisation makes a row's gradient depend on its neighbours: {mixing[0]}")
     if problems:

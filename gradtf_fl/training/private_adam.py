@@ -23,7 +23,8 @@ from gradtf_fl.training.row_gradients import full_precision
 
 
 class PrivateAdam(DPOptimizer):  # type: ignore[misc]
-    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it.
+    """Clipping, noise and Adam over one flat gradient; each parameter's ``.grad`` is a view of it, and a copy where the
+    parameter lies on another device than the first one.
 
     Attributes:
         sampler: fills the parameters' ``grad_sample``.
@@ -64,7 +65,11 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
 
     def row_gradients(self) -> Tensor:
         """The parameters' ``grad_sample`` as one matrix [rows, size]."""
-        return torch.cat([sample.flatten(1) for sample in self.grad_samples], dim=1)
+        return torch.cat([sample.flatten(1) for sample in self._gathered()], dim=1)
+
+    def _gathered(self) -> list[Tensor]:
+        """The parameters' ``grad_sample``, on one device."""
+        return [sample.to(self.gradient.device) for sample in self.grad_samples]
 
     def clip_and_accumulate(self) -> None:
         """Add the rows' gradients, each of norm <= 1, to this step's sum; the rows are then used up.
@@ -73,7 +78,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
             ValueError: from Opacus, where no backward pass has filled them since the last step.
         """
         with full_precision(self.gradient.device):
-            clipped = unit_sum(self.grad_samples, self.max_grad_norm)
+            clipped = unit_sum(self._gathered(), self.max_grad_norm)
         self._sum = clipped if self._sum is None else self._sum.add_(clipped)
         for p in self.params:
             p.grad_sample = None
@@ -95,7 +100,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         self.gradient.copy_(self._sum.mul_(self.max_grad_norm / self.expected_batch_size))
         self._sum = None
         for p, part in zip(self.params, self._parts, strict=True):
-            p.grad = part
+            p.grad = part.to(p.device)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Forget row gradients. The sum needs no clearing: the step that adds noise to it takes it."""

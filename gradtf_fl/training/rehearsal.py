@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from gradtf_fl.adapters import devices_of
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer
 from gradtf_fl.training.memory import begin_peak, held_bytes, peak_held_bytes
@@ -73,7 +74,7 @@ def measure_step(model: nn.Module, rows: TokenRows, batch: int, compute: Compute
     Time is that of a draw's widest rows, memory that of the widest of all and of a large draw.
     """
     physical_batch = rehearse(model, rows, batch, compute)
-    part, device = min(batch, physical_batch), next(model.parameters()).device
+    part, device = min(batch, physical_batch), devices_of(model)[0]
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:batch]
     parameters = adapter_parameters(model)
     before = [p.detach().clone() for p in parameters.values()]

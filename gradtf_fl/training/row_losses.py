@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from gradtf_fl.adapters import devices_of
 from gradtf_fl.training.loss import IGNORED, row_mean_loss
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RowLosses:
         self.model, self.rows = model, rows
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.slices_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.device = next(model.parameters()).device
+        self.device = devices_of(model)[0]
         self.lengths = rows.attention_mask.sum(dim=1)
         labelled = (rows.labels != IGNORED).int()
         self.first_label = labelled.argmax(dim=1).clamp(min=1)

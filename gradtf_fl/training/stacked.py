@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, find_targets
+from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, devices_of, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
 from gradtf_fl.training.clipping import exact, unit_factors
 from gradtf_fl.training.loss import target_mean_loss
@@ -40,7 +40,7 @@ class StackedAdapters:
         self.adapted, self.spec, self.layout = adapted, adapted.space.spec, adapted.space.layout
         model, state = adapted.model, adapted.initial
         targets = find_targets(model, self.spec)
-        device = targets[0].weight.device
+        device = devices_of(model)[0]
         self.initial = torch.from_numpy(self.layout.to_vector(state)).to(device)  # [blocks, block_dim]
         self.mask = torch.from_numpy(self.layout.parameter_mask()).to(device)
         trained = {name for name, _, _ in self.layout.pieces(self.initial)}

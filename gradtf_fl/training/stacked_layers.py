@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,8 @@ class StackedLinear(nn.Module):
         return turned
 
     def put(self, values: dict[str, Tensor]) -> None:
-        """Use these parameters, by role, each [K, ...]."""
+        """Use these parameters, by role, each [K, ...]; they go to the layer's own device."""
+        values = _moved(values, self.base)
         self.delta = values.get("delta")
         self.a, self.b = values.get("lora_A"), values.get("lora_B")
         if "lora_R" in values:
@@ -66,7 +67,8 @@ class StackedEmbedding(nn.Module):
         self.b: Tensor | None = None  # [K, width, rank]
 
     def put(self, values: dict[str, Tensor]) -> None:
-        """Use these parameters, by role, each [K, ...]."""
+        """Use these parameters, by role, each [K, ...]; they go to the layer's own device."""
+        values = _moved(values, self.base)
         self.a, self.b = values["lora_embedding_A"], values["lora_embedding_B"]
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class StackedEmbedding(nn.Module):
         y: Tensor = self.base(ids)
         if self.a is None or self.b is None:
             return y
-        flat = ids.reshape(self.a.shape[0], -1)
+        flat = ids.reshape(self.a.shape[0], -1).to(self.a.device)  # accelerate moves what the layer inside takes
         inner = torch.gather(self.a, 2, flat[:, None].expand(-1, self.a.shape[1], -1)).mT  # [K, rows * T, rank]
         if self.base.padding_idx is not None:  # as in PEFT, A never learns from padding
             inner = torch.where((flat == self.base.padding_idx)[..., None], inner.detach(), inner)
@@ -82,9 +84,15 @@ class StackedEmbedding(nn.Module):
         return y + branch.reshape(y.shape).to(y.dtype)
 
 
+def _moved(values: Mapping[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
+    """``values`` on the device of ``base``: a model's layers may lie on several."""
+    device = next(base.parameters()).device
+    return {role: value.to(device) for role, value in values.items()}
+
+
 def _apart(x: Tensor, adapters: Tensor) -> Tensor:
-    """[K * rows, T, in] as [K, rows * T, in] in the adapters' type."""
-    return x.reshape(adapters.shape[0], -1, x.shape[-1]).to(adapters.dtype)
+    """[K * rows, T, in] as [K, rows * T, in] on the adapters' device and in their type."""
+    return x.reshape(adapters.shape[0], -1, x.shape[-1]).to(device=adapters.device, dtype=adapters.dtype)
 
 
 class StackedExperts(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradtf_fl.adapters import devices_of
 from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows
@@ -64,7 +65,7 @@ def probe(sampler: GradSampler, model: nn.Module) -> None:
     """
     ids = torch.zeros(2, 3, dtype=torch.long)
     losses = RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))
-    with refused_randomness(losses.device):
+    with refused_randomness(devices_of(model)):
         sampler.backward(losses(torch.arange(2)))
 
 
@@ -75,9 +76,10 @@ def check_row_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]
             losses = RowLosses(model, _made_up_rows(model))
             drawn = torch.arange(len(losses.rows))
             with SAMPLERS[sampler](model, parameters) as attached:
-                with refused_randomness(losses.device):
+                with refused_randomness(devices_of(model)):
                     attached.backward(losses(drawn))
-                found = torch.cat([_of_rows(p) for p in parameters.values()], 1)
+                first = next(iter(parameters.values())).device
+                found = torch.cat([_of_rows(p).to(first) for p in parameters.values()], 1)
             alone = [torch.autograd.grad(losses(row[None]).sum(), list(parameters.values())) for row in drawn]
             expected = torch.stack([_flat(gradients) for gradients in alone])
     except RuntimeError as error:  # of a forward pass: shapes, or an allocation
@@ -126,7 +128,7 @@ def _forget(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _flat(gradients: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    return torch.cat([gradient.flatten().to(gradients[0].device) for gradient in gradients])
 
 
 def _of_rows(parameter: Any) -> Tensor:

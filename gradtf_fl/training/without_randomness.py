@@ -13,7 +13,7 @@ take no notice of others). What is random even so is refused before a row is rea
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,11 +38,11 @@ def without_randomness(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
 
 
 @contextmanager
-def refused_randomness(device: torch.device) -> Iterator[None]:
+def refused_randomness(devices: Sequence[torch.device]) -> Iterator[None]:
     """ConfigError where the block takes numbers from a generator that all rows of a batch share."""
-    before = _states(device)
+    before = _states(devices)
     yield
-    used = [name for (name, old), (_, new) in zip(before, _states(device), strict=True) if old != new]
+    used = [name for (name, old), (_, new) in zip(before, _states(devices), strict=True) if old != new]
     if used:
         raise ConfigError(
             f"the model draws random numbers in its forward pass, outside of its train mode ({', '.join(used)}): a "
@@ -51,15 +51,16 @@ def refused_randomness(device: torch.device) -> Iterator[None]:
         )
 
 
-def _states(device: torch.device) -> list[tuple[str, object]]:
+def _states(devices: Sequence[torch.device]) -> list[tuple[str, object]]:
     """Of the generators that a forward pass may draw from without naming one."""
     states: list[tuple[str, object]] = [
         ("torch", torch.get_rng_state().numpy().tobytes()),
         ("random", random.getstate()),
         ("numpy", repr(np.random.get_state(legacy=False))),
     ]
-    if device.type == "cuda":
-        states.append(("cuda", torch.cuda.get_rng_state(device).numpy().tobytes()))
-    elif device.type == "mps":
-        states.append(("mps", torch.mps.get_rng_state().numpy().tobytes()))
+    for device in devices:
+        if device.type == "cuda":
+            states.append((str(device), torch.cuda.get_rng_state(device).numpy().tobytes()))
+        elif device.type == "mps":
+            states.append(("mps", torch.mps.get_rng_state().numpy().tobytes()))
     return states

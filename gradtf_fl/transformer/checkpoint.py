@@ -89,6 +89,22 @@ class GradTransformer:
         replace_file(path, save(tensors, {"grad_transformer": json.dumps(about, sort_keys=True)}), PUBLIC)
 
     @classmethod
+    def pair(cls, path: str | Path) -> tuple[UpdateSpace, UpdateSpace]:
+        """(source, target) of a checkpoint: what its file says, nothing of it loaded or verified.
+
+        Raises:
+            ConfigError: there is no such file. CorruptFile: its header is damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"Grad-Transformer checkpoint {path}: there is no such file")
+        try:
+            about = metadata_of(path.read_bytes(), "grad_transformer")
+            return UpdateSpace.from_json(about["source"]), UpdateSpace.from_json(about["target"])
+        except Exception as error:
+            raise CorruptFile(f"Grad-Transformer checkpoint {path}: its header is unreadable") from error
+
+    @classmethod
     def load(cls, path: str | Path) -> GradTransformer:
         """Read and verify a checkpoint.
 

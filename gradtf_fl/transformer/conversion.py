@@ -107,8 +107,8 @@ def convert(
     check_adapter(f"update {update}", base, spec, source)
     for space in (source, target):
         check_model(f"transformer {transformer}", space)
-    moved = update_vector(source.layout, state, AdaptedModel.load(source.model, source.spec).initial)
-    llm = AdaptedModel.load(target.model, target.spec)
+    moved = update_vector(source.layout, state, AdaptedModel.shapes(source.model, source.spec).initial)
+    llm = AdaptedModel.shapes(target.model, target.spec)
     refinement = None
     if prompts is None:
         values = grad.generate(moved)

@@ -96,5 +96,7 @@ class TrainConfig:
             problems.append(f"patience {self.patience} must be at least 1")
         if self.groups < processes:
             problems.append(f"groups {self.groups} must be at least the number of processes, {processes}")
+        if self.device == "spread" and processes > 1:
+            problems.append(f"device 'spread': each of {processes} processes has a device of its own; take 'cuda'")
         if problems:
             raise ConfigError(problems)

@@ -24,7 +24,9 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG
 from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
 from gradtf_fl.secagg import Identity
+from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 from strategies.checkpoints import write_roster
+from strategies.provider import agreed_spec
 
 
 def make_server(
@@ -88,7 +90,8 @@ def make_server(
             replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
         write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
         replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
-        text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
+        tables = {"server": section, "plan": checked, "compute": checked.compute}
+        text = tables_to_toml(tables, leave_out=(*OURS, "compute"))
         replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
     return invitation
 
@@ -104,8 +107,36 @@ def located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
             model_folder(name)
         except ConfigError as error:
             problems += [f"plan: {problem}" for problem in error.problems]
+    if not problems:
+        problems += _other_pair(plan)
     absolute = {name: path.absolute() for name, path in files.items()}
     return {name: str(path) if name == "transformer" else path for name, path in absolute.items()}
+
+
+def _other_pair(plan: FederationPlan) -> list[str]:
+    """Where the Grad-Transformer was made for other models than the plan's, by their files, or for another adapter.
+
+    A model that is on a hub only is compared when the server starts.
+    """
+    if plan.transformer == NO_TRANSFORMER:
+        return []
+    path = embedded_checkpoint() if plan.transformer == "embedded" else Path(plan.transformer)
+    problems: list[str] = []
+    try:
+        source, target = GradTransformer.pair(path)
+    except ConfigError as error:
+        return [f"plan: {problem}" for problem in error.problems]
+    try:
+        agreed_spec(plan, source.spec)
+    except ConfigError as error:
+        problems += [f"plan: {problem}" for problem in error.problems]
+    sides = (("tiny", "TinyLM", plan.tiny, source), ("llm", "LLM", plan.llm, target))
+    return problems + [
+        f"plan.{key}: {name}: plan.transformer ({plan.transformer}) was made for another {what}, {space.model} "
+        f"({space.model_sha256[:16]})"
+        for key, what, name, space in sides
+        if Path(model_folder(name)).is_absolute() and not space.is_of(name)
+    ]
 
 
 def certificate_problems(files: Mapping[str, Path], host: str) -> list[str]:

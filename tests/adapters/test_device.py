@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from gradtf_fl.training import StackedAdapters, check_trainable
 from gradtf_fl.training.dp_sgd import RowLosses, private_optimizer
 from gradtf_fl.training.preflight import adapter_parameters
 from gradtf_fl.training.randomness import Draws
+from gradtf_fl.transformer import TrainConfig
 
 SPEC = AdapterSpec(rank=2)
 BF16 = Place(torch.device("cpu"), "bf16")
@@ -108,6 +110,35 @@ def test_auto_is_the_best_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Place.find("cuda:1", number=0).device == torch.device("cuda", 1)
     machine(monkeypatch, cuda=1, bf16=False)
     assert Place.find("auto", "auto").precision == "float32"
+
+
+def test_a_spread_model_begins_on_the_first_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    with pytest.raises(ConfigError, match=r"\[compute\] device 'spread': this machine has no CUDA device"):
+        Place.of(ComputeSection(device="spread"))
+    machine(monkeypatch, cuda=2)
+    place = Place.of(ComputeSection(device="spread"))
+    assert place == Place(torch.device("cuda", 0), "bf16", is_spread=True)
+    assert place.loading()["device_map"] == "auto"
+    assert str(place) == "spread, bf16"
+    assert Place.find("cuda").loading()["device_map"] == {"": torch.device("cuda", 0)}
+
+
+def test_what_does_not_fit_on_the_devices_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    """Here the device is the CPU with room for half of the model: accelerate leaves the rest on disk."""
+    size = 4 * sum(p.numel() for p in load_model(folder)[0].parameters())
+    room = {"device_map": "auto", "max_memory": {"cpu": size // 2}, "offload_folder": str(tmp_path)}
+    monkeypatch.setattr(Place, "loading", lambda self: {"dtype": torch.float32, **room})
+    with pytest.raises(ConfigError, match=r"[0-9]+ of [0-9]+ weights do not fit on its devices"):
+        load_model(folder, Place(torch.device("cpu"), "float32", is_spread=True))
+
+
+def test_several_processes_take_a_device_each() -> None:
+    with pytest.raises(ConfigError, match=r"device 'spread': each of 2 processes has a device of its own"):
+        TrainConfig(device="spread", groups=4).check(processes=2)
+    TrainConfig(device="spread", groups=4).check()
 
 
 def test_base_weights_are_bf16_and_all_else_float32(folder: str, rows: TokenRows) -> None:

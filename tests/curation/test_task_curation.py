@@ -24,7 +24,7 @@ from gradtf_fl.curation.langevin import LangevinRecipe, langevin_fine_tune
 from gradtf_fl.curation.store import token_tensors
 from gradtf_fl.curation.text_shadow import draw_rows, encode_causal, mixture, single
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import read_task_rows
+from gradtf_fl.tasks.task_rows import _read_once
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer import GradTransformer, TrainConfig, train_grad_transformer
 from gradtf_fl.transformer.model import Backbone
@@ -117,7 +117,7 @@ def test_changed_rows_are_another_store(tmp_path: Path) -> None:
     curate(files.curation(**few), tmp_path / "store")
     text = files.data / "animals.txt"
     text.write_text(text.read_text().replace("cat", "dog"))
-    read_task_rows.cache_clear()  # another process reads again
+    _read_once.cache_clear()  # another process reads again
     with pytest.raises(ConfigError, match="other settings"):
         curate(files.curation(**few), tmp_path / "store")
 

@@ -14,6 +14,7 @@ import pytest
 
 from clients.node.setup import join_federation, make_organization
 from clients.organization import load_organization
+from gradtf_fl.config import PlaceSection, plan_values, read_project
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.enrolment import (
     Invitation,
@@ -27,6 +28,7 @@ from gradtf_fl.deployment.folders import Occupied
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity
+from gradtf_fl.transformer import embedded_checkpoint
 from strategies import ServerRun, run_server
 from strategies.failures import note_failure, take_failure
 from strategies.server.setup import make_server
@@ -90,6 +92,48 @@ def test_a_server_is_not_set_up_with_a_certificate_that_nodes_would_refuse(tmp_p
     files["certificate"].write_text("no certificate")
     with pytest.raises(ConfigError, match=r"--certificate .*server\.crt: no PEM certificate in it"):
         make_server(tmp_path / "wrong", enrolments, "127.0.0.1:9092", None, files, PLAN)
+
+
+def test_a_grad_transformer_of_another_pair_is_refused_when_the_server_is_set_up(
+    tmp_path: Path, three: list[Path]
+) -> None:
+    """Both models are named, by key, file and hash; nothing is written."""
+    with pytest.raises(ConfigError) as found:
+        serve(tmp_path, three, tiny="embedded:llm", llm="embedded:tiny", rank=3)
+    text = str(found.value)
+    for part in (
+        "plan.tiny: embedded:llm: plan.transformer (embedded) was made for another TinyLM, embedded:tiny (",
+        "plan.llm: embedded:tiny: plan.transformer (embedded) was made for another LLM, embedded:llm (",
+        "plan: transformer embedded: rank of its TinyLM adapter is 2, and 3 is asked for",
+    ):
+        assert part in text
+    assert not (tmp_path / "server").exists()
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(embedded_checkpoint().read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"plan: .*broken\.safetensors: its header is unreadable"):
+        serve(tmp_path, three, transformer=str(broken))
+
+
+def test_the_server_computes_where_its_file_says(tmp_path: Path, three: list[Path]) -> None:
+    """``federation.toml``'s [compute] is carried over; what only trains is left out."""
+    project = tmp_path / "federation.toml"
+    project.write_text('[compute]\ndevice = "cuda:1"\nprecision = "float32"\nphysical_rows = 3\n')
+    serve(tmp_path, three, **plan_values(read_project(project)))
+    path = tmp_path / "server/server.toml"
+    assert load_server(tmp_path / "server").plan.compute == PlaceSection(device="cuda:1", precision="float32")
+    text = path.read_text()
+    assert "# Cpu, cuda, cuda:N, mps, auto" in text
+    assert "physical_rows" not in text
+    path.write_text(text.replace('device = "cuda:1"', 'device = "gpu"\nsampler = "lora"'))
+    with pytest.raises(ConfigError) as found:
+        load_server(tmp_path / "server")
+    assert [problem.partition(": ")[2].partition(": ")[0] for problem in found.value.problems] == [
+        "compute.device",
+        "compute.sampler",
+    ]
+    path.write_text(text.replace("[compute]", "[other]") + '\n[plan.compute]\ndevice = "cpu"\n')
+    with pytest.raises(ConfigError, match=r"plan\.compute: is a table of its own, \[compute\]"):
+        load_server(tmp_path / "server")
 
 
 def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:

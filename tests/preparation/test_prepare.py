@@ -63,6 +63,49 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_options_win_over_the_file(project: Path, tmp_path: Path) -> None:
+    options = ("--workers", 1, "--rank", 1, "--steps", 2, "--pair-sets", 1, "--out", tmp_path / "other")
+    other = gradtf("curate", "--config", project, *options)
+    assert other.exit_code == 0, other.stderr
+    header = TupleStore.open(tmp_path / "other").header
+    assert (header["spec"]["rank"], header["config"]["plain"]["steps"], header["config"]["pair_sets"]) == (1, 2, 1)
+    assert header["config"]["shadow_sets"] == 2
+
+
+@pytest.mark.slow
+def test_curate_and_train_are_the_halves_of_prepare(project: Path, tmp_path: Path) -> None:
+    """All three read the project's file, and what is made already is not made again."""
+    path = tmp_path / "federation.toml"
+    path.write_text(project.read_text())
+    work = ProviderWork.of(read_project(path))
+    curated = gradtf("curate", "--config", path, "--workers", 1)
+    assert curated.exit_code == 0, curated.stderr
+    assert f"next: gradtf train --config {path}" in curated.stdout
+    assert TupleStore.open(work.tuples).header["spec"] == work.curation.spec.to_json()
+    trained = gradtf("train", "--config", path)
+    assert trained.exit_code == 0, trained.stderr
+    made = {one.name: one.read_bytes() for one in (tmp_path / "made").glob("*.safetensors")}
+    assert sorted(made) == ["controls.safetensors", "gt.safetensors"]
+    assert gradtf("prepare", "--config", path, "--yes").exit_code == 0
+    for name, content in made.items():
+        assert (tmp_path / "made" / name).read_bytes() == content
+
+
+def test_what_no_project_has_and_what_is_missing_is_refused(project: Path) -> None:
+    refused = gradtf("curate", "--config", project, "--rules", 3, "--tasks", "a")
+    assert refused.exit_code == 2
+    for name in ("rules", "tasks"):
+        assert f"--{name}: only without --config" in refused.stderr
+    assert "--out: wanted without --config" in gradtf("curate").stderr
+    missing = gradtf("train")
+    assert missing.exit_code == 2
+    assert "--tuples: wanted without --config" in missing.stderr
+    assert "--out: wanted without --config" in missing.stderr
+    elsewhere = gradtf("curate", "--config", project, "--device", "cuda:7")
+    assert elsewhere.exit_code == 2
+    assert "cuda:7" in elsewhere.stderr
+
+
 def test_the_whole_way_from_a_file_to_a_federation(project: Path, tmp_path: Path) -> None:
     before = gradtf("simulate", "--config", project)
     assert before.exit_code == 2

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from clients.client_app import app as client_app
+from gradtf_fl.adapters import AdaptedModel, update_space
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
@@ -58,6 +60,19 @@ def plain_mean(kit: Kit, round_number: int, included: tuple[str, ...]) -> np.nda
     ]
     assert len(updates) == len(included)
     return np.mean(np.asarray(updates, np.float64), axis=0)
+
+
+def test_the_server_loads_no_llm_where_nothing_asks_it(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its space and initial adapter come from its config: an LLM of 14 billion parameters would take 56 GB."""
+    kit, _, _ = finished
+    loaded: list[str] = []
+    real = update_space.load_model
+    monkeypatch.setattr(update_space, "load_model", lambda name, place=None: loaded.append(name) or real(name, place))
+    provider = Provider(kit.plan, kit.generator)
+    assert loaded == [kit.plan.tiny]
+    whole = AdaptedModel.load(kit.plan.llm, provider.llm.spec)
+    assert provider.llm == whole.space
+    assert all(torch.equal(provider.llm_initial[name], value) for name, value in whole.initial.items())
 
 
 def test_the_decoded_mean_is_the_plain_mean(finished: Finished) -> None:

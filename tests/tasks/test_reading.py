@@ -28,6 +28,7 @@ from gradtf_fl.tasks import (
 )
 from gradtf_fl.tasks.reading import raw_rows
 from gradtf_fl.tasks.row_forms import form_of
+from gradtf_fl.tasks.task_rows import _read_once
 
 LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n"  # all that str.splitlines takes for the end of a line
 texts = st.text(st.characters(codec="utf-8") | st.sampled_from(LINE_ENDS + "\ufeff\u00a0\"',[]{}"), max_size=30)
@@ -460,6 +461,6 @@ def test_curation_reads_own_rows_as_organizations_do(tmp_path: Path) -> None:
     assert cut.public[0].row.answer.startswith("question ")
     with (tmp_path / "lines" / "train.jsonl").open("a") as file:
         file.write('{"input": "a", "output": "b"}\n')
-    read_task_rows.cache_clear()
+    _read_once.cache_clear()
     with pytest.raises(ConfigError, match=r"train.jsonl, line 21: is {.input., .output.}, but the file's first row is"):
         read_task_rows(str(tmp_path / "lines"), TaskSection())

@@ -12,6 +12,7 @@ from gradtf_fl.config import TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TaskRows, read_task_rows
 from gradtf_fl.tasks.documents import cut_windows, split_documents
+from gradtf_fl.tasks.task_rows import _read_once
 from gradtf_fl.tasks.text_windows import TEXT_OF
 from tests.benchmark_data import DATA, needs_data
 
@@ -99,7 +100,7 @@ def test_changed_rows_change_the_checksum(tmp_path: Path) -> None:
     test_an_own_task_by_its_toml(tmp_path)
     before = read(str(tmp_path / "own.toml"), tmp_path, None, 0).sha256
     write_rows(tmp_path, "train", [{"body": text, "queue": "c"} for text in numbered("r", 12)])
-    read_task_rows.cache_clear()
+    _read_once.cache_clear()
     assert read(str(tmp_path / "own.toml"), tmp_path, None, 0).sha256 != before
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gradtf_fl.adapters import AdapterSpec, adapter_state, attach, set_adapter_state
-from gradtf_fl.adapters.models import load_model
+from gradtf_fl.adapters.models import load_model, load_tokenizer
 from gradtf_fl.curation.shadow import as_token_rows, single_task
+from gradtf_fl.tasks import Row, encode_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.rows import TokenRows
 from gradtf_fl.training.plain import fine_tune
@@ -200,3 +201,17 @@ def test_dp_shadows_clip_each_row() -> None:
         for clip in (0.01, 1e6)
     )
     assert (small - large).abs().max() > 1e-3  # Adam hides one factor for all rows, not one for each
+
+
+def test_a_batch_in_parts_is_the_batch() -> None:
+    """A large vocabulary's logits of a whole batch take more memory than the model: parts of it, one step."""
+    tokenizer = load_tokenizer("embedded:tiny")
+    rows = encode_rows([Row("[_][_][_]37?58=", "13"), Row("[_][_][_]11?22=", "33")] * 6, tokenizer)
+    states, sizes = [], []
+    for logit_bytes in (10**9, 5 * 4 * len(tokenizer) * rows.input_ids.shape[1]):
+        tuned = attach(load_model("embedded:tiny")[0], AdapterSpec())
+        tuned.register_forward_pre_hook(lambda _, args, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+        fine_tune(tuned, rows, steps=3, batch=12, rate=1e-2, seed=0, logit_bytes=logit_bytes)
+        states.append(adapter_state(tuned))
+    assert sizes == [12] * 3 + [5, 5, 2] * 3
+    assert max(float((states[1][name] - value).abs().max()) for name, value in states[0].items()) < 1e-5
