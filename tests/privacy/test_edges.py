@@ -39,12 +39,13 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 @pytest.mark.parametrize("delta", [1e-5, 1e-9, 1e-12, 1e-14, 1e-18, 1e-300], ids=str)
 @pytest.mark.parametrize("sigma", [0.5, 2.0, 40.0], ids=str)
 def test_no_accountant_is_below_the_exact_figure_at_any_delta(sigma: float, delta: float) -> None:
-    """10 steps at q = 1."""
+    """10 steps at q = 1. Below the smallest delta of a plan figures may be loose, as an old ledger's."""
     event, exact = [DpEvent(sigma, 1.0, 10)], gaussian_epsilon(math.sqrt(10) / sigma, delta)
-    for epsilon in (epsilon_prv, epsilon_pld, epsilon_rdp):
-        assert exact * (1 - 1e-6) <= epsilon(event, delta) < 1.6 * exact + 0.5
     replaced = gaussian_epsilon(2 * math.sqrt(10) / sigma, delta)
-    assert replaced * (1 - 1e-6) <= epsilon_pld_replace_one(event, delta) < 2 * (1.6 * exact + 0.5) + 12
+    loose = 1.3 if delta >= MIN_DELTA else 6
+    for epsilon in (epsilon_prv, epsilon_pld, epsilon_rdp):
+        assert exact * (1 - 1e-6) <= epsilon(event, delta) < loose * exact + 0.2
+    assert replaced * (1 - 1e-6) <= epsilon_pld_replace_one(event, delta) < loose * replaced + 0.2
 
 
 @pytest.mark.parametrize(
