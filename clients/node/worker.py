@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -32,8 +33,7 @@ def serve(folder: Path) -> None:
     """Listen until SIGTERM, or until the memory limit is passed."""
     signal.signal(signal.SIGTERM, _leave)
     warm(folder)
-    if problems := unusable_rows(folder):
-        keep_cause(ConfigError(problems), "every round will be refused", folder)
+    threading.Thread(target=tell_unusable_rows, args=(folder,), daemon=True).start()  # a large file takes minutes
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
         Path(address).unlink(missing_ok=True)
         old = os.umask(0o177)
@@ -87,15 +87,17 @@ def warm(folder: Path) -> None:
         print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
 
 
-def unusable_rows(folder: Path) -> list[str]:
-    """Why every round would be refused for the training rows, whose owner has to know before the server asks."""
+def tell_unusable_rows(folder: Path) -> None:
+    """Into ``client.log`` when the training rows can't be used: their owner should know before a server asks."""
     from clients.node.checks import row_findings
 
     try:
-        found = row_findings(load_organization(folder))
+        found = [each for each in row_findings(load_organization(folder)) if each.level == "fail"]
     except (GradtfError, OSError):  # the first request will say so
-        return []
-    return [f"{finding.what}: {finding.found}" for finding in found if finding.level == "fail"]
+        return
+    if found:
+        problems = ConfigError([f"{each.what}: {each.found}" for each in found])
+        keep_cause(problems, "these rows can't be used, every round will be refused", folder)
 
 
 def resident_mb() -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from clients.handlers import handle
+from clients.node.worker import tell_unusable_rows
 from clients.node_store import NodeStore, RoundKey
 from clients.organization import load_organization
 from clients.refusals import Refused, answered
@@ -308,6 +309,18 @@ def test_rows_that_cannot_be_used_have_the_same_word_as_a_plan_that_does_not_fit
     said = [bench.code(BEGIN, bench.begin(**changes).to_fields()) for changes in ({"dp": plan}, {})]
     assert said == ["policy", "policy"]
     assert spent(bench) == 0
+
+
+def test_a_node_that_starts_says_which_rows_it_cannot_use(bench: Bench) -> None:
+    folder = bench.kit.folders[0]
+    tell_unusable_rows(folder)
+    assert not (folder / "client.log").exists()
+    (folder / "train.jsonl").write_text('{"prompt": "", "answer": "7"}\n' * 3)
+    tell_unusable_rows(folder)
+    log = (folder / "client.log").read_text()
+    assert "these rows can't be used, every round will be refused" in log
+    assert "3 of 3 rows have no token that is scored" in log
+    assert "64 rows are public, 3 are there" in log
 
 
 def test_no_file_is_opened_for_a_plan_that_is_refused(make_kit: MakeKit) -> None:
