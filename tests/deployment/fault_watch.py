@@ -91,7 +91,7 @@ def attempt_of(charge: Charge) -> Attempt:
 
 
 def paying(name: str, released: set[Attempt], counted: set[Attempt]) -> set[Attempt]:
-    """Charges that the released attempts are paid by: their own, or an earlier one of the round that released nothing."""
+    """Charges that pay for the released attempts: their own, or an earlier one of the round that released nothing."""
     found: set[Attempt] = set()
     for attempt in sorted(released):
         charges = [charge for charge in counted if charge[:2] == attempt[:2] and charge[2] <= attempt[2]]
