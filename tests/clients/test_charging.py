@@ -283,7 +283,7 @@ def test_a_server_learns_nothing_of_the_number_of_rows(
 
 @pytest.mark.parametrize("rows", [ROWS // 2, 95])
 def test_charge_weight_and_message_come_from_the_declared_figure(make_kit: MakeKit, rows: int) -> None:
-    seen = []
+    seen: list[object] = []
     for there in (ROWS, rows):
         bench = Bench(make_kit(f"of-{len(seen)}", budget=50.0, steps=2))
         policy = bench.kit.config(0).policy.model_copy(update={"weight_rules": ("uniform", "examples")})
