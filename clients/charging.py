@@ -24,7 +24,7 @@ from clients.refusals import Refused
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import TRAINING
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, epsilon_rdp, noise_multiplier
-from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan
+from gradtf_fl.round_messages import Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 
 
@@ -54,10 +54,10 @@ def client_level(organization: Organization, config: RoundConfig) -> SkellamEven
     return SkellamEvent(noise.honest_variance, noise.l2, noise.l1, releases=1, noisers=noise.noisers)
 
 
-def training_id(organization: Organization, message: BeginRound, config: RoundConfig, event: DpEvent) -> bytes:
+def training_id(organization: Organization, config: RoundConfig, event: DpEvent) -> bytes:
     """SHA-256 of all that decides what is trained in a round, and into what it goes: the same for each attempt."""
     same = replace(config, attempt=0, nonce=bytes(len(config.nonce)))
-    text = f"{event!r}|{organization.config.privacy.dataset}|{message.initial_hash.hex()}|{message.spec}"
+    text = f"{event!r}|{organization.config.privacy.dataset}"
     return hashlib.sha256(b"gradtf/training/v1\0" + same.commitment + text.encode()).digest()
 
 

@@ -6,7 +6,6 @@ sizes and the number of rows do not leave.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.bounds import require_noise, require_rows, spec_reasons
 from clients.charging import OpenCharge, client_level, open_ledger, planned_event, training_id
 from clients.node_store import NodeStore, RoundKey
 from clients.organization import Organization
@@ -30,7 +30,7 @@ from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.privacy import DpEvent
-from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
+from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig
 from gradtf_fl.tasks import longest_row, read_tokens
 from gradtf_fl.training import AnotherRun, DpCheckpoint, check_rows, check_trainable, rehearse, train_dp
@@ -69,9 +69,12 @@ def train_update(
             can't be used.
         BudgetExhausted: the charge does not fit.
     """
+    policy, privacy = organization.config.policy, organization.config.privacy
+    require_rows(policy, privacy.declared)
     event = planned_event(organization, plan)
-    _same_llm(organization, message.llm_hash)
-    tiny = load_tiny(organization, message.spec, message.initial_hash)
+    require_noise(policy, event, privacy.delta)
+    _same_llm(organization, bytes.fromhex(plan.llm_sha256))
+    tiny = load_tiny(organization, plan.spec, bytes.fromhex(plan.initial_sha256))
     start, start_hash = start_of(tiny, message.update)
     if start_hash != config.model_hash or tiny.space.layout.size != config.dim:
         raise Refused(Refusal.MODEL_HASH, "the server's global model is not the one in this round's configuration")
@@ -82,8 +85,8 @@ def train_update(
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     key = RoundKey(config.run_id, config.round, config.attempt)
-    training = training_id(organization, message, config, event)
-    kept = store.claim(key, config.dp, training)
+    training = training_id(organization, config, event)
+    kept = store.claim(key, config.dp, training, policy.attempts)
     if kept is not None:
         return LocalUpdate(np.frombuffer(kept, dtype="<f4"), training, open_ledger(organization).head)
     try:
@@ -94,7 +97,7 @@ def train_update(
         raise
     moved = update_vector(tiny.space.layout, adapter_state(model), start)
     vector = clip_update(moved.reshape(-1), config.clip)
-    if organization.config.simulation is not None and organization.config.simulation.keep_updates:
+    if organization.simulation is not None and organization.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, training, charge.ledger.head)
 
@@ -175,16 +178,19 @@ def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSe
 
 
 def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -> AdaptedModel:
-    """Our own TinyLM with the shared initial adapter.
+    """Our own TinyLM with the shared initial adapter, which is not built before ``[policy]`` permits its size.
 
     Raises:
-        Refused: ``protocol`` for a spec that is none, ``model_hash`` when the initial adapter is not ours.
+        Refused: ``protocol`` for a spec that is none, ``policy`` for one out of bounds, ``model_hash`` when the initial
+            adapter is not ours.
         ConfigError: the model can't be had, or ``[compute]`` asks for what this machine can't do.
     """
     try:
-        spec = AdapterSpec.from_json(json.loads(spec_json))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(Refusal.PROTOCOL, f"adapter spec: {error!r}") from error
+        spec = AdapterSpec.from_canonical(spec_json)
+    except ValueError as error:
+        raise Refused(Refusal.PROTOCOL, str(error)) from error
+    if reasons := spec_reasons(organization.config.policy, spec):
+        raise Refused(Refusal.POLICY, "; ".join(reasons))
     place = Place.of(organization.config.compute)
     tiny = AdaptedModel.load(organization.config.models.tiny, spec, place, kept=True)
     if tiny.space.initial_hash != initial_hash:
@@ -196,11 +202,12 @@ def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor]
     """The adapter's state at the global update (float32 little endian bytes), and the start's hash (32 bytes).
 
     Raises:
-        Refused: ``model_hash`` when the update's size is not ours.
+        Refused: ``model_hash`` when the update's size is not ours, or when no training could start from it.
     """
-    values, space = np.frombuffer(update, dtype="<f4"), tiny.space
-    if values.size != space.layout.size or not np.isfinite(values).all():
-        raise Refused(Refusal.MODEL_HASH, f"the global update has {values.size} values, wanted {space.layout.size}")
+    space = tiny.space
+    values = np.frombuffer(update, dtype="<f4") if len(update) == 4 * space.layout.size else np.array(np.nan)
+    if not float(np.abs(values).max()) <= MAX_CLIP:  # NaN is not either
+        raise Refused(Refusal.MODEL_HASH, f"the global update is not {space.layout.size} values up to {MAX_CLIP:g}")
     start = tiny.state_at(values.reshape(space.shape))
     return start, global_model_hash(space.model_sha256, space.initial_hash, update)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clients.refusals import Refused
-from gradtf_fl.round_messages import Refusal
+from gradtf_fl.round_messages import RUN_START, Refusal
 
 BUSY_SECONDS = 60.0
 
@@ -27,6 +27,9 @@ LOOKED_AT = 0.5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS last_round (
     run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS attempts (
+    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, claimed INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS open_round (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -44,6 +47,7 @@ CREATE TABLE IF NOT EXISTS unfinished (
 );
 CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
 """
 
 
@@ -70,6 +74,12 @@ class OpenRound:
     vector: bytes | None
     weight: float
     finished: bool = False
+
+
+def started(run_id: str) -> str:
+    """When a run began, as its name says; "" for the names of runs before 0.2 and of simulations."""
+    found = RUN_START.match(run_id)
+    return found[0] if found else ""
 
 
 class NodeStore:
@@ -114,7 +124,34 @@ class NodeStore:
             unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
             return int(row[0]), int(row[1]) - unanswered
 
-    def claim(self, key: RoundKey, plan: str, training: bytes) -> bytes | None:
+    def take_run(self, run_id: str, known: Sequence[str]) -> None:
+        """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
+
+        Args:
+            known: runs whose adapters came before this store counted them, oldest first.
+
+        Raises:
+            Refused: with ``adapter`` when another run came after it, or its name says that it started before.
+        """
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM adapter_runs").fetchone() is None:
+                for run in dict.fromkeys(known):
+                    database.execute("INSERT INTO adapter_runs (run_id) VALUES (?)", (run,))
+            newest = database.execute("SELECT run_id FROM adapter_runs ORDER BY number DESC").fetchone()
+            if newest is not None and newest[0] != run_id:
+                seen = database.execute("SELECT 1 FROM adapter_runs WHERE run_id = ?", (run_id,)).fetchone()
+                if seen is not None or started(run_id) < started(newest[0]):
+                    raise Refused(
+                        Refusal.ADAPTER, f"run {run_id!r} is older than {newest[0]!r}, whose adapters came since"
+                    )
+            database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
+
+    def attempts(self, run_id: str, round_number: int) -> int:
+        """How often the round was claimed, whatever numbers the server gave to its attempts; 0 for an earlier round."""
+        with self._transaction() as database:
+            return _claimed(database, run_id, round_number)
+
+    def claim(self, key: RoundKey, plan: str, training: bytes, most: int | None = None) -> bytes | None:
         """Take (round, attempt) and forget the state of any earlier one.
 
         It is used up once it is answered or refused (`give_up`). Where the process died in between, nothing of it left,
@@ -123,13 +160,17 @@ class NodeStore:
         Args:
             plan: of the run; the first one of a run is pinned.
             training: SHA-256 of all that decides what is trained in this round, whatever the attempt.
+            most: claims that one round may have, None for any number.
 
         Returns: float32 bytes of an update that an earlier attempt at this round trained, from the same, and never
         masked. It was in no sum: masking it now releases it for the first time. It leaves the store here.
 
+        Args:
+            most: claims that one round may have, None for any number.
+
         Raises:
             Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` for another
-                plan than the run's first.
+                plan than the run's first, or when the round had its ``most`` claims.
         """
         with self._transaction() as database:
             row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
@@ -139,11 +180,15 @@ class NodeStore:
                 and not (_begun(database) == key and (key.round, key.attempt) == (int(row[0]), int(row[1])))
             ):
                 raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}")
+            claimed = _claimed(database, key.run_id, key.round)
+            if most is not None and claimed >= most:
+                raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
             pinned = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (key.run_id,)).fetchone()
             if pinned is not None and pinned[0] != plan:
                 raise Refused(Refusal.POLICY, f"the plan is another one than this run began with ({pinned[0]})")
             database.execute("INSERT OR REPLACE INTO plan_of_run VALUES (?, ?)", (key.run_id, plan))
             database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
+            database.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (key.run_id, key.round, claimed + 1))
             kept = database.execute(
                 "SELECT vector FROM open_round JOIN trained USING (run_id, round)"
                 " WHERE run_id = ? AND round = ? AND training = ? AND vector IS NOT NULL",
@@ -246,6 +291,13 @@ class NodeStore:
                 database.execute("DELETE FROM open_round")
             else:
                 database.execute("UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector))
+
+
+def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> int:
+    row = database.execute(
+        "SELECT claimed FROM attempts WHERE run_id = ? AND round = ?", (run_id, round_number)
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _begun(database: sqlite3.Connection) -> RoundKey | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 
-from clients.node_store import OpenRound, RoundKey
+from clients.bounds import policy_reasons
+from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import Organization
 from clients.refusals import Refused
-from gradtf_fl.round_messages import BeginRound, MalformedFields, Refusal, StagePayload, TrainingPlan
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.round_messages import (
+    MAX_CONFIGS,
+    BeginRound,
+    MalformedFields,
+    Refusal,
+    StagePayload,
+    TrainingPlan,
+)
 from gradtf_fl.secagg import (
     ProtocolViolation,
     RoundConfig,
@@ -19,6 +29,7 @@ from gradtf_fl.secagg import (
     group_members,
 )
 
+RUN_ID = r"[A-Za-z0-9._-]{1,128}"
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
 
@@ -26,22 +37,29 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     """Check the round against this organization's own limits, charge the ledger, train, and advertise keys.
 
     The last round's LLM adapter, where one rides along, is stored first: it is delivered whatever comes of this round.
-    Order matters: nothing is trained before the policy, the round counter, the model and the budget are
-    settled, and (round, attempt) is used up on disk before the file of private rows is opened. What is decided
-    before that depends on nothing in that file, not even on how long it is.
+    Order matters: no model is built, no row read and nothing charged before the policy and the round counter are
+    settled, and (round, attempt) is used up on disk before the file of private rows is opened. What is decided before
+    that depends on nothing in that file, not even on how long it is.
 
     Raises:
-        Refused, BudgetExhausted, Vanished: with nothing trained; ``adapter`` when the one that rides along is wrong.
+        Refused, BudgetExhausted, Vanished, MalformedFields: with nothing trained; ``adapter`` when the one that rides
+            along is wrong; ``policy`` with every bound that the round breaks.
     """
-    if message.delivery is not None:
+    config = _own_config(organization, message.configs)
+    if not re.fullmatch(RUN_ID, config.run_id):
+        raise MalformedFields("the run's name is empty, too long or has characters that a log should not show")
+    plan = TrainingPlan.from_canonical(config.dp)
+    spec = _spec_of(plan)
+    delivery = message.delivery(config.run_id, plan)
+    if delivery is not None:
         from clients.delivery import receive_adapter
 
-        receive_adapter(organization, message.delivery)
-    config = _own_config(organization, message.configs)
-    plan = _checked_plan(organization, config)
+        receive_adapter(organization, delivery)
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
-    client = _protocol_client(organization, config, store.last_round(key.run_id), key)
+    client = _permitted_client(organization, config, plan, spec, store)
+    if len(message.update) != 4 * config.dim:
+        raise Refused(Refusal.MODEL_HASH, f"the global update has {len(message.update)} bytes, not {4 * config.dim}")
     organization.vanish_if_told("advertise", key.round)
 
     from clients.local_training import train_update
@@ -66,6 +84,8 @@ def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
         me = organization.roster.index(organization.identity.public)
     except UnknownIdentity as error:
         raise Refused(Refusal.POLICY, "the roster that this organization pins is without itself") from error
+    if len(configs) > MAX_CONFIGS:
+        raise Refused(Refusal.PROTOCOL, f"round configuration: {len(configs)} bytes are more than {MAX_CONFIGS}")
     try:
         for config in decode_configs(configs):
             if me in group_members(organization.roster, config.groups, config.group):
@@ -75,22 +95,28 @@ def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
     raise Refused(Refusal.POLICY, "no configuration is for this organization's group")
 
 
-def _checked_plan(organization: Organization, config: RoundConfig) -> TrainingPlan:
-    plan = TrainingPlan.from_canonical(config.dp)
-    if not 1 <= config.round <= plan.rounds:
-        raise Refused(Refusal.POLICY, f"round {config.round} is outside the plan's {plan.rounds} rounds")
-    if plan.delta > organization.config.privacy.delta:
-        raise Refused(Refusal.POLICY, f"delta {plan.delta} is above ours ({organization.config.privacy.delta})")
-    return plan
+def _spec_of(plan: TrainingPlan) -> AdapterSpec:
+    try:
+        return AdapterSpec.from_canonical(plan.spec)
+    except ValueError as error:
+        raise MalformedFields(str(error)) from error
 
 
-def _protocol_client(
-    organization: Organization, config: RoundConfig, last_round: tuple[int, int], key: RoundKey
+def _permitted_client(
+    organization: Organization, config: RoundConfig, plan: TrainingPlan, spec: AdapterSpec, store: NodeStore
 ) -> SecAggClient:
+    """The client of a round that nothing in ``organization.toml`` forbids.
+
+    Raises:
+        Refused: ``stale``, or ``policy`` with all reasons at once.
+    """
+    key = RoundKey(config.run_id, config.round, config.attempt)
+    last_round = store.last_round(key.run_id)
     if (key.round, key.attempt) <= last_round:
         raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
+    reasons = policy_reasons(organization.config, config, plan, spec, store.attempts(key.run_id, key.round))
     try:
-        return SecAggClient(
+        client = SecAggClient(
             config,
             organization.policy,
             organization.roster,
@@ -99,7 +125,10 @@ def _protocol_client(
             randomness=organization.randomness(key),
         )
     except ProtocolViolation as error:
-        raise Refused(Refusal.POLICY, str(error)) from error
+        reasons.append(str(error))
+    if reasons:
+        raise Refused(Refusal.POLICY, "; ".join(reasons))
+    return client
 
 
 def share(organization: Organization, message: StagePayload) -> StagePayload:

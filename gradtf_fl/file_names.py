@@ -38,7 +38,9 @@ PROVIDER_KEY = "provider.key"  # Ed25519 key that signs LLM adapters, 0600
 ENROLMENTS = "enrolments"  # enrolments/NAME.json, one for each organization
 ROSTER = "roster.txt"  # Ed25519 keys of the organizations, one hex key a line
 FEDERATION = "federation.json"  # the run so far (`strategies.checkpoints`)
+FAILURE = "failure.json"  # why the ServerApp ended by an error; gone when it is started again
 STATUS = "status.json"  # where the run stands right now
+SUPEREXEC_SECRET = "superexec.secret"  # in flower/, 0600: between the SuperLink and its SuperExec
 GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/
 ROUND_RECORD = "round.json"  # in rounds/ROUND/: record, hashes and signature
 
@@ -63,3 +65,12 @@ ORGANIZATION_PRIVATE = (
     f"{FLOWER_HOME}/{SUPERNODE_LOG}",
 )
 """What nobody but an organization's own user may read, besides the folder itself."""
+
+SERVER_PRIVATE = (
+    SERVER_CONFIG,
+    PROVIDER_KEY,
+    EVENTS,
+    FLOWER_HOME,
+    f"{FLOWER_HOME}/{SUPEREXEC_SECRET}",
+)
+"""The same of a server's folder."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -33,7 +34,14 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
-MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
+RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
+MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
+MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan; see gradtf_fl/training/clipping.py
+MIN_RATE, MAX_RATE = 1e-9, 10.0  # of a plan
+MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
+MIN_ALPHA, MAX_ALPHA, MAX_RANK = 1e-3, 1e6, 4096  # of an adapter
+MAX_CONFIGS = 1 << 20  # bytes of a round's configurations: 200 groups take a quarter
 
 Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
@@ -66,15 +74,19 @@ class MalformedFields(GradtfError, ValueError):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """DP-SGD of a run as every organization commits to it (``RoundConfig.dp`` is its canonical JSON).
+    """What each organization of a round computes. ``RoundConfig.dp`` is its canonical JSON, so C binds all of it.
 
     Attributes:
-        epsilon, delta: what all ``rounds * steps`` steps together may spend (unit: one row, add or remove).
+        epsilon: what all ``rounds * steps`` steps together may spend (unit: one row, add or remove).
+        delta: of that epsilon.
         rounds: rounds of the run.
         steps: DP-SGD steps in each round.
         batch: expected Poisson batch, in rows.
         clip: L2 bound of one row's gradient.
         rate: learning rate.
+        spec: `AdapterSpec.canonical` of the TinyLM's adapter: kind, targets, rank, alpha and seed.
+        initial_sha256: `state_hash` of its shared initial adapter (hex).
+        llm_sha256: `model_hash` of the LLM that adapters are delivered for (hex); it covers the tokenizer.
     """
 
     epsilon: float
@@ -84,6 +96,9 @@ class TrainingPlan:
     batch: int
     clip: float
     rate: float
+    spec: str
+    initial_sha256: str
+    llm_sha256: str
 
     def canonical(self) -> str:
         """Canonical JSON: sorted keys, no blanks, floats as Python's shortest form."""
@@ -91,29 +106,47 @@ class TrainingPlan:
 
     @classmethod
     def from_canonical(cls, text: str) -> TrainingPlan:
-        """The plan in a round's ``dp`` text.
+        """The plan in a round's ``dp`` text. Whether ``spec`` is an adapter's is for `AdapterSpec.from_canonical`.
 
         Raises:
-            MalformedFields: not canonical, not finite or not positive.
+            MalformedFields: not canonical, or values outside the range that any organization permits; all named.
         """
         try:
-            document = json.loads(text)
-            plan = cls(**document)
-            integers = (plan.rounds, plan.steps, plan.batch)
-            reals = (plan.epsilon, plan.delta, plan.clip, plan.rate)
-            sound = (
-                all(type(value) is int and 0 < value < 2**31 for value in integers)
-                and all(type(value) is float and math.isfinite(value) and value > 0 for value in reals)
-                and plan.delta < 1
-                and plan.epsilon <= MAX_EPSILON
-                and plan.rounds * plan.steps <= MAX_STEPS
-                and plan.canonical() == text
-            )
-        except (TypeError, ValueError) as error:
+            plan = cls(**json.loads(text))
+            canonical = plan.canonical()
+        except (TypeError, ValueError, RecursionError) as error:
             raise MalformedFields("the training plan cannot be read") from error
-        if not sound:
-            raise MalformedFields("the training plan has a value outside its range")
+        wrong = [name for name, holds in plan._checks().items() if not holds]
+        if wrong or canonical != text:
+            raise MalformedFields(f"the training plan has a value outside its range: {', '.join(wrong) or 'its form'}")
         return plan
+
+    def _checks(self) -> dict[str, bool]:
+        """Whether each field is of its type and within its range."""
+        checks = {name: _is_count(getattr(self, name)) for name in ("rounds", "steps", "batch")}
+        if checks["rounds"] and checks["steps"]:
+            checks["rounds * steps"] = self.rounds * self.steps <= MAX_STEPS
+        return checks | {
+            "epsilon": _is_real(self.epsilon) and MIN_EPSILON <= self.epsilon <= MAX_EPSILON,
+            "delta": _is_real(self.delta) and MIN_DELTA <= self.delta < 1,
+            "clip": _is_real(self.clip) and MIN_CLIP <= self.clip <= MAX_CLIP,
+            "rate": _is_real(self.rate) and MIN_RATE <= self.rate <= MAX_RATE,
+            "spec": type(self.spec) is str,
+            "initial_sha256": _is_sha256(self.initial_sha256),
+            "llm_sha256": _is_sha256(self.llm_sha256),
+        }
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_real(value: object) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 M = TypeVar("M", bound="_Message")
@@ -146,41 +179,33 @@ class _Message:
 
 @dataclass(frozen=True)
 class BeginRound(_Message):
-    """Opens a round.
+    """Opens a round. Only ``configs`` says what to compute; C also binds ``update``, by ``RoundConfig.model_hash``.
 
     Attributes:
         configs: the secure aggregation's RoundConfig for each group (their ``dp`` is the `TrainingPlan`).
-        spec: adapter spec of the TinyLM as JSON.
-        initial_hash: SHA-256 of its shared initial adapter.
-        llm_hash: `gradtf_fl.adapters.model_hash` of the model that adapters are delivered for (32 bytes).
         update: global update U, float32 little endian [blocks * block_dim], where this round starts.
-        run_id: of the run.
-        adapter_round, adapter, signature: the LLM adapter of the round before, which rides along (see
-            `AdapterDelivery`); 0 and empty by default.
+        adapter_round: round of the LLM adapter that rides along (see `AdapterDelivery`); 0 without one.
+        adapter: that adapter; empty without one.
+        signature: the provider's signature of it.
     """
 
     configs: bytes
-    spec: str
-    initial_hash: bytes
-    llm_hash: bytes
     update: bytes
-    run_id: str = ""
     adapter_round: int = 0
     adapter: bytes = b""
     signature: bytes = b""
 
-    @property
-    def delivery(self) -> AdapterDelivery | None:
-        """The adapter that rides along."""
+    def delivery(self, run_id: str, plan: TrainingPlan) -> AdapterDelivery | None:
+        """The adapter that rides along, which is of this very run; None without one."""
         if not self.adapter:
             return None
         return AdapterDelivery(
-            run_id=self.run_id,
+            run_id=run_id,
             round=self.adapter_round,
             adapter=self.adapter,
             signature=self.signature,
-            spec=self.spec,
-            initial_hash=self.initial_hash,
+            spec=plan.spec,
+            initial_hash=bytes.fromhex(plan.initial_sha256),
             update=self.update,
         )
 
@@ -201,7 +226,9 @@ class AdapterDelivery(_Message):
     Attributes:
         adapter: packed PEFT adapter.
         signature: the provider's Ed25519 signature (64 bytes) over `signed_bytes`.
-        spec, initial_hash, update: as in `BeginRound`, after this round.
+        spec: `AdapterSpec.canonical` of the TinyLM's adapter.
+        initial_hash: `state_hash` of its shared initial adapter (32 bytes).
+        update: U after this round, as in `BeginRound`.
     """
 
     run_id: str
@@ -214,25 +241,34 @@ class AdapterDelivery(_Message):
 
     @property
     def signed_bytes(self) -> bytes:
-        """What the provider signs: run, round, and the hashes of adapter and update."""
-        return adapter_statement(self.run_id, self.round, self.adapter, self.update)
+        """What the provider signs: run, round, and the hashes of all the rest."""
+        hashes = hashlib.sha256(self.adapter).digest(), hashlib.sha256(self.update).digest(), self.tiny_hash
+        return adapter_statement(self.run_id, self.round, *hashes)
+
+    @property
+    def tiny_hash(self) -> bytes:
+        """SHA-256 of the TinyLM's adapter as it starts: ``initial_hash``, then ``spec`` (32 bytes)."""
+        return hashlib.sha256(self.initial_hash + self.spec.encode(errors="surrogatepass")).digest()
 
 
-def adapter_statement(run_id: str, round_number: int, adapter: bytes, update: bytes) -> bytes:
-    """The provider's statement about a round's adapter, in fixed-length parts behind a domain tag."""
-    hashes = hashlib.sha256(adapter).digest(), hashlib.sha256(update).digest()
-    return adapter_statement_of_hashes(run_id, round_number, *hashes)
+def adapter_statement(
+    run_id: str, round_number: int, adapter_sha256: bytes, update_sha256: bytes, tiny_sha256: bytes | None
+) -> bytes:
+    """The provider's statement about a round's adapter, in fixed-length parts behind a domain tag.
 
-
-def adapter_statement_of_hashes(run_id: str, round_number: int, adapter_sha256: bytes, update_sha256: bytes) -> bytes:
-    """`adapter_statement` from the SHA-256 (32 bytes each) of packed adapter and update."""
+    Args:
+        adapter_sha256: of the packed adapter (32 bytes).
+        update_sha256: of the update's bytes (32 bytes).
+        tiny_sha256: `AdapterDelivery.tiny_hash`; None in what version 0.1 signed.
+    """
     return b"".join(
         (
-            b"gradtf/llm-adapter/v1\0",
+            b"gradtf/llm-adapter/v1\0" if tiny_sha256 is None else b"gradtf/llm-adapter/v2\0",
             hashlib.sha256(run_id.encode()).digest(),
             round_number.to_bytes(8, "big"),
             adapter_sha256,
             update_sha256,
+            tiny_sha256 or b"",
         )
     )
 

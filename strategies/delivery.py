@@ -37,12 +37,12 @@ class PendingDelivery:
         )
 
 
-def fill_begin(run_id: str, pending: PendingDelivery | None) -> dict[str, Any]:
-    """The fields of `BeginRound` that carry the pending adapter; its U is the one where that round starts."""
+def fill_begin(pending: PendingDelivery | None) -> dict[str, Any]:
+    """The fields of `BeginRound` that carry the pending adapter; its run and its U are those of that round."""
     if pending is None:
-        return {"run_id": run_id}
+        return {}
     adapter = pending.adapter
-    return {"run_id": run_id, "adapter_round": pending.round, "adapter": adapter.packed, "signature": adapter.signature}
+    return {"adapter_round": pending.round, "adapter": adapter.packed, "signature": adapter.signature}
 
 
 @dataclass(frozen=True)

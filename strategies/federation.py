@@ -19,7 +19,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
-        self._state = checkpoints.open_run(out, origin, self._fresh("run")[:16].hex())
+        self._state = checkpoints.open_run(out, origin, self._run_name())
         last = checkpoints.last_checkpoint(out)
         if last is not None:
             if last.global_update.shape != self._update.shape:
@@ -228,7 +229,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self._state = replace(self._state, last=(number, attempt))
         checkpoints.save_run(self.plan.out, self._state)
         plan = self.plan
-        training = TrainingPlan(**{field.name: getattr(plan, field.name) for field in fields(TrainingPlan)})
+        training = self._training_plan()
         nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), start_hash(self.provider.tiny, self._update)
         sizes = (len(group_members(self.roster, plan.groups, group)) for group in range(plan.groups))
         noisers = [certain_noisers(*sized, plan.colluders) for sized in zip(sizes, self.shapes, strict=True)]
@@ -257,6 +258,26 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             for group, shape in enumerate(self.shapes)
         ]
 
+    def _run_name(self) -> str:
+        """Of a new run: random, and in a deployment with the time, by which organizations tell an old run's adapter."""
+        name = self._fresh("run")[:16].hex()
+        return name if self.plan.organizations_dir is not None else f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+
+    def _training_plan(self) -> TrainingPlan:
+        plan, tiny = self.plan, self.provider.tiny
+        return TrainingPlan(
+            epsilon=plan.epsilon,
+            delta=plan.delta,
+            rounds=plan.rounds,
+            steps=plan.steps,
+            batch=plan.batch,
+            clip=plan.clip,
+            rate=plan.rate,
+            spec=tiny.spec.canonical(),
+            initial_sha256=tiny.initial_sha256,
+            llm_sha256=self.provider.llm.model_sha256,
+        )
+
     def _fresh(self, purpose: str) -> bytes:
         """32 bytes of the operating system's entropy; in a simulation a function of the seed, for replays."""
         if self.plan.organizations_dir is None:
@@ -265,15 +286,11 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return hashlib.sha256(text.encode()).digest()
 
     def _begin_messages(self, grid: Grid, nodes: list[int], configs: list[RoundConfig]) -> list[Message]:
-        tiny = self.provider.tiny
         config = configs[0]
         begin = BeginRound(
             configs=encode_configs(configs),
-            spec=tiny.spec.canonical(),
-            initial_hash=tiny.initial_hash,
-            llm_hash=bytes.fromhex(self.provider.llm.model_sha256),
             update=update_bytes(self._update),
-            **fill_begin(config.run_id, self._pending),
+            **fill_begin(self._pending),
         )
         ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
         outgoing = dict.fromkeys(nodes, begin.to_fields())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradtf_fl.config import NO_TRANSFORMER, FederationPlan, RoundSettings
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import PROVIDER_KEY
-from gradtf_fl.round_messages import adapter_statement, global_model_hash
+from gradtf_fl.round_messages import AdapterDelivery, global_model_hash
 from gradtf_fl.secagg import Identity
 
 if TYPE_CHECKING:
@@ -141,8 +141,9 @@ class Provider:
         packed: bytes,
         refinement: dict[str, Any],
     ) -> GeneratedAdapter:
-        statement = adapter_statement(run_id, round_number, packed, update_bytes(update))
-        signature = self.key.sign(statement)
+        spec, initial = self.tiny.spec.canonical(), self.tiny.initial_hash
+        unsigned = AdapterDelivery(run_id, round_number, packed, b"", spec, initial, update_bytes(update))
+        signature = self.key.sign(unsigned.signed_bytes)
         return GeneratedAdapter(state, packed, hashlib.sha256(packed).hexdigest(), signature, refinement)
 
     def save(self, folder: Path, adapter: GeneratedAdapter) -> None:

@@ -19,7 +19,7 @@ from gradtf_fl.config import PublicKey, Section, validate
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import STATEMENT
 from gradtf_fl.files import PRIVATE, replace_file
-from gradtf_fl.round_messages import AdapterDelivery, adapter_statement_of_hashes
+from gradtf_fl.round_messages import AdapterDelivery, adapter_statement
 
 Sha256 = PublicKey  # 32 bytes as hex, too
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
@@ -29,15 +29,20 @@ class AdapterStatement(Section):
     """What the provider signed about an adapter, and when it came.
 
     Attributes:
-        llm_adapter_sha256: of the packed adapter. update_sha256: of the global update it was generated from.
-        provider_key: the key that was pinned at delivery. packed_header: see `gradtf_fl.adapters.proof`.
-        delivery: counts this organization's deliveries, over all runs. received: UTC, seconds.
+        llm_adapter_sha256: of the packed adapter.
+        update_sha256: of the global update it was generated from.
+        tiny_sha256: of the TinyLM's adapter as it starts (`AdapterDelivery.tiny_hash`); None from version 0.1.
+        provider_key: the key that was pinned at delivery.
+        packed_header: see `gradtf_fl.adapters.proof`.
+        delivery: counts this organization's deliveries, over all runs.
+        received: UTC, seconds.
     """
 
     run_id: str
     round: int = Field(ge=1)
     llm_adapter_sha256: Sha256
     update_sha256: Sha256
+    tiny_sha256: Sha256 | None = None
     signature: Signature
     provider_key: PublicKey
     packed_header: str
@@ -53,8 +58,9 @@ class AdapterStatement(Section):
         problems = []
         if self.round != round_number:
             problems.append(f"{adapter}: its statement is about round {self.round}")
-        hashes = bytes.fromhex(self.llm_adapter_sha256), bytes.fromhex(self.update_sha256)
-        signed = adapter_statement_of_hashes(self.run_id, self.round, *hashes)
+        tiny = None if self.tiny_sha256 is None else bytes.fromhex(self.tiny_sha256)
+        hashes = bytes.fromhex(self.llm_adapter_sha256), bytes.fromhex(self.update_sha256), tiny
+        signed = adapter_statement(self.run_id, self.round, *hashes)
         try:
             Ed25519PublicKey.from_public_bytes(bytes.fromhex(provider_key)).verify(
                 bytes.fromhex(self.signature), signed
@@ -78,6 +84,7 @@ def statement_of(delivery: AdapterDelivery, provider_key: bytes, number: int) ->
         round=delivery.round,
         llm_adapter_sha256=hashlib.sha256(delivery.adapter).hexdigest(),
         update_sha256=hashlib.sha256(delivery.update).hexdigest(),
+        tiny_sha256=delivery.tiny_hash.hex(),
         signature=delivery.signature.hex(),
         provider_key=provider_key.hex(),
         packed_header=packed_header(delivery.adapter),

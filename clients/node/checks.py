@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,9 @@ def _policy(organization: Organization) -> Iterator[Finding]:
     else:
         yield Finding("ok", "roster", f"{len(limits.roster)} organizations, this one among them")
     if config.simulation is not None:
-        yield Finding("fail", "policy", "a [simulation] table: noise is not private", "remove the table")
+        yield Finding(
+            "fail", "policy", "a [simulation] table: noise and masks of a seed are no secret", "remove the table"
+        )
     text = f"at least {limits.n_min} in a sum, update clip up to {limits.max_clip:g}"
     yield Finding("ok", "policy", text + (", metrics are shared" if config.share_metrics else ", metrics stay here"))
 
@@ -273,13 +276,25 @@ def _budget(organization: Organization) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
+    from gradtf_fl.privacy import keeps_log
+
     free = shutil.disk_usage(folder).free
     level, remedy = (
         ("ok", "") if free >= MIN_FREE_BYTES else ("fail", "a round that cannot write its ledger is refused")
     )
     yield Finding(level, "free disk", f"{free / 1e9:.1f} GB", remedy)  # type: ignore[arg-type]
     if not os.access(folder, os.W_OK):
-        yield Finding("fail", str(folder), "not writable", "run as its owner")
+        return (yield Finding("fail", str(folder), "not writable", "run as its owner"))
+    try:
+        logged = keeps_log(folder)
+    except (OSError, sqlite3.Error) as error:
+        yield Finding(
+            "fail", "ledger's disk", f"SQLite cannot write there ({error})", "move the folder to a local disk"
+        )
+        return
+    if not logged:
+        remedy = "a charge waits longer for the disk; a local file system is better"
+        yield Finding("warn", "ledger's disk", "no shared memory, so no write-ahead log (NFS, Lustre?)", remedy)
 
 
 def _is_running(folder: Path) -> bool:
@@ -317,7 +332,7 @@ def _server(organization: Organization, running: bool) -> Iterator[Finding]:
         return (yield Finding("ok", "registration", "the node is running: see its own messages"))
     from clients.node.flower_fleet import registration
 
-    found = registration(server.address, ca, organization.folder / NODE_KEY)
+    found = registration(server.address, ca, organization.folder / NODE_KEY, server.proxy)
     yield {
         "registered": Finding("ok", "registration", "the server knows this node's key"),
         "refused": Finding(

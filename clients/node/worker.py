@@ -25,13 +25,16 @@ from clients.node.worker_link import PING, read_frame, socket_address, write_fra
 from clients.organization import load_organization
 from clients.refusals import Vanished, answered, keep_cause
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.shown import shown
 
 PAGE = resource.getpagesize()
+SHARE_OF_MACHINE = 0.75
 
 
 def serve(folder: Path) -> None:
     """Listen until SIGTERM, or until the memory limit is passed."""
     signal.signal(signal.SIGTERM, _leave)
+    bound_memory(folder)
     warm(folder)
     threading.Thread(target=tell_unusable_rows, args=(folder,), daemon=True).start()  # a large file takes minutes
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
@@ -84,7 +87,24 @@ def warm(folder: Path) -> None:
         kept_model(config.models.tiny, Place.of(config.compute))
         model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
-        print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
+        print(f"worker: not warmed up: {shown(error)}", file=sys.stderr, flush=True)
+
+
+def bound_memory(folder: Path) -> None:
+    """Never take more than ``[worker] most_mb``: what a message asks for beyond it is a refusal, not a full machine.
+
+    Only on the CPU: on other devices the driver maps memory of its own, and their memory is bounded anyway.
+    """
+    try:
+        config = load_organization(folder).config
+    except (GradtfError, OSError):
+        most, device = None, "cpu"  # nothing is served until it can be read
+    else:
+        most, device = config.worker.most_mb, config.compute.device
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = int(total * SHARE_OF_MACHINE) if most is None else most * 1_000_000
+    if device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def tell_unusable_rows(folder: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA
 
 if TYPE_CHECKING:
     import torch
 
 KINDS = ("lora", "lora-xs", "full")
+MAX_TARGETS = 64
 State = Mapping[str, "torch.Tensor"]
 """An adapter's parameters by PEFT name."""
 
@@ -40,6 +44,7 @@ class AdapterSpec:
     kind: str = "lora"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", float(self.alpha))  # 8 and 8.0 must not have two texts
         if self.kind not in KINDS:
             raise ConfigError(f"adapter kind {self.kind!r} is unknown: the kinds are {', '.join(KINDS)}")
 
@@ -73,3 +78,27 @@ class AdapterSpec:
             int(document["seed"]),
             str(document.get("kind", "lora")),
         )
+
+    @classmethod
+    def from_canonical(cls, text: str) -> AdapterSpec:
+        """The spec that a round carries; nothing of ``text``, which a stranger wrote, stands in an error.
+
+        Raises:
+            ValueError: not what `canonical` writes, or a value outside the range that any organization permits.
+        """
+        try:
+            spec = cls.from_json(json.loads(text))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            raise ValueError("the adapter spec cannot be read") from None
+        names = spec.targets
+        checks = {
+            "rank": 1 <= spec.rank <= MAX_RANK,
+            "alpha": math.isfinite(spec.alpha) and MIN_ALPHA <= spec.alpha <= MAX_ALPHA,
+            "targets": 0 < len(names) == len(set(names)) <= MAX_TARGETS
+            and all(re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) for name in names),
+            "seed": 0 <= spec.seed < 2**63,
+        }
+        wrong = [name for name, holds in checks.items() if not holds]
+        if wrong or spec.canonical() != text:
+            raise ValueError(f"the adapter spec has a value outside its range: {', '.join(wrong) or 'its form'}")
+        return spec

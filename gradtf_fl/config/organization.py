@@ -147,10 +147,17 @@ class ServerSection(Section):
     Attributes:
         address: HOST:PORT of the server.
         ca: PEM file of the authority that the server's certificate must come from.
+        proxy: go through the proxy that the environment names (HTTPS_PROXY); without, calls to the server go direct.
     """
 
     address: Address
     ca: Location = Path(CA_CERTIFICATE)
+    proxy: bool = False
+
+    @property
+    def host(self) -> str:
+        """The address without its port and brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
 
 
 class WorkerSection(Section):
@@ -158,9 +165,11 @@ class WorkerSection(Section):
 
     Attributes:
         memory_mb: resident memory (MB) past which it ends after its answer, to be started afresh.
+        most_mb: memory (MB) that it never gets, whatever a message says (default: three quarters of the machine).
     """
 
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
+    most_mb: int | None = Field(default=None, ge=512, le=10_000_000)
 
 
 class DropPoint(Section):

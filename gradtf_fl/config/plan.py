@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gradtf_fl.config.base import (
+    Alpha,
     Bits,
     Count,
     Delta,
@@ -27,11 +28,12 @@ from gradtf_fl.config.base import (
     validate,
 )
 from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
+from gradtf_fl.round_messages import MAX_RANK
 
 WeightRule = Literal["uniform", "examples"]
 Combine = Literal["mean", "median", "trimmed-mean"]
 AdapterKind = Literal["lora", "lora-b", "lora-xs", "full"]
-Rank = Annotated[int, Field(ge=1, le=4096)]
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 NO_TRANSFORMER = "none"
 Targets = Annotated[
     str, BeforeValidator(lambda value: ",".join(map(str, value)) if isinstance(value, list | tuple) else value)
@@ -79,7 +81,7 @@ class RoundSettings(Section):
     adapter: AdapterKind = "lora"
     targets: Targets = "auto"
     rank: Rank = 2
-    lora_alpha: Annotated[float, Field(gt=0, le=1e6)] = 4.0
+    lora_alpha: Alpha = 4.0
     organizations: Organizations = 5
     allow_two: bool = False
     weight_rule: WeightRule = "uniform"

@@ -14,7 +14,7 @@ from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.violations import MalformedMessage
 from gradtf_fl.secagg.wire.encoding import MAX_INDEX, MAX_U64, Reader, Writer
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 WeightRule = Literal["uniform", "examples"]
 WEIGHT_RULES: tuple[WeightRule, ...] = ("uniform", "examples")
 _MAGIC = b"GSAC"
@@ -60,7 +60,7 @@ class RoundConfig:
         clip: L2 norm bound of an update vector before encoding.
         max_weight: largest weight of one organization; 1 under the rule "uniform".
         weight_rule: "uniform" (weight 1) or "examples" (number of rows, never sent in clear).
-        dp: the DP parameters as canonical JSON; opaque here, but bound.
+        dp: what a client computes, as canonical JSON (`TrainingPlan`); opaque here, but bound.
         roster_hash: `Roster.hash`.
         groups, group: how many groups the roster is split into, and which of them this round sums; 1 and 0
             for the whole roster. Members of a round are those of `group_members`; n is their number.

@@ -19,6 +19,7 @@ from gradtf_fl.config import (
     ModelsSection,
     OrganizationConfig,
     OrganizationSimulation,
+    PolicySection,
     PrivacySection,
     RowFormat,
     SecAggSection,
@@ -29,7 +30,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
 from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
-from gradtf_fl.round_messages import Stage
+from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA, Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import FederationData, rows_as_tokens, write_rows
 
@@ -182,6 +183,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
                 max_clip=config.update_clip,
                 allow_two=config.allow_two,
             ),
+            policy=permitting(config),
             compute=config.compute,
             simulation=OrganizationSimulation(
                 seed=int(seeds[number]), keep_updates=True, drop=drop_points(config, number)
@@ -193,6 +195,31 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
     if prompts is not None:
         write_rows(prompts, data.public[:PUBLIC_PROMPTS])
     return FederationFolders(out, tuple(folders), provider_key, prompts)
+
+
+def permitting(config: SimulationConfig) -> PolicySection:
+    """The default policy, widened where the simulation's own plan asks for more.
+
+    The adapter is the Grad-Transformer's, and sigma comes from the plan's epsilon and an organization's rows: those
+    bounds are open.
+    """
+    default = PolicySection()
+    return PolicySection(
+        clip=_with(default.clip, config.clip),
+        rate=_with(default.rate, config.rate),
+        max_rank=MAX_RANK,
+        alpha=(MIN_ALPHA, MAX_ALPHA),
+        max_steps=max(default.max_steps, config.steps),
+        max_round_epsilon=max(default.max_round_epsilon, config.epsilon),
+        min_sigma=0.0,
+        min_rows=1,
+        weight_rules=(config.weight_rule,),
+        groups=config.groups,
+    )
+
+
+def _with(bounds: tuple[float, float], value: float) -> tuple[float, float]:
+    return min(bounds[0], value), max(bounds[1], value)
 
 
 def refines(config: SimulationConfig) -> bool:

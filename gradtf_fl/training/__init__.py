@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_rows
-    from gradtf_fl.training.private_adam import NORM_FLOOR
     from gradtf_fl.training.randomness import Draws
     from gradtf_fl.training.rehearsal import measure_step, rehearse
     from gradtf_fl.training.row_losses import RowLosses
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.training.stacked_layers import StackedLinear
     from gradtf_fl.training.trainable import check_trainable
+    from gradtf_fl.training.wide_audit import WideGame, play_wide, wide_size
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "NORM_FLOOR",
     "AnotherRun",
     "AuditPlan",
     "AuditResult",
@@ -50,6 +49,7 @@ __all__ = [
     "StackedAdapters",
     "StackedLinear",
     "StepsDone",
+    "WideGame",
     "batch_indices",
     "begin_peak",
     "check_rows",
@@ -63,6 +63,7 @@ __all__ = [
     "noisy_step",
     "peak_bytes",
     "peak_held_bytes",
+    "play_wide",
     "private_optimizer",
     "rehearse",
     "row_mean_loss",
@@ -70,4 +71,5 @@ __all__ = [
     "stack_rows",
     "target_mean_loss",
     "train_dp",
+    "wide_size",
 ]

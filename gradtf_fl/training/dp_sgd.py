@@ -3,15 +3,18 @@
 One step, for rows drawn independently with probability q (Abadi et al. 2016, algorithm 1):
 
     g_i = gradient of row i's own mean loss with respect to the adapter
-    g   = ( sum_i g_i * min(1, C / |g_i|)  +  Normal(0, sigma^2 C^2) ) / (q N)
-    Adam takes g
+    u   = sum_i g_i / max(C, |g_i|)  +  Normal(0, sigma^2)
+    Adam takes u * C / (q N)
 
 q is given, and N is the number that it was computed from: a figure that may be public (``declared``), or the number of
 rows where everybody may know that. Each row that is there enters a step with probability q, whatever stands in the
 rest of the file, so q alone is what is charged: more or fewer rows than declared change accuracy, not epsilon.
 
-An empty draw is a step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N,
-because the drawn size is private.
+Rows have norm 1 at most when the noise meets them (`clipping`); C is a public factor of the sum. An empty draw is a
+step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N, because the drawn size is
+private.
+
+A forward pass draws no random numbers: dropout is off (`without_randomness`).
 
 Opacus is the engine: one of its gradient samplers fills ``grad_sample`` (`grad_samplers`), and its `DPOptimizer`
 takes the step (`private_adam`). The losses, the draws and the noise are ours (`randomness`).
@@ -39,6 +42,7 @@ from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.recomputation import recomputed
 from gradtf_fl.training.row_losses import RowLosses
 from gradtf_fl.training.trainable import check_row_gradients, probe
+from gradtf_fl.training.without_randomness import without_randomness
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -136,12 +140,9 @@ def train_dp(
     q = min(1.0, batch / expected)
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
-    with (
-        _own_dropout(forward.device) as dropout,
-        private_optimizer(
-            model, parameters, sigma, clip, q * expected, rate, draws, sampler, gradient_checkpointing
-        ) as optimizer,
-    ):
+    with private_optimizer(
+        model, parameters, sigma, clip, q * expected, rate, draws, sampler, gradient_checkpointing
+    ) as optimizer:
         optimizer.on_noise = on_noise
         probe(optimizer.sampler, model)
         likely = max(1, round(q * len(rows)))
@@ -156,7 +157,7 @@ def train_dp(
         with nullcontext() if run is None else run.kept():
             while optimizer.steps < steps:
                 drawn = draws.rows(optimizer.steps, len(rows), q)
-                loss, size = _fitting_step(optimizer, forward, drawn, size, dropout)
+                loss, size = _fitting_step(optimizer, forward, drawn, size)
                 losses += loss
                 if run is not None:
                     run.after_step(losses, last=optimizer.steps == steps)
@@ -167,9 +168,7 @@ def train_dp(
     return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
 
 
-def _fitting_step(
-    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: torch.Generator
-) -> tuple[float, int]:
+def _fitting_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> tuple[float, int]:
     """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
     Draws and noise belong to the step's number, so a repeated step has the same ones.
@@ -178,7 +177,6 @@ def _fitting_step(
         The loss, and the size of the parts that it took.
     """
     while True:
-        dropout.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
         try:
             return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
         except Exception as error:
@@ -223,28 +221,14 @@ def private_optimizer(
     sampler: Sampler = "lora",
     gradient_checkpointing: bool = False,
 ) -> Iterator[PrivateAdam]:
-    """``model`` in train mode with a sampler; forward passes, gradients and mode are as before afterwards."""
-    was_training = model.training
+    """``model`` with a sampler, without randomness; forward passes, gradients and modes are as before afterwards."""
     with (
+        without_randomness(model, parameters.values()),
         SAMPLERS[sampler](model, parameters) as attached,
         recomputed(model, attached.again) if gradient_checkpointing else nullcontext(),
     ):
-        model.train()  # from_pretrained gives eval mode: no dropout
         optimizer = PrivateAdam(attached, sigma, clip, expected_batch, rate, draws)
         try:
             yield optimizer
         finally:
             optimizer.detach()
-            model.train(was_training)
-
-
-@contextmanager
-def _own_dropout(device: torch.device) -> Iterator[torch.Generator]:
-    """The global generator that dropout on ``device`` draws from; afterwards it is as it was."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        if on_gpu:
-            index = torch.cuda.current_device() if device.index is None else device.index
-            yield torch.cuda.default_generators[index]
-        else:
-            yield torch.default_generator

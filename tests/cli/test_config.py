@@ -20,6 +20,7 @@ from gradtf_fl.config import (
     ModelsSection,
     OrganizationConfig,
     OrganizationSimulation,
+    PolicySection,
     PrivacySection,
     SecAggSection,
     SimulationConfig,
@@ -100,7 +101,15 @@ def test_every_key_is_explained(model: type[BaseModel]) -> None:
 def test_every_key_is_in_the_file_below_its_explanation() -> None:
     values = organization()
     lines = to_toml(values).splitlines()
-    for section in (values.models, values.data, values.privacy, values.secagg, values.worker, values.simulation):
+    for section in (
+        values.models,
+        values.data,
+        values.privacy,
+        values.secagg,
+        values.policy,
+        values.worker,
+        values.simulation,
+    ):
         about = descriptions(type(section))
         for key, value in section:
             shown = f"# {key} =" if value is None else f"{key} = "
@@ -214,6 +223,67 @@ def test_whole_file_problems_name_the_file_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_project(path)
     assert caught.value.problems[0].startswith(f"{path}: with 2 organizations")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"clip": [1e-41, 1.0]}, "policy.clip.0"),
+        ({"rate": [1e-3, 11.0]}, "policy.rate.1"),
+        ({"alpha": [1e-12, 1.0]}, "policy.alpha.0"),
+        ({"max_rank": 10**6}, "policy.max_rank"),
+        ({"clip": [2.0, 1.0], "rate": [1.0, 1e-3]}, "clip: the smallest value comes first; rate: the smallest value"),
+        ({"hours": ["20:00-25:00"]}, "policy.hours.0"),
+        ({"hours": ["24:01-06:00"]}, "policy.hours.0"),
+        ({"hours": ["08:00-08:00"]}, "08:00-08:00 begins when it ends"),
+        ({"weight_rules": ["rows"]}, "policy.weight_rules.0"),
+        ({"weight_rules": []}, "policy.weight_rules"),
+        ({"groups": [1, 3]}, "policy.groups"),
+        ({"attempts": 0}, "policy.attempts"),
+    ],
+)
+def test_a_policy_that_bounds_nothing_is_refused_by_file_and_key(values: dict[str, Any], said: str) -> None:
+    document = organization().model_dump(mode="json", exclude_none=True) | {"policy": values}
+    (problem,) = [one for one in problems(OrganizationConfig, document) if said in one][:1]
+    assert problem.startswith("f.toml: policy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("clip", 1e-41), ("clip", 1e7), ("clip", 9e-7), ("update_clip", 1e-41), ("rate", 1e-12), ("lora_alpha", 1e-12)],
+)
+def test_a_plan_that_every_organization_refuses_is_none(key: str, value: float) -> None:
+    (problem,) = problems(FederationPlan, {key: value})
+    assert problem.startswith(f"f.toml: {key}: ")
+
+
+def test_the_default_policy_permits_the_default_plan() -> None:
+    plan, policy = FederationPlan(), PolicySection()
+    assert not policy.broken_by(
+        clip=plan.clip, rate=plan.rate, steps=plan.steps, weight_rule=plan.weight_rule, groups=plan.groups
+    )
+    assert not policy.broken_by_adapter(plan.adapter, plan.rank, plan.lora_alpha)
+    assert plan.epsilon <= policy.max_round_epsilon
+    assert ListenSection.model_fields["retries"].default + 1 == policy.attempts
+
+
+def test_a_simulation_permits_what_its_own_plan_asks(tmp_path: Path) -> None:
+    config = SimulationConfig(
+        organizations=15,
+        groups=3,
+        clip=500.0,
+        rate=5.0,
+        steps=2000,
+        epsilon=50.0,
+        weight_rule="examples",
+        rows=8,
+        batch=4,
+    )
+    folders = build_folders(config, federation_data(config.task, config, 15, 4, 0), tmp_path)
+    policy = load_organization(folders.organizations[0]).config.policy
+    asked = {"clip": 500.0, "rate": 5.0, "steps": 2000, "weight_rule": "examples", "groups": 3}
+    assert not policy.broken_by(**asked)  # type: ignore[arg-type]
+    assert (policy.max_round_epsilon, policy.min_sigma, policy.min_rows) == (50.0, 0.0, 1)
 
 
 @pytest.mark.parametrize("declared", [None, 0, -5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from flwr.app import Context, Message, RecordDict
 
 from clients import local_training
 from clients.client_app import app
+from clients.handlers import handle
+from clients.node import worker
 from clients.node_store import NodeStore, OpenRound, RoundKey
-from clients.organization import organization_of
-from clients.refusals import Refused
+from clients.organization import assemble, load_organization, organization_of
+from clients.refusals import Refused, answered
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
@@ -46,6 +49,7 @@ from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
+from tests.cli.conftest import gradtf
 from tests.strategies.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
@@ -61,9 +65,13 @@ class Bench:
         self.federation._resume()
         self.node = next(iter(self.grid.get_node_ids()))
 
-    def begin(self, round_number: int = 1, **changes: object) -> BeginRound:
-        """A ``train.begin`` message; ``changes`` go into the round's configuration."""
-        configs = [replace(c, **changes) for c in self.federation._next_attempt(round_number)]  # type: ignore[arg-type]
+    def begin(self, round_number: int = 1, **changes: Any) -> BeginRound:
+        """A ``train.begin`` message; ``changes`` go into the round's configuration, those of ``dp`` into its plan."""
+        configs = self.federation._next_attempt(round_number)
+        if isinstance(changes.get("dp"), dict):
+            plan = TrainingPlan.from_canonical(configs[0].dp)
+            changes["dp"] = replace(plan, **changes["dp"]).canonical()
+        configs = [replace(config, **changes) for config in configs]
         (message,) = self.federation._begin_messages(self.grid, [self.node], configs)
         return BeginRound.from_fields(dict(message.content[SECTION]))
 
@@ -264,8 +272,8 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
         ({"model_hash": bytes(32)}, "model_hash"),
         ({"dim": 5}, "model_hash"),
         ({"dp": "{}"}, "protocol"),
-        ({"dp": TrainingPlan(8.0, 1e-5, 10**4, 10**6, 16, 0.5, 0.01).canonical()}, "protocol"),
-        ({"dp": TrainingPlan(8.0, 1e-5, 2, 2, 65, 0.5, 0.01).canonical()}, "policy"),
+        ({"dp": {"rounds": 10**4, "steps": 10**6}}, "protocol"),
+        ({"dp": {"batch": 65}}, "policy"),
         ({"round": 3}, "policy"),
     ],
 )
@@ -290,8 +298,8 @@ def test_a_weaker_delta_is_refused(make_kit: MakeKit) -> None:
 
 
 def test_another_initial_adapter_is_refused(bench: Bench) -> None:
+    assert bench.code(BEGIN, bench.begin(dp={"initial_sha256": "0" * 64}).to_fields()) == "model_hash"
     begin = bench.begin()
-    assert bench.code(BEGIN, replace(begin, initial_hash=bytes(32)).to_fields()) == "model_hash"
     assert bench.code(BEGIN, replace(begin, update=begin.update[:-4]).to_fields()) == "model_hash"
 
 
@@ -325,7 +333,7 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
 
 def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
     good, begin = delivery(bench), bench.begin()
-    good = replace(good, run_id=begin.run_id)
+    good = replace(good, run_id=bench.federation._state.run_id)
     good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
     riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}
     forged = replace(begin, **{**riding, "signature": Identity.generate().sign(good.signed_bytes)})
@@ -441,9 +449,66 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     assert organization_of(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
+def test_a_strangers_words_stay_one_short_line_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A message type of 30 MB went into client.log whole, escape sequences and line ends with it."""
+    hostile = "train.\x1b[2J\n2026-01-01T00:00:00+00:00 train.begin accepted \u202e" + "x" * 30_000_000
+    folder = bench.kit.folders[0]
+    organization = load_organization(folder, simulated=True)
+    with caplog.at_level(logging.WARNING, "gradtf.client"):
+        answer = answered(lambda: handle(organization, hostile, {}), hostile, lambda: folder)
+    assert answer == {REFUSAL: "protocol"}
+    log = (folder / "client.log").read_text()
+    assert len(log) < 10_000
+    assert all(line.isprintable() for text in (log, caplog.text) for line in text.splitlines())
+    assert not [line for line in log.splitlines() if "accepted" in line[:60] and line.startswith("2026-01-01")]
+
+
+def test_only_a_simulation_serves_a_folder_with_a_seed(make_kit: MakeKit) -> None:
+    """Noise and masks of a seed that the server knows hide nothing from it."""
+    kit = make_kit()
+    folder = kit.folders[0]
+    deployed = Context(1, 1, {"organization-dir": str(folder)}, RecordDict(), {})
+    for load in (lambda: load_organization(folder), lambda: organization_of(deployed)):
+        with pytest.raises(ConfigError, match=r"organization\.toml: simulation: .* only `gradtf simulate`"):
+            load()
+    organization = assemble(folder, kit.config(0), Identity.load(folder / "identity.key"))
+    with pytest.raises(ConfigError, match="simulation"):
+        handle(organization, BEGIN, {})
+    key = RoundKey("run", 1, 0)
+    assert organization.training_seed(key) is None
+    assert organization.randomness(key) is os.urandom
+    assert organization.store().durable
+    assert worker.answer(folder, BEGIN, {}) == {"fields": {REFUSAL: "internal"}}
+    run = gradtf("org", "run", folder)
+    assert run.exit_code == 2
+    assert "[simulation]" not in run.output
+    assert "simulation" in run.output
+    assert not (folder / "flower").exists()
+
+
+def test_what_others_may_write_is_not_believed(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = make_kit()
+    kit.change(0, simulation=None)
+    folder = kit.folders[0]
+    load_organization(folder)
+    (folder / "organization.toml").chmod(0o644)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError) as found:
+        load_organization(folder)
+    assert [problem.partition(": ")[0] for problem in found.value.problems] == [
+        str(folder),
+        str(folder / "organization.toml"),
+    ]
+    folder.chmod(0o700)
+    (folder / "organization.toml").chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # all of it is another user's
+    with pytest.raises(ConfigError, match="organization\\.toml: owned by user"):
+        load_organization(folder)
+
+
 def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None:
     kit = make_kit()
-    context = Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), {})
+    context = Context(1, 1, {"organization-dir": str(kit.folders[0]), "simulated": True}, RecordDict(), {})
     assert not organization_of(context).store().durable
     kit.change(0, simulation=None)
     store = organization_of(context).store()
@@ -500,7 +565,8 @@ from clients.stages import share
 from clients.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
-org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
+node = {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}
+org = organization_of(Context(1, 1, node, RecordDict(), {{}}))
 try:
     share(org, StagePayload(1, 0, b"junk"))
 except Exception as error:

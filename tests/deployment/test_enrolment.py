@@ -23,9 +23,12 @@ from gradtf_fl.deployment.enrolment import (
     read_invitation,
     same_fingerprint,
 )
+from gradtf_fl.deployment.folders import Occupied
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity
+from strategies import ServerRun, run_server
+from strategies.failures import note_failure, take_failure
 from strategies.server.setup import make_server
 
 PLAN = {"rounds": 2, "epsilon": 4.0}
@@ -106,6 +109,77 @@ def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
         assert loaded.config.server is not None
     roster = (tmp_path / "server/roster.txt").read_text().split()
     assert roster == list(invitation.roster)
+
+
+def test_a_folder_that_others_may_change_is_not_believed(tmp_path: Path, three: list[Path]) -> None:
+    """By kind: whatever mode or owner lets somebody else decide what an organization or a server does."""
+    invitation = serve(tmp_path, three)
+    for path in (three[0], three[0] / "organization.toml", three[0] / "identity.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o777)
+        with pytest.raises(ConfigError, match=f"{path}: .*mode 0777: others can read it"):
+            join_federation(three[0], invitation)
+        path.chmod(before)
+    for path in (tmp_path / "server", tmp_path / "server/server.toml", tmp_path / "server/provider.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o755)
+        with pytest.raises(ConfigError, match=f"{path}: mode 0755: others can read it; chmod"):
+            load_server(tmp_path / "server")
+        path.chmod(before)
+    load_server(tmp_path / "server")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        init_authority(shared, "test", 30)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        issue_server(tmp_path / "ca", ["127.0.0.1"], shared, 10)
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("listen", ["[::]:9092", "[::1]:9092", "192.0.2.7:9092", "fl.example:9092"])
+def test_a_server_that_its_own_parts_could_not_reach_is_not_set_up(
+    tmp_path: Path, three: list[Path], listen: str
+) -> None:
+    serve(tmp_path, three)
+    settings = tmp_path / "server/server.toml"
+    settings.write_text(settings.read_text().replace('listen = "0.0.0.0:9092"', f'listen = "{listen}"'))
+    with pytest.raises(ConfigError, match=r"server\.listen: .*own parts reach it by 127\.0\.0\.1"):
+        load_server(tmp_path / "server")
+
+
+def test_a_run_that_cannot_start_says_why_at_once(tmp_path: Path, three: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"plan\.transformer: .*gone\.safetensors: no such file"):
+        serve(tmp_path, three, transformer=str(tmp_path / "gone.safetensors"))
+    assert not (tmp_path / "server").exists()
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"no checkpoint")
+    serve(tmp_path, three, transformer=str(there))
+    server = load_server(tmp_path / "server")
+    with pytest.raises(ConfigError, match=r"there\.safetensors") as refused:
+        run_server(None, server.plan)  # type: ignore[arg-type]
+    note_failure(server.folder, refused.value)
+    failure = take_failure(server.folder)
+    assert failure is not None
+    assert failure.final  # `server run` ends with it instead of trying again
+    assert "there.safetensors" in failure.problems[0]
+    assert take_failure(server.folder) is None
+    note_failure(server.folder, Occupied("another server runs there"))  # it may leave
+    failure = take_failure(server.folder)
+    assert failure is not None
+    assert not failure.final
+    there.unlink()
+    with pytest.raises(ConfigError, match=r"plan\.transformer: .*there\.safetensors: no such file"):
+        ServerRun(server).run()
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", '{"prompt": "a"}\n', "\x00", '{"prompt": "a", "answer": "\\ud83d"}\n'])
+def test_an_organization_is_not_made_for_rows_that_nobody_can_read(tmp_path: Path, content: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(content)
+    with pytest.raises(ConfigError, match=r"--data: .*rows\.jsonl"):
+        make_organization(tmp_path / "org", "org", rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
+    assert not (tmp_path / "org").exists()
 
 
 def test_secrets_are_private_and_stay_at_home(tmp_path: Path, three: list[Path]) -> None:

@@ -18,10 +18,12 @@ from gradtf_fl.config import (
     ModelsSection,
     OrganizationConfig,
     OrganizationSimulation,
+    PolicySection,
     PrivacySection,
     SecAggSection,
     to_toml,
 )
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.transformer import GradTransformer
@@ -59,7 +61,9 @@ class Kit:
 
     def grid(self) -> InProcessGrid:
         """The in-process grid over these organizations."""
-        return InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in self.folders])
+        return InProcessGrid(
+            client_app, [{"organization-dir": str(folder), "simulated": True} for folder in self.folders]
+        )
 
     def config(self, number: int) -> OrganizationConfig:
         """``organization.toml`` of organization ``number``."""
@@ -99,28 +103,6 @@ def build(
     **plan: object,
 ) -> Kit:
     """Write ``organizations`` folders with their own rows, keys and ledgers, and the plan of a cheap run."""
-    provider = Identity.generate()
-    out.mkdir(parents=True)
-    provider.save(out / "provider.key")
-    identities = [Identity.generate(ReplayRandomness(bytes([n]))) for n in range(organizations)]
-    roster = tuple(identity.public.hex() for identity in identities)
-    folders = []
-    for number, identity in enumerate(identities):
-        folder = out / "organizations" / f"org-{number + 1}"
-        folder.mkdir(parents=True)
-        identity.save(folder / "identity.key")
-        write_rows(folder / "train.jsonl", random_rows(number, ROWS))
-        write_rows(folder / "test.jsonl", random_rows(100 + number, 8))
-        config = OrganizationConfig(
-            name=folder.name,
-            models=ModelsSection(tiny=pair[0], llm=pair[1]),
-            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
-            privacy=PrivacySection(budget=budget, declared=ROWS),
-            secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
-            simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),
-        )
-        (folder / "organization.toml").write_text(to_toml(config))
-        folders.append(folder)
     settings: dict[str, object] = {
         "transformer": str(Path(pair[0]).parent / TRANSFORMER),
         "tiny": pair[0],
@@ -134,4 +116,28 @@ def build(
         "out": out,
         "organizations_dir": out / "organizations",
     }
-    return Kit(FederationPlan.model_validate(settings | plan), tuple(folders), generator)
+    asked = FederationPlan.model_validate(settings | plan)
+    provider = Identity.generate()
+    out.mkdir(parents=True)
+    provider.save(out / "provider.key")
+    identities = [Identity.generate(ReplayRandomness(bytes([n]))) for n in range(organizations)]
+    roster = tuple(identity.public.hex() for identity in identities)
+    folders = []
+    for number, identity in enumerate(identities):
+        folder = out / "organizations" / f"org-{number + 1}"
+        folder.mkdir(mode=0o700, parents=True)
+        identity.save(folder / "identity.key")
+        write_rows(folder / "train.jsonl", random_rows(number, ROWS))
+        write_rows(folder / "test.jsonl", random_rows(100 + number, 8))
+        config = OrganizationConfig(
+            name=folder.name,
+            models=ModelsSection(tiny=pair[0], llm=pair[1]),
+            data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
+            privacy=PrivacySection(budget=budget, declared=ROWS),
+            secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
+            policy=PolicySection(groups=asked.groups, weight_rules=(asked.weight_rule,)),
+            simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),
+        )
+        replace_file(folder / "organization.toml", to_toml(config).encode(), PRIVATE)
+        folders.append(folder)
+    return Kit(asked, tuple(folders), generator)

@@ -127,7 +127,7 @@ from clients.client_app import app
 from strategies import InProcessGrid, run_server
 from gradtf_fl.config import FederationPlan
 plan = FederationPlan.from_run_config({kit.plan.to_run_config()!r})
-grid = InProcessGrid(app, [{{"organization-dir": f}} for f in {[str(f) for f in kit.folders]!r}])
+grid = InProcessGrid(app, [{{"organization-dir": f, "simulated": True}} for f in {[str(f) for f in kit.folders]!r}])
 def die(event):
     if (event.kind, event.stage, event.round) == ("stage", "unmask", 2):
         os.kill(os.getpid(), signal.SIGKILL)

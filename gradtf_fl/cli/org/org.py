@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import asks, config_option, configured, emit_json, json_option
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENT
+from gradtf_fl.shown import shown
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 
@@ -114,7 +114,7 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
         click.echo(f"  provider's key           {document.provider_key[:16]}...")
         click.echo(f"invitation to {document.server}: fingerprint {document.fingerprint}")
     if fingerprint is None:
-        if as_json or not sys.stdin.isatty():
+        if as_json or not asks():
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
@@ -172,7 +172,7 @@ def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
 
     organization = load_organization(folder.absolute())
     node = NodeRun(
-        organization, lambda line: click.echo(f"{organization.config.name}: {line}", err=True), stage_seconds
+        organization, lambda line: click.echo(f"{organization.config.name}: {shown(line)}", err=True), stage_seconds
     )
     with ExitStack() as stack:
         if health_port is not None:

@@ -11,6 +11,7 @@ from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, 
 from gradtf_fl.cli.server.status import status
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import INVITATION, SERVER_CONFIG
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from strategies import RoundEvent
@@ -62,17 +63,23 @@ def init(
     **plan: Any,
 ) -> None:
     """Make DIR: the plan, the key that signs LLM adapters, and the invitation for every organization."""
-    from gradtf_fl.config import plan_values
+    from gradtf_fl.config import PolicySection, plan_values
+    from gradtf_fl.deployment import load_server
     from strategies import make_server
 
     values = plan_values(configured(config_file, {name: plan.pop(name) for name in ("rounds", "epsilon", "delta")}))
     values |= chosen(plan)
     files = {"ca": ca, "certificate": certificate, "key": key}
     invitation = make_server(folder, [*enrolments, *more], address, listen, files, values)
+    asked, default = load_server(folder).plan, PolicySection()
+    beyond = default.broken_by_adapter(asked.adapter, asked.rank, asked.lora_alpha) + default.broken_by(
+        clip=asked.clip, rate=asked.rate, steps=asked.steps, weight_rule=asked.weight_rule, groups=asked.groups
+    )
     if as_json:
         return emit_json(
             {
                 "folder": str(folder),
+                "beyond_default_policy": beyond,
                 "invitation": str(folder / INVITATION),
                 "fingerprint": invitation.fingerprint,
                 "organizations": {o.name: o.fingerprint for o in invitation.organizations},
@@ -84,6 +91,8 @@ def init(
         f"server for {len(invitation.organizations)} organizations in {folder}: server.toml, provider.key (0600)"
     )
     click.echo(f"invitation {folder / INVITATION}: fingerprint {invitation.fingerprint}")
+    if beyond:
+        click.echo("note: organizations refuse this plan until their [policy] permits it: " + "; ".join(beyond))
     click.echo(
         "Next: compare each fingerprint above with its organization, send the invitation to all of them (nothing in"
     )
@@ -120,7 +129,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
         return emit_json(_document(loaded.plan.out, 0.0)) if as_json else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.time()
-    run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {line}", err=True))
+    run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {shown(line)}", err=True))
     with ExitStack() as stack:
         if health_port is not None:
             health = stack.enter_context(HealthServer(health_port, lambda: _health(loaded.folder, run.state())))
