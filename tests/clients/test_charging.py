@@ -158,7 +158,8 @@ def killed(self):
         os.kill(os.getpid(), signal.SIGKILL)
 PrivateAdam.clip_and_accumulate = killed
 import msgpack
-handle(load_organization(Path(sys.argv[1])), "train.begin", msgpack.unpackb(Path(sys.argv[2]).read_bytes()))
+organization = load_organization(Path(sys.argv[1]), simulated=True)
+handle(organization, "train.begin", msgpack.unpackb(Path(sys.argv[2]).read_bytes()))
 """
 
 
@@ -231,12 +232,15 @@ class Attacked:
         self.begin = bench.begin()
         self.config = decode_configs(self.begin.configs)[0]
 
-    def answer(self, plan: TrainingPlan, **changes: Any) -> tuple[object, ...]:
+    def answer(self, **plan: Any) -> tuple[object, ...]:
         """All of a reply that is not random: its fields, their types and sizes, and the code of a refusal."""
         self.asked += 1
-        config = replace(self.config, run_id=f"run-{self.asked}", dp=plan.canonical(), **changes)
+        asked = replace(TrainingPlan.from_canonical(self.config.dp), rounds=1, steps=1, **plan)
+        config = replace(self.config, run_id=f"run-{self.asked}", dp=asked.canonical())
         fields = replace(self.begin, configs=encode_configs([config])).to_fields()
-        reply = answered(lambda: handle(load_organization(self.folder), BEGIN, fields), BEGIN, lambda: None)
+        reply = answered(
+            lambda: handle(load_organization(self.folder, simulated=True), BEGIN, fields), BEGIN, lambda: None
+        )
         return tuple((name, len(value) if isinstance(value, bytes) else value) for name, value in sorted(reply.items()))
 
 
@@ -249,7 +253,7 @@ def attack(target: Attacked, count: int, epsilons: Sequence[float]) -> tuple[lis
         epsilon, low, high = draw.choice(epsilons), 0, draw.choice([200, 2**20])
         while high - low > 1 and len(answers) < count:
             batch = (low + high) // 2
-            answers.append(target.answer(TrainingPlan(epsilon, DELTA, 1, 1, batch, 0.5, 0.01)))
+            answers.append(target.answer(epsilon=epsilon, batch=batch))
             low, high = (low, batch) if answers[-1] == REFUSED else (batch, high)
         found.append(low)
     return answers, found
@@ -305,7 +309,7 @@ def test_rows_that_cannot_be_used_have_the_same_word_as_a_plan_that_does_not_fit
         train.unlink()
     else:
         train.write_text({"unreadable": "not json\n", "unscored": '{"prompt": "", "answer": "7"}\n'}[fault])
-    plan = TrainingPlan(8.0, DELTA, 2, STEPS, ROWS + 1, 0.5, 0.01).canonical()
+    plan = {"batch": ROWS + 1}
     said = [bench.code(BEGIN, bench.begin(**changes).to_fields()) for changes in ({"dp": plan}, {})]
     assert said == ["policy", "policy"]
     assert spent(bench) == 0
@@ -313,6 +317,9 @@ def test_rows_that_cannot_be_used_have_the_same_word_as_a_plan_that_does_not_fit
 
 def test_a_node_that_starts_says_which_rows_it_cannot_use(bench: Bench) -> None:
     folder = bench.kit.folders[0]
+    bench.kit.change(0, simulation=None)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o700 if path.is_dir() else 0o600)
     tell_unusable_rows(folder)
     assert not (folder / "client.log").exists()
     (folder / "train.jsonl").write_text('{"prompt": "", "answer": "7"}\n' * 3)
@@ -329,7 +336,7 @@ def test_no_file_is_opened_for_a_plan_that_is_refused(make_kit: MakeKit) -> None
     train = bench.kit.folders[0] / "train.jsonl"
     train.unlink()
     os.mkfifo(train)
-    too_large = TrainingPlan(8.0, DELTA, 2, 2, ROWS + 1, 0.5, 0.01).canonical()
+    too_large = {"batch": ROWS + 1}
 
     def held(*_: object) -> None:
         raise TimeoutError("the file was opened")
@@ -349,11 +356,11 @@ def test_what_is_left_of_a_budget_cannot_be_felt_out(make_kit: MakeKit) -> None:
     target = Attacked(Bench(make_kit(budget=3.0, steps=1)), ROWS)
 
     def taken(epsilon: float) -> bool:
-        return target.answer(TrainingPlan(epsilon, DELTA, 1, 1, 16, 0.5, 0.01))[0][0] != REFUSAL  # type: ignore[index]
+        return target.answer(epsilon=epsilon, batch=16)[0][0] != REFUSAL  # type: ignore[index]
 
     assert [taken(epsilon) for epsilon in (4.0, 2.9, 2.3)] == [False] * 3
     assert taken(1.4)
-    organization = load_organization(target.folder)
+    organization = load_organization(target.folder, simulated=True)
     store = organization.store()
     assert not store.compares("train", 3.0, 100.0)
     assert store.compares("train", 4.0, 100.0)  # the organization raised its budget
@@ -361,7 +368,7 @@ def test_what_is_left_of_a_budget_cannot_be_felt_out(make_kit: MakeKit) -> None:
 
 def test_a_run_keeps_the_plan_that_it_began_with(bench: Bench) -> None:
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
-    other = TrainingPlan(1.0, DELTA, 2, STEPS, 16, 0.5, 0.01).canonical()
+    other = {"epsilon": 1.0}
     assert bench.code(BEGIN, bench.begin(dp=other).to_fields()) == "policy"
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
     assert bench.code(BEGIN, bench.begin(dp=other, run_id="another").to_fields()) is None
