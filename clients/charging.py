@@ -74,7 +74,7 @@ def open_ledger(organization: Organization) -> Ledger:
 
 
 def refused_for_budget(folder: Path) -> bool:
-    """Whether the simulated organization in ``folder`` refused a plan that does not fit the budget that it has now."""
+    """Whether a simulated organization refused a plan because it does not fit the budget that it has now."""
     organization = load_organization(folder, simulated=True)
     privacy = organization.config.privacy
     return not organization.store().compares(privacy.dataset, privacy.budget, math.inf)

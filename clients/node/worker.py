@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -35,8 +36,7 @@ def serve(folder: Path) -> None:
     signal.signal(signal.SIGTERM, _leave)
     bound_memory(folder)
     warm(folder)
-    if problems := unusable_rows(folder):
-        keep_cause(ConfigError(problems), "every round will be refused", folder)
+    threading.Thread(target=tell_unusable_rows, args=(folder,), daemon=True).start()  # a large file takes minutes
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
         Path(address).unlink(missing_ok=True)
         old = os.umask(0o177)
@@ -107,15 +107,17 @@ def bound_memory(folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def unusable_rows(folder: Path) -> list[str]:
-    """Why every round would be refused for the training rows, whose owner has to know before the server asks."""
+def tell_unusable_rows(folder: Path) -> None:
+    """Into ``client.log`` when the training rows can't be used: their owner should know before a server asks."""
     from clients.node.checks import row_findings
 
     try:
-        found = row_findings(load_organization(folder))
+        found = [each for each in row_findings(load_organization(folder)) if each.level == "fail"]
     except (GradtfError, OSError):  # the first request will say so
-        return []
-    return [f"{finding.what}: {finding.found}" for finding in found if finding.level == "fail"]
+        return
+    if found:
+        problems = ConfigError([f"{each.what}: {each.found}" for each in found])
+        keep_cause(problems, "these rows can't be used, every round will be refused", folder)
 
 
 def resident_mb() -> float:

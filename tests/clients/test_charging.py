@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from clients.handlers import handle
+from clients.node.worker import tell_unusable_rows
 from clients.node_store import NodeStore, RoundKey
 from clients.organization import load_organization
 from clients.refusals import Refused, answered
@@ -234,7 +235,7 @@ class Attacked:
     def answer(self, **plan: Any) -> tuple[object, ...]:
         """All of a reply that is not random: its fields, their types and sizes, and the code of a refusal."""
         self.asked += 1
-        asked = replace(TrainingPlan.from_canonical(self.config.dp), **plan)
+        asked = replace(TrainingPlan.from_canonical(self.config.dp), rounds=1, steps=1, **plan)
         config = replace(self.config, run_id=f"run-{self.asked}", dp=asked.canonical())
         fields = replace(self.begin, configs=encode_configs([config])).to_fields()
         reply = answered(
@@ -252,7 +253,7 @@ def attack(target: Attacked, count: int, epsilons: Sequence[float]) -> tuple[lis
         epsilon, low, high = draw.choice(epsilons), 0, draw.choice([200, 2**20])
         while high - low > 1 and len(answers) < count:
             batch = (low + high) // 2
-            answers.append(target.answer(epsilon=epsilon, rounds=1, steps=1, batch=batch))
+            answers.append(target.answer(epsilon=epsilon, batch=batch))
             low, high = (low, batch) if answers[-1] == REFUSED else (batch, high)
         found.append(low)
     return answers, found
@@ -286,7 +287,7 @@ def test_a_server_learns_nothing_of_the_number_of_rows(
 
 @pytest.mark.parametrize("rows", [ROWS // 2, 95])
 def test_charge_weight_and_message_come_from_the_declared_figure(make_kit: MakeKit, rows: int) -> None:
-    seen = []
+    seen: list[object] = []
     for there in (ROWS, rows):
         bench = Bench(make_kit(f"of-{len(seen)}", budget=50.0, steps=2))
         policy = bench.kit.config(0).policy.model_copy(update={"weight_rules": ("uniform", "examples")})
@@ -308,10 +309,25 @@ def test_rows_that_cannot_be_used_have_the_same_word_as_a_plan_that_does_not_fit
         train.unlink()
     else:
         train.write_text({"unreadable": "not json\n", "unscored": '{"prompt": "", "answer": "7"}\n'}[fault])
-    too_large = {"dp": {"batch": ROWS + 1}}
-    said = [bench.code(BEGIN, bench.begin(**changes).to_fields()) for changes in (too_large, {})]
+    plan = {"batch": ROWS + 1}
+    said = [bench.code(BEGIN, bench.begin(**changes).to_fields()) for changes in ({"dp": plan}, {})]
     assert said == ["policy", "policy"]
     assert spent(bench) == 0
+
+
+def test_a_node_that_starts_says_which_rows_it_cannot_use(bench: Bench) -> None:
+    folder = bench.kit.folders[0]
+    bench.kit.change(0, simulation=None)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    tell_unusable_rows(folder)
+    assert not (folder / "client.log").exists()
+    (folder / "train.jsonl").write_text('{"prompt": "", "answer": "7"}\n' * 3)
+    tell_unusable_rows(folder)
+    log = (folder / "client.log").read_text()
+    assert "these rows can't be used, every round will be refused" in log
+    assert "3 of 3 rows have no token that is scored" in log
+    assert "64 rows are public, 3 are there" in log
 
 
 def test_no_file_is_opened_for_a_plan_that_is_refused(make_kit: MakeKit) -> None:
@@ -340,7 +356,7 @@ def test_what_is_left_of_a_budget_cannot_be_felt_out(make_kit: MakeKit) -> None:
     target = Attacked(Bench(make_kit(budget=3.0, steps=1)), ROWS)
 
     def taken(epsilon: float) -> bool:
-        return target.answer(epsilon=epsilon, rounds=1, steps=1, batch=16)[0][0] != REFUSAL  # type: ignore[index]
+        return target.answer(epsilon=epsilon, batch=16)[0][0] != REFUSAL  # type: ignore[index]
 
     assert [taken(epsilon) for epsilon in (4.0, 2.9, 2.3)] == [False] * 3
     assert taken(1.4)

@@ -40,10 +40,12 @@ def finished(kit: Kit) -> list[str]:
     return sorted(path.name for path in (kit.plan.out / "rounds").glob("*") if path.name.isdigit())
 
 
-def test_an_interrupted_round_is_done_again_under_fresh_keys(make_kit: MakeKit) -> None:
+@pytest.mark.parametrize(("kind", "charges"), [("stage", 2), ("closed", 3)])
+def test_an_interrupted_round_is_done_again_under_fresh_keys(make_kit: MakeKit, kind: str, charges: int) -> None:
+    """Round 2 is charged twice where its updates were masked already, and once where they were not."""
     kit = make_kit(budget=50.0)
     with pytest.raises(KeyboardInterrupt):
-        run_server(kit.grid(), kit.plan, stop_at("stage", "mask", 2), kit.generator)
+        run_server(kit.grid(), kit.plan, stop_at(kind, "mask", 2), kit.generator)
     assert finished(kit) == ["1"]
     first = load_file(kit.plan.out / "rounds" / "1" / "global_update.safetensors")["global_update"]
     result = run_server(kit.grid(), kit.plan, None, kit.generator)
@@ -51,7 +53,7 @@ def test_an_interrupted_round_is_done_again_under_fresh_keys(make_kit: MakeKit) 
     second = load_file(kit.plan.out / "rounds" / "2" / "global_update.safetensors")
     np.testing.assert_allclose(second["global_update"], first + second["mean"], atol=1e-6)
     for folder in kit.folders:
-        assert len(read_ledger(folder / "ledger.sqlite").content.events) == 3  # round 2 was charged twice
+        assert len(read_ledger(folder / "ledger.sqlite").content.events) == charges
     documents = [json.loads((kit.plan.out / "rounds" / r / "round.json").read_text()) for r in ("1", "2")]
     assert documents[0]["run_id"] == documents[1]["run_id"]
     assert documents[0]["nonce"] != documents[1]["nonce"]

@@ -222,6 +222,36 @@ def test_q_is_the_share_that_was_sampled(model: nn.Module, rows: TokenRows) -> N
     assert train_dp(model, rows, **{**QUIET, "batch": 4096, "sigma": 2.0}).event == DpEvent(2.0, 1.0, 3)
 
 
+@pytest.mark.parametrize("there", [40, 96, 128])
+def test_q_and_the_denominator_come_from_the_declared_number(
+    rows: TokenRows, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows there are: 16 of 96 declared ones are expected, and so many divide the sum."""
+    drawn: list[tuple[int, float]] = []
+    seen: list[float] = []
+    real_rows, real_scale = Draws.rows, PrivateAdam.scale_grad
+
+    def spy_rows(self: Draws, step: int, count: int, q: float) -> torch.Tensor:
+        drawn.append((count, q))
+        return real_rows(self, step, count, q)
+
+    def spy_scale(self: PrivateAdam) -> None:
+        seen.append(float(self.expected_batch_size))
+        real_scale(self)
+
+    monkeypatch.setattr(Draws, "rows", spy_rows)
+    monkeypatch.setattr(PrivateAdam, "scale_grad", spy_scale)
+    plan = {"sigma": 1.0, "clip": 0.5, "batch": 16, "steps": 2, "rate": 1e-2, "seed": 0}
+    model = adapter_model()
+    outcome = train_dp(model, rows.take(slice(0, there)), **plan, declared=96)
+    assert outcome.event == DpEvent(1.0, 16 / 96, 2)
+    assert (drawn, seen) == ([(there, 16 / 96)] * 2, [16.0] * 2)
+    if there == 96:
+        undeclared = adapter_model()
+        assert train_dp(undeclared, rows.take(slice(0, there)), **plan) == outcome
+        assert equal(adapter(model), adapter(undeclared))
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_model_is_as_before_afterwards(model: nn.Module, rows: TokenRows, interrupted: bool) -> None:
     model.eval()

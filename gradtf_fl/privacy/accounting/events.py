@@ -29,7 +29,8 @@ class DpEvent:
     Attributes:
         sigma: noise multiplier = standard deviation of the noise / L2 sensitivity; 0 means no noise (epsilon
             = inf).
-        q: probability with which each row enters a step, 0..1.
+        q: probability with which each row enters a step, 0..1; in a federation batch / rows that are declared, so that
+            it is public.
         steps: number of releases, noise-only steps of empty batches included.
 
     Raises:
