@@ -1,7 +1,8 @@
 """Ledgers of strangers: what they cost an audit is bounded, and one that costs too much stops no other's report.
 
-Rows are signed by whoever made them, so any (sigma, q, steps) may be in one. What is far from a training's figures is
-computed in a process of its own, with limits of time and memory. A ledger that does not get by is named.
+Rows are signed by whoever made them, so any (sigma, q, steps) may be in one. What no training can be is not computed;
+what is far from a usual training's figures is computed in a process of its own, with limits of time and memory. A
+ledger that does not get by is named.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from gradtf_fl.shown import shown
 MOST_EVENTS, MOST_STEPS, MOST_ROWS = 32, 1_000_000, 200_000
 SIGMAS = (0.2, 1000.0)
 SMALLEST_DELTA, LARGEST_EPSILON = 1e-12, 100.0
-SECONDS, MEMORY_BYTES = 6, 700_000_000
+POSSIBLE_SIGMAS, POSSIBLE_STEPS, POSSIBLE_DELTA = (1e-3, 1e5), 100_000_000, 1e-20
+"""Beyond them no accountant is asked: this program trains with none of that, in ten thousand rounds."""
+SECONDS, MEMORY_BYTES = 4, 700_000_000
 """Of the process of one ledger, beyond what the accountants' libraries take."""
 SIDE_BY_SIDE = 2
 WALL_SECONDS = 60.0
@@ -56,6 +59,20 @@ def usual(reading: LedgerReading) -> bool:
     return all(_usual(merge(a.events), delta, a.budget) for a in content.datasets)
 
 
+def impossible(reading: LedgerReading) -> str | None:
+    """What in it can come from no training, in words; None where all of it can."""
+    if reading.content.genesis.delta < POSSIBLE_DELTA:
+        return f"delta is {reading.content.genesis.delta:g}: no audit can compute that"
+    for account in reading.content.datasets:
+        events = merge(account.events)
+        if (steps := sum(event.steps for event in events)) > POSSIBLE_STEPS:
+            return f"{steps:.3g} steps: no training of one organization has so many"
+        for event in events:
+            if event.sigma and not POSSIBLE_SIGMAS[0] <= event.sigma <= POSSIBLE_SIGMAS[1]:
+                return f"sigma is {event.sigma:g}: no training of one organization has that"
+    return None
+
+
 def _usual(events: Sequence[DpEvent], delta: float, budget: float) -> bool:
     if len(events) > MOST_EVENTS or sum(event.steps for event in events) > MOST_STEPS:
         return False
@@ -69,6 +86,8 @@ def _usual(events: Sequence[DpEvent], delta: float, budget: float) -> bool:
 
 def limited(reading: LedgerReading, points: int) -> list[LedgerReport] | str:
     """The reports of one ledger from a process of its own; in words why there are none."""
+    if (why := impossible(reading)) is not None:
+        return why
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(theirs, reading, points), daemon=True)

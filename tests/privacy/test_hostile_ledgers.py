@@ -6,7 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,33 +61,36 @@ def test_a_hostile_delta_too(delta: float, tmp_path: Path) -> None:
     assert usual(found) is (delta > 0.5)
 
 
-@pytest.mark.long
-def test_what_an_audit_cannot_compute_ends_in_time(tmp_path: Path) -> None:
-    found = read_for_report(foreign(tmp_path / "hostile", HOSTILE["kinds"] + HOSTILE["more-steps"]))
-    began = time.monotonic()
+@pytest.mark.parametrize("name", ["steps", "more-steps", "no-noise", "denormal"])
+def test_what_no_training_can_be_costs_nothing(name: str, tmp_path: Path) -> None:
+    found = read_for_report(foreign(tmp_path / "hostile", HOSTILE[name]))
     said = limited(found, 4)
-    assert isinstance(said, str) or said[0].epsilon.prv > 8  # an accountant that can is welcome
-    assert time.monotonic() - began < 60
+    assert isinstance(said, str)
+    assert "no training of one organization" in said
+
+
+def cpu_seconds() -> float:
+    """Of the processes that were waited for: the wall clock of a busy machine tells little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", ["kinds", "no-noise"])
 def test_nineteen_are_reported_and_one_is_named(name: str, tmp_path: Path) -> None:
     paths = [foreign(tmp_path / f"org-{n}.jsonl", USUAL, f"org-{n}") for n in range(19)]
     hostile = foreign(tmp_path / "hostile.jsonl", HOSTILE[name], FORGED)
     command = [sys.executable, "-m", "gradtf_fl.cli.main", "audit", "report", "--json", *map(str, paths), str(hostile)]
-    began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    seconds = time.monotonic() - began
+    before = cpu_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     reported = [ledger["organization"] for ledger in json.loads(done.stdout)["ledgers"]]
     assert reported[:19] == [f"org-{n}" for n in range(19)]
-    if len(reported) == 19:
-        assert done.returncode == 5
-        assert f"gradtf: {hostile}: " in done.stderr
-    else:  # it could be computed: more than any budget
-        assert done.returncode == 0
+    named = f"gradtf: {hostile}: " in done.stderr
+    assert (done.returncode, len(reported)) == ((5, 19) if named else (0, 20))
+    assert named or name == "kinds"  # a quicker machine, or accountant, may compute that one
+    assert all(line.isprintable() for line in done.stderr.splitlines())
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2e9
-    assert seconds < 60, seconds  # under 20 s where nobody else computes
+    assert cpu_seconds() - before < 30  # on two cores that nobody else uses, 10 to 15 s
 
 
 def test_one_that_costs_too_much_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
