@@ -45,6 +45,7 @@ from tests.strategies.federation_kit import ROWS
 ORGANIZATIONS, DELTA, BUDGET = 5, 1e-5, 1000.0
 ASKED: dict[str, Any] = {"rounds": 3, "steps": 2, "batch": 16, "epsilon": 8.0}
 BEGIN = MESSAGE_TYPES["advertise"]
+pytestmark = pytest.mark.long  # most moves take .1 s; those that are trained for take longer
 NAN, INFINITY = float("nan"), float("inf")
 
 
