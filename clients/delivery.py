@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from clients.adapters.kept import follow, next_delivery, set_aside
+from clients.adapters.kept import follow, next_delivery, runs_kept, set_aside
 from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
 from clients.refusals import Refused, keep_cause
@@ -23,7 +23,7 @@ from gradtf_fl.file_names import EVALUATIONS, LLM_ADAPTER
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
 
 if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdaptedModel
+    from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 
 LAST_ROUND = 1_000_000
 STORED: Fields = {"status": "stored"}
@@ -58,7 +58,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
     """Verify, store, evaluate.
 
     Raises:
-        Refused: ``adapter`` when signature, round or content is wrong (nothing is stored then).
+        Refused: ``adapter`` when signature, round or content is wrong, or it is an older run's; nothing is stored then.
     """
     verify(organization, delivery)
     from gradtf_fl.adapters import AdaptedModel, Place, model_folder, save_adapter, unpack_adapter
@@ -66,11 +66,13 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
     base_name = organization.config.models.llm
     try:
         statement = statement_of(delivery, organization.provider_key, next_delivery(organization.folder))
+        organization.store().take_run(delivery.run_id, runs_kept(organization.folder))
         if _delivered_before(organization, statement):
             follow(organization.folder, delivery.round)
             return dict(STORED)
         packed = unpack_adapter(delivery.adapter)
         state, spec = packed.state, packed.spec
+        _refuse_unusable(state, spec)
         llm = AdaptedModel.load(base_name, spec, Place.of(organization.config.compute))
         if packed.base_sha256 != llm.space.model_sha256:
             raise ConfigError(
@@ -121,12 +123,26 @@ def verify(organization: Organization, delivery: AdapterDelivery) -> None:
         raise Refused(Refusal.ADAPTER, "the adapter is not signed by the pinned provider") from error
 
 
+def _refuse_unusable(state: Mapping[str, Any], spec: AdapterSpec) -> None:
+    """ConfigError for values that are no finite float32, and for a rank that no value has: nothing is built for it."""
+    import torch
+
+    for name, tensor in state.items():
+        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(f"the adapter's {name} is no finite float32")
+        if spec.kind != "full" and spec.rank not in tensor.shape:
+            raise ConfigError(f"the adapter's {name} is not of rank {spec.rank}")
+
+
 def _fitted(llm: AdaptedModel, state: Mapping[str, Any]) -> Any:
     """The LLM with the adapter; ConfigError when a name or a shape differs."""
     from gradtf_fl.adapters import adapter_state, set_adapter_state
 
     adapted = llm.attach()
-    for name, tensor in adapter_state(adapted).items():
+    own = adapter_state(adapted)
+    if strange := sorted(set(state) - set(own)):
+        raise ConfigError(f"the adapter holds {strange[0]}, which our LLM does not")
+    for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
             raise ConfigError(f"the adapter does not fit our LLM at {name}")
     set_adapter_state(adapted, state)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clients import stages
-from clients.organization import Organization
+from clients.organization import SIMULATION_TABLE, Organization
+from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import (
     DELIVER_TYPE,
     MESSAGE_TYPES,
@@ -53,8 +54,11 @@ def handle(organization: Organization, message_type: str, fields: Mapping[str, A
     """The answer of ``organization``.
 
     Raises:
+        ConfigError: a ``[simulation]`` table in a folder that no simulation serves.
         MalformedFields: an unknown message type. Otherwise see the handlers.
     """
+    if organization.config.simulation is not None and not organization.simulated:
+        raise ConfigError(f"{organization.folder}: {SIMULATION_TABLE}")
     if message_type not in HANDLERS:
-        raise MalformedFields(f"there is no message {message_type!r}")
+        raise MalformedFields(f"there is no message {message_type[:64]!r}")
     return HANDLERS[message_type](organization, fields)

@@ -6,7 +6,6 @@ sizes and the number of rows do not leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.bounds import require_noise, require_rows, spec_reasons
-from clients.node_store import RoundKey
+from clients.charging import OpenCharge, client_level, open_ledger, planned_event, training_id
+from clients.node_store import NodeStore, RoundKey
 from clients.organization import Organization
-from clients.refusals import Refused
+from clients.refusals import Refused, keep_cause
 from gradtf_fl.adapters import (
     AdaptedModel,
     AdapterSpec,
@@ -27,13 +27,13 @@ from gradtf_fl.adapters import (
     update_vector,
 )
 from gradtf_fl.config import ComputeSection
-from gradtf_fl.errors import ConfigError
+from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import OWN_UPDATE
-from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
+from gradtf_fl.privacy import DpEvent
 from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
-from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
-from gradtf_fl.tasks import count_rows, longest_row, read_tokens
-from gradtf_fl.training import check_rows, check_trainable, rehearse, train_dp
+from gradtf_fl.secagg import RoundConfig
+from gradtf_fl.tasks import longest_row, read_tokens
+from gradtf_fl.training import AnotherRun, DpCheckpoint, check_rows, check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
     import torch
@@ -44,30 +44,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalUpdate:
-    """The clipped update, float32 [blocks * block_dim], rows trained on, and the ledger's head (32 bytes)."""
+    """What an organization masks.
+
+    Attributes:
+        vector: the clipped update, float32 [blocks * block_dim].
+        training: SHA-256 of what it was trained by (`training_id`).
+        ledger_head: of the ledger that was charged for it (32 bytes).
+    """
 
     vector: NDArray[np.float32]
-    rows: int
+    training: bytes
     ledger_head: bytes
 
 
 def train_update(
-    organization: Organization,
-    message: BeginRound,
-    config: RoundConfig,
-    plan: TrainingPlan,
-    claim: Callable[[], None],
+    organization: Organization, message: BeginRound, config: RoundConfig, plan: TrainingPlan, store: NodeStore
 ) -> LocalUpdate:
-    """Charge, train, clip.
+    """Charge, train, clip; or take the update of an earlier attempt at this round that was never masked.
 
-    Args:
-        claim: uses up (round, attempt) on disk; called after the charge is known to fit and before any training.
+    The file of rows is not opened before (round, attempt) is used up and the charge is written.
 
     Raises:
-        Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``.
-        BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
+        Refused: ``model_hash``, ``stale``, or ``policy``: the plan, an adapter that DP-SGD can't train, or rows that
+            can't be used.
+        BudgetExhausted: the charge does not fit.
     """
-    compute = organization.config.compute
+    policy, privacy = organization.config.policy, organization.config.privacy
+    require_rows(policy, privacy.declared)
+    event = planned_event(organization, plan)
+    require_noise(policy, event, privacy.delta)
     _same_llm(organization, bytes.fromhex(plan.llm_sha256))
     tiny = load_tiny(organization, plan.spec, bytes.fromhex(plan.initial_sha256))
     start, start_hash = start_of(tiny, message.update)
@@ -76,68 +81,69 @@ def train_update(
     model = tiny.attach(start)
     try:
         longest = longest_row(tiny.model, organization.config.data.max_tokens)
-        check_trainable(model, compute.sampler, tokenizer=tiny.tokenizer, max_tokens=longest)
+        check_trainable(model, organization.config.compute.sampler, tokenizer=tiny.tokenizer, max_tokens=longest)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
-    try:
-        rows = count_rows(organization.train_path, organization.config.data)
-    except ConfigError as error:
-        raise Refused(Refusal.DATA, str(error)) from error
-    require_rows(organization.config.policy, rows)
-    if plan.batch > rows:
-        raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")
-    q = plan.batch / rows
-    event = DpEvent(noise_multiplier(plan.epsilon, plan.delta, q, plan.rounds * plan.steps), q, plan.steps)
-    privacy = organization.config.privacy
-    require_noise(organization.config.policy, event, privacy.delta)
-    ledger = Ledger.open(
-        organization.ledger_path,
-        identity_key=organization.identity.private,
-        organization=organization.config.name,
-        delta=privacy.delta,
-        budget={privacy.dataset: privacy.budget},
-    )
     key = RoundKey(config.run_id, config.round, config.attempt)
-    reservation = ledger.reserve(
-        key.run_id,
-        key.round,
-        key.attempt,
-        event,
-        "train.begin",
-        dataset=privacy.dataset,
-        client_level=client_level(organization, config),
-    )
+    training = training_id(organization, config, event)
+    kept = store.claim(key, config.dp, training, policy.attempts)
+    if kept is not None:
+        return LocalUpdate(np.frombuffer(kept, dtype="<f4"), training, open_ledger(organization).head)
     try:
-        claim()
-        data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
-        if len(data) != rows:
-            raise Refused(Refusal.DATA, "the training file changed while it was read")
-        check_rows(model, data)
-        physical_batch = _rehearsed(model, data, plan.batch, compute)
-    except BaseException as error:  # nothing was trained: the charge is given back
-        ledger.abort(reservation, released=False)
-        if isinstance(error, ConfigError):
-            raise Refused(Refusal.DATA, str(error)) from error
+        charge = OpenCharge.reserve(organization, store, key, event, client_level(organization, config))
+        _train(organization, tiny, model, plan, event, charge)
+    except BaseException:
+        store.give_up(key)
         raise
-    outcome = train_dp(
-        model,
-        data,
-        sigma=event.sigma,
-        clip=plan.clip,
-        batch=plan.batch,
-        steps=plan.steps,
-        rate=plan.rate,
-        seed=organization.training_seed(key),
-        physical_batch=physical_batch,
-        sampler=compute.sampler,
-        gradient_checkpointing=compute.gradient_checkpointing,
-    )
-    ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.space.layout, adapter_state(model), start)
     vector = clip_update(moved.reshape(-1), config.clip)
-    if organization.config.simulation is not None and organization.config.simulation.keep_updates:
+    if organization.simulation is not None and organization.simulation.keep_updates:
         _keep(organization.round_folder(key.round), vector)
-    return LocalUpdate(vector, rows, ledger.head)
+    return LocalUpdate(vector, training, charge.ledger.head)
+
+
+def _train(
+    organization: Organization,
+    tiny: AdaptedModel,
+    model: nn.Module,
+    plan: TrainingPlan,
+    event: DpEvent,
+    charge: OpenCharge,
+) -> None:
+    """Train ``model``'s adapter in place and settle the charge, or say what becomes of it.
+
+    Raises:
+        Refused: ``policy`` where the rows, or this machine, can't be used.
+    """
+    compute, declared = organization.config.compute, organization.config.privacy.declared
+    try:
+        data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
+        check_rows(model, data)
+        if len(data) < declared:  # what is charged holds all the same: each row that is there enters with q
+            fewer = ConfigError(f"[privacy] declared is {declared}, the training file has {len(data)} rows")
+            keep_cause(fewer, "trained with fewer rows than declared", organization.folder)
+        outcome = train_dp(
+            model,
+            data,
+            sigma=event.sigma,
+            clip=plan.clip,
+            batch=plan.batch,
+            steps=plan.steps,
+            rate=plan.rate,
+            seed=organization.training_seed(charge.key),
+            physical_batch=_rehearsed(model, data, max(1, round(event.q * len(data))), compute),
+            checkpoint=DpCheckpoint(charge.state),
+            sampler=compute.sampler,
+            gradient_checkpointing=compute.gradient_checkpointing,
+            declared=declared,
+            on_noise=charge.note_noise,
+        )
+    except BaseException as error:
+        charge.failed(state_is_useless=isinstance(error, AnotherRun | CorruptFile))
+        if isinstance(error, ConfigError):
+            raise Refused(Refusal.POLICY, str(error)) from error
+        raise
+    charge.settle(outcome.event, outcome.noise)
 
 
 def _same_llm(organization: Organization, llm_hash: bytes) -> None:
@@ -169,15 +175,6 @@ def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSe
         return rehearse(model, data, batch, compute)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"a training step does not work here: {error}") from error
-
-
-def client_level(organization: Organization, config: RoundConfig) -> SkellamEvent | None:
-    """What the sum of this round tells of one whole organization, where it carries Skellam noise."""
-    if config.noise_multiplier == 0:
-        return None
-    members = group_members(organization.roster, config.groups, config.group)
-    noise = distributed_noise(config, len(members))
-    return SkellamEvent(noise.honest_variance, noise.l2, noise.l1, releases=1, noisers=noise.noisers)
 
 
 def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -> AdaptedModel:

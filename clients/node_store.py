@@ -1,7 +1,7 @@
 """An organization's protocol state between two messages: one SQLite file, mode 0600.
 
 In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
-restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt) of each run, the
+restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt) and the plan of each run, the
 secure-aggregation state, and the update vector until it is masked. A stage's new state is committed before
 its reply can leave. Deleted pages are overwritten with zeros (``secure_delete``); what the file system
 keeps beyond that is out of reach.
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clients.refusals import Refused
-from gradtf_fl.round_messages import Refusal
+from gradtf_fl.round_messages import RUN_START, Refusal
 
 BUSY_SECONDS = 60.0
+
+LOOKED_AT = 0.5
+"""Share of a refused plan's cost that another plan may cost at most, to be compared with the budget at all."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS last_round (
@@ -33,6 +36,18 @@ CREATE TABLE IF NOT EXISTS open_round (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     protocol BLOB NOT NULL, vector BLOB, weight REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS trained (
+    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, training BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS begun (
+    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unfinished (
+    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, reservation INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
 """
 
 
@@ -59,6 +74,12 @@ class OpenRound:
     vector: bytes | None
     weight: float
     finished: bool = False
+
+
+def started(run_id: str) -> str:
+    """When a run began, as its name says; "" for the names of runs before 0.2 and of simulations."""
+    found = RUN_START.match(run_id)
+    return found[0] if found else ""
 
 
 class NodeStore:
@@ -94,39 +115,140 @@ class NodeStore:
             database.close()
 
     def last_round(self, run_id: str) -> tuple[int, int]:
-        """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run."""
+        """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run. One whose process died before
+        it could answer is not yet used up: just below it, then."""
         with self._transaction() as database:
             row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+            if row is None:
+                return 0, 0
+            unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
+            return int(row[0]), int(row[1]) - unanswered
+
+    def take_run(self, run_id: str, known: Sequence[str]) -> None:
+        """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
+
+        Args:
+            known: runs whose adapters came before this store counted them, oldest first.
+
+        Raises:
+            Refused: with ``adapter`` when another run came after it, or its name says that it started before.
+        """
+        with self._transaction() as database:
+            if database.execute("SELECT 1 FROM adapter_runs").fetchone() is None:
+                for run in dict.fromkeys(known):
+                    database.execute("INSERT INTO adapter_runs (run_id) VALUES (?)", (run,))
+            newest = database.execute("SELECT run_id FROM adapter_runs ORDER BY number DESC").fetchone()
+            if newest is not None and newest[0] != run_id:
+                seen = database.execute("SELECT 1 FROM adapter_runs WHERE run_id = ?", (run_id,)).fetchone()
+                if seen is not None or started(run_id) < started(newest[0]):
+                    raise Refused(
+                        Refusal.ADAPTER, f"run {run_id!r} is older than {newest[0]!r}, whose adapters came since"
+                    )
+            database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
 
     def attempts(self, run_id: str, round_number: int) -> int:
         """How often the round was claimed, whatever numbers the server gave to its attempts; 0 for an earlier round."""
         with self._transaction() as database:
             return _claimed(database, run_id, round_number)
 
-    def claim(self, key: RoundKey, most: int | None = None) -> None:
-        """Take (round, attempt) for good and forget the state of any earlier one.
+    def claim(self, key: RoundKey, plan: str, training: bytes, most: int | None = None) -> bytes | None:
+        """Take (round, attempt) and forget the state of any earlier one.
+
+        It is used up once it is answered or refused (`give_up`). Where the process died in between, nothing of it left,
+        and the same one may be claimed again.
+
+        Args:
+            plan: of the run; the first one of a run is pinned.
+            training: SHA-256 of all that decides what is trained in this round, whatever the attempt.
+            most: claims that one round may have, None for any number.
+
+        Returns: float32 bytes of an update that an earlier attempt at this round trained, from the same, and never
+        masked. It was in no sum: masking it now releases it for the first time. It leaves the store here.
 
         Args:
             most: claims that one round may have, None for any number.
 
         Raises:
-            Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` when the
-                round had its ``most`` claims.
+            Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` for another
+                plan than the run's first, or when the round had its ``most`` claims.
         """
         with self._transaction() as database:
             row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
-            if row is not None and (key.round, key.attempt) <= (int(row[0]), int(row[1])):
+            if (
+                row is not None
+                and (key.round, key.attempt) <= (int(row[0]), int(row[1]))
+                and not (_begun(database) == key and (key.round, key.attempt) == (int(row[0]), int(row[1])))
+            ):
                 raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}")
             claimed = _claimed(database, key.run_id, key.round)
             if most is not None and claimed >= most:
                 raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
+            pinned = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (key.run_id,)).fetchone()
+            if pinned is not None and pinned[0] != plan:
+                raise Refused(Refusal.POLICY, f"the plan is another one than this run began with ({pinned[0]})")
+            database.execute("INSERT OR REPLACE INTO plan_of_run VALUES (?, ?)", (key.run_id, plan))
             database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
             database.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (key.run_id, key.round, claimed + 1))
+            kept = database.execute(
+                "SELECT vector FROM open_round JOIN trained USING (run_id, round)"
+                " WHERE run_id = ? AND round = ? AND training = ? AND vector IS NOT NULL",
+                (key.run_id, key.round, training),
+            ).fetchone()
             database.execute("DELETE FROM open_round")
+            database.execute("DELETE FROM trained")
+            database.execute("INSERT OR REPLACE INTO begun VALUES (1, ?, ?, ?)", (key.run_id, key.round, key.attempt))
+            return None if kept is None else bytes(kept[0])
 
-    def open(self, opened: OpenRound) -> None:
+    def give_up(self, key: RoundKey) -> None:
+        """The claimed attempt is refused: it is used up."""
+        with self._transaction() as database:
+            if _begun(database) == key:
+                database.execute("DELETE FROM begun")
+
+    def unfinished(self, key: RoundKey) -> int | None:
+        """The ledger's reservation for a training of this round that is not at its end; None where there is none.
+
+        It stands here and not in the ledger alone: a ledger may be restored from its export, where a charge is open
+        that was settled and released since.
+        """
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT reservation FROM unfinished WHERE run_id = ? AND round = ?", (key.run_id, key.round)
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+    def training_begins(self, key: RoundKey, reservation: int) -> None:
+        """``reservation`` was made for a training of this round."""
+        with self._transaction() as database:
+            row = (key.run_id, key.round, reservation)
+            database.execute("INSERT OR REPLACE INTO unfinished VALUES (1, ?, ?, ?)", row)
+
+    def training_ends(self) -> None:
+        """Nobody may train for its reservation any more."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM unfinished")
+
+    def compares(self, dataset: str, budget: float, epsilon: float) -> bool:
+        """Whether a plan of this cost is compared with what is left of a dataset's budget.
+
+        Plans that do not fit cost nothing, so a server could try one after the other until one fits, and would know
+        what is left. After a refusal only plans of half its cost are looked at: it learns that to a factor of two, from
+        a handful of refusals. Another ``budget``, which only the organization sets, begins afresh.
+        """
+        with self._transaction() as database:
+            row = database.execute("SELECT budget, epsilon FROM too_dear WHERE dataset = ?", (dataset,)).fetchone()
+        return row is None or row[0] != budget or epsilon <= LOOKED_AT * row[1]
+
+    def too_dear(self, dataset: str, budget: float, epsilon: float) -> None:
+        """Note that a plan of this cost did not fit."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO too_dear VALUES (?, ?, ?)", (dataset, budget, epsilon))
+
+    def open(self, opened: OpenRound, training: bytes) -> None:
         """Keep the state of the round just begun.
+
+        Args:
+            training: as `claim` has it.
 
         Raises:
             Refused: with ``stale`` when a later round was claimed meanwhile.
@@ -140,6 +262,8 @@ class NodeStore:
                 "INSERT OR REPLACE INTO open_round VALUES (1, ?, ?, ?, ?, ?, ?)",
                 (key.run_id, key.round, key.attempt, opened.protocol, opened.vector, opened.weight),
             )
+            database.execute("INSERT OR REPLACE INTO trained VALUES (1, ?, ?, ?)", (key.run_id, key.round, training))
+            database.execute("DELETE FROM begun")
 
     @contextmanager
     def stage(self, round_number: int, attempt: int) -> Iterator[OpenRound]:
@@ -174,3 +298,9 @@ def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> in
         "SELECT claimed FROM attempts WHERE run_id = ? AND round = ?", (run_id, round_number)
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _begun(database: sqlite3.Connection) -> RoundKey | None:
+    """The attempt that was claimed and neither answered nor refused."""
+    row = database.execute("SELECT run_id, round, attempt FROM begun").fetchone()
+    return None if row is None else RoundKey(row[0], int(row[1]), int(row[2]))

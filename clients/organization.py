@@ -13,9 +13,18 @@ from flwr.app import Context
 
 from clients.node_store import NodeStore, RoundKey
 from clients.refusals import Vanished
-from gradtf_fl.config import OrganizationConfig, read_toml, validate
+from gradtf_fl.config import OrganizationConfig, OrganizationSimulation, read_toml, validate
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import IDENTITY_KEY, INVITATION, LEDGER, ORGANIZATION_CONFIG, ROUNDS, STATE
+from gradtf_fl.file_names import (
+    IDENTITY_KEY,
+    INVITATION,
+    LEDGER,
+    ORGANIZATION_CONFIG,
+    ORGANIZATION_PRIVATE,
+    ROUNDS,
+    STATE,
+)
+from gradtf_fl.files import exposed
 from gradtf_fl.secagg import ClientPolicy, Identity, Randomness, Roster
 
 NOBODY = "0" * 64
@@ -33,6 +42,13 @@ class Organization:
     identity: Identity
     roster: Roster
     policy: ClientPolicy
+    simulated: bool = False
+    """Whether a simulation engine serves it: only then its ``[simulation]`` table counts."""
+
+    @property
+    def simulation(self) -> OrganizationSimulation | None:
+        """``[simulation]`` where a simulation engine serves this folder; nowhere else."""
+        return self.config.simulation if self.simulated else None
 
     @property
     def train_path(self) -> Path:
@@ -60,18 +76,18 @@ class Organization:
 
     def store(self) -> NodeStore:
         """The protocol state."""
-        return NodeStore(self.folder / STATE, durable=self.config.simulation is None)
+        return NodeStore(self.folder / STATE, durable=self.simulation is None)
 
     def training_seed(self, key: RoundKey) -> int | None:
         """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""
-        simulation = self.config.simulation
+        simulation = self.simulation
         if simulation is None or simulation.seed is None:
             return None
         return int.from_bytes(self._simulated(simulation.seed, "training", key)[:7], "big")
 
     def randomness(self, key: RoundKey) -> Randomness:
         """Source of the protocol's secrets: the operating system, or replayable in a seeded simulation."""
-        simulation = self.config.simulation
+        simulation = self.simulation
         if simulation is None or simulation.seed is None:
             return os.urandom
         seed = self._simulated(simulation.seed, "protocol", key)
@@ -83,7 +99,7 @@ class Organization:
 
     def vanish_if_told(self, stage: str, round_number: int) -> None:
         """Simulation: raise `Vanished` when ``[simulation] drop`` names this stage."""
-        simulation = self.config.simulation
+        simulation = self.simulation
         for point in simulation.drop if simulation else ():
             if point.stage == stage and point.round in (None, round_number):
                 raise Vanished
@@ -114,29 +130,45 @@ def organization_folder(context: Context) -> Path:
 def organization_of(context: Context) -> Organization:
     """`load_organization` of the folder of this context.
 
+    A ``[simulation]`` table counts where an engine says so in the node's own config: by ``simulated``, or by a
+    ``partition-id`` in place of the folder.
+
     Raises:
         ConfigError: as that, and for a folder that only the run config names and that is no simulation's.
     """
-    organization = load_organization(organization_folder(context))
-    if not context.node_config.get("organization-dir") and organization.config.simulation is None:
+    own = context.node_config.get("organization-dir")
+    organization = load_organization(
+        organization_folder(context), simulated=not own or bool(context.node_config.get("simulated"))
+    )
+    if not own and organization.config.simulation is None:
         raise ConfigError(f"{organization.folder}: a run config may only choose folders that have a [simulation] table")
     return organization
 
 
-def load_organization(folder: Path) -> Organization:
+def load_organization(folder: Path, *, simulated: bool = False) -> Organization:
     """Read and check an organization's folder.
 
+    Args:
+        simulated: a simulation engine serves it. Its ``[simulation]`` table counts then, and its files may be open
+            to others.
+
     Raises:
-        ConfigError: with every problem of ``organization.toml``; the organization has not joined yet; its identity
-            key cannot be used.
+        ConfigError: with every problem of ``organization.toml``; it has a ``[simulation]`` table and is not served by
+            a simulation; the organization has not joined yet; somebody else owns or may read what is private; its
+            identity key cannot be used.
     """
+    problems = [] if simulated else exposed([folder, *(folder / name for name in ORGANIZATION_PRIVATE)])
     config = read_config(folder)
+    if config.simulation is not None and not simulated:
+        problems.append(f"{folder / ORGANIZATION_CONFIG}: {SIMULATION_TABLE}")
     if not is_joined(config):
-        raise ConfigError(f"{folder}: {NOT_JOINED}: {how_to_join(folder)}")
-    return assemble(folder, config, Identity.load(folder / IDENTITY_KEY))
+        problems.append(f"{folder}: {NOT_JOINED}: {how_to_join(folder)}")
+    if problems:
+        raise ConfigError(problems)
+    return assemble(folder, config, Identity.load(folder / IDENTITY_KEY), simulated)
 
 
-def assemble(folder: Path, config: OrganizationConfig, identity: Identity) -> Organization:
+def assemble(folder: Path, config: OrganizationConfig, identity: Identity, simulated: bool = False) -> Organization:
     """An organization from the parts that were read."""
     limits = config.secagg
     return Organization(
@@ -145,6 +177,7 @@ def assemble(folder: Path, config: OrganizationConfig, identity: Identity) -> Or
         identity=identity,
         roster=Roster(tuple(bytes.fromhex(key) for key in limits.roster)),
         policy=ClientPolicy(**{field.name: getattr(limits, field.name) for field in fields(ClientPolicy)}),
+        simulated=simulated,
     )
 
 
@@ -173,6 +206,10 @@ def is_joined(config: OrganizationConfig) -> bool:
     return config.secagg.provider_key != NOBODY
 
 
+SIMULATION_TABLE = (
+    "simulation: noise, keys and masks of a seed are no secret, so only `gradtf simulate` serves a folder with this "
+    "table: remove it"
+)
 NOT_JOINED = "has not joined a federation yet"
 
 

@@ -20,7 +20,9 @@ from gradtf_fl.deployment import MAX_LOG_BYTES
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import CLIENT_LOG
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, MalformedFields, Refusal
+from gradtf_fl.shown import shown
 
+MOST_TYPE, MOST_LINES = 64, 200  # characters of a message type, lines of a traceback, in a log
 VANISHED = 1000  # error code of a simulated dropout
 
 logger = logging.getLogger("gradtf.client")
@@ -53,7 +55,7 @@ def answered(work: Callable[[], Fields], message_type: str, folder: Callable[[],
         raise
     except (Exception, SystemExit) as error:
         code = code_of(error)
-        keep_cause(error, f"{message_type} refused ({code})", _quietly(folder))
+        keep_cause(error, f"{shown(message_type, MOST_TYPE)} refused ({code})", _quietly(folder))
         return {REFUSAL: str(code)}
 
 
@@ -70,8 +72,8 @@ def code_of(error: BaseException) -> Refusal:
     """The code that stands for ``error`` outside the organization."""
     if isinstance(error, Refused):
         return error.code
-    if isinstance(error, BudgetExhausted):
-        return Refusal.BUDGET
+    if isinstance(error, BudgetExhausted):  # the same word: what is left is nobody's business
+        return Refusal.POLICY
     if isinstance(error, MalformedFields):
         return Refusal.PROTOCOL
     from gradtf_fl.secagg import ProtocolViolation
@@ -84,6 +86,12 @@ def _fields(message: Message) -> Mapping[str, Any]:
     if not isinstance(record, ConfigRecord):
         raise MalformedFields(f"the message has no record {SECTION!r}")
     return dict(record)
+
+
+def _traced(error: BaseException) -> str:
+    """The traceback, each line of it fit for a terminal; of a long one the end, which says what went wrong."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(shown(line) for line in lines[-MOST_LINES:])
 
 
 def _quietly(folder: Callable[[], Path | None]) -> Path | None:
@@ -100,7 +108,7 @@ def keep_cause(error: BaseException, what: str, folder: Path | None) -> None:
         what: what came of the error, in words of ours.
     """
     expected = isinstance(error, Refused | BudgetExhausted | ConfigError)
-    text = f"{error}" if expected else "".join(traceback.format_exception(error)).rstrip()
+    text = shown(error) if expected else _traced(error)
     line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {what}: {text}\n"
     place = folder.name if folder is not None else "unknown organization"
     logger.log(logging.WARNING if expected else logging.ERROR, "%s: %s", place, line.rstrip())

@@ -38,7 +38,8 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
 
     The last round's LLM adapter, where one rides along, is stored first: it is delivered whatever comes of this round.
     Order matters: no model is built, no row read and nothing charged before the policy and the round counter are
-    settled, and (round, attempt) is used up on disk before the first private row is read.
+    settled, and (round, attempt) is used up on disk before the file of private rows is opened. What is decided before
+    that depends on nothing in that file, not even on how long it is.
 
     Raises:
         Refused, BudgetExhausted, Vanished, MalformedFields: with nothing trained; ``adapter`` when the one that rides
@@ -63,18 +64,17 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
 
     from clients.local_training import train_update
 
-    attempts = organization.config.policy.attempts
-    update = train_update(organization, message, config, plan, lambda: store.claim(key, attempts))
+    update = train_update(organization, message, config, plan, store)
     weight = 1.0
     if config.weight_rule == "examples":
-        weight = config.max_weight * example_weight(update.rows)
+        weight = config.max_weight * example_weight(organization.config.privacy.declared)
     advert = client.advertise(update.ledger_head)
-    store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight))
+    store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight), update.training)
     return StagePayload(key.round, key.attempt, advert)
 
 
 def example_weight(rows: int) -> float:
-    """Weight of an organization under the rule "examples", in units of the largest one."""
+    """Weight of an organization that declares so many rows, under the rule "examples", in units of the largest one."""
     return min(1.0, rows / REFERENCE_ROWS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 
 class GradtfError(Exception):
@@ -11,7 +12,18 @@ class GradtfError(Exception):
     exit_code = 1
 
 
-class ConfigError(GradtfError, ValueError):
+class _Listing(GradtfError):
+    """Carries ALL problems found, one line each."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class ConfigError(_Listing, ValueError):
     """Bad usage, configuration or input file (exit 2). Carries ALL problems found, one line each.
 
     >>> from gradtf_fl import AdapterSpec, ConfigError
@@ -23,10 +35,6 @@ class ConfigError(GradtfError, ValueError):
     """
 
     exit_code = 2
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 class CorruptFile(ConfigError):
@@ -63,7 +71,7 @@ class RoundRejected(RoundAborted):
         super().__init__("gate", {}, reason)
 
 
-class VerificationFailed(GradtfError):
-    """An audit, hash, signature or chain did not verify (exit 5)."""
+class VerificationFailed(_Listing):
+    """An audit, hash, signature or chain did not verify (exit 5). Carries all problems, as `ConfigError` does."""
 
     exit_code = 5

@@ -17,6 +17,7 @@ NODE_KEY = "supernode"  # ECDSA key of the SuperNode, 0600; the public one lies 
 ENROLMENT = "enrolment.json"  # `deployment.Enrolment`: public keys for the server's operator
 CA_CERTIFICATE = "ca.crt"  # PEM file of the authority of the server's certificate
 STATE = "state.sqlite"  # protocol state between messages, 0600 (`clients.node_store`)
+TRAINING = "training.safetensors"  # a round's training that is not at its end, 0600 (`training.DpCheckpoint`)
 LEDGER = "ledger.sqlite"  # privacy ledger, 0600
 LEDGER_HEAD = "ledger.head"  # how long the ledger was and how it ended, 0600
 CLIENT_LOG = "client.log"  # refusals and tracebacks, 0600
@@ -37,7 +38,9 @@ PROVIDER_KEY = "provider.key"  # Ed25519 key that signs LLM adapters, 0600
 ENROLMENTS = "enrolments"  # enrolments/NAME.json, one for each organization
 ROSTER = "roster.txt"  # Ed25519 keys of the organizations, one hex key a line
 FEDERATION = "federation.json"  # the run so far (`strategies.checkpoints`)
+FAILURE = "failure.json"  # why the ServerApp ended by an error; gone when it is started again
 STATUS = "status.json"  # where the run stands right now
+SUPEREXEC_SECRET = "superexec.secret"  # in flower/, 0600: between the SuperLink and its SuperExec
 GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/
 ROUND_RECORD = "round.json"  # in rounds/ROUND/: record, hashes and signature
 
@@ -46,6 +49,7 @@ ORGANIZATION_PRIVATE = (
     IDENTITY_KEY,
     NODE_KEY,
     STATE,
+    TRAINING,
     LEDGER,
     f"{LEDGER}-wal",
     f"{LEDGER}-shm",
@@ -61,3 +65,12 @@ ORGANIZATION_PRIVATE = (
     f"{FLOWER_HOME}/{SUPERNODE_LOG}",
 )
 """What nobody but an organization's own user may read, besides the folder itself."""
+
+SERVER_PRIVATE = (
+    SERVER_CONFIG,
+    PROVIDER_KEY,
+    EVENTS,
+    FLOWER_HOME,
+    f"{FLOWER_HOME}/{SUPEREXEC_SECRET}",
+)
+"""The same of a server's folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +142,26 @@ def exposure(path: Path, status: os.stat_result) -> Exposure | None:
         found.append(f"mode {mode:04o}: others can read it")
         remedies.append(f"chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {path}")
     return Exposure("; ".join(found), " && ".join(remedies)) if found else None
+
+
+def exposed(paths: Iterable[Path]) -> list[str]:
+    """What others may do to private files and folders, each with its remedy; what is not there is no problem."""
+    problems = []
+    for path in paths:
+        try:
+            found = exposure(path, path.stat())
+        except OSError:
+            continue
+        if found is not None:
+            problems.append(f"{path}: {found.found}; {found.remedy}")
+    return problems
+
+
+def refuse_shared(folder: Path) -> None:
+    """ConfigError where others may put files into ``folder``, and so replace a key or a certificate in it."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if os.name == "posix" and mode & 0o022:
+        raise ConfigError(f"{folder}: mode {mode:04o}: others can change what is in it; chmod go-w {folder}")
 
 
 def read_private(path: Path, what: str) -> bytes:

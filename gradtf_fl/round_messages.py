@@ -34,9 +34,10 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
+RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
 MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
 MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
-MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan: in float32's denormals clipping and noise would round apart
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6  # of a plan; see gradtf_fl/training/clipping.py
 MIN_RATE, MAX_RATE = 1e-9, 10.0  # of a plan
 MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 MIN_ALPHA, MAX_ALPHA, MAX_RANK = 1e-3, 1e6, 4096  # of an adapter
@@ -59,10 +60,8 @@ DELIVER_TYPE = "evaluate.adapter"
 class Refusal(StrEnum):
     """All that an organization ever says about a failure. The cause stays in its own log file."""
 
-    BUDGET = "budget"  #: the round would exceed the organization's privacy budget
-    POLICY = "policy"  #: the round's parameters are outside the organization's own limits
+    POLICY = "policy"  #: the round is outside the organization's own limits, its budget included, or rows are unusable
     MODEL_HASH = "model_hash"  #: the two sides do not start from the same TinyLM, or have different LLMs
-    DATA = "data"  #: the organization's rows cannot be used for this plan
     STALE = "stale"  #: this (round, attempt) or a later one was answered before, or another one is open
     PROTOCOL = "protocol"  #: a secure-aggregation message was wrong
     ADAPTER = "adapter"  #: the delivered adapter's hash, signature or shape is wrong

@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from gradtf_fl.config import FederationPlan
-from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.file_names import LLM_ADAPTER
 from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
@@ -134,7 +135,6 @@ class SecureFederation(Strategy):  # type: ignore[misc]
 
         Raises:
             RoundAborted: too few organizations at some stage; finished rounds stay in ``out``.
-            BudgetExhausted: too few organizations have budget left; finished rounds stay in ``out``.
             ConfigError, CorruptFile: ``out`` holds another run, or is damaged.
         """
         self.summary()
@@ -158,7 +158,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
-        self._state = checkpoints.open_run(out, origin, self._fresh("run")[:16].hex())
+        self._state = checkpoints.open_run(out, origin, self._run_name())
         last = checkpoints.last_checkpoint(out)
         if last is not None:
             if last.global_update.shape != self._update.shape:
@@ -184,7 +184,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         try:
             sums = secure.sums(self._begin_messages(grid, nodes, configs))
             gate(sums, config, self.plan.max_norm)
-        except (RoundAborted, BudgetExhausted) as error:
+        except RoundAborted as error:
             record = secure.log.record(config, "aborted")
             self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
@@ -258,6 +258,11 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             for group, shape in enumerate(self.shapes)
         ]
 
+    def _run_name(self) -> str:
+        """Of a new run: random, and in a deployment with the time, by which organizations tell an old run's adapter."""
+        name = self._fresh("run")[:16].hex()
+        return name if self.plan.organizations_dir is not None else f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+
     def _training_plan(self) -> TrainingPlan:
         plan, tiny = self.plan, self.provider.tiny
         return TrainingPlan(
@@ -292,13 +297,13 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _note_begin_deliveries(self, log: RoundLog, asked: int) -> None:
-        """The begin's adapter is delivered to everybody who answered, if only that the budget is used up.
+        """The begin's adapter is delivered to everybody who answered, if only to refuse the round by its policy.
 
         The others get the next adapter; after an aborted round all of them get this one again.
         """
         if self._pending is not None:
             self._note_delivery(
-                self._pending.round, log.answered["advertise"] + log.refused.get(Refusal.BUDGET, 0), asked
+                self._pending.round, log.answered["advertise"] + log.refused.get(Refusal.POLICY, 0), asked
             )
 
     def _deliver(self, grid: Grid) -> None:

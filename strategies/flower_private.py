@@ -10,7 +10,8 @@ Public are the modules of Flower's API reference: ``flwr.app``, ``flwr.clientapp
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import flwr
@@ -32,6 +33,7 @@ __all__ = [
     "NodeInfo",
     "Run",
     "flower_superlink",
+    "from_registered_node",
     "identify",
     "put_first",
     "recorddict_from_proto",
@@ -50,6 +52,26 @@ def identify(task_id: int, run_id: int, node_id: int) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give ``message`` the id that Flower's grid sets when it sends one."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def from_registered_node(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the headers of a Fleet call are signed, lately, by a node key that the SuperLink knows.
+
+    Flower asks the same (``authenticate_node``) after it has read the body, which names the node.
+    """
+    from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+    from flwr.superlink.dependencies.linkstate import get_linkstate
+    from flwr.superlink.routers.fleet.node_auth import HTTPException, Request, authenticate_node
+
+    request = Request({**scope, "state": {}})
+    try:
+        key = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+        request.state.protobuf_request = RegisterNodeFleetRequest(public_key=key)
+        authenticate_node(request)
+        return get_linkstate(request).get_node_id_by_public_key(key) is not None
+    except (KeyError, ValueError, HTTPException):
+        return False
 
 
 def put_first(middleware: Callable[[Asgi], Asgi]) -> None:

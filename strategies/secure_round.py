@@ -15,7 +15,7 @@ from typing import Literal
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from gradtf_fl.errors import BudgetExhausted, RoundAborted
+from gradtf_fl.errors import RoundAborted
 from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
@@ -99,7 +99,6 @@ class SecureRound:
 
         Raises:
             RoundAborted: fewer than the threshold at some stage (of too many groups); nothing was decoded.
-            BudgetExhausted: so many refused for their budget that the threshold could not be reached.
         """
         started = time.monotonic()
         self._stage("advertise", begin, self._receive_advert)
@@ -122,11 +121,12 @@ class SecureRound:
         try:
             return self._close(SecAggServer.close_advertise)
         except RoundAborted as aborted:
-            if broke := self.log.refused.get(Refusal.BUDGET, 0):
-                raise BudgetExhausted(
-                    f"round {self._config.round}: {broke} of {asked} organizations refuse it for their "
-                    f"privacy budget; {joined} joined and {self._config.quorum} are needed"
-                ) from aborted
+            if refused := self.log.refused.get(Refusal.POLICY, 0):
+                why = (
+                    f"{refused} of {asked} organizations refuse it, for their policy, budget or rows; {joined} joined "
+                    f"and {self._config.quorum} are needed"
+                )
+                raise RoundAborted("advertise", aborted.counts, why) from aborted
             raise
 
     def _close(self, close: Callable[[SecAggServer], Mapping[bytes, bytes]]) -> dict[int, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from flwr.app import Context
@@ -12,6 +13,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ORGANIZATION_CONFIG, ROSTER
 from gradtf_fl.secagg import Roster
 from strategies import checkpoints
+from strategies.failures import note_failure
 from strategies.federation import SecureFederation
 from strategies.provider import Generator, Provider
 from strategies.records import FederationResult, OnEvent, RoundEvent
@@ -29,6 +31,15 @@ def main(grid: Grid, context: Context) -> None:
     `Observer` keeps OUT/status.json and OUT/events.jsonl beside it.
     """
     plan = FederationPlan.from_run_config(context.run_config)
+    try:
+        _run(grid, plan)
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk, say
+            note_failure(plan.out, error)
+        raise
+
+
+def _run(grid: Grid, plan: FederationPlan) -> None:
     tracker = open_tracker(plan.tracking, plan.out.absolute().name)
     with Observer(plan, tracker) as observer:
         run_server(grid, plan, tell_all(_log_event, observer))
@@ -56,7 +67,7 @@ def run_server(
 
     Raises:
         ConfigError, CorruptFile: before anything is sent.
-        RoundAborted, BudgetExhausted: see `SecureFederation`.
+        RoundAborted: see `SecureFederation`.
     """
     roster = pinned_roster(plan)
     return SecureFederation(plan, Provider(plan, generator), roster, on_event).run(grid)

@@ -70,7 +70,7 @@ class KeptAdapter:
         problems = self.problems(provider_key)
         if problems:
             remedy = f"do not use {self.path}: take another round, or have it delivered again"
-            raise VerificationFailed("\n".join([*problems, remedy]))
+            raise VerificationFailed([*problems, remedy])
 
 
 def kept(folder: Path) -> list[KeptAdapter]:
@@ -181,6 +181,12 @@ def set_aside(folder: Path, round_number: int) -> None:
 def next_delivery(folder: Path) -> int:
     """The number of the next delivery, 1 for the first."""
     return 1 + max((a.statement.delivery for a in kept(folder) if a.statement is not None), default=0)
+
+
+def runs_kept(folder: Path) -> list[str]:
+    """Runs whose adapters are kept, by their last delivery, oldest first."""
+    runs = [a.statement.run_id for a in kept(folder) if a.statement is not None]
+    return list(dict.fromkeys(reversed(runs)))[::-1]
 
 
 def _adapter(folder: Path, place: Path) -> KeptAdapter:

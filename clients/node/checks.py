@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,20 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
-from gradtf_fl.config import OrganizationConfig, RowFormat
+from gradtf_fl.config import OrganizationConfig, RowFormat, declared_of
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import read_rows, read_tokens, told_form
+from gradtf_fl.tasks import count_rows, read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
 MIN_FREE_BYTES = 10**9
 WARN_DAYS = 30
+FAR_MORE = 2
+"""So many times the declared rows are worth a word."""
 STEP_ROWS = 64
 """Of the step that is measured: a plan's usual batch. A round's own plan says how many steps it has."""
 
@@ -107,7 +110,9 @@ def _policy(organization: Organization) -> Iterator[Finding]:
     else:
         yield Finding("ok", "roster", f"{len(limits.roster)} organizations, this one among them")
     if config.simulation is not None:
-        yield Finding("fail", "policy", "a [simulation] table: noise is not private", "remove the table")
+        yield Finding(
+            "fail", "policy", "a [simulation] table: noise and masks of a seed are no secret", "remove the table"
+        )
     text = f"at least {limits.n_min} in a sum, update clip up to {limits.max_clip:g}"
     yield Finding("ok", "policy", text + (", metrics are shared" if config.share_metrics else ", metrics stay here"))
 
@@ -126,10 +131,16 @@ def _models(organization: Organization) -> Iterator[Finding]:
         yield Finding("ok" if local else "warn", what, name, remedy)
 
 
+def row_findings(organization: Organization) -> Iterator[Finding]:
+    """Whether the training rows can be used, and are as many as the organization declares."""
+    tiny, form = organization.config.models.tiny, organization.config.data
+    yield from _rows("training rows", organization.train_path, form, (tiny,), "fail", "correct the file or [data]")
+    yield from _declared(organization)
+
+
 def _data(organization: Organization) -> Iterator[Finding]:
-    models, train, test = organization.config.models, organization.train_path, organization.test_path
-    form = organization.config.data
-    yield from _rows("training rows", train, form, (models.tiny,), "fail", "correct the file or [data]")
+    models, test, form = organization.config.models, organization.test_path, organization.config.data
+    yield from row_findings(organization)
     if test is None:
         yield Finding("ok", "test rows", "none: rounds are not scored here")
         return
@@ -152,6 +163,27 @@ def _rows(
     except ConfigError as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         yield Finding(level, what, error.problems[0] + more, remedy)
+
+
+def _declared(organization: Organization) -> Iterator[Finding]:
+    """The public number of rows against the file's."""
+    declared = organization.config.privacy.declared
+    try:
+        rows = count_rows(organization.train_path, organization.config.data)
+    except ConfigError:  # told by `_rows`
+        return
+    text = f"{declared:,} rows are public, {rows:,} are there"
+    if rows < declared:
+        remedy = f"lower [privacy] declared to at most {rows}, or add rows: plans are made for rows that are not there"
+        yield Finding("fail", "declared", text, remedy)
+    elif rows >= FAR_MORE * declared:
+        remedy = (
+            f"rounds cost more epsilon than they need to: [privacy] declared = {declared_of(rows)} changes that, and "
+            "tells the server that there are more rows"
+        )
+        yield Finding("warn", "declared", text, remedy)
+    else:
+        yield Finding("ok", "declared", text)
 
 
 def _encoded(path: Path, form: RowFormat, model: str) -> tuple[str, int]:
@@ -244,13 +276,25 @@ def _budget(organization: Organization) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
+    from gradtf_fl.privacy import keeps_log
+
     free = shutil.disk_usage(folder).free
     level, remedy = (
         ("ok", "") if free >= MIN_FREE_BYTES else ("fail", "a round that cannot write its ledger is refused")
     )
     yield Finding(level, "free disk", f"{free / 1e9:.1f} GB", remedy)  # type: ignore[arg-type]
     if not os.access(folder, os.W_OK):
-        yield Finding("fail", str(folder), "not writable", "run as its owner")
+        return (yield Finding("fail", str(folder), "not writable", "run as its owner"))
+    try:
+        logged = keeps_log(folder)
+    except (OSError, sqlite3.Error) as error:
+        yield Finding(
+            "fail", "ledger's disk", f"SQLite cannot write there ({error})", "move the folder to a local disk"
+        )
+        return
+    if not logged:
+        remedy = "a charge waits longer for the disk; a local file system is better"
+        yield Finding("warn", "ledger's disk", "no shared memory, so no write-ahead log (NFS, Lustre?)", remedy)
 
 
 def _is_running(folder: Path) -> bool:
@@ -288,7 +332,7 @@ def _server(organization: Organization, running: bool) -> Iterator[Finding]:
         return (yield Finding("ok", "registration", "the node is running: see its own messages"))
     from clients.node.flower_fleet import registration
 
-    found = registration(server.address, ca, organization.folder / NODE_KEY)
+    found = registration(server.address, ca, organization.folder / NODE_KEY, server.proxy)
     yield {
         "registered": Finding("ok", "registration", "the server knows this node's key"),
         "refused": Finding(

@@ -11,8 +11,9 @@ from typing import Any
 from clients.flower_private import RunNotRunningException
 from clients.node.flower_tasks import TaskSource
 from clients.node.worker_link import WorkerLink
-from clients.refusals import reply_to
+from clients.refusals import MOST_TYPE, reply_to
 from gradtf_fl.round_messages import REFUSAL, Fields
+from gradtf_fl.shown import shown
 
 OnAnswer = Callable[[str, str, float], None]
 POLL_SECONDS = 0.1  # a loopback request of a millisecond; the SuperNode itself looks for messages every 3 s
@@ -63,7 +64,7 @@ class Executor:
                 self._stop.wait(FAILED_PAUSE)
 
     def _ask(self, message_type: str, fields: Mapping[str, Any]) -> Fields:
-        started, self.busy, outcome = time.monotonic(), message_type, "failed"
+        started, self.busy, outcome = time.monotonic(), shown(message_type, MOST_TYPE), "failed"
         try:
             answer = self._link.ask(message_type, fields)
             outcome = str(answer.get(REFUSAL, "answered"))

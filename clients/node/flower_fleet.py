@@ -6,7 +6,7 @@ Leans on Flower's private API, see `clients.flower_private`; the slow tests with
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -22,31 +22,37 @@ from clients.flower_private import (
     RuntimeVersionHttpInterceptor,
     public_key_to_bytes,
 )
+from gradtf_fl.deployment import going_direct
 
 Registration = Literal["registered", "refused", "clock", "tls", "unreachable"]
 PROBE_INTERVAL = 10.0  # seconds; the probe goes offline again at once
 
 
 @contextmanager
-def _client(address: str, ca: Path, key: Path) -> Iterator[tuple[FleetHttpClient, bytes]]:
+def _client(address: str, ca: Path, key: Path, proxy: bool) -> Iterator[tuple[FleetHttpClient, bytes]]:
     private = load_ssh_private_key(key.read_bytes(), None)
     assert isinstance(private, EllipticCurvePrivateKey)
     interceptors = [
         RuntimeVersionHttpInterceptor(component_name="SuperNode"),
         NodeAuthHttpInterceptor(private, private.public_key()),
     ]
-    with FleetHttpClient.from_server_address(address, False, str(ca), interceptors) as client:
+    with nullcontext() if proxy else going_direct(address.rpartition(":")[0].strip("[]")):
+        made = FleetHttpClient.from_server_address(address, False, str(ca), interceptors)
+    with made as client:
         yield client, public_key_to_bytes(private.public_key())
 
 
-def registration(address: str, ca: Path, key: Path) -> Registration:
+def registration(address: str, ca: Path, key: Path, proxy: bool = False) -> Registration:
     """What the SuperLink at ``address`` says of our node key; asked while no SuperNode of ours runs.
 
     ``registered``: all is well. ``refused``: the key is not registered, or counts as online (just killed, or in use by
     a copy); Flower does not tell which. ``clock``: our signature's time is refused. ``tls``: the certificate is not
     accepted. ``unreachable``: no answer.
+
+    Args:
+        proxy: go by the proxy that the environment names.
     """
-    with _client(address, ca, key) as (client, public):
+    with _client(address, ca, key, proxy) as (client, public):
         try:
             node_id = client.ActivateNode(
                 ActivateNodeRequest(public_key=public, heartbeat_interval=PROBE_INTERVAL)
@@ -59,10 +65,10 @@ def registration(address: str, ca: Path, key: Path) -> Registration:
         return "registered"
 
 
-def deactivate(address: str, ca: Path, key: Path, node_id: int) -> bool:
+def deactivate(address: str, ca: Path, key: Path, node_id: int, proxy: bool = False) -> bool:
     """Tell the SuperLink that our node ``node_id`` is gone; whether it took note."""
     try:
-        with _client(address, ca, key) as (client, _):
+        with _client(address, ca, key, proxy) as (client, _):
             client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
     except (httpx.HTTPError, OSError, ValueError):
         return False

@@ -28,7 +28,7 @@ from clients.node.flower_fleet import deactivate
 from clients.node.flower_tasks import TaskSource
 from clients.node.worker_link import WorkerLink
 from clients.organization import Organization
-from gradtf_fl.deployment import ChildProcess, JsonLog, environment, free_port, held, last_line
+from gradtf_fl.deployment import ChildProcess, JsonLog, direct_to, environment, free_port, held, last_line
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import (
     EVENTS,
@@ -104,6 +104,7 @@ class NodeRun:
             try:
                 self.link.start()
                 self._note("started")
+                os.environ.update(direct_to(os.environ))  # for the calls of this process to its own SuperNode
                 source = TaskSource(f"127.0.0.1:{self._port}", secret)
                 self._executor = Executor(source, self.link, self._answered)
                 self._executor.start()
@@ -174,7 +175,7 @@ class NodeRun:
             ours = boot_id() and note["boot"] == boot_id() and note["folder"] == folder_id(folder)
             if ours and not alive(int(note["pid"])):
                 ca, key = folder / self._server.ca, folder / NODE_KEY
-                if not deactivate(self._server.address, ca, key, int(note["node_id"])):
+                if not deactivate(self._server.address, ca, key, int(note["node_id"]), self._server.proxy):
                     return  # the server is away: told before the next start
             path.unlink()
 
@@ -187,7 +188,8 @@ class NodeRun:
         command += ["--isolation", "process", "--superexec-auth-secret-file", str(self.home / RUNTIME_SECRET)]
         log = self.home / SUPERNODE_LOG
         mark(log)
-        return ChildProcess(command, environment(self.home), log)
+        direct = [] if self._server.proxy else [self._server.host]
+        return ChildProcess(command, environment(self.home, direct), log)
 
     def _answered(self, message_type: str, outcome: str, seconds: float) -> None:
         self._note("message", type=message_type, outcome=outcome, seconds=round(seconds, 3))

@@ -8,22 +8,38 @@ from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
 from gradtf_fl.adapters import EMBEDDED, model_folder
-from gradtf_fl.config import ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
+from gradtf_fl.config import (
+    ComputeSection,
+    OrganizationConfig,
+    RowFormat,
+    declared_of,
+    to_toml,
+    validate,
+    with_values,
+)
 from gradtf_fl.deployment import (
     Enrolment,
     Invitation,
     canonical,
     changed_keys,
     enrol,
-    new_folder,
+    filled,
     public_of,
     read_invitation,
     write_node_key,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import CA_CERTIFICATE, ENROLMENT, IDENTITY_KEY, INVITATION, ORGANIZATION_CONFIG
-from gradtf_fl.files import PRIVATE, PUBLIC, replace_file
+from gradtf_fl.file_names import (
+    CA_CERTIFICATE,
+    ENROLMENT,
+    IDENTITY_KEY,
+    INVITATION,
+    ORGANIZATION_CONFIG,
+    ORGANIZATION_PRIVATE,
+)
+from gradtf_fl.files import PRIVATE, PUBLIC, exposed, replace_file
 from gradtf_fl.secagg import Identity
+from gradtf_fl.tasks import read_rows
 
 
 def make_organization(
@@ -37,6 +53,7 @@ def make_organization(
     llm: str,
     form: RowFormat | None = None,
     compute: ComputeSection | None = None,
+    declare: int | None = None,
 ) -> Enrolment:
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
@@ -47,9 +64,11 @@ def make_organization(
     Args:
         form: how rows become tokens, as all who take part have it; None: by the first row.
         compute: where and how this organization trains; None: on the CPU.
+        declare: rows that the organization makes public; None: those of ``data``, rounded down by `declared_of`.
 
     Raises:
-        ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
+        ConfigError: every bad value at once; a folder that is not empty; data that cannot be read, or has fewer rows
+            than ``declare``.
     """
     problems = [
         f"--{what}: {path}: no such file"
@@ -67,24 +86,43 @@ def make_organization(
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta},
+        "privacy": {"budget": budget, "delta": delta, "declared": 1 if declare is None else declare},
         "compute": {} if compute is None else compute.model_dump(),
     }
-    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
+    options = {
+        "privacy.budget": "--budget",
+        "privacy.delta": "--delta",
+        "privacy.declared": "--declare",
+        "name": "--name",
+    }
     try:
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:
         problems += error.problems
+    else:
+        found = {}
+        for what, path in (("data", data), ("test", test)):
+            try:
+                if path is not None and path.exists():
+                    found[what] = len(read_rows(path, None, config.data))
+            except ConfigError as error:
+                problems += [f"--{what}: {problem}" for problem in error.problems]
+        rows_here = found.get("data", 0)
+        if "data" in found and rows_here < (declare or 0):
+            problems.append(f"--declare: {declare}: at most the {rows_here} rows of {data}")
+        declared = declared_of(rows_here) if declare is None and rows_here else config.privacy.declared
+        config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"declared": declared})})
     if problems:
         raise ConfigError(problems)
-    new_folder(folder, "an organization")
-    identity = Identity.generate()
-    identity.save(folder / IDENTITY_KEY)
-    private, _ = write_node_key(folder)
-    enrolment = enrol(name, identity.private, public_of(private))
-    replace_file(folder / ENROLMENT, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
-    unnamed = config.secagg.model_copy(update={"roster": (), "provider_key": ""})
-    replace_file(folder / ORGANIZATION_CONFIG, to_toml(config.model_copy(update={"secagg": unnamed})).encode(), PRIVATE)
+    with filled(folder, "an organization"):
+        identity = Identity.generate()
+        identity.save(folder / IDENTITY_KEY)
+        private, _ = write_node_key(folder)
+        enrolment = enrol(name, identity.private, public_of(private))
+        replace_file(folder / ENROLMENT, (json.dumps(enrolment.model_dump(), indent=1) + "\n").encode(), PUBLIC)
+        unnamed = config.secagg.model_copy(update={"roster": (), "provider_key": ""})
+        text = to_toml(config.model_copy(update={"secagg": unnamed}))
+        replace_file(folder / ORGANIZATION_CONFIG, text.encode(), PRIVATE)
     return enrolment
 
 
@@ -96,9 +134,12 @@ def join_federation(folder: Path, invitation: Invitation) -> list[str]:
     Returns: what differs from the invitation joined before, in words; empty the first time.
 
     Raises:
-        ConfigError: this organization is not in the roster; the folder's own configuration is wrong.
+        ConfigError: this organization is not in the roster; the folder's own configuration is wrong, or somebody else
+            owns or may read what is private in it.
     """
     path = folder / ORGANIZATION_CONFIG
+    if problems := exposed([folder, *(folder / name for name in ORGANIZATION_PRIVATE)]):
+        raise ConfigError(problems)
     identity = Identity.load(folder / IDENTITY_KEY)
     if identity.public.hex() not in invitation.roster:
         raise ConfigError(

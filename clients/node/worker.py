@@ -22,16 +22,21 @@ from typing import Any
 from clients.handlers import handle
 from clients.node.worker_link import PING, read_frame, socket_address, write_frame
 from clients.organization import load_organization
-from clients.refusals import Vanished, answered
-from gradtf_fl.errors import GradtfError
+from clients.refusals import Vanished, answered, keep_cause
+from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.shown import shown
 
 PAGE = resource.getpagesize()
+SHARE_OF_MACHINE = 0.75
 
 
 def serve(folder: Path) -> None:
     """Listen until SIGTERM, or until the memory limit is passed."""
     signal.signal(signal.SIGTERM, _leave)
+    bound_memory(folder)
     warm(folder)
+    if problems := unusable_rows(folder):
+        keep_cause(ConfigError(problems), "every round will be refused", folder)
     with socket.socket(socket.AF_UNIX) as listener, socket_address(folder) as address:
         Path(address).unlink(missing_ok=True)
         old = os.umask(0o177)
@@ -82,7 +87,35 @@ def warm(folder: Path) -> None:
         kept_model(config.models.tiny, Place.of(config.compute))
         model_hash(config.models.tiny)
     except (GradtfError, OSError) as error:
-        print(f"worker: not warmed up: {error}", file=sys.stderr, flush=True)
+        print(f"worker: not warmed up: {shown(error)}", file=sys.stderr, flush=True)
+
+
+def bound_memory(folder: Path) -> None:
+    """Never take more than ``[worker] most_mb``: what a message asks for beyond it is a refusal, not a full machine.
+
+    Only on the CPU: on other devices the driver maps memory of its own, and their memory is bounded anyway.
+    """
+    try:
+        config = load_organization(folder).config
+    except (GradtfError, OSError):
+        most, device = None, "cpu"  # nothing is served until it can be read
+    else:
+        most, device = config.worker.most_mb, config.compute.device
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = int(total * SHARE_OF_MACHINE) if most is None else most * 1_000_000
+    if device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def unusable_rows(folder: Path) -> list[str]:
+    """Why every round would be refused for the training rows, whose owner has to know before the server asks."""
+    from clients.node.checks import row_findings
+
+    try:
+        found = row_findings(load_organization(folder))
+    except (GradtfError, OSError):  # the first request will say so
+        return []
+    return [f"{finding.what}: {finding.found}" for finding in found if finding.level == "fail"]
 
 
 def resident_mb() -> float:

@@ -20,11 +20,12 @@ from typing import Any
 
 import msgpack
 
-from clients.refusals import Vanished
+from clients.refusals import MOST_TYPE, Vanished
 from gradtf_fl.deployment import ChildProcess, environment
 from gradtf_fl.errors import GradtfError
 from gradtf_fl.file_names import FLOWER_HOME, WORKER_LOG, WORKER_SOCKET
 from gradtf_fl.round_messages import Fields
+from gradtf_fl.shown import shown
 
 PING = "ping"
 PING_SECONDS = 60.0  # a worker between two requests that is silent for so long is stuck, and started again
@@ -106,7 +107,7 @@ class WorkerLink:
             except (ConnectionError, FileNotFoundError) as error:
                 if attempt:
                     raise WorkerGone(
-                        f"the worker died twice with {message_type}; see {self.folder / WORKER_LOG}"
+                        f"the worker died twice with {shown(message_type, MOST_TYPE)}; see {self.folder / WORKER_LOG}"
                     ) from error
                 continue
             if "vanished" in answer:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from gradtf_fl.config import Sampler
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training import NORM_FLOOR, Draws, RowLosses, noisy_step, private_optimizer, row_mean_loss
+from gradtf_fl.training import Draws, RowLosses, noisy_step, private_optimizer, row_mean_loss
 
 CLIP, RATE = 0.5, 1e-3
+NORM_FLOOR = 1e-6
+"""Of Opacus."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,8 @@ def _ours(
     """A step of `train_dp`, its Poisson draw over all rows included (the rows given are trained on)."""
     parameters, forward, draws = trainable(model), RowLosses(model, rows), Draws.make(None)
     optimizer = stack.enter_context(private_optimizer(model, parameters, sigma, CLIP, batch, RATE, draws, sampler))
-    generator = torch.Generator()
 
     def step(drawn: Tensor) -> None:
-        generator.manual_seed(draws.dropout_seed(optimizer.steps))
         draws.rows(optimizer.steps, len(rows), batch / len(rows))
         noisy_step(optimizer, forward, drawn, len(drawn))
 

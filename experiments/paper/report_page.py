@@ -35,6 +35,7 @@ EARLIER = {
     ),
     "shrinkage": "python -m experiments.paper.shrinkage --out experiments/results/shrinkage.json",
     "empirical_audit": "python -m experiments.paper.audit_power --out experiments/results/empirical_audit.json",
+    "clip_audit": "python -m experiments.paper.clip_audit --out experiments/results/clip_audit.json",
     "dp_step": "gradtf bench dp --json",
     "secagg": "gradtf bench secagg --json",
     "bench_federation": "gradtf bench federation --json",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import console, emit_json, json_option
 
 
 @click.group(epilog="Example: gradtf bench secagg --json > secagg.json")
@@ -69,7 +69,6 @@ def federation(quick: bool, as_json: bool) -> None:
 
 def print_rows(document: Mapping[str, Any]) -> None:
     """The rows as a table, the machine below it."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_edge=False)
@@ -84,11 +83,11 @@ def print_rows(document: Mapping[str, Any]) -> None:
         if "server_ours" in row:
             ours, theirs = row["server_ours"], row["server_theirs"]
             table.add_row("  the server of that round, CPU s", "", *map(_figure, (ours, theirs, theirs / ours, None)))
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     peers = sorted({row["peer"] for row in document["rows"] if row["peer"]})
-    console.print(f"theirs: {', '.join(peers) or 'nobody'}; --json adds how each figure came about", highlight=False)
-    console.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), highlight=False)
+    terminal.print(f"theirs: {', '.join(peers) or 'nobody'}; --json adds how each figure came about", highlight=False)
+    terminal.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), highlight=False)
 
 
 def _figure(value: float | None) -> str:

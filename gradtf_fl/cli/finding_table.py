@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradtf_fl.cli.options import console
 from gradtf_fl.deployment import Finding
+from gradtf_fl.shown import shown
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -22,7 +24,6 @@ def failures(findings: Sequence[Finding]) -> int:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """A table and a line of totals on stdout."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -31,9 +32,9 @@ def print_findings(findings: Sequence[Finding]) -> None:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         level = Text(finding.level, style=STYLES[finding.level])
-        table.add_row(level, Text(finding.what), Text(finding.found), Text(finding.remedy))
-    console = Console()
-    console.print(table)
+        table.add_row(level, *(Text(shown(text)) for text in (finding.what, finding.found, finding.remedy)))
+    terminal = console()
+    terminal.print(table)
     warned = sum(finding.level == "warn" for finding in findings)
     warnings = f"{warned} warning{'' if warned == 1 else 's'}"
-    console.print(f"{len(findings)} checks, {failures(findings)} failed, {warnings}", highlight=False)
+    terminal.print(f"{len(findings)} checks, {failures(findings)} failed, {warnings}", highlight=False)

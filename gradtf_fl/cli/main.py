@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 unexpected; 2 usage or configuration; 3 privacy budget exh
 from __future__ import annotations
 
 import errno
+import sqlite3
 import sys
 import traceback
 import warnings
@@ -17,7 +18,8 @@ from typing import Any
 
 import click
 
-from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
+from gradtf_fl.shown import shown
 from gradtf_fl.version import __version__
 
 INTERRUPTED = 130
@@ -85,6 +87,7 @@ class Gradtf(click.Group):
         """Run and exit. Never returns normally."""
         session = Session()
         _quiet_libraries()
+        _print_any_name()
         standalone = extra.pop("standalone_mode", True)
         try:
             code = super().main(args, prog_name, standalone_mode=False, obj=session, **extra)
@@ -110,15 +113,26 @@ def report_error(error: BaseException, debug: bool) -> int:
         _say("interrupted")
         return INTERRUPTED
     if isinstance(error, GradtfError):
-        for line in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
+        lines = error.problems if isinstance(error, ConfigError | VerificationFailed) else str(error).splitlines()
+        for line in lines:
             _say(line)
         return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return 1
+    if (problem := _place_problem(error)) is not None:
+        _say(problem)
+        return ConfigError.exit_code
     cause = " ".join(str(error).split()) or "no message"
     hint = "" if debug else "; run again with --debug for the traceback"
     _say(f"unexpected {type(error).__name__}: {cause} (at {_innermost(error)}){_remedy(error)}{hint}")
     return 1
+
+
+def _print_any_name() -> None:
+    """Names of files that are not UTF-8 are spelled out on stdout, as on stderr; they end no verb."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def _quiet_libraries() -> None:
@@ -131,7 +145,18 @@ def _quiet_libraries() -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(f"gradtf: {line}", err=True)
+    click.echo(f"gradtf: {shown(line)}", err=True)
+
+
+def _place_problem(error: BaseException) -> str | None:
+    """What is wrong with the place that was named, where that is all: nothing can be written there, or no name is."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'a file'}: {error.strerror}; name a place that can be written"
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+        return f"a database there: {error}; name a place that can be written"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object}: its name is not UTF-8; rename it"
+    return None
 
 
 def _remedy(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ import click
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gradtf_fl.adapters import Place
     from gradtf_fl.config import SimulationConfig
 
+LEAST_COLUMNS = 80
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -87,6 +91,19 @@ def config_option(command: F) -> F:
 def emit_json(document: Mapping[str, Any]) -> None:
     """Print ``document`` on stdout; NaN and infinity are refused (they are not JSON)."""
     click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def asks() -> bool:
+    """Whether somebody sits before standard input; it may be closed altogether."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def console() -> Console:
+    """For tables on stdout. On a narrower terminal lines wrap, and no column of figures is cut down to nothing."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.width >= LEAST_COLUMNS else Console(width=LEAST_COLUMNS)
 
 
 def configured(config_file: Path | None, given: Mapping[str, Any]) -> SimulationConfig:

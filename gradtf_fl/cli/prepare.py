@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import asks, config_option, configured, console, emit_json, json_option
 from gradtf_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ def prepare(config_file: Path | None, yes: bool, only_estimate: bool, workers: i
     It begins with an estimate of time, memory and disk, measured on this machine. A killed run continues where it was.
     """
     settings = configured(config_file, {})
-    asks = sys.stdin.isatty() and not as_json
-    if not (yes or only_estimate or asks):
+    if not (yes or only_estimate or (asks() and not as_json)):
         raise ConfigError("--yes: required where nobody can be asked (--estimate only says what it would take)")
 
     from gradtf_fl.adapters import Place
@@ -79,7 +77,6 @@ def _time(seconds: float) -> str:
 
 
 def _print(judgement: Judgement) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -93,5 +90,5 @@ def _print(judgement: Judgement) -> None:
     for way, losses in judgement.losses.items():
         share = f"{shares[way]:.2f}" if way in shares else ""
         table.add_row(way, *(f"{loss:.3f}" for loss in losses), share)
-    Console().print(table)
+    console().print(table)
     click.echo(judgement.verdict)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import config_option, configured, console, emit_json, json_option
 from gradtf_fl.errors import BudgetExhausted, RoundAborted
 
 INSIDE = {"task": "task.source", "rules": "task.rules"}
@@ -75,8 +75,6 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     began = time.monotonic()
     config = configured(config_file, _placed(given))
 
-    from rich.console import Console
-
     from gradtf_fl.reports import SimulationEvent, SimulationProgress, print_report
 
     with SimulationProgress() as progress:
@@ -89,7 +87,7 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     if as_json:
         emit_json(report.to_json())
     else:
-        print_report(report, Console())
+        print_report(report, console())
     if report.state != "completed":
         click.echo(f"gradtf: {report.reason}", err=True)
     return EXIT_CODES[report.state]

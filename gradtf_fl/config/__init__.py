@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         OrganizationSimulation,
         PrivacySection,
         SecAggSection,
+        declared_of,
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
     from gradtf_fl.config.policy import PolicySection
@@ -88,6 +89,7 @@ __all__ = [
     "SharingOut",
     "SimulationConfig",
     "TaskSection",
+    "declared_of",
     "load_toml",
     "pieces_of",
     "placeholders",

@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.round_messages import MAX_ALPHA, MAX_CLIP, MAX_RATE, MIN_ALPHA, MIN_CLIP, MIN_RATE
+from gradtf_fl.round_messages import (
+    MAX_ALPHA,
+    MAX_CLIP,
+    MAX_EPSILON,
+    MAX_RATE,
+    MIN_ALPHA,
+    MIN_CLIP,
+    MIN_DELTA,
+    MIN_EPSILON,
+    MIN_RATE,
+)
 
 Bits = Literal[16, 20, 24, 32]
 
@@ -23,8 +33,8 @@ OrganizationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[1-9][0-9]{0,4}$")]
 Location = Annotated[Path, Field(strict=False)]
-Epsilon = Annotated[float, Field(gt=0, le=1000)]
-Delta = Annotated[float, Field(gt=0, lt=1)]
+Epsilon = Annotated[float, Field(ge=MIN_EPSILON, le=MAX_EPSILON)]
+Delta = Annotated[float, Field(ge=MIN_DELTA, lt=1)]
 Norm = Annotated[float, Field(ge=MIN_CLIP, le=MAX_CLIP)]
 Rate = Annotated[float, Field(ge=MIN_RATE, le=MAX_RATE)]
 Alpha = Annotated[float, Field(ge=MIN_ALPHA, le=MAX_ALPHA)]

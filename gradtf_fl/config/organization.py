@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gradtf_fl.config.base import (
     Address,
@@ -28,6 +28,21 @@ from gradtf_fl.config.policy import PolicySection
 from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
+
+MOST_DECLARED = 2**40
+
+
+def declared_of(rows: int) -> int:
+    """What `gradtf org init` declares of so many rows: two leading binary digits, rounded down (64, 96, 128, 192, ...).
+
+    It says no more than which of 2 log2(rows) classes the number is in, and leaves out at most a third of the rows,
+    so that q, and with it the noise of a plan, is at most 1.5 times what the whole file would ask for.
+
+    >>> [declared_of(rows) for rows in (1, 64, 95, 96, 127, 1000)]
+    [1, 64, 64, 96, 96, 768]
+    """
+    low = max(0, rows.bit_length() - 2)
+    return rows >> low << low
 
 
 class ModelsSection(Section):
@@ -60,12 +75,26 @@ class PrivacySection(Section):
     Attributes:
         budget: epsilon that these rows may spend over all runs.
         delta: delta of that epsilon.
+        declared: how many rows this organization makes public, at most those that it has. Every plan is checked by this
+            figure, never by the file; whoever raises it tells that there are more.
         dataset: what the ledger calls these rows; only rows that were never trained on may have a new name.
     """
 
     budget: Epsilon
     delta: Delta = 1e-5
+    declared: int = Field(default=0, le=MOST_DECLARED, validate_default=True)
     dataset: DatasetName = "train"
+
+    @field_validator("declared")
+    @classmethod
+    def _is_declared(cls, declared: int) -> int:
+        """Required; a default of the type would be taken from nobody, so its absence has a message of its own."""
+        if declared < 1:
+            raise ValueError(
+                "missing: add `declared = N`, the number of rows that you make public (at least 1, at most those in "
+                "[data] train); plans are checked by it"
+            )
+        return declared
 
 
 class SecAggSection(Section):
@@ -118,10 +147,17 @@ class ServerSection(Section):
     Attributes:
         address: HOST:PORT of the server.
         ca: PEM file of the authority that the server's certificate must come from.
+        proxy: go through the proxy that the environment names (HTTPS_PROXY); without, calls to the server go direct.
     """
 
     address: Address
     ca: Location = Path(CA_CERTIFICATE)
+    proxy: bool = False
+
+    @property
+    def host(self) -> str:
+        """The address without its port and brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
 
 
 class WorkerSection(Section):
@@ -129,9 +165,11 @@ class WorkerSection(Section):
 
     Attributes:
         memory_mb: resident memory (MB) past which it ends after its answer, to be started afresh.
+        most_mb: memory (MB) that it never gets, whatever a message says (default: three quarters of the machine).
     """
 
     memory_mb: int = Field(default=4096, ge=256, le=10_000_000)
+    most_mb: int | None = Field(default=None, ge=512, le=10_000_000)
 
 
 class DropPoint(Section):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         same_fingerprint,
     )
     from gradtf_fl.deployment.findings import Finding, Level
-    from gradtf_fl.deployment.folders import held, new_folder
+    from gradtf_fl.deployment.folders import Occupied, filled, held
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
         ChildProcess,
         FlowerFailed,
         FlowerSilent,
+        direct_to,
         end_with_parent,
         environment,
         free_port,
+        going_direct,
         last_line,
+        trusting_nobody,
     )
     from gradtf_fl.deployment.run_status import ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
     from gradtf_fl.deployment.server_config import OURS, ListenSection, Server, load_server
@@ -56,6 +59,7 @@ __all__ = [
     "Level",
     "ListenSection",
     "NodeStatus",
+    "Occupied",
     "OrganizationView",
     "PlanStatus",
     "RunState",
@@ -65,23 +69,26 @@ __all__ = [
     "canonical",
     "changed_keys",
     "check",
+    "direct_to",
     "end_with_parent",
     "enrol",
     "environment",
+    "filled",
     "fingerprint",
     "free_port",
+    "going_direct",
     "health",
     "held",
     "init_authority",
     "issue_server",
     "last_line",
     "load_server",
-    "new_folder",
     "public_of",
     "read_enrolment",
     "read_invitation",
     "read_lines",
     "same_fingerprint",
+    "trusting_nobody",
     "view_server",
     "write_node_key",
 ]

@@ -29,7 +29,7 @@ from gradtf_fl.deployment.certificate_checks import check
 from gradtf_fl.deployment.host_names import alternative_names, shown_names
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CA_CERTIFICATE
-from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, replace_link, write_synced
+from gradtf_fl.files import PRIVATE, PUBLIC, place_new, read_private, refuse_shared, replace_link, write_synced
 
 __all__ = ["Authority", "Issued", "check", "fingerprint", "init_authority", "issue_server", "load_authority"]
 
@@ -123,6 +123,7 @@ def init_authority(
     authority = Authority(certificate_path, key_path, certificate, key)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        refuse_shared(folder)
         place_new(key_path, _key_pem(key), PRIVATE)
         try:
             place_new(certificate_path, authority.pem, PUBLIC)
@@ -251,7 +252,8 @@ def _occupied(out: Path) -> list[str]:
 
 def _install(out: Path, serial: str, certificate: bytes, key: bytes) -> None:
     """Put a new pair in place; the last step that matters is one rename, of the link ``.issued``."""
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    refuse_shared(out)
     pair = out / f"{ISSUED}-{serial}"
     pair.mkdir(mode=0o755)
     write_synced(pair / SERVER_KEY, key, PRIVATE)

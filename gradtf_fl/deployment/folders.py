@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from gradtf_fl.files import alive
 GLANCE_SECONDS = 0.3  # `server status` holds a lock for a moment, to see whether it is free
 LEAVING_SECONDS = 10.0  # until what a killed process leaves behind is gone, on a busy machine
 LOOK_SECONDS = 0.05
+
+
+class Occupied(ConfigError):
+    """Another process holds a lock; it may let go."""
 
 
 def new_folder(folder: Path, what: str) -> None:
@@ -34,8 +39,23 @@ def new_folder(folder: Path, what: str) -> None:
 
 
 @contextmanager
+def filled(folder: Path, what: str) -> Iterator[None]:
+    """`new_folder`, filled while the block runs; as it was before where the block ends by an error."""
+    there = folder.exists()
+    new_folder(folder, what)
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not there:
+            folder.rmdir()
+        raise
+
+
+@contextmanager
 def held(path: Path, problem: str) -> Iterator[None]:
-    """Hold the lock file ``path``, which then names this process; ConfigError with ``problem`` when another has it.
+    """Hold the lock file ``path``, which then names this process; `Occupied` with ``problem`` when another has it.
 
     A lock outlives a killed process for a moment: while the kernel takes it down, or in a child that it has forked and
     that has not yet become another program.
@@ -49,7 +69,7 @@ def held(path: Path, problem: str) -> Iterator[None]:
             except OSError:
                 patience = GLANCE_SECONDS if _holder_runs(file) else LEAVING_SECONDS
                 if time.monotonic() - began > patience:
-                    raise ConfigError(problem) from None
+                    raise Occupied(problem) from None
                 time.sleep(LOOK_SECONDS)
         file.truncate(0)
         file.write(str(os.getpid()))

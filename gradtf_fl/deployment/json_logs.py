@@ -44,7 +44,7 @@ PROGRAMS = ("superlink", "supernode", "serverapp", "clientapp", "server", "organ
 STATES = frozenset(
     {
         "starting", "running", "ready", "waiting", "stopping", "stopped", "ended", "restarting", "finished",
-        "completed", "aborted", "rejected", "budget", "failed", "killed", "died", "ok", "degraded", "answered",
+        "completed", "aborted", "rejected", "failed", "killed", "died", "ok", "degraded", "answered",
         "refused", "silent", "unusable", "stored", "gate", "connect", "generate", "deliver", "train", "aggregate",
     }
 )  # fmt: skip

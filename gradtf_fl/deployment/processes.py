@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,9 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+TRUST = re.compile(r"FORWARDED_ALLOW_IPS|PROXY_HEADERS|ROOT_PATH|WEB_CONCURRENCY|(UVICORN|GUNICORN|HYPERCORN)_.*", re.I)
+"""With FORWARDED_ALLOW_IPS=* a SuperLink takes the address in X-Forwarded-For for its caller's: 127.0.0.1, say."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STOP_SECONDS = 10.0
 MAX_LOG_BYTES = 10_000_000  # a longer log is put aside (one generation)
 
@@ -40,9 +44,16 @@ class FlowerSilent(FlowerFailed):
     """A ``flwr`` command gave no answer in time, as on a busy machine: it may be asked again."""
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Environment of Flower's programs: offline, state under ``home``, these packages importable."""
-    inherited = {"HF_HUB_OFFLINE": "1"} | os.environ  # a model that is not on this disk is an error, not a download
+def environment(home: Path, direct: Sequence[str] = ()) -> dict[str, str]:
+    """Environment of Flower's programs: offline, state under ``home``, these packages importable.
+
+    What this process inherited must not say who a caller is (`TRUST`), nor send calls to this machine by a proxy.
+
+    Args:
+        direct: further hosts that are called without a proxy.
+    """
+    # a model that is not on this disk is an error, not a download
+    inherited = {"HF_HUB_OFFLINE": "1"} | trusting_nobody(os.environ) | direct_to(os.environ, direct)
     paths = [str(PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
     programs = [str(Path(sys.executable).parent), *filter(None, [inherited.get("PATH")])]
     return (
@@ -54,6 +65,34 @@ def environment(home: Path) -> dict[str, str]:
             "PATH": os.pathsep.join(programs),
         }
     )
+
+
+def trusting_nobody(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what makes a web server believe its callers' headers, or takes options for it."""
+    return {name: value for name, value in environ.items() if not TRUST.fullmatch(name)}
+
+
+def direct_to(environ: Mapping[str, str], hosts: Sequence[str] = ()) -> dict[str, str]:
+    """The variables by which calls to loopback and to ``hosts`` go past every proxy that ``environ`` names."""
+    known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    listed = [name.strip() for name in known.split(",") if name.strip()]
+    value = ",".join(dict.fromkeys([*listed, *LOOPBACK, *hosts]))
+    return {"no_proxy": value, "NO_PROXY": value}
+
+
+@contextlib.contextmanager
+def going_direct(host: str) -> Iterator[None]:
+    """In this process: clients that are made inside call ``host`` and loopback past every proxy."""
+    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
+    os.environ.update(direct_to(os.environ, [host]))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def end_with_parent() -> None:

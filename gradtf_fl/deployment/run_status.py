@@ -16,7 +16,7 @@ from gradtf_fl.file_names import STATUS
 
 VERSION = 1
 
-RunState = Literal["running", "completed", "stopped", "aborted", "rejected", "budget", "failed"]
+RunState = Literal["running", "completed", "stopped", "aborted", "rejected", "failed"]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, field_validator
+
 from gradtf_fl.config import Address, FederationPlan, Location, Section, read_toml, validate
 from gradtf_fl.deployment.enrolment import Enrolment, Invitation, read_enrolment, read_invitation
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG
+from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG, SERVER_PRIVATE
+from gradtf_fl.files import exposed
 
 OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # keys of a plan that the folder decides
 
@@ -32,6 +35,7 @@ class ListenSection(Section):
         certificate: PEM file of the server's certificate; anybody's, as long as it comes from ``ca``.
         key: PEM file of the certificate's private key.
         retries: attempts that a round gets after aborted ones, before the run ends.
+        message_mb: most megabytes that one message of a registered organization may have; others send 65 kB.
     """
 
     address: Address
@@ -40,6 +44,19 @@ class ListenSection(Section):
     certificate: Location
     key: Location
     retries: int = 3
+    message_mb: int = Field(default=1000, ge=1, le=2147)
+
+    @field_validator("listen")
+    @classmethod
+    def _on_loopback_too(cls, listen: str) -> str:
+        """Flower's own parts reach the SuperLink over 127.0.0.1, and the gate believes no other address to be ours."""
+        host = listen.rpartition(":")[0]
+        if host not in ("0.0.0.0", "127.0.0.1", "localhost"):
+            raise ValueError(
+                f"{host}: the server's own parts reach it by 127.0.0.1, so it listens on 0.0.0.0 (all IPv4 addresses) "
+                "or 127.0.0.1; a firewall closes what should be closed"
+            )
+        return listen
 
 
 @dataclass(frozen=True)
@@ -56,12 +73,15 @@ def load_server(folder: Path) -> Server:
     """Read and check a server's folder.
 
     Raises:
-        ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence.
+        ConfigError: every problem of ``server.toml``, the invitation and the certificate files' presence; somebody
+            else owns or may read what is private.
     """
     path = folder / SERVER_CONFIG
+    if problems := exposed([folder, *(folder / name for name in SERVER_PRIVATE)]):
+        raise ConfigError(problems)
     document = read_toml(path)
     invitation = read_invitation(folder / INVITATION)
-    problems: list[str] = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
+    problems = [f"{path}: {key}: is not a known key" for key in sorted(set(document) - {"server", "plan"})]
     given = dict(document.get("plan", {}))
     problems += [f"{path}: plan.{key}: is decided by the folder; take it out" for key in OURS if key in given]
     decided: dict[str, Any] = {

@@ -169,7 +169,7 @@ def health(view: ServerView) -> dict[str, Any]:
     missing = sum(o.in_last_sum is False for o in view.organizations)
     limit = 0.0 if status is None else {"connect": status.plan.join_s}.get(status.stage, status.plan.deadline_s)
     hangs = view.alive and limit > 0 and seconds is not None and seconds > LATE * limit
-    ended_badly = view.state in ("died", "aborted", "rejected", "budget", "failed")
+    ended_badly = view.state in ("died", "aborted", "rejected", "failed")
     degraded = bool(missing or hangs or view.problems or (view.alive and status is not None and status.dropped))
     return {
         "status": "failed" if ended_badly else "degraded" if degraded else "ok",

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradtf_fl.adapters import load_encoder
 from gradtf_fl.config import FEDERATION, HOUSE_RULES, SimulationConfig, project_toml, read_project, validate
-from gradtf_fl.deployment import new_folder
+from gradtf_fl.deployment import filled
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.preparation.check import MOST_ENCODED
@@ -86,10 +86,10 @@ def make_project(
         raise ConfigError(f"--task: {HOUSE_RULES} is a task of the embedded pair alone; name the rows of your own")
     settings = validate(SimulationConfig, values, lambda key: key or "project")
     text = project_toml(settings, shown)
-    new_folder(folder, "a project")
     path = folder / FEDERATION
-    replace_file(path, text.encode(), PUBLIC)
-    read_project(path)
+    with filled(folder, "a project"):
+        replace_file(path, text.encode(), PUBLIC)
+        read_project(path)
     return Starter(path, tuple(notes))
 
 

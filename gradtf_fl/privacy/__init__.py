@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from gradtf_fl.privacy.ledger.ledger import Ledger
     from gradtf_fl.privacy.ledger.reading import BYTES_CHANGED, LedgerReading, ledger_rows, read_ledger
     from gradtf_fl.privacy.ledger.records import TRAIN, Charge, Genesis, budget_document, canonical, event_document
+    from gradtf_fl.privacy.ledger.store import keeps_log
     from gradtf_fl.privacy.planning import (
         EXPECTED_ACCURACY,
         MOST_ROUNDS,
@@ -131,6 +132,7 @@ __all__ = [
     "greatest",
     "head_path",
     "import_ledger",
+    "keeps_log",
     "last_round",
     "ledger_rows",
     "load_libraries",

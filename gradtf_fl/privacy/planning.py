@@ -209,7 +209,7 @@ def outlook(plan: RunPlan, sigma: float, ledger: Path, dataset: str | None = Non
     """What the planned run would do to an account in the ledger at ``ledger`` (the file, or a folder with it)."""
     reading = read_ledger(ledger / LEDGER if ledger.is_dir() else ledger)
     if reading.problems:
-        raise VerificationFailed("\n".join(f"{reading.path}: {problem}" for problem in reading.problems))
+        raise VerificationFailed([f"{reading.path}: {problem}" for problem in reading.problems])
     genesis, account = reading.content.genesis, _account(reading, dataset)
     delta, budget, history = genesis.delta, account.budget, account.events
     if delta != plan.delta:

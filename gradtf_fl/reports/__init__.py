@@ -9,6 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.reports.audit import read_for_report, report_all
     from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
+    from gradtf_fl.reports.audit_limits import report_each
     from gradtf_fl.reports.empirical import plan_line, print_audit
     from gradtf_fl.reports.holdings_chart import draw_holdings
     from gradtf_fl.reports.progress import WorkProgress
@@ -32,6 +33,7 @@ __all__ = [
     "print_report",
     "read_for_report",
     "report_all",
+    "report_each",
     "status_report",
     "to_csv",
     "to_html",

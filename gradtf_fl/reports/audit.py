@@ -223,13 +223,20 @@ def read_for_report(path: str | Path) -> LedgerReading:
 
 def report_all(readings: Sequence[LedgerReading]) -> list[LedgerReport]:
     """The figures of each dataset of each ledger, with fewer points on each curve the more ledgers there are."""
-    points = min(CURVE_POINTS, max(FEWEST_POINTS, ALL_CURVES_POINTS // max(1, len(readings))))
-    reports = []
-    for reading in readings:
-        delta, clients = reading.content.genesis.delta, reading.content.client_level
-        client_level = SkellamRdp().epsilon(clients, delta) if clients else None
-        reports += [_report(reading, account, client_level, points) for account in reading.content.datasets]
-    return reports
+    points = curve_points(len(readings))
+    return [report for reading in readings for report in report_ledger_reading(reading, points)]
+
+
+def curve_points(ledgers: int) -> int:
+    """Points on each curve of a report on so many ledgers."""
+    return min(CURVE_POINTS, max(FEWEST_POINTS, ALL_CURVES_POINTS // max(1, ledgers)))
+
+
+def report_ledger_reading(reading: LedgerReading, points: int) -> list[LedgerReport]:
+    """The figures of each dataset of one ledger."""
+    delta, clients = reading.content.genesis.delta, reading.content.client_level
+    client_level = SkellamRdp().epsilon(clients, delta) if clients else None
+    return [_report(reading, account, client_level, points) for account in reading.content.datasets]
 
 
 def _report(

@@ -12,7 +12,8 @@ from gradtf_fl.privacy import CLIENT_ASSUMPTIONS
 from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, RoundCost, finite, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
 from gradtf_fl.reports.audit_table import AuditTable
-from gradtf_fl.reports.audit_words import limit, noisers, number, printable, rounds_left, title
+from gradtf_fl.reports.audit_words import limit, noisers, number, rounds_left, title
+from gradtf_fl.shown import shown
 from gradtf_fl.version import __version__
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def to_html(reports: Sequence[LedgerReport]) -> str:
     )
     environment.filters |= {
         "number": number,
-        "printable": printable,
+        "shown": shown,
         "title": title,
         "rounds_left": rounds_left,
         "limit": lambda report: limit(report.budget),

@@ -9,7 +9,8 @@ from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport
-from gradtf_fl.reports.audit_words import limit, names_dataset, number, printable, rounds_left, terms, title
+from gradtf_fl.reports.audit_words import limit, names_dataset, number, rounds_left, terms, title
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,7 +62,7 @@ class AuditTable:
             table.add_column("client\nlevel", justify="right", no_wrap=True)
         table.add_column("chain", no_wrap=True)
         for report in self.reports:
-            names = [printable(report.organization), printable(report.dataset)] if datasets else [title(report)]
+            names = [shown(report.organization), shown(report.dataset)] if datasets else [title(report)]
             state = Text("ok", "green") if report.sound else Text("BROKEN", "bold red")
             table.add_row(*(Text(name) for name in names), *_cells(report, clients), state)
         return table
@@ -72,7 +73,7 @@ class AuditTable:
                 yield f"{title(report)}: EPSILON NOT VALID, the accountants assume Poisson sampling"
         for reading in {id(report.reading): report.reading for report in self.reports}.values():
             for problem in reading.problems:
-                yield f"{printable(reading.content.genesis.organization)}: BROKEN, {printable(str(problem))}"
+                yield f"{shown(reading.content.genesis.organization)}: BROKEN, {shown(problem)}"
 
     def _terms(self) -> Table:
         from rich.text import Text

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gradtf_fl.privacy import CLIENT_ASSUMPTIONS, MOST_ROUNDS, TRAIN
 from gradtf_fl.reports.audit import LedgerReport
+from gradtf_fl.shown import shown
 
 NAMED = 6
 """Of the organizations that share a value so many are named, or all of them where the others are as many."""
@@ -25,11 +26,6 @@ def limit(value: float) -> str:
     return "none" if math.isinf(value) else number(value)
 
 
-def printable(text: str) -> str:
-    """``text`` with what a terminal or a browser would obey (escapes, line ends, reversed writing) spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-
-
 def names_dataset(report: LedgerReport) -> bool:
     """Whether the dataset must be named: it is not the ledger's only one, or not the usual one."""
     return len(report.reading.content.budgets) > 1 or report.dataset != TRAIN
@@ -37,8 +33,8 @@ def names_dataset(report: LedgerReport) -> bool:
 
 def title(report: LedgerReport) -> str:
     """The organization, and its dataset where that must be named."""
-    dataset = f" / {printable(report.dataset)}" if names_dataset(report) else ""
-    return printable(report.organization) + dataset
+    dataset = f" / {shown(report.dataset)}" if names_dataset(report) else ""
+    return shown(report.organization) + dataset
 
 
 def rounds_left(report: LedgerReport) -> str:
@@ -84,7 +80,7 @@ def terms(reports: Sequence[LedgerReport]) -> tuple[Term, ...]:
 def _term(name: str, reports: Sequence[LedgerReport], value_of: Callable[[LedgerReport], str]) -> Term:
     owners: dict[str, dict[str, None]] = {}
     for report in reports:
-        owners.setdefault(printable(value_of(report)), {})[title(report)] = None
+        owners.setdefault(shown(value_of(report)), {})[title(report)] = None
     if len(owners) <= 1:
         return Term(name, tuple((value, None) for value in owners))
     most = max(owners, key=lambda value: len(owners[value]))

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from gradtf_fl.deployment import NOT_KNOWN, NodeStatus, OrganizationView, ServerView
 from gradtf_fl.round_messages import STAGES
+from gradtf_fl.shown import shown
 
 STATE_STYLES = {
     "running": "bold green",
@@ -26,7 +27,6 @@ STAGE_WORDS = {
 LOST_WORDS = {"silent": "no answer", "unusable": "bad answer"}
 STATE_WORDS = {
     "died": "the server is gone in mid-run; start it again with --resume, it goes on from the last checkpoint",
-    "budget": "too few organizations have privacy budget left",
     "aborted": "too few organizations stayed in the round",
     "rejected": "the sum was none that honest organizations can give",
     "failed": "the server ended with an error; see its log",
@@ -41,7 +41,7 @@ def status_report(view: ServerView, most: int | None = None) -> RenderableType:
     parts: list[RenderableType] = [_headline(view)]
     if (line := _stage_line(view)) is not None:
         parts.append(line)
-    parts += [Text(problem, style="red") for problem in view.problems]
+    parts += [Text(shown(problem), style="red") for problem in view.problems]
     if view.status is not None and view.status.exchanges:
         parts += [Text(f"\nExchanges of round {view.status.round}", style="bold"), _exchanges(view)]
     parts += [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradtf_fl.adapters import Vector
 from gradtf_fl.config import FederationPlan, SimulationConfig
-from gradtf_fl.errors import BudgetExhausted, RoundAborted
+from gradtf_fl.errors import RoundAborted
 from gradtf_fl.reports import State
 from gradtf_fl.simulation.setup import FederationFolders
 
@@ -40,6 +40,7 @@ def run_engine(config: SimulationConfig, folders: FederationFolders, on_round: O
             trained.
         FlowerFailed: the run on Ray ended without a reason on disk (names its log).
     """
+    from clients import refused_for_budget
     from strategies import checkpoints
 
     plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
@@ -52,10 +53,11 @@ def run_engine(config: SimulationConfig, folders: FederationFolders, on_round: O
             run_on_ray(plan, on_round)
         else:
             _run_in_process(plan, len(folders.organizations), on_round)
-    except BudgetExhausted as error:
-        state, reason = "budget", str(error)
     except RoundAborted as error:
-        state, reason = "aborted", str(error)
+        poor = sum(map(refused_for_budget, folders.organizations))  # the server is never told
+        state, reason = "budget" if poor else "aborted", str(error)
+        if poor:
+            reason += f"; the privacy budget of {poor} organizations does not allow it"
     last = checkpoints.last_checkpoint(folders.out)
     records = tuple(checkpoints.read_records(folders.out))
     return Outcome(state, reason, records, None if last is None else last.global_update)

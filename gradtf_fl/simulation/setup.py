@@ -151,7 +151,8 @@ def claim_out(out: Path) -> None:
 def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> FederationFolders:
     """Write every organization's folder: identity, roster, rows, policy; and the provider's key.
 
-    Identities come from the seed, so that a run can be repeated: such keys are for simulations only.
+    Identities come from the seed, so that a run can be repeated: such keys are for simulations only. Each organization
+    declares all of its rows, not a rounded figure: there is nobody to hide them from, and figures stay comparable.
     """
     provider_key = out / PROVIDER_KEY
     entropy = np.random.default_rng([config.seed, 0x4B455953])
@@ -173,7 +174,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             data=DataSection(
                 train=Path("train.jsonl"), test=Path("test.jsonl"), **rows_form(config, data).model_dump()
             ),
-            privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
+            privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta, declared=len(organization.train)),
             secagg=SecAggSection(
                 roster=roster,
                 provider_key=provider.public.hex(),

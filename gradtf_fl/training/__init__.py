@@ -8,13 +8,13 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
+    from gradtf_fl.training.dp_checkpoint import AnotherRun, DpCheckpoint
     from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
     from gradtf_fl.training.loss import row_mean_loss, target_mean_loss
     from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
     from gradtf_fl.training.plain import fine_tune
     from gradtf_fl.training.preflight import check_rows
-    from gradtf_fl.training.private_adam import NORM_FLOOR
     from gradtf_fl.training.randomness import Draws
     from gradtf_fl.training.rehearsal import measure_step, rehearse
     from gradtf_fl.training.row_losses import RowLosses
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.training.stacked_layers import StackedLinear
     from gradtf_fl.training.trainable import check_trainable
+    from gradtf_fl.training.wide_audit import WideGame, play_wide, wide_size
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "NORM_FLOOR",
+    "AnotherRun",
     "AuditPlan",
     "AuditResult",
+    "DpCheckpoint",
     "DpRecipe",
     "Draws",
     "PlainRecipe",
@@ -47,6 +49,7 @@ __all__ = [
     "StackedAdapters",
     "StackedLinear",
     "StepsDone",
+    "WideGame",
     "batch_indices",
     "begin_peak",
     "check_rows",
@@ -60,6 +63,7 @@ __all__ = [
     "noisy_step",
     "peak_bytes",
     "peak_held_bytes",
+    "play_wide",
     "private_optimizer",
     "rehearse",
     "row_mean_loss",
@@ -67,4 +71,5 @@ __all__ = [
     "stack_rows",
     "target_mean_loss",
     "train_dp",
+    "wide_size",
 ]

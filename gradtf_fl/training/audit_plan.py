@@ -11,6 +11,7 @@ from typing import Any
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import DpEvent, attainable_bound, epsilon_prv, noise_multiplier
+from gradtf_fl.round_messages import MAX_CLIP, MIN_CLIP
 from gradtf_fl.version import __version__
 
 SCORES = {
@@ -94,8 +95,10 @@ class AuditPlan:
             problems.append(f"rows and at least 12 row canaries, {MAX_ROWS} together at most: {rows} + {row_canaries}")
         if not 1 <= batch <= total:
             problems.append(f"batch must be 1 to the {total} rows of this audit, not {batch}")
-        if not (math.isfinite(clip) and clip > 0 and math.isfinite(rate) and rate > 0):
-            problems.append(f"clip and rate must be finite numbers above 0, not {clip} and {rate}")
+        if not MIN_CLIP <= clip <= MAX_CLIP:
+            problems.append(f"clip must be {MIN_CLIP:g} to {MAX_CLIP:g}, not {clip}")
+        if not (math.isfinite(rate) and rate > 0):
+            problems.append(f"rate must be a finite number above 0, not {rate}")
         sigma = math.nan
         try:
             sigma = noise_multiplier(epsilon, delta, 1 if problems else batch / total, steps)

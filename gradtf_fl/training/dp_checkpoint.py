@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +32,21 @@ if TYPE_CHECKING:
 _FORMAT = 1
 
 
+class AnotherRun(ConfigError):
+    """A checkpoint is of a run on other rows, from another model or with other arguments."""
+
+
 @dataclass(frozen=True)
 class DpCheckpoint:
     """Where and how often `train_dp` saves itself (mode 0600), and where it resumes from.
 
     What is charged: all steps of the run, once; the file is part of that release and adds nothing to it. Steps
-    that were done after the last save and died with the process were seen by nobody and are not charged. The last
-    save is that of the finished run: calling again gives the same adapter without a new step. Two things make a new
-    release, to be reserved in the ledger by itself: an older copy of the file put back after its run was released,
-    and an adapter that a ``progress`` callback took out of a run that was later killed.
+    that were done after the last save and died with the process were seen by nobody and are not charged. A run that
+    ends by an error saves itself first, since somebody may see the error: no step of it is done twice. Where noise
+    was added and the adapter only half moved there is nothing whole to save: the file goes, and the run can't be
+    resumed. The last save is that of the finished run: calling again gives the same adapter without a new step. Two
+    things make a new release, to be reserved in the ledger by itself: an older copy of the file put back after its
+    run was released, and an adapter that a ``progress`` callback took out of a run that was later killed.
 
     The file holds the mean loss, which epsilon does not cover: it stays in the organization. Delete it when the
     run is settled.
@@ -58,7 +66,8 @@ class DpCheckpoint:
             arguments: whatever else decides what the run computes.
 
         Raises:
-            ConfigError: ``every`` below 1, or the file is of another run: other rows, model or arguments.
+            ConfigError: ``every`` below 1.
+            AnotherRun: the file is of another run: other rows, model or arguments.
             CorruptFile: the file is damaged.
         """
         if self.every < 1:
@@ -82,12 +91,28 @@ class DpRun:
         if last or self._optimizer.steps % self._checkpoint.every == 0:
             replace_file(self._checkpoint.path, self._pack(), PRIVATE)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Save, or where that can't be done delete the file, when the steps within end by an error."""
+        try:
+            yield
+        except BaseException:
+            path = self._checkpoint.path
+            try:
+                if self._optimizer.releasing:
+                    path.unlink(missing_ok=True)
+                else:
+                    replace_file(path, self._pack(), PRIVATE)
+            except OSError:  # a full disk: an older file would have steps done twice
+                path.unlink(missing_ok=True)
+            raise
+
     def resume(self) -> None:
         """Put adapter, Adam and the number of steps to where the file has them."""
         path = self._checkpoint.path
         header, tensors = _unpack(path)
         if header.get("identity") != self._identity:
-            raise ConfigError(f"checkpoint {path}: of another run (other rows, model or arguments); delete it first")
+            raise AnotherRun(f"checkpoint {path}: of another run (other rows, model or arguments); delete it first")
         optimizer = self._optimizer
         with torch.no_grad():
             for name, p in optimizer.sampler.parameters.items():

@@ -3,11 +3,18 @@
 One step, for rows drawn independently with probability q (Abadi et al. 2016, algorithm 1):
 
     g_i = gradient of row i's own mean loss with respect to the adapter
-    g   = ( sum_i g_i * min(1, C / |g_i|)  +  Normal(0, sigma^2 C^2) ) / (q N)
-    Adam takes g
+    u   = sum_i g_i / max(C, |g_i|)  +  Normal(0, sigma^2)
+    Adam takes u * C / (q N)
 
-An empty draw is a step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N,
-because the drawn size is private.
+q is given, and N is the number that it was computed from: a figure that may be public (``declared``), or the number of
+rows where everybody may know that. Each row that is there enters a step with probability q, whatever stands in the
+rest of the file, so q alone is what is charged: more or fewer rows than declared change accuracy, not epsilon.
+
+Rows have norm 1 at most when the noise meets them (`clipping`); C is a public factor of the sum. An empty draw is a
+step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N, because the drawn size is
+private.
+
+A forward pass draws no random numbers: dropout is off (`without_randomness`).
 
 Opacus is the engine: one of its gradient samplers fills ``grad_sample`` (`grad_samplers`), and its `DPOptimizer`
 takes the step (`private_adam`). The losses, the draws and the noise are ours (`randomness`).
@@ -35,6 +42,7 @@ from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.recomputation import recomputed
 from gradtf_fl.training.row_losses import RowLosses
 from gradtf_fl.training.trainable import check_row_gradients, probe
+from gradtf_fl.training.without_randomness import without_randomness
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows
@@ -86,6 +94,8 @@ def train_dp(
     checkpoint: DpCheckpoint | None = None,
     sampler: Sampler = "lora",
     gradient_checkpointing: bool = False,
+    declared: int | None = None,
+    on_noise: Callable[[], None] | None = None,
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -101,7 +111,7 @@ def train_dp(
         rows: the organization's rows [N, T], right-padded; they stay on this machine.
         sigma: noise multiplier; 0 trains with clipping but without noise (not private, epsilon is infinite).
         clip: L2 bound C of one row's gradient.
-        batch: EXPECTED rows per step; q = min(1, batch / N).
+        batch: EXPECTED rows per step of a file of N rows; q = min(1, batch / N).
         steps: noisy steps, empty draws included.
         rate: Adam's learning rate.
         seed: replays the run (simulation). ``None`` takes sampling and noise from a key that the operating
@@ -113,6 +123,8 @@ def train_dp(
             is then charged.
         sampler: who computes the rows' gradients, `grad_samplers`: ``lora`` or Opacus' own hooks.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
+        declared: N, where q must not depend on how many rows there are; None: that number.
+        on_noise: called before the first noise is added. An error before that released nothing.
 
     Raises:
         ConfigError: an argument, model or row that the privacy argument does not hold for, a checkpoint of another
@@ -120,44 +132,43 @@ def train_dp(
         CorruptFile: a damaged checkpoint.
         NothingTrained: the first step did not move the adapter.
     """
-    check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch)
+    check_arguments(rows, sigma, clip, batch, steps, rate, physical_batch, declared)
     check_rows(model, rows)
     parameters = adapter_parameters(model)
     check_row_gradients(model, parameters, sampler)
-    q = min(1.0, batch / len(rows))
+    expected = len(rows) if declared is None else declared
+    q = min(1.0, batch / expected)
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
-    with (
-        _own_dropout(forward.device) as dropout,
-        private_optimizer(
-            model, parameters, sigma, clip, q * len(rows), rate, draws, sampler, gradient_checkpointing
-        ) as optimizer,
-    ):
+    with private_optimizer(
+        model, parameters, sigma, clip, q * expected, rate, draws, sampler, gradient_checkpointing
+    ) as optimizer:
+        optimizer.on_noise = on_noise
         probe(optimizer.sampler, model)
-        size = fit_physical_batch(optimizer, forward, batch) if physical_batch == "auto" else physical_batch
+        likely = max(1, round(q * len(rows)))
+        size = fit_physical_batch(optimizer, forward, likely) if physical_batch == "auto" else physical_batch
         run = None
         if checkpoint is not None:
-            arguments = (sigma, clip, batch, steps, rate, seed, sampler)
+            arguments = (sigma, clip, batch, steps, rate, seed, sampler, declared)
             run = checkpoint.open(model, rows, arguments, optimizer)
         resumed_at = optimizer.steps
         losses = run.loss_sum if run is not None else 0.0
         first = FirstStep(parameters)
-        while optimizer.steps < steps:
-            drawn = draws.rows(optimizer.steps, len(rows), q)
-            loss, size = _fitting_step(optimizer, forward, drawn, size, dropout)
-            losses += loss
-            if sigma > 0 or len(drawn):
-                first.check()
-            if run is not None:
-                run.after_step(losses, last=optimizer.steps == steps)
-            if progress is not None:
-                progress(optimizer.steps, steps)
+        with nullcontext() if run is None else run.kept():
+            while optimizer.steps < steps:
+                drawn = draws.rows(optimizer.steps, len(rows), q)
+                loss, size = _fitting_step(optimizer, forward, drawn, size)
+                losses += loss
+                if run is not None:
+                    run.after_step(losses, last=optimizer.steps == steps)
+                if sigma > 0 or len(drawn):
+                    first.check()
+                if progress is not None:
+                    progress(optimizer.steps, steps)
     return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
 
 
-def _fitting_step(
-    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: torch.Generator
-) -> tuple[float, int]:
+def _fitting_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> tuple[float, int]:
     """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
     Draws and noise belong to the step's number, so a repeated step has the same ones.
@@ -166,7 +177,6 @@ def _fitting_step(
         The loss, and the size of the parts that it took.
     """
     while True:
-        dropout.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
         try:
             return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
         except Exception as error:
@@ -211,28 +221,14 @@ def private_optimizer(
     sampler: Sampler = "lora",
     gradient_checkpointing: bool = False,
 ) -> Iterator[PrivateAdam]:
-    """``model`` in train mode with a sampler; forward passes, gradients and mode are as before afterwards."""
-    was_training = model.training
+    """``model`` with a sampler, without randomness; forward passes, gradients and modes are as before afterwards."""
     with (
+        without_randomness(model, parameters.values()),
         SAMPLERS[sampler](model, parameters) as attached,
         recomputed(model, attached.again) if gradient_checkpointing else nullcontext(),
     ):
-        model.train()  # from_pretrained gives eval mode: no dropout
         optimizer = PrivateAdam(attached, sigma, clip, expected_batch, rate, draws)
         try:
             yield optimizer
         finally:
             optimizer.detach()
-            model.train(was_training)
-
-
-@contextmanager
-def _own_dropout(device: torch.device) -> Iterator[torch.Generator]:
-    """The global generator that dropout on ``device`` draws from; afterwards it is as it was."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        if on_gpu:
-            index = torch.cuda.current_device() if device.index is None else device.index
-            yield torch.cuda.default_generators[index]
-        else:
-            yield torch.default_generator

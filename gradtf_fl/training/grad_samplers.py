@@ -23,8 +23,6 @@ from gradtf_fl.config import Sampler
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.row_gradients import Batch, forward_of, full_precision, trained_layers
 
-_CHECKPOINTING_HINT = "under reentrant gradient checkpointing call model.enable_input_require_grads() first"
-
 
 class GradSampler(GradSampleHooks):  # type: ignore[misc]
     """Gradients of every row with respect to the trainable LoRA matrices of a PEFT model.
@@ -65,12 +63,12 @@ class GradSampler(GradSampleHooks):  # type: ignore[misc]
         for p in self.parameters.values():
             p.grad_sample = None
         if not losses.requires_grad:
-            raise ConfigError(f"no gradient reaches the adapter; {_CHECKPOINTING_HINT}")
+            raise ConfigError("no gradient reaches the adapter")
         with full_precision(losses.device):
             torch.autograd.backward(losses.sum())
         missing = [name for name, p in self.parameters.items() if p.grad_sample is None]
         if missing:
-            raise ConfigError(f"no gradient reaches {len(missing)} matrices, e.g. {missing[0]}; {_CHECKPOINTING_HINT}")
+            raise ConfigError(f"no gradient reaches {len(missing)} matrices, e.g. {missing[0]}")
         odd = [name for name, p in self.parameters.items() if len(p.grad_sample) != len(losses)]
         if odd:
             raise ConfigError(f"{odd[0]} does not see one sequence for each of the {len(losses)} rows{self.advice}")

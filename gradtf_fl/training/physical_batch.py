@@ -14,6 +14,7 @@ import torch
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.training.memory import available_bytes, is_out_of_memory, peak_bytes, release
 from gradtf_fl.training.private_adam import PrivateAdam
+from gradtf_fl.training.randomness import BLOCK
 from gradtf_fl.training.row_losses import RowLosses
 
 MOST_ROWS = 512
@@ -22,8 +23,9 @@ ROOM = 0.4
 """Share of the memory at hand that a step's tensors may take. What kernels need and allocators keep comes on top: on a
 CPU as much again (measured)."""
 
-AFTER_BYTES = 64
-"""For each parameter of the adapter: sum, gradient and two moments in float32, the noise in float64 with its words."""
+AFTER_BYTES, NOISE_BYTES = 20, 56
+"""For each parameter of the adapter: sum in float64, gradient and two moments in float32; and for each number of a
+block of noise: the number in float64, its words and what is between."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def step_memory(optimizer: PrivateAdam, made_up: RowLosses) -> StepMemory:
     """Measured on one and on two rows; it is linear in them."""
     one, two = (peak_bytes(lambda rows=rows: try_rows(optimizer, made_up, rows)) for rows in (1, 2))  # type: ignore[misc]
     row = max(1, two - one)
-    return StepMemory(max(0, one - row), row, AFTER_BYTES * len(optimizer.gradient))
+    size = len(optimizer.gradient)
+    return StepMemory(max(0, one - row), row, AFTER_BYTES * size + NOISE_BYTES * min(size, BLOCK))
 
 
 def try_rows(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> None:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradtf_fl.config import PhysicalRows
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.round_messages import MAX_CLIP, MIN_CLIP
 from gradtf_fl.tasks import context_length
 from gradtf_fl.training.loss import IGNORED
 
@@ -27,7 +28,14 @@ class NothingTrained(GradtfError):
 
 
 def check_arguments(
-    rows: TokenRows, sigma: float, clip: float, batch: int, steps: int, rate: float, physical_batch: PhysicalRows
+    rows: TokenRows,
+    sigma: float,
+    clip: float,
+    batch: int,
+    steps: int,
+    rate: float,
+    physical_batch: PhysicalRows,
+    declared: int | None = None,
 ) -> None:
     """ConfigError naming every argument that is out of range and every way in which the rows are not usable."""
     problems = []
@@ -35,10 +43,12 @@ def check_arguments(
         problems.append("there are no rows to train on")
     if not (math.isfinite(sigma) and sigma >= 0):
         problems.append(f"sigma must be a finite number >= 0, not {sigma}")
-    if not (math.isfinite(clip) and clip > 0):
-        problems.append(f"the clipping norm must be a finite number above 0, not {clip}")
+    if not MIN_CLIP <= clip <= MAX_CLIP:
+        problems.append(f"the clipping norm must be {MIN_CLIP:g} to {MAX_CLIP:g}, not {clip}")
     if batch < 1 or steps < 1 or (physical_batch != "auto" and physical_batch < 1):
         problems.append(f"batch, steps and physical_batch must be at least 1: {batch}, {steps}, {physical_batch}")
+    if declared is not None and declared < 1:
+        problems.append(f"declared must be at least 1 row, not {declared}")
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"the learning rate must be a finite number above 0, not {rate}")
     if len(rows) and bool((rows.attention_mask.diff(dim=1) > 0).any()):

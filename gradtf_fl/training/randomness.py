@@ -2,7 +2,7 @@
 
 PyTorch's CPU generator (mt19937) uses 32 bits of whatever seed it is given, few enough to try all of them, and
 the noise of a step could then be found and taken off. A keystream has a key of 256 bits. The noise is still a
-float32 number from a Box-Muller transform: CSPRNG-seeded, floating point, not hardened against attacks on its
+float64 number from a Box-Muller transform: CSPRNG-seeded, floating point, not hardened against attacks on its
 rounding (Mironov 2012).
 
 Each draw is a function of (key, purpose, step): there is no state to save or to restore to a wrong place.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from collections.abc import Iterator
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED
 
-_SAMPLING, _NOISE, _DROPOUT = b"r", b"n", b"d"
+_SAMPLING, _NOISE = b"r", b"n"
 _AHEAD, _MOST_STEPS = 2**16, 64
 """Draws made at once, for up to so many steps: in a small model's step a cipher of its own would show."""
+BLOCK = 2**22
+"""Most numbers of noise that are there at once, with their words about 150 MB; even."""
 
 
 class Draws:
@@ -38,7 +41,6 @@ class Draws:
         self._key = key
         self._sampled: tuple[tuple[float, ...], Tensor] | None = None  # (what is in it, draws [steps, count])
         self._noise: tuple[tuple[float, ...], Tensor] | None = None
-        self._dropout = int.from_bytes(self._keystream(_DROPOUT, 0, 4), "little")
 
     @classmethod
     def make(cls, seed: int | None) -> Draws:
@@ -59,26 +61,35 @@ class Draws:
         return self._sampled[1][step % steps].nonzero().view(-1)
 
     def normals(self, step: int, count: int, device: torch.device) -> Tensor:
-        """Standard normal draws [count], float32 on ``device``."""
+        """Standard normal draws [count], float64 on ``device``."""
+        return torch.cat([noise for _, noise in self.normal_blocks(step, count, device)])
+
+    def normal_blocks(self, step: int, count: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """(first, draws) of `normals`, `BLOCK` draws or fewer at a time."""
+        if count <= _AHEAD:
+            yield 0, self._ahead(step, count, device)
+            return
+        for first in range(0, count, BLOCK):
+            some = min(BLOCK, count - first)
+            words = self._words(_NOISE, step, 2 * (-(-some // 2)), first)
+            yield first, box_muller(words.to(device))[:some]
+
+    def _ahead(self, step: int, count: int, device: torch.device) -> Tensor:
+        """`normals` of few numbers, made for some steps together."""
         steps = steps_at_once(count)
         wanted = (step // steps, count)
         if self._noise is None or self._noise[0] != wanted:
             words = self._words(_NOISE, step // steps, 2 * (-(-steps * count // 2)))
-            place = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
-            self._noise = wanted, box_muller(words.to(place)).to(device)[: steps * count].view(steps, count)
+            self._noise = wanted, box_muller(words.to(device))[: steps * count].view(steps, count)
         return self._noise[1][step % steps]
 
-    def dropout_seed(self, step: int) -> int:
-        """Seed of PyTorch's global generator, which the model's dropout draws from; no privacy rests on it."""
-        return (self._dropout + step) % 2**32
+    def _words(self, purpose: bytes, block: int, count: int, first: int = 0) -> Tensor:
+        """Uniform int64 [count], from word number ``first`` (even) of the stream on."""
+        return torch.frombuffer(self._keystream(purpose, block, 8 * count, first // 2), dtype=torch.int64)
 
-    def _words(self, purpose: bytes, block: int, count: int) -> Tensor:
-        """Uniform int64 [count]."""
-        return torch.frombuffer(self._keystream(purpose, block, 8 * count), dtype=torch.int64)
-
-    def _keystream(self, purpose: bytes, block: int, size: int) -> bytearray:
-        """AES-256-CTR (SP 800-38A) from the counter block purpose | block (7 bytes) | 0 (8 bytes)."""
-        start = purpose + block.to_bytes(7, "big") + bytes(8)
+    def _keystream(self, purpose: bytes, block: int, size: int, first: int = 0) -> bytearray:
+        """AES-256-CTR (SP 800-38A) from the counter block purpose | block (7 bytes) | first (8 bytes)."""
+        start = purpose + block.to_bytes(7, "big") + first.to_bytes(8, "big")
         return bytearray(Cipher(algorithms.AES(self._key), modes.CTR(start)).encryptor().update(bytes(size)))
 
 
@@ -88,9 +99,9 @@ def steps_at_once(count: int) -> int:
 
 
 def box_muller(words: Tensor) -> Tensor:
-    """Standard normal float32 [2 n] from uniform int64 [2 n], whose upper 53 bits are used."""
+    """Standard normal float64 [2 n] from uniform int64 [2 n], whose upper 53 bits are used."""
     half = len(words) // 2
     uniforms = (words >> 11).double()  # whole numbers, -2^52 .. 2^52 - 1
     radius = uniforms[:half].add_(2.0**52 + 1).mul_(2.0**-53).log_().mul_(-2).sqrt_()  # of (0, 1]
     angle = uniforms[half:].mul_(2 * math.pi * 2.0**-53)  # -pi .. pi
-    return torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)]).float()
+    return torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)])

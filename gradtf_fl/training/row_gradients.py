@@ -123,13 +123,13 @@ def forward_of(layer: Any, batch: Batch) -> Callable[..., Tensor]:
     adapter = layer.active_adapters[0]
     if isinstance(layer, ParamWrapper):
         return partial(_experts_forward, _stacks_of(layer), batch)
-    base, dropout, scale = layer.base_layer, layer.lora_dropout[adapter], float(layer.scaling[adapter])
+    base, scale = layer.base_layer, float(layer.scaling[adapter])  # without PEFT's dropout: `without_randomness`
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter]
 
     def forward(x: Tensor) -> Tensor:
         y: Tensor = base(x)
         with full_precision(x.device):  # as in PEFT, the adapter computes in its own type
-            rows, answers = batch.apart(dropout(x.to(a.dtype))), batch.apart(y.to(a.dtype))
+            rows, answers = batch.apart(x.to(a.dtype)), batch.apart(y.to(a.dtype))
             if isinstance(b, nn.Linear):
                 branched: Tensor = _LoraBranch.apply(answers, rows, a, b.weight, scale)  # type: ignore[no-untyped-call]
             else:  # LoRA-XS

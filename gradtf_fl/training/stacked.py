@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gradtf_fl.adapters import PREFIX, AdaptedModel, AdapterSpec, Place, find_targets
 from gradtf_fl.tasks import IGNORED, TokenRows, context_length, longest_row
+from gradtf_fl.training.clipping import exact, unit_factors
 from gradtf_fl.training.loss import target_mean_loss
 from gradtf_fl.training.stacked_layers import by_layer, stack_layers
 
@@ -230,8 +231,8 @@ def dp_fine_tune_stacked(
 ) -> Tensor:
     """Shadow federations: adapter k belongs to federation ``groups[k]`` and trains with noise ``sigmas[k]``.
 
-    Poisson batches with q = batch / rows, per-example clipping, Gaussian noise sigma * clip, a fresh Adam state each
-    round; at the end of a round every adapter of a group continues from the group's mean, as organizations do.
+    Poisson batches with q = batch / rows, rows of norm <= 1, Gaussian noise sigma on that scale, a fresh Adam state
+    each round; at the end of a round every adapter of a group continues from the group's mean, as organizations do.
 
     Returns:
         float32 [rounds, K, blocks, block_dim]: each adapter's update BEFORE it is averaged with its group.
@@ -255,10 +256,10 @@ def dp_fine_tune_stacked(
             copies = theta.detach()[owner].requires_grad_(True)
             torch.autograd.backward(stack.row_losses(copies, rows.take(torch.from_numpy(chosen))).sum())
             assert copies.grad is not None
-            factors = (recipe.clip / (copies.grad.flatten(1).norm(dim=1) + 1e-6)).clamp(max=1.0)
+            factors = unit_factors(exact(copies.grad).flatten(1).norm(dim=1), recipe.clip).to(copies.grad)
             total = torch.zeros_like(theta).index_add_(0, owner, copies.grad * factors[:, None, None])
-            total += sigma * recipe.clip * torch.randn(theta.shape, generator=noise).to(device) * stack.mask
-            theta.grad = total / recipe.batch
+            total += sigma * torch.randn(theta.shape, generator=noise).to(device) * stack.mask
+            theta.grad = total * (recipe.clip / recipe.batch)
             optimizer.step()
             if progress is not None:
                 progress(round_number * recipe.steps + step + 1, recipe.rounds * recipe.steps)

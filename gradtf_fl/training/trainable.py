@@ -21,6 +21,7 @@ from gradtf_fl.training.grad_samplers import SAMPLERS, GradSampler
 from gradtf_fl.training.preflight import adapter_parameters, learned_positions, unreadable_tokens
 from gradtf_fl.training.row_gradients import trained_layers
 from gradtf_fl.training.row_losses import RowLosses
+from gradtf_fl.training.without_randomness import refused_randomness, without_randomness
 
 LENGTHS = (5, 3, 4)
 """Tokens of the made-up rows: of different lengths, so that padding must have no say."""
@@ -52,48 +53,36 @@ def check_trainable(
     problems = unreadable_tokens(model, tokenizer, max_tokens)
     if problems:
         raise ConfigError(problems)
-    device = next(iter(parameters.values())).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        check_row_gradients(model, parameters, sampler)
-        was_training = model.training
-        with SAMPLERS[sampler](model, parameters) as attached:
-            model.train()
-            try:
-                probe(attached, model)
-            finally:
-                model.train(was_training)
-                _forget(parameters)
+    check_row_gradients(model, parameters, sampler)
 
 
 def probe(sampler: GradSampler, model: nn.Module) -> None:
     """Two rows of made-up tokens, forth and back in the model's own mode: every trainable matrix gets their gradients.
 
-    Catches, before private data is read, what `check_row_gradients` does not see in eval mode: layers that no gradient
-    reaches under gradient checkpointing. Raises ConfigError.
+    Catches, before private data is read, what `check_row_gradients` does not see: layers that no gradient reaches
+    under gradient checkpointing. Raises ConfigError.
     """
     ids = torch.zeros(2, 3, dtype=torch.long)
-    sampler.backward(RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))(torch.arange(2)))
+    losses = RowLosses(model, TokenRows(ids, torch.ones_like(ids), ids))
+    with refused_randomness(losses.device):
+        sampler.backward(losses(torch.arange(2)))
 
 
 def check_row_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter], sampler: Sampler) -> None:
-    """ConfigError where the sampler's gradients are not those of one row at a time, in eval mode."""
-    was_training, wanted = model.training, {id(p) for p in parameters.values()}
-    model.eval()
-    for module in model.modules():  # Opacus takes no notice of matrices in eval mode
-        module.training = any(id(p) in wanted for p in module.parameters(recurse=False))
+    """ConfigError where the sampler's gradients are not those of one row at a time, or a forward pass is random."""
     try:
-        with _off_zero(parameters):
+        with without_randomness(model, parameters.values()), _off_zero(parameters):
             losses = RowLosses(model, _made_up_rows(model))
             drawn = torch.arange(len(losses.rows))
             with SAMPLERS[sampler](model, parameters) as attached:
-                attached.backward(losses(drawn))
+                with refused_randomness(losses.device):
+                    attached.backward(losses(drawn))
                 found = torch.cat([_of_rows(p) for p in parameters.values()], 1)
             alone = [torch.autograd.grad(losses(row[None]).sum(), list(parameters.values())) for row in drawn]
             expected = torch.stack([_flat(gradients) for gradients in alone])
     except RuntimeError as error:  # of a forward pass: shapes, or an allocation
         raise ConfigError(f"the model can't be trained on made-up rows: {str(error).splitlines()[0]}") from error
     finally:
-        model.train(was_training)
         _forget(parameters)
     largest = float(expected.norm(dim=1).max())
     error_share = float((found - expected).norm(dim=1).max()) / largest if largest > 0 else 0.0

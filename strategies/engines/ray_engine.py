@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
-from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted
+from gradtf_fl.errors import ConfigError, RoundAborted
 from strategies.checkpoints import read_records
 from strategies.engines.flower_app import absolute, write_app
 from strategies.engines.flower_processes import flwr, superlink_command, write_connection
@@ -36,7 +36,7 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
 
     Raises:
         ConfigError: Ray is not installed, or the plan names no organizations.
-        RoundAborted, BudgetExhausted: as `run_server`. FlowerFailed: anything else that fails the run.
+        RoundAborted: as `run_server`. FlowerFailed: anything else that fails the run.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError('--engine ray: Ray is not installed; pip install "gradtf-fl[ray]"')
@@ -108,11 +108,8 @@ def raise_failure(status: str, out: Path, log: Path) -> None:
     raise FlowerFailed(f"the run ended as {status}; see {log}: {last_line(log)}")
 
 
-def failure_of(record: RoundRecord) -> BudgetExhausted | RoundAborted:
+def failure_of(record: RoundRecord) -> RoundAborted:
     """The error that an aborted round ended with."""
-    if record.aborted_at == "advertise" and record.refused.get("budget"):
-        refused = record.refused["budget"]
-        return BudgetExhausted(f"round {record.round}: {refused} organizations refuse it for their privacy budget")
     if record.aborted_at == CONNECT:
         return RoundAborted(CONNECT, {"connected": record.joined}, "too few organizations are connected")
     counts = {"advertise": record.joined, "mask": record.masked, "unmask": record.unmasked}

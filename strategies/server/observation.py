@@ -16,7 +16,7 @@ from typing import Self
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ExchangeStatus, JsonLog, NodeStatus, PlanStatus, RunState, RunStatus
-from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.file_names import EVENTS
 from gradtf_fl.round_messages import Refusal
 from strategies.records import NodeOutcome, OnEvent, RoundEvent, RoundRecord
@@ -216,8 +216,6 @@ def state_of(error: BaseException | None) -> RunState:
     """How a run ended that ended with ``error``."""
     if error is None:
         return "completed"
-    if isinstance(error, BudgetExhausted):
-        return "budget"
     if isinstance(error, RoundAborted):
         return "rejected" if isinstance(error, RoundRejected) else "aborted"
     return "failed" if isinstance(error, Exception) else "stopped"

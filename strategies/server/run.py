@@ -20,15 +20,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, Server, environment, held
+from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, Server, environment, held, last_line
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
-from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK
+from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK, SUPEREXEC_SECRET
 from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
 from strategies.checkpoints import read_records
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, write_connection
 from strategies.engines.ray_engine import raise_failure
+from strategies.failures import take_failure
 from strategies.records import OnEvent, RoundEvent
+from strategies.server.setup import located
 
 CONNECTION, DATABASE = "gradtf", "superlink.sqlite"
 START_SECONDS, COMMAND_SECONDS = 120.0, 60.0
@@ -57,9 +59,14 @@ class ServerRun:
         """Until all rounds are done.
 
         Raises:
-            RoundAborted: a round was aborted ``retries`` times in a row. BudgetExhausted, RoundRejected: at once.
-            ConfigError: another server runs in this folder. FlowerFailed.
+            RoundAborted: a round was aborted ``retries`` times in a row. RoundRejected: at once.
+            ConfigError: another server runs in this folder; a file or a model of the plan is missing or wrong.
+            FlowerFailed.
         """
+        problems: list[str] = []
+        located(self.server.plan, problems)
+        if problems:
+            raise ConfigError(problems)
         self.home.mkdir(mode=0o700, exist_ok=True)
         with held(self.home / LOCK, f"{self.server.folder}: another `gradtf server run` is at work there"):
             self._end_orphan()
@@ -115,7 +122,7 @@ class ServerRun:
 
     @property
     def _secret(self) -> Path:
-        return self.home / "superexec.secret"
+        return self.home / SUPEREXEC_SECRET
 
     def _start_superlink(self) -> None:
         listen = self.server.listen
@@ -125,6 +132,7 @@ class ServerRun:
         options += [text for name, path in tls.items() for text in (name, str(path.absolute()))]
         options += ["--enable-supernode-auth", "--database", str(self.home / DATABASE)]
         options += ["--isolation", "process", "--superexec-auth-secret-file", str(self._secret)]
+        options += ["--most-bytes", str(listen.message_mb * 1_000_000)]
         command = [sys.executable, "-m", "strategies.server.superlink_gate", *options]
         self._superlink = ChildProcess(command, self._env, self.home / "superlink.log")
         self._superlink.wait_for_port(int(port), START_SECONDS)
@@ -197,7 +205,8 @@ class ServerRun:
     # the run ----------------------------------------------------------------------------------------------
 
     def _rounds(self) -> None:
-        fruitless, aborted = 0, 0
+        fruitless, aborted, cause = 0, 0, ""
+        take_failure(self.server.plan.out)  # of an earlier `server run`
         while True:
             before = self._seen
             status = self._watch(self._submit())
@@ -216,10 +225,17 @@ class ServerRun:
                 continue
             except FlowerFailed as error:
                 self._tell(str(error))
+            failure = take_failure(self.server.plan.out)
+            if failure is not None and failure.final:
+                raise ConfigError(failure.problems)
+            cause = "; ".join(failure.problems) if failure is not None else cause
             if fruitless >= FRUITLESS:
-                raise FlowerFailed(
-                    f"the ServerApp ended {fruitless} times without a result; see {self.home / 'serverapp.log'}"
+                log = self.home / "serverapp.log"
+                why = (
+                    cause
+                    or f"it left no cause, as when it is killed for its memory: {last_line(log) or 'an empty log'}"
                 )
+                raise FlowerFailed(f"the ServerApp ended {fruitless} times without a result: {why} (see {log})")
             self._tell(f"the ServerApp ended ({status}) and goes on from the last checkpoint")
 
     def _submit(self) -> str:

@@ -17,7 +17,7 @@ from gradtf_fl.deployment import (
     ListenSection,
     canonical,
     check,
-    new_folder,
+    filled,
     read_enrolment,
 )
 from gradtf_fl.errors import ConfigError
@@ -67,7 +67,7 @@ def make_server(
     except ConfigError as error:
         problems += error.problems
     else:
-        checked = checked.model_copy(update=_located(checked, problems))
+        checked = checked.model_copy(update=located(checked, problems))
     if len(found) < 3 and not given.get("allow_two") and not problems:
         problems.append(f"--enrolment: {len(found)} organizations; with 2 each learns the other's update: at least 3")
     if problems:
@@ -80,20 +80,20 @@ def make_server(
         "organizations": sorted(found, key=lambda organization: organization.name),
     }
     invitation = validate(Invitation, values, lambda key: f"invitation: {key}" if key else "--enrolment")
-    new_folder(folder, "a server")
-    provider.save(folder / PROVIDER_KEY)
-    (folder / ENROLMENTS).mkdir(mode=0o700)
-    for organization in invitation.organizations:
-        text = json.dumps(organization.model_dump(), indent=1) + "\n"
-        replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
-    write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
-    replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
-    text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
-    replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
+    with filled(folder, "a server"):
+        provider.save(folder / PROVIDER_KEY)
+        (folder / ENROLMENTS).mkdir(mode=0o700)
+        for organization in invitation.organizations:
+            text = json.dumps(organization.model_dump(), indent=1) + "\n"
+            replace_file(folder / ENROLMENTS / f"{organization.name}.json", text.encode(), PUBLIC)
+        write_roster(folder, [bytes.fromhex(key) for key in invitation.roster])
+        replace_file(folder / INVITATION, canonical(invitation).encode(), PUBLIC)
+        text = tables_to_toml({"server": section, "plan": checked}, leave_out=OURS)
+        replace_file(folder / SERVER_CONFIG, text.encode(), PRIVATE)
     return invitation
 
 
-def _located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
+def located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
     """The plan's files by absolute paths; those that are not there, models included, are problems."""
     files = {"prompts": plan.prompts} if plan.prompts is not None else {}
     if plan.transformer not in ("embedded", NO_TRANSFORMER):

@@ -24,6 +24,7 @@ from gradtf_fl.config import (
     PrivacySection,
     SecAggSection,
     SimulationConfig,
+    declared_of,
     load_toml,
     read_project,
     to_toml,
@@ -44,7 +45,7 @@ def organization(**secagg: Any) -> OrganizationConfig:
     return OrganizationConfig(
         name="org-1",
         data=DataSection(train=Path('odd "name".jsonl'), test=Path("test.jsonl")),
-        privacy=PrivacySection(budget=8.0),
+        privacy=PrivacySection(budget=8.0, declared=64),
         secagg=SecAggSection(**({"roster": ROSTER, "provider_key": "d" * 64} | secagg)),
         simulation=OrganizationSimulation(seed=3, drop=(DropPoint(stage="mask"), DropPoint(stage="share", round=2))),
     )
@@ -73,7 +74,7 @@ def test_whatever_is_written_reads_back_equal(
         update={
             "models": ModelsSection(tiny=name, llm=name[::-1]),
             "data": DataSection(train=Path(path)),
-            "privacy": PrivacySection(budget=budget),
+            "privacy": PrivacySection(budget=budget, declared=64),
             "simulation": None if seed is None else OrganizationSimulation(seed=seed),
         }
     )
@@ -283,3 +284,20 @@ def test_a_simulation_permits_what_its_own_plan_asks(tmp_path: Path) -> None:
     asked = {"clip": 500.0, "rate": 5.0, "steps": 2000, "weight_rule": "examples", "groups": 3}
     assert not policy.broken_by(**asked)  # type: ignore[arg-type]
     assert (policy.max_round_epsilon, policy.min_sigma, policy.min_rows) == (50.0, 0.0, 1)
+
+
+@pytest.mark.parametrize("declared", [None, 0, -5])
+def test_a_file_without_a_declared_figure_says_what_to_add(declared: int | None) -> None:
+    values = organization().model_dump(mode="json")
+    values["privacy"] = {"budget": -1.0} | ({} if declared is None else {"declared": declared})
+    budget, missing = problems(OrganizationConfig, values)
+    assert budget.startswith("f.toml: privacy.budget: ")
+    assert missing.startswith("f.toml: privacy.declared: missing: add `declared = N`, the number of rows that you make")
+
+
+@given(st.integers(1, 2**40))
+def test_a_declared_figure_has_two_binary_digits_and_leaves_out_at_most_a_third(rows: int) -> None:
+    declared = declared_of(rows)
+    assert declared <= rows < 1.5 * declared
+    assert declared & (declared - 1) == 0 or (declared // 3) & (declared // 3 - 1) == 0
+    assert declared_of(declared) == declared

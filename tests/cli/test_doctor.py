@@ -178,6 +178,24 @@ def test_rows_are_encoded_by_the_organizations_own_tokenizer(organization: Path)
     assert "2 of 3 rows have no token that is scored" in finding.found
 
 
+@pytest.mark.parametrize(
+    ("rows", "level", "said"),
+    [
+        (63, "fail", "lower [privacy] declared to at most 63"),
+        (64, "ok", ""),
+        (127, "ok", ""),
+        (128, "warn", "[privacy] declared = 128 changes that, and tells the server"),
+    ],
+)
+def test_the_declared_figure_is_compared_with_the_file(organization: Path, rows: int, level: str, said: str) -> None:
+    path = organization / ORGANIZATION_CONFIG
+    path.write_text(path.read_text().replace("declared = 1\n", "declared = 64\n"))
+    write_rows(organization.parent / "rows.jsonl", [Row("[_][_][_]37?58=", "13")] * rows)
+    finding = told_of_rows(organization, "declared")
+    assert (finding.level, finding.found) == (level, f"64 rows are public, {rows} are there")
+    assert said in finding.remedy
+
+
 def test_bad_test_rows_are_a_warning_and_no_failure(organization: Path) -> None:
     """They stop no round: its models are not scored here."""
     test = organization.parent / "test.jsonl"

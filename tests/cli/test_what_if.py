@@ -158,3 +158,23 @@ def test_a_broken_ledger_plans_nothing(ledger: Path) -> None:
     result = gradtf("audit", "what-if", *PLAN, "--ledger", ledger, "--dataset", "train")
     assert result.exit_code == 5
     assert "row 4" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (("--epsilon", 1, "--delta", "1e-14"), 2),
+        (("--epsilon", 1, "--delta", "1e-18"), 2),
+        (("--epsilon", 0.005), 2),
+        (("--epsilon", 1001), 2),
+        (("--epsilon", 1, "--delta", "1e-12"), 0),
+        (("--epsilon", 1000, "--batch", 1024), 0),
+        (("--epsilon", 0.01), 0),
+    ],
+    ids=str,
+)
+def test_at_the_edge_it_answers_or_says_why_not(given: tuple[object, ...], code: int) -> None:
+    """Delta 1e-14 ended in a ValueError; epsilon 1000 at q = 1 took 300 s and 9.6 GB."""
+    result = gradtf("audit", "what-if", "--rounds", 3, "--batch", 64, "--rows", 1024, *given)
+    assert result.exit_code == code
+    assert ("must be" in result.output) == (code == 2)

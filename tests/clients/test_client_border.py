@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from flwr.app import Context, Message, RecordDict
 
 from clients import local_training
 from clients.client_app import app
+from clients.handlers import handle
+from clients.node import worker
 from clients.node_store import NodeStore, OpenRound, RoundKey
-from clients.organization import organization_of
-from clients.refusals import Refused
+from clients.organization import assemble, load_organization, organization_of
+from clients.refusals import Refused, answered
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
@@ -46,6 +49,7 @@ from strategies import InProcessGrid, Provider, SecureFederation, provider
 from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
+from tests.cli.conftest import gradtf
 from tests.strategies.federation_kit import Kit, write_transformer
 
 MakeKit = Callable[..., Kit]
@@ -184,7 +188,7 @@ def test_an_adapter_that_nobody_can_train_privately_starts_no_round_and_costs_no
 def test_a_private_path_does_not_leave(bench: Bench) -> None:
     bench.kit.change(0, data=DataSection(train=Path(f"{MARKER}.jsonl")))
     reply = bench.ask(BEGIN, bench.begin().to_fields())
-    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert dict(reply.content[SECTION]) == {REFUSAL: "policy"}
     assert MARKER not in everything_in(reply)
 
 
@@ -192,7 +196,7 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
     train = bench.kit.folders[0] / "train.jsonl"
     train.write_text(train.read_text() + json.dumps({"prompt": MARKER}) + "\n")
     reply = bench.ask(BEGIN, bench.begin().to_fields())
-    assert dict(reply.content[SECTION]) == {REFUSAL: "data"}
+    assert dict(reply.content[SECTION]) == {REFUSAL: "policy"}
     assert MARKER not in everything_in(reply)
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
@@ -201,7 +205,7 @@ def test_a_bad_row_does_not_leave_and_is_not_charged(bench: Bench) -> None:
 def test_a_row_that_teaches_nothing_is_refused_and_not_charged(bench: Bench, row: dict[str, str]) -> None:
     train = bench.kit.folders[0] / "train.jsonl"
     train.write_text(train.read_text() + json.dumps(row) + "\n")
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "data"
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
     log = (bench.kit.folders[0] / "client.log").read_text()
     assert "1 of 65 rows have no token that is scored, for example row 65" in log
@@ -243,8 +247,8 @@ def test_a_round_is_answered_once(bench: Bench) -> None:
     assert bench.code(BEGIN, begin) is None
     assert bench.code(BEGIN, begin) == "stale"
     assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
-    assert bench.code(BEGIN, bench.begin().to_fields()) is None  # the next attempt, charged again
-    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 2
+    assert bench.code(BEGIN, bench.begin().to_fields()) is None  # the next attempt takes what was never masked
+    assert len(read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events) == 1
 
 
 def test_a_stage_of_another_round_is_stale(bench: Bench) -> None:
@@ -269,7 +273,7 @@ def test_a_bad_stage_message_ends_the_round_for_good(bench: Bench) -> None:
         ({"dim": 5}, "model_hash"),
         ({"dp": "{}"}, "protocol"),
         ({"dp": {"rounds": 10**4, "steps": 10**6}}, "protocol"),
-        ({"dp": {"batch": 65}}, "data"),
+        ({"dp": {"batch": 65}}, "policy"),
         ({"round": 3}, "policy"),
     ],
 )
@@ -282,8 +286,9 @@ def test_the_organization_decides(bench: Bench, changes: dict[str, object], code
 def test_a_plan_beyond_the_budget_is_refused_before_the_rows_are_parsed(make_kit: MakeKit) -> None:
     bench = Bench(make_kit(budget=0.5))
     train = bench.kit.folders[0] / "train.jsonl"
-    train.write_text("not json\n" * 64)  # would be refused with "data" if it were parsed
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "budget"
+    train.write_text("not json\n" * 64)
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert "past the budget of 0.5" in (bench.kit.folders[0] / "client.log").read_text()
     assert read_ledger(bench.kit.folders[0] / "ledger.sqlite").content.events == ()
 
 
@@ -444,9 +449,66 @@ def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> No
     assert organization_of(Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), run_config))
 
 
+def test_a_strangers_words_stay_one_short_line_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A message type of 30 MB went into client.log whole, escape sequences and line ends with it."""
+    hostile = "train.\x1b[2J\n2026-01-01T00:00:00+00:00 train.begin accepted \u202e" + "x" * 30_000_000
+    folder = bench.kit.folders[0]
+    organization = load_organization(folder, simulated=True)
+    with caplog.at_level(logging.WARNING, "gradtf.client"):
+        answer = answered(lambda: handle(organization, hostile, {}), hostile, lambda: folder)
+    assert answer == {REFUSAL: "protocol"}
+    log = (folder / "client.log").read_text()
+    assert len(log) < 10_000
+    assert all(line.isprintable() for text in (log, caplog.text) for line in text.splitlines())
+    assert not [line for line in log.splitlines() if "accepted" in line[:60] and line.startswith("2026-01-01")]
+
+
+def test_only_a_simulation_serves_a_folder_with_a_seed(make_kit: MakeKit) -> None:
+    """Noise and masks of a seed that the server knows hide nothing from it."""
+    kit = make_kit()
+    folder = kit.folders[0]
+    deployed = Context(1, 1, {"organization-dir": str(folder)}, RecordDict(), {})
+    for load in (lambda: load_organization(folder), lambda: organization_of(deployed)):
+        with pytest.raises(ConfigError, match=r"organization\.toml: simulation: .* only `gradtf simulate`"):
+            load()
+    organization = assemble(folder, kit.config(0), Identity.load(folder / "identity.key"))
+    with pytest.raises(ConfigError, match="simulation"):
+        handle(organization, BEGIN, {})
+    key = RoundKey("run", 1, 0)
+    assert organization.training_seed(key) is None
+    assert organization.randomness(key) is os.urandom
+    assert organization.store().durable
+    assert worker.answer(folder, BEGIN, {}) == {"fields": {REFUSAL: "internal"}}
+    run = gradtf("org", "run", folder)
+    assert run.exit_code == 2
+    assert "[simulation]" not in run.output
+    assert "simulation" in run.output
+    assert not (folder / "flower").exists()
+
+
+def test_what_others_may_write_is_not_believed(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = make_kit()
+    kit.change(0, simulation=None)
+    folder = kit.folders[0]
+    load_organization(folder)
+    (folder / "organization.toml").chmod(0o644)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError) as found:
+        load_organization(folder)
+    assert [problem.partition(": ")[0] for problem in found.value.problems] == [
+        str(folder),
+        str(folder / "organization.toml"),
+    ]
+    folder.chmod(0o700)
+    (folder / "organization.toml").chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # all of it is another user's
+    with pytest.raises(ConfigError, match="organization\\.toml: owned by user"):
+        load_organization(folder)
+
+
 def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None:
     kit = make_kit()
-    context = Context(1, 1, {"organization-dir": str(kit.folders[0])}, RecordDict(), {})
+    context = Context(1, 1, {"organization-dir": str(kit.folders[0]), "simulated": True}, RecordDict(), {})
     assert not organization_of(context).store().durable
     kit.change(0, simulation=None)
     store = organization_of(context).store()
@@ -457,8 +519,8 @@ def test_only_a_simulation_does_not_wait_for_the_disk(make_kit: MakeKit) -> None
 def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 1, 0)
-    store.claim(key)
-    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0))
+    store.claim(key, "plan", b"training")
+    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0), b"training")
     with store.stage(1, 0) as opened:
         opened.finished = True
     data = (tmp_path / "state.sqlite").read_bytes()
@@ -466,18 +528,20 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
     assert b"private-vector" not in data
     for older in (key, RoundKey("run", 0, 9)):
         with pytest.raises(Refused, match="not above"):
-            store.claim(older)
-    store.claim(RoundKey("run", 1, 1))
+            store.claim(older, "plan", b"training")
+    store.claim(RoundKey("run", 1, 1), "plan", b"training")
+    assert store.last_round("run") == (1, 0)  # nobody has answered it yet
+    store.give_up(RoundKey("run", 1, 1))
     assert store.last_round("run") == (1, 1)
     assert store.last_round("other") == (0, 0)
 
 
 def test_a_late_training_does_not_reopen_its_round(tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "state.sqlite")
-    store.claim(RoundKey("run", 1, 0))
-    store.claim(RoundKey("run", 1, 1))
+    store.claim(RoundKey("run", 1, 0), "plan", b"training")
+    store.claim(RoundKey("run", 1, 1), "plan", b"training")
     with pytest.raises(Refused, match="another round"):
-        store.open(OpenRound(RoundKey("run", 1, 0), b"", None, 1.0))
+        store.open(OpenRound(RoundKey("run", 1, 0), b"", None, 1.0), b"training")
 
 
 def test_the_stages_import_nothing_heavy() -> None:
@@ -501,7 +565,8 @@ from clients.stages import share
 from clients.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
-org = organization_of(Context(1, 1, {{"organization-dir": {str(bench.kit.folders[0])!r}}}, RecordDict(), {{}}))
+node = {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}
+org = organization_of(Context(1, 1, node, RecordDict(), {{}}))
 try:
     share(org, StagePayload(1, 0, b"junk"))
 except Exception as error:

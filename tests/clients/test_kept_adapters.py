@@ -19,17 +19,19 @@ import pytest
 import torch
 from click.testing import Result
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clients.adapters.kept import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.delivery import receive_adapter
 from clients.organization import load_organization
+from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec, load_adapter, model_hash, pack_adapter
 from gradtf_fl.adapters.proof import UNUSED
 from gradtf_fl.adapters.switches import COMPARED, HARMLESS, switches
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import AdapterDelivery
+from gradtf_fl.safetensors_header import metadata_of
 from gradtf_fl.secagg import Identity
 from tests.cli.conftest import gradtf
 from tests.clients.conftest import Kept
@@ -67,7 +69,7 @@ def deliver(kept_by: Kept, run_id: str, round_number: int, scale: float = 2.0) -
     message = AdapterDelivery(run_id, round_number, packed, b"", "", b"", b"update")
     message = replace(message, signature=provider.sign(message.signed_bytes))
     kept_by.kit.change(0, data=kept_by.kit.config(0).data.model_copy(update={"test": None}))
-    assert receive_adapter(load_organization(kept_by.folder), message) == {"status": "stored"}
+    assert receive_adapter(load_organization(kept_by.folder, simulated=True), message) == {"status": "stored"}
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -152,6 +154,51 @@ def test_an_old_delivery_that_comes_again_does_not_roll_back(organization: Kept)
     assert current(organization.folder).round == 5
     statement = json.loads((organization.folder / "rounds" / "4" / "adapter.json").read_text())
     assert statement["delivery"] == 4
+
+
+def test_an_old_runs_signed_adapter_does_not_become_current(organization: Kept) -> None:
+    """A signature never ages: whoever kept an old run's delivery can send it for ever."""
+    old, new = "20260101T000000Z-aa", "20260301T000000Z-bb"
+    deliver(organization, old, 4)
+    deliver(organization, new, 1)
+    before = current(organization.folder)
+    for run_id, round_number in ((old, 4), (old, 5), ("20260201T000000Z-cc", 9), ("0" * 32, 9)):
+        with pytest.raises(Refused, match="is older than") as refused:
+            deliver(organization, run_id, round_number)
+        assert refused.value.code == "adapter"
+        assert current(organization.folder) == newest(organization.folder) == before
+    (organization.folder / "state.sqlite").unlink()  # as before runs were counted
+    with pytest.raises(Refused, match="is older than"):
+        deliver(organization, old, 5)
+    deliver(organization, new, 2)
+    deliver(organization, "20260301T000001Z-dd", 1)
+    assert current(organization.folder).path == organization.adapter(1)
+
+
+@pytest.mark.parametrize("change", ["nan", "infinity", "half", "extra", "rank"])
+def test_an_adapter_that_nobody_could_use_is_refused(organization: Kept, change: str) -> None:
+    source = organization.kit.folders[1] / "rounds" / "3" / "llm_adapter"
+    state, spec, base = load_adapter(source)
+    name = next(iter(state))
+    if change == "extra":
+        state["base_model.model.lm_head.lora_A.weight"] = state[name].clone()
+    elif change == "rank":
+        spec = replace(spec, rank=1_000_000)
+    elif change != "half":
+        state[name] = torch.full_like(state[name], float(change))
+    packed = pack_adapter(state, spec, base, model_hash(base))
+    if change == "half":  # as our own packing never writes it
+        about = metadata_of(packed, "gradtf")
+        packed = save({n: t.half() for n, t in state.items()}, {"gradtf": json.dumps(about)})
+    message = AdapterDelivery("next run", 4, packed, b"", "", b"", b"update")
+    provider = Identity.load(organization.kit.plan.out / "provider.key")
+    with pytest.raises(Refused) as refused:
+        receive_adapter(
+            load_organization(organization.folder, simulated=True),
+            replace(message, signature=provider.sign(message.signed_bytes)),
+        )
+    assert refused.value.code == "adapter"
+    assert not organization.adapter(4).exists()
 
 
 def test_a_delivery_that_was_cut_off_is_completed(organization: Kept) -> None:

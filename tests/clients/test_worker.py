@@ -22,7 +22,9 @@ from tests.strategies.federation_kit import Kit
 
 @pytest.fixture
 def kit(make_kit: Callable[..., Kit]) -> Kit:
-    return make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
+    kit = make_kit("a/" + "deep/" * 25 + "folder")  # longer than a socket's name
+    kit.change(0, simulation=None)
+    return kit
 
 
 @pytest.fixture
@@ -57,6 +59,21 @@ def test_a_round_of_the_worker_is_a_round_of_the_handlers(kit: Kit, link: Worker
     while link.pid is not None and time.monotonic() < end:
         time.sleep(0.05)
     assert link.pid is None  # it went after its answer, to be started afresh
+
+
+def test_no_message_takes_more_memory_than_the_organization_gives(kit: Kit) -> None:
+    kit.change(0, worker=kit.config(0).worker.model_copy(update={"most_mb": 2000}))
+    code = f"""
+from pathlib import Path
+from clients.node import worker
+folder = Path({str(kit.folders[0])!r})
+worker.bound_memory(folder)
+worker.handle = lambda organization, message_type, fields: bytearray(3 * 10**9)
+print(worker.answer(folder, "train.begin", {{}}), len(bytearray(10**8)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[0] == "{'fields': {'refusal': 'internal'}} 100000000", done.stderr[-2000:]
+    assert "MemoryError" in (kit.folders[0] / "client.log").read_text()
 
 
 def test_a_worker_that_cannot_start_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:

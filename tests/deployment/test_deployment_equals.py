@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gradtf_fl.config import OrganizationSimulation
+from gradtf_fl.deployment.processes import PACKAGES
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.transformer import GradTransformer
 from strategies import read_records, run_server
@@ -17,6 +19,7 @@ from tests.deployment.deployed_kit import Deployment
 from tests.deployment.members import until
 from tests.strategies.federation_kit import TRANSFORMER, build
 
+SEEDED = Path(__file__).with_name("seeded")  # without it a node refuses the [simulation] table
 ROUNDING = 1e-5  # of a mean of three; one step of the encoding is 2.9e-6
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
@@ -31,6 +34,7 @@ def test_deployment_equals_in_process(untrained: tuple[str, str], tmp_path: Path
     deployment = Deployment(tmp_path / "deployed", untrained, 3, **same, deadline_s=120.0, join_s=120.0)
     for number, member in enumerate(deployment.organizations):
         deployment.change(member, simulation=OrganizationSimulation(seed=number, keep_updates=True))
+        member.start(env={"GRADTF_TEST_SEEDED": "1", "PYTHONPATH": os.pathsep.join(map(str, (SEEDED, PACKAGES)))})
     with deployment.running():
         until(lambda: deployment.server.ended is not None, 600.0, "both rounds", pause=0.5)
         assert deployment.server.ended == 0, deployment.server.said()

@@ -7,6 +7,7 @@ import re
 import stat
 import tomllib
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,12 @@ from gradtf_fl.deployment.enrolment import (
     read_invitation,
     same_fingerprint,
 )
+from gradtf_fl.deployment.folders import Occupied
 from gradtf_fl.deployment.server_config import load_server
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg import Identity
+from strategies import ServerRun, run_server
+from strategies.failures import note_failure, take_failure
 from strategies.server.setup import make_server
 from tests.cli.conftest import gradtf
 
@@ -108,6 +112,77 @@ def test_from_nothing_to_joined(tmp_path: Path, three: list[Path]) -> None:
         assert loaded.config.server is not None
     roster = (tmp_path / "server/roster.txt").read_text().split()
     assert roster == list(invitation.roster)
+
+
+def test_a_folder_that_others_may_change_is_not_believed(tmp_path: Path, three: list[Path]) -> None:
+    """By kind: whatever mode or owner lets somebody else decide what an organization or a server does."""
+    invitation = serve(tmp_path, three)
+    for path in (three[0], three[0] / "organization.toml", three[0] / "identity.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o777)
+        with pytest.raises(ConfigError, match=f"{path}: .*mode 0777: others can read it"):
+            join_federation(three[0], invitation)
+        path.chmod(before)
+    for path in (tmp_path / "server", tmp_path / "server/server.toml", tmp_path / "server/provider.key"):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(0o755)
+        with pytest.raises(ConfigError, match=f"{path}: mode 0755: others can read it; chmod"):
+            load_server(tmp_path / "server")
+        path.chmod(before)
+    load_server(tmp_path / "server")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        init_authority(shared, "test", 30)
+    with pytest.raises(ConfigError, match=r"shared: mode 0777: others can change"):
+        issue_server(tmp_path / "ca", ["127.0.0.1"], shared, 10)
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("listen", ["[::]:9092", "[::1]:9092", "192.0.2.7:9092", "fl.example:9092"])
+def test_a_server_that_its_own_parts_could_not_reach_is_not_set_up(
+    tmp_path: Path, three: list[Path], listen: str
+) -> None:
+    serve(tmp_path, three)
+    settings = tmp_path / "server/server.toml"
+    settings.write_text(settings.read_text().replace('listen = "0.0.0.0:9092"', f'listen = "{listen}"'))
+    with pytest.raises(ConfigError, match=r"server\.listen: .*own parts reach it by 127\.0\.0\.1"):
+        load_server(tmp_path / "server")
+
+
+def test_a_run_that_cannot_start_says_why_at_once(tmp_path: Path, three: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"plan\.transformer: .*gone\.safetensors: no such file"):
+        serve(tmp_path, three, transformer=str(tmp_path / "gone.safetensors"))
+    assert not (tmp_path / "server").exists()
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"no checkpoint")
+    serve(tmp_path, three, transformer=str(there))
+    server = load_server(tmp_path / "server")
+    with pytest.raises(ConfigError, match=r"there\.safetensors") as refused:
+        run_server(None, server.plan)  # type: ignore[arg-type]
+    note_failure(server.folder, refused.value)
+    failure = take_failure(server.folder)
+    assert failure is not None
+    assert failure.final  # `server run` ends with it instead of trying again
+    assert "there.safetensors" in failure.problems[0]
+    assert take_failure(server.folder) is None
+    note_failure(server.folder, Occupied("another server runs there"))  # it may leave
+    failure = take_failure(server.folder)
+    assert failure is not None
+    assert not failure.final
+    there.unlink()
+    with pytest.raises(ConfigError, match=r"plan\.transformer: .*there\.safetensors: no such file"):
+        ServerRun(server).run()
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", '{"prompt": "a"}\n', "\x00", '{"prompt": "a", "answer": "\\ud83d"}\n'])
+def test_an_organization_is_not_made_for_rows_that_nobody_can_read(tmp_path: Path, content: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(content)
+    with pytest.raises(ConfigError, match=r"--data: .*rows\.jsonl"):
+        make_organization(tmp_path / "org", "org", rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
+    assert not (tmp_path / "org").exists()
 
 
 def test_secrets_are_private_and_stay_at_home(tmp_path: Path, three: list[Path]) -> None:
@@ -204,7 +279,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path, th
 
 OURS = """# Rows of the spring; talk to Ada before you change the budget
 name='org-1'   # not our full name
-privacy = {budget = 8.0, dataset = "spring"}   # one line is enough
+privacy = {budget = 8.0, declared = 1, dataset = "spring"}   # one line is enough
 
 [secagg]
   n_min = 3   # never fewer
@@ -263,6 +338,29 @@ def test_only_the_embedded_models_are_set_up_without_a_trained_end(tiny: str, en
     (tmp_path / "rows.jsonl").write_text('{"prompt": "[_]12?34=", "answer": "46"}')
     make_organization(tmp_path / "o", "o", tmp_path / "rows.jsonl", None, 8.0, 1e-5, tiny, "embedded:llm")
     assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["data"]["end"] is end
+
+
+@pytest.mark.parametrize(("declare", "found"), [(None, 64), (95, 95), (1, 1), (96, 0), (0, 0)])
+def test_rows_are_counted_once_and_declared_rounded_down(declare: int | None, found: int, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "[_]12?34=", "answer": "46"}\n' * 95)
+    make = partial(make_organization, tmp_path / "o", "o", rows, None, 8.0, 1e-5, "embedded:tiny", "embedded:llm")
+    if found:
+        make(declare=declare)
+        assert tomllib.loads((tmp_path / "o" / "organization.toml").read_text())["privacy"]["declared"] == found
+        return
+    with pytest.raises(ConfigError, match=f"--declare: {declare}: at least 1 and at most the 95 rows of "):
+        make(declare=declare)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_file_that_cannot_be_read_sets_nothing_up(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("")
+    with pytest.raises(ConfigError, match=r"--data: data .*rows.jsonl: no rows") as told:
+        make_organization(tmp_path / "o", "o", rows, None, -1.0, 1e-5, "embedded:tiny", "embedded:llm")
+    assert len(told.value.problems) == 2
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_server_whose_files_are_not_there_is_not_set_up(tmp_path: Path, three: list[Path]) -> None:

@@ -114,8 +114,8 @@ def test_what_the_source_wrote_is_a_word(tmp_path: Path) -> None:
     class Level(Enum):
         HIGH = 3
 
-    line = written(tmp_path, code=Refusal.BUDGET, error=RoundAborted, kind=Kind.NEW, text=Kind.TEXT, level=Level.HIGH)
-    assert (line["code"], line["error"], line["kind"]) == ("budget", "RoundAborted", "brand-new")
+    line = written(tmp_path, code=Refusal.POLICY, error=RoundAborted, kind=Kind.NEW, text=Kind.TEXT, level=Level.HIGH)
+    assert (line["code"], line["error"], line["kind"]) == ("policy", "RoundAborted", "brand-new")
     assert (line["text"], line["level"]) == (WITHHELD, WITHHELD)
 
 

@@ -130,9 +130,9 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from clients.refusals import Refusal, Refused, answered\n"
         "def work():\n"
-        "    raise Refused(Refusal.BUDGET, 'x')\n"
+        "    raise Refused(Refusal.POLICY, 'x')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "assert answered(work, 'train.begin', lambda: Path(sys.argv[1])) == {'refusal': 'budget'}\n"
+        "assert answered(work, 'train.begin', lambda: Path(sys.argv[1])) == {'refusal': 'policy'}\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with (tmp_path / "stderr").open("wb") as log:

@@ -64,7 +64,7 @@ def test_nothing_private_in_any_byte_that_leaves(tmp_path: Path) -> None:
 
     records = read_records(tmp_path / "server")
     assert [(record.state, record.joined) for record in records] == [("completed", 3), ("completed", 3)]
-    assert records[0].refused == {"data": 1}
+    assert records[0].refused == {"policy": 1}
     told_at_home = (homes[3] / "client.log").read_text()
     assert MARKER in told_at_home  # the organization itself learns why: the search below would find it
 

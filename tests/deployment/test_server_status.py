@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], ge
     folder = tmp_path_factory.mktemp("status") / "server"
     drop = {1: (DropPoint(stage="mask", round=2),)}
     kit = build(folder, pair, generator, organizations=4, rounds=3, drop=drop, epsilon=2.0)  # type: ignore[arg-type]
-    kit.change(2, privacy=PrivacySection(budget=1.8137))
+    kit.change(2, privacy=PrivacySection(budget=1.8137, declared=64))
     enrol(kit)
     with Observer(kit.plan) as observer:
         run_server(kit.grid(), kit.plan, observer, kit.generator)
@@ -86,7 +86,7 @@ def test_a_finished_run_as_a_document(finished: Kit) -> None:
     document = json.loads(asked(finished.plan.out, "--json"))
     assert (document["state"], document["alive"], document["rounds_done"]) == ("completed", False, 3)
     assert document["status_age_s"] >= 0
-    assert document["refused"] == {"budget": 1}
+    assert document["refused"] == {"policy": 1}
     assert document["last_adapter"]["round"] == 3
     records = checkpoints.read_records(finished.plan.out)
     assert document["last_adapter"]["sha256"] == records[-1].llm_adapter_sha256
@@ -112,7 +112,7 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert "1 of 3" in rows["clinic-north"]
     assert "answered unmask" in rows["st-anna"]
     assert key(finished, 0)[:8] in rows["st-anna"]
-    assert "budget 1" in text
+    assert "policy 1" in text
     assert "2 at delta 1e-05 for each organization, all 3 rounds" in text
     assert checkpoints.read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
     told = " ".join(text.split())

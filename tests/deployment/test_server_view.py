@@ -47,7 +47,7 @@ def test_health() -> None:
     joining = replace(now(), stage_started=now().updated - LATE * 300 - 10)  # late to connect, not to train
     assert health(view(status=joining))["status"] == "ok"
     assert health(view(status=replace(joining, stage="connect")))["status"] == "degraded"
-    for state in ("aborted", "rejected", "budget", "failed"):
+    for state in ("aborted", "rejected", "failed"):
         assert health(view(alive=False, status=now(state=state)))["status"] == "failed"
         assert health(view(alive=True, status=now(state=state)))["status"] == "ok"  # it was started again
     assert health(view(alive=False, status=now(state="completed")))["status"] == "ok"
@@ -60,7 +60,7 @@ def test_health() -> None:
         (None, STATUS, "not seen yet"),
         (NodeStatus(1, "a", "advertise", "waiting"), STATUS, "waiting for advertise"),
         (NodeStatus(1, "a", "advertise", "answered"), STATUS, "answered advertise"),
-        (NodeStatus(1, "a", "advertise", "budget", refusal="budget", refused_in=1), STATUS, "refuses: budget"),
+        (NodeStatus(1, "a", "advertise", "policy", refusal="policy", refused_in=1), STATUS, "refuses: policy"),
         (NodeStatus(1, "a", "mask", "silent"), STATUS, "lost at mask: no answer"),
         (NodeStatus(1, "a"), STATUS, "not connected"),
         (NodeStatus(1, "a", refusal="policy", refused_in=3), STATUS, "not connected; refused round 3 (policy)"),

@@ -87,8 +87,8 @@ def test_names_are_plain(tmp_path: Path, owner: dict[str, Any], name: str) -> No
         Ledger.open(tmp_path / "l", budget={name: 1.0}, **owner)
     assert not (tmp_path / "l").exists()
     with pytest.raises(ValueError, match="dataset"):
-        PrivacySection(budget=1.0, dataset=name)
-    assert PrivacySection(budget=1.0).dataset == "train"
+        PrivacySection(budget=1.0, declared=1, dataset=name)
+    assert PrivacySection(budget=1.0, declared=1).dataset == "train"
 
 
 def test_the_report_has_one_entry_for_each_dataset(tmp_path: Path, owner: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from gradtf_fl.config import (
     SecAggSection,
     to_toml,
 )
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.secagg import Identity, ReplayRandomness
 from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.transformer import GradTransformer
@@ -60,7 +61,9 @@ class Kit:
 
     def grid(self) -> InProcessGrid:
         """The in-process grid over these organizations."""
-        return InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in self.folders])
+        return InProcessGrid(
+            client_app, [{"organization-dir": str(folder), "simulated": True} for folder in self.folders]
+        )
 
     def config(self, number: int) -> OrganizationConfig:
         """``organization.toml`` of organization ``number``."""
@@ -122,7 +125,7 @@ def build(
     folders = []
     for number, identity in enumerate(identities):
         folder = out / "organizations" / f"org-{number + 1}"
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         identity.save(folder / "identity.key")
         write_rows(folder / "train.jsonl", random_rows(number, ROWS))
         write_rows(folder / "test.jsonl", random_rows(100 + number, 8))
@@ -130,11 +133,11 @@ def build(
             name=folder.name,
             models=ModelsSection(tiny=pair[0], llm=pair[1]),
             data=DataSection(train=Path("train.jsonl"), test=Path("test.jsonl")),
-            privacy=PrivacySection(budget=budget),
+            privacy=PrivacySection(budget=budget, declared=ROWS),
             secagg=SecAggSection(roster=roster, provider_key=provider.public.hex()),
             policy=PolicySection(groups=asked.groups, weight_rules=(asked.weight_rule,)),
             simulation=OrganizationSimulation(seed=number, keep_updates=True, drop=(drop or {}).get(number, ())),
         )
-        (folder / "organization.toml").write_text(to_toml(config))
+        replace_file(folder / "organization.toml", to_toml(config).encode(), PRIVATE)
         folders.append(folder)
     return Kit(asked, tuple(folders), generator)

@@ -152,7 +152,9 @@ def test_progress_tells_each_stage_and_each_answer(finished: Finished) -> None:
 def test_a_round_that_too_few_came_to_is_told_and_goes_on_when_they_return(make_kit: MakeKit) -> None:
     kit = make_kit(rounds=1, join_s=0.01)
     federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
-    two = InProcessGrid(client_app, [{"organization-dir": str(folder)} for folder in kit.folders[:2]])
+    two = InProcessGrid(
+        client_app, [{"organization-dir": str(folder), "simulated": True} for folder in kit.folders[:2]]
+    )
     with pytest.raises(RoundAborted, match="2 organizations are connected"):
         federation.run(two)
     (record,) = read_records(kit.plan.out)

@@ -74,7 +74,7 @@ def test_a_raising_client_gives_an_error_and_no_fields() -> None:
     assert answers == [Answer(answers[0].node)]
 
 
-@pytest.mark.parametrize(("said", "meant"), [("budget", Refusal.BUDGET), ("a word of its own", Refusal.INTERNAL)])
+@pytest.mark.parametrize(("said", "meant"), [("policy", Refusal.POLICY), ("a word of its own", Refusal.INTERNAL)])
 def test_refusals_are_codes(said: str, meant: Refusal) -> None:
     grid = _grid(1)
     answers: list[Answer] = []

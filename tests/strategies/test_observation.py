@@ -16,7 +16,7 @@ from flwr.app import Context, RecordDict
 from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.json_logs import WITHHELD, read_lines
 from gradtf_fl.deployment.run_status import RunStatus
-from gradtf_fl.errors import BudgetExhausted, ConfigError, CorruptFile, RoundAborted, RoundRejected
+from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted, RoundRejected
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import Identity
 from strategies import RoundEvent, checkpoints, run_server, server_app
@@ -35,7 +35,7 @@ def observed(kit: Kit, *others: Callable[[RoundEvent], None], tracker: Any = Non
     try:
         with Observer(kit.plan, tracker) as observer:
             run_server(kit.grid(), kit.plan, tell_all(observer, *others), kit.generator)
-    except (RoundAborted, BudgetExhausted, KeyboardInterrupt):
+    except (RoundAborted, KeyboardInterrupt):
         pass
     status = RunStatus.read(kit.plan.out)
     assert status is not None
@@ -149,22 +149,22 @@ def test_an_adapter_that_rides_along_does_not_turn_the_status_back(make_kit: Mak
 def test_a_refusal_is_told_with_its_code_and_whose_it_is(make_kit: MakeKit) -> None:
     """Organization 0 has budget for round 1 only: its node is known from there."""
     kit = make_kit(organizations=4, rounds=2, epsilon=2.0)
-    kit.change(0, privacy=PrivacySection(budget=1.6))
+    kit.change(0, privacy=PrivacySection(budget=1.6, declared=64))
     status = observed(kit)
-    assert status.refused == {"budget": 1}
+    assert status.refused == {"policy": 1}
     (lost,) = events(kit, "lost")
-    assert (lost["stage"], lost["organization"], lost["outcome"]) == ("advertise", key(kit, 0), "budget")
+    assert (lost["stage"], lost["organization"], lost["outcome"]) == ("advertise", key(kit, 0), "policy")
     poor = next(node for node in status.nodes if node.key == key(kit, 0))
-    assert (poor.refusal, poor.refused_in, poor.outcome) == ("budget", 2, "budget")
-    assert events(kit, "end")[-1]["refused_budget"] == 1
+    assert (poor.refusal, poor.refused_in, poor.outcome) == ("policy", 2, "policy")
+    assert events(kit, "end")[-1]["refused_policy"] == 1
 
 
 def test_who_refuses_from_the_start_is_a_node_without_a_key(make_kit: MakeKit) -> None:
     kit = make_kit(organizations=4, rounds=1)
-    kit.change(0, privacy=PrivacySection(budget=0.1))
+    kit.change(0, privacy=PrivacySection(budget=0.1, declared=64))
     status = observed(kit)
     (unknown,) = [node for node in status.nodes if not node.key]
-    assert (unknown.refusal, unknown.stage) == ("budget", "advertise")
+    assert (unknown.refusal, unknown.stage) == ("policy", "advertise")
     assert [line["organization"] for line in events(kit, "lost")] == [None]
 
 
@@ -251,7 +251,6 @@ def test_the_server_app_of_a_deployment_is_observed(make_kit: MakeKit) -> None:
         (None, "completed"),
         (RoundAborted("mask", {}), "aborted"),
         (RoundRejected("too long"), "rejected"),
-        (BudgetExhausted("none left"), "budget"),
         (CorruptFile("damaged"), "failed"),
         (RuntimeError(), "failed"),
         (SystemExit(), "stopped"),

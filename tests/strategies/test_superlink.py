@@ -99,7 +99,7 @@ def test_deployment_equals_in_process(make_kit: MakeKit, tmp_path: Path, monkeyp
             command = ["flower-supernode", "--superlink", f"127.0.0.1:{port}"]
             command += ["--root-certificates", str(authority), "--auth-supernode-private-key", str(private)]
             command += ["--host", "127.0.0.1", "--port", str(free_port())]
-            command += ["--node-config", f'organization-dir="{folder}"']
+            command += ["--node-config", f'organization-dir="{folder}" simulated=true']
             log = tmp_path / f"{folder.name}.log"
             nodes.append(running.enter_context(ChildProcess(command, env, log)))
             time.sleep(0.5)

@@ -98,7 +98,7 @@ class SamplerSuite:
     @pytest.mark.parametrize("family", ["llama", "qwen2"])
     @pytest.mark.parametrize("train_a", [True, False])
     def test_checkpointing_changes_no_gradient(self, random_rows: TokenRows, family: str, train_a: bool) -> None:
-        """Nor dropout, whose second draw is the first one's; nothing stays behind for the next step."""
+        """Dropout is off in both; nothing stays behind for the next step."""
         model = lora_model(base_model(family, attention_dropout=0.1), ALL_LINEAR, train_a, lora_dropout=0.2)
         found: dict[bool, list[torch.Tensor]] = {}
         for checkpointing in (False, True):
@@ -168,13 +168,13 @@ class SamplerSuite:
                 assert 0.99e-3 < norm < 1e-3 * (1 + 1e-6)
 
     def test_noise_is_exactly_that_of_our_draws(self, random_rows: TokenRows) -> None:
-        """Three steps over no rows: sigma C n_t / batch, where n_t are the draws of step t."""
+        """Three steps over no rows: sigma n_t times C / batch, where n_t are the draws of step t."""
         model, draws = lora_model(), Draws.make(3)
         with self.optimizer(model, sigma=1.5, clip=0.4, batch=8.0) as optimizer:
             for step in range(3):
                 noisy_step(optimizer, RowLosses(model, random_rows), NONE, 512)
-                expected = draws.normals(step, adapter(model).numel(), torch.device("cpu")) * (1.5 * 0.4) / 8.0
-                assert torch.equal(optimizer.gradient, expected)
+                noise = draws.normals(step, adapter(model).numel(), torch.device("cpu"))
+                assert torch.equal(optimizer.gradient, (noise * 1.5 * (0.4 / 8.0)).float())
             assert optimizer.steps == 3
 
     def test_noise_is_added_to_the_sum(self, random_rows: TokenRows) -> None:

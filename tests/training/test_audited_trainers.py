@@ -11,6 +11,7 @@ import torch
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.privacy import epsilon_prv
+from gradtf_fl.round_messages import MAX_CLIP
 from gradtf_fl.training import dp_sgd, row_losses
 from gradtf_fl.training.audit_plan import AuditPlan
 from gradtf_fl.training.dp_sgd import train_dp
@@ -32,7 +33,8 @@ def noiseless(*rows: Any, sigma: float, **options: Any) -> Any:
 
 def unclipped(*rows: Any, sigma: float, clip: float, **options: Any) -> Any:
     """The noise is as claimed, the rows are not clipped."""
-    return train_dp(*rows, sigma=sigma / 1e6, clip=clip * 1e6, **options)
+    wider = min(clip * 1e3, MAX_CLIP)
+    return train_dp(*rows, sigma=sigma * clip / wider, clip=wider, **options)
 
 
 def faint(*rows: Any, sigma: float, **options: Any) -> Any:

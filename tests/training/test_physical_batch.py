@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from torch import nn
 from gradtf_fl.config import ComputeSection, Sampler
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training import memory, physical_batch, rehearsal
+from gradtf_fl.training import memory, physical_batch, private_adam, rehearsal
 from gradtf_fl.training.dp_sgd import DpCheckpoint, train_dp
 from gradtf_fl.training.memory import is_out_of_memory, peak_bytes
 from gradtf_fl.training.physical_batch import MOST_ROWS, StepMemory, fit_physical_batch, half_of, step_memory
-from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.rehearsal import measure_step, rehearse
 from gradtf_fl.training.row_losses import RowLosses
@@ -66,13 +66,14 @@ def test_out_of_memory_in_the_middle_repeats_its_step_with_the_same_draws_and_no
 ) -> None:
     """In the first or second part of a step: what that step has summed up is thrown away."""
     noise: list[tuple[int, torch.Tensor]] = []
-    normals = Draws.normals
+    blocks = Draws.normal_blocks
 
-    def noted(self: Draws, step: int, count: int, device: torch.device) -> torch.Tensor:
-        noise.append((step, normals(self, step, count, device)))
-        return noise[-1][1]
+    def noted(self: Draws, step: int, count: int, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+        for first, drawn in blocks(self, step, count, device):
+            noise.append((step, drawn))
+            yield first, drawn
 
-    monkeypatch.setattr(Draws, "normals", noted)
+    monkeypatch.setattr(Draws, "normal_blocks", noted)
     expected, model = lora_model(), lora_model()
     outcome = train_dp(expected, random_rows, **PLAN, physical_batch=4, sampler=sampler)
     wanted, noise = noise, []
@@ -91,14 +92,14 @@ def test_out_of_memory_while_rows_are_clipped_is_the_same(
     """After the backward pass, with a signal to Opacus still waiting."""
     expected, model = lora_model(), lora_model()
     train_dp(expected, random_rows, **PLAN, physical_batch=2)
-    gradients = PrivateAdam.row_gradients
+    summed = private_adam.unit_sum
 
-    def narrow(self: PrivateAdam) -> torch.Tensor:
-        if len(self.grad_samples[0]) > 2:
+    def narrow(gradients: Sequence[torch.Tensor], clip: float) -> torch.Tensor:
+        if len(gradients[0]) > 2:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
-        return gradients(self)
+        return summed(gradients, clip)
 
-    monkeypatch.setattr(PrivateAdam, "row_gradients", narrow)
+    monkeypatch.setattr(private_adam, "unit_sum", narrow)
     train_dp(model, random_rows, **PLAN, physical_batch=4)
     assert torch.equal(adapter(model), adapter(expected))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED
+from gradtf_fl.training import randomness
 from gradtf_fl.training.randomness import Draws, box_muller
 
 CPU = torch.device("cpu")
@@ -100,7 +101,14 @@ def test_the_label_is_honest() -> None:
     assert Draws.make(None)._key != Draws.make(None)._key
 
 
-def test_dropout_has_a_seed_of_its_own_in_each_step() -> None:
-    draws = [Draws.make(seed) for seed in (1, 2)]
-    assert len({source.dropout_seed(step) for source in draws for step in range(100)}) == 200
-    assert Draws.make(1).dropout_seed(7) == draws[0].dropout_seed(7)
+def test_blocks_of_noise_are_one_stream_of_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their words are those of the whole stream, none of them twice; each block has pairs of its own."""
+    monkeypatch.setattr(randomness, "BLOCK", 2**17)
+    draws, count = Draws.make(1), 2 * 2**17 + 70_001
+    blocks = dict(draws.normal_blocks(5, count, CPU))
+    assert {first: len(noise) for first, noise in blocks.items()} == {0: 2**17, 2**17: 2**17, 2**18: 70_001}
+    words = draws._words(b"n", 5, count + 1)
+    for first, noise in blocks.items():
+        own = words[first : first + len(noise) + len(noise) % 2]
+        assert torch.equal(noise, box_muller(own)[: len(noise)])
+    assert torch.equal(draws.normals(5, count, CPU), torch.cat(list(blocks.values())))

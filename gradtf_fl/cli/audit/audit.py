@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from gradtf_fl.cli.audit.empirical import empirical
 from gradtf_fl.cli.audit.files import ledger_files, ledger_options, read_each
 from gradtf_fl.cli.audit.transfer import export, import_, rotate
 from gradtf_fl.cli.audit.what_if import what_if
+from gradtf_fl.cli.options import console
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.files import write_whole
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from gradtf_fl.privacy import AdvertisedHeads, LedgerReading
@@ -48,7 +51,8 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     """Epsilon spent, by three accountants, with everything it needs to mean something.
 
     Checks what the figures hang on: every row's hash, the head, the last row's and each key rotation's signature;
-    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken.
+    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken, cannot be read, or
+    says what no audit can compute: the others are reported, and that one is named.
 
     \b
     Example:
@@ -58,9 +62,13 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     from gradtf_fl.privacy import load_libraries
-    from gradtf_fl.reports import read_for_report, report_all, to_csv, to_html, to_json, to_table
+    from gradtf_fl.reports import read_for_report, report_each, to_csv, to_html, to_json, to_table
 
-    reports = report_all(read_each("audit report", files, read_for_report, meanwhile=load_libraries))
+    unread: list[str] = []
+    readings = read_each("audit report", files, read_for_report, load_libraries, unread)
+    reports, costly = report_each(readings)
+    if not reports:
+        raise VerificationFailed([*unread, *costly])
     chosen = "json" if as_json else form
     if chosen == "table":
         _print_table(to_table(reports), out)
@@ -69,7 +77,7 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
         write_whole(out, text) if out is not None else click.echo(text, nl=False)
     if out is not None:
         click.echo(f"wrote {out}", err=True)
-    _fail_on_breaks([r.reading for r in reports])
+    _fail_on_breaks(readings, [*unread, *costly])
 
 
 @audit.command()
@@ -125,7 +133,8 @@ def verify(
 def _line(reading: LedgerReading, advertised: AdvertisedHeads | None) -> str:
     organization, key = reading.content.genesis.organization, reading.keys[-1].hex()
     seen = "" if advertised is None else f", {len(advertised.of(organization))} announced heads on the chain"
-    return f"{reading.path}: sound; {organization}, {reading.rows} rows{seen}, head {reading.head.hex()}, key {key}"
+    head = reading.head.hex()
+    return shown(f"{reading.path}: sound; {organization}, {reading.rows} rows{seen}, head {head}, key {key}")
 
 
 def _verdict(reading: LedgerReading, advertised: AdvertisedHeads) -> dict[str, Any]:
@@ -147,10 +156,10 @@ for command in (export, import_, rotate, empirical, what_if):
     audit.add_command(command)
 
 
-def _fail_on_breaks(readings: list[LedgerReading]) -> None:
-    breaks = [f"{reading.path}: {problem}" for reading in readings for problem in reading.problems]
+def _fail_on_breaks(readings: list[LedgerReading], others: Sequence[str] = ()) -> None:
+    breaks = [f"{reading.path}: {problem}" for reading in readings for problem in reading.problems] + [*others]
     if breaks:
-        raise VerificationFailed("\n".join(breaks))
+        raise VerificationFailed(breaks)
 
 
 def _bytes32(option: str, text: str) -> bytes:
@@ -167,8 +176,8 @@ def _print_table(table: Any, out: Path | None) -> None:
     from rich.console import Console
 
     if out is None:
-        Console().print(table)
+        console().print(table)
         return
-    console = Console(record=True, width=120, file=io.StringIO())
-    console.print(table)
-    write_whole(out, console.export_text())
+    page = Console(record=True, width=120, file=io.StringIO())
+    page.print(table)
+    write_whole(out, page.export_text())

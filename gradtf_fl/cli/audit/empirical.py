@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, emit_json, json_option
+from gradtf_fl.cli.options import chosen, console, emit_json, json_option
 from gradtf_fl.errors import ConfigError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ def empirical(plan_file: Path | None, as_json: bool, **given: Any) -> None:
         _register(plan, plan_file)
     click.echo(plan_line(plan), err=True)
 
-    from rich.console import Console
-
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("audit") as progress:
@@ -64,9 +62,9 @@ def empirical(plan_file: Path | None, as_json: bool, **given: Any) -> None:
     if as_json:
         emit_json(result.to_json())
     else:
-        print_audit(result, Console())
+        print_audit(result, console())
     if result.problems:
-        raise VerificationFailed("\n".join(result.problems))
+        raise VerificationFailed(result.problems)
 
 
 def _register(plan: AuditPlan, path: Path) -> None:

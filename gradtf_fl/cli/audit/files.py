@@ -50,7 +50,11 @@ def ledger_file(path: Path) -> Path:
 
 
 def read_each(
-    title: str, files: list[Path], read: Callable[[Path], Result], meanwhile: Callable[[], object] = lambda: None
+    title: str,
+    files: list[Path],
+    read: Callable[[Path], Result],
+    meanwhile: Callable[[], object] = lambda: None,
+    damaged: list[str] | None = None,
 ) -> list[Result]:
     """``read`` for every file; all unreadable ones are named at once.
 
@@ -59,10 +63,12 @@ def read_each(
     Args:
         read: picklable, raises nothing but `ConfigError` and `VerificationFailed`.
         meanwhile: called once while the processes are at work.
+        damaged: takes what is wrong with ledgers that did not verify, in place of an error.
     """
+    stops = damaged is None
+    damaged = [] if damaged is None else damaged
     found: list[Result] = []
     unusable: list[str] = []
-    damaged: list[str] = []
     with WorkProgress(title) as progress, _outcomes(files, read) as outcomes:
         meanwhile()
         for done, (path, outcome) in enumerate(zip(files, outcomes, strict=True)):
@@ -71,11 +77,11 @@ def read_each(
             if isinstance(outcome, ConfigError):
                 unusable.extend(outcome.problems)
             elif isinstance(outcome, VerificationFailed):
-                damaged.append(str(outcome))
+                damaged.extend(outcome.problems)
             else:
                 found.append(outcome)
-    if damaged:
-        raise VerificationFailed("\n".join([*damaged, *unusable]))
+    if damaged and (stops or unusable):
+        raise VerificationFailed([*damaged, *unusable])
     if unusable:
         raise ConfigError(unusable)
     return found

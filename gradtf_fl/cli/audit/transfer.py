@@ -90,4 +90,4 @@ def _sound(path: Path) -> None:
 
     problems = [problem for problem in read_ledger(path).problems if problem != BYTES_CHANGED]
     if problems:
-        raise VerificationFailed("\n".join(f"{path}: {problem}" for problem in problems))
+        raise VerificationFailed([f"{path}: {problem}" for problem in problems])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import chosen, config_option, configured, console, emit_json, json_option
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from gradtf_fl.privacy import LedgerOutlook, WhatIf
@@ -62,15 +63,14 @@ def what_if(
 
 
 def _print(found: WhatIf, is_measured: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     accuracy = _accuracy(found) if is_measured else [("accuracy", "not measured for this task: gradtf simulate does")]
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, value in (*_cost(found), *accuracy, *_ledger(found.ledger)):
-        table.add_row(Text(name, style="dim"), Text(value))
-    Console().print(table)
+        table.add_row(Text(name, style="dim"), Text(shown(value)))
+    console().print(table)
 
 
 def _cost(found: WhatIf) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradtf_fl.cli.options import emit_json, json_option
+from gradtf_fl.cli.options import console, emit_json, json_option
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CURRENT_ADAPTER, ORGANIZATION_CONFIG
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from clients import KeptAdapter
@@ -229,7 +230,6 @@ def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -239,13 +239,13 @@ def _print_table(rows: list[dict[str, Any]], pinned: bool) -> None:
     for row in rows:
         table.add_row(
             str(row["round"]),
-            Text(str(row["run_id"] or "?")),
+            Text(shown(row["run_id"] or "?")),
             Text(row["received"] or "?"),
             (row["sha256"] or "?")[:16],
             Text("yes", style="green") if row["verified"] else Text("NO", style="red"),
             ("pinned" if pinned else "in use") if row["in_use"] else "",
         )
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     for problem in (problem for row in rows for problem in row["problems"]):
-        console.print(Text(problem))
+        terminal.print(Text(shown(problem)))

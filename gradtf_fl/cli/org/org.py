@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from gradtf_fl.cli.options import config_option, configured, emit_json, json_option
+from gradtf_fl.cli.options import asks, config_option, configured, emit_json, json_option
 from gradtf_fl.cli.org.adapter import adapter
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ENROLMENT
+from gradtf_fl.shown import shown
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 
@@ -35,6 +35,7 @@ def org() -> None:
 @click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--declare", type=int, help="Rows to make public.  [default: those there are, rounded down]")
 @config_option
 @click.option("--tiny", help="TinyLM: folder or name.  [default: embedded:tiny, or the project's]")
 @click.option("--llm", help="LLM: folder or name.  [default: embedded:llm, or the project's]")
@@ -46,6 +47,7 @@ def init(
     test: Path | None,
     budget: float,
     delta: float,
+    declare: int | None,
     config_file: Path | None,
     tiny: str | None,
     llm: str | None,
@@ -70,6 +72,7 @@ def init(
         project.adapted_model,
         project.task if known else None,
         project.compute,
+        declare,
     )
     if as_json:
         return emit_json(
@@ -111,7 +114,7 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
         click.echo(f"  provider's key           {document.provider_key[:16]}...")
         click.echo(f"invitation to {document.server}: fingerprint {document.fingerprint}")
     if fingerprint is None:
-        if as_json or not sys.stdin.isatty():
+        if as_json or not asks():
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
@@ -169,7 +172,7 @@ def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
 
     organization = load_organization(folder.absolute())
     node = NodeRun(
-        organization, lambda line: click.echo(f"{organization.config.name}: {line}", err=True), stage_seconds
+        organization, lambda line: click.echo(f"{organization.config.name}: {shown(line)}", err=True), stage_seconds
     )
     with ExitStack() as stack:
         if health_port is not None:

@@ -11,6 +11,7 @@ from gradtf_fl.cli.options import chosen, config_option, configured, emit_json, 
 from gradtf_fl.cli.server.status import status
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import INVITATION, SERVER_CONFIG
+from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
     from strategies import RoundEvent
@@ -128,7 +129,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
         return emit_json(_document(loaded.plan.out, 0.0)) if as_json else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.time()
-    run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {line}", err=True))
+    run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {shown(line)}", err=True))
     with ExitStack() as stack:
         if health_port is not None:
             health = stack.enter_context(HealthServer(health_port, lambda: _health(loaded.folder, run.state())))

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.privacy.accounting.accountants import epsilon_prv
 from gradtf_fl.privacy.accounting.events import DpEvent, merge
+from gradtf_fl.round_messages import MAX_EPSILON, MIN_DELTA, MIN_EPSILON
 
 MAX_SIGMA = 1e4
-MIN_EPSILON = 0.01
-"""PRV's own error, about 0.002 there, leaves nothing to calibrate below."""
 CLOSENESS = 2e-3
 """The search stops once at most this share of what was left of the target is given away ..."""
 SIGMA_CLOSENESS = 2e-3
@@ -42,10 +41,10 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
         BudgetExhausted: ``spent`` alone reaches the target, or leaves too little of it for any sigma up to 10,000.
     """
     problems = []
-    if not (math.isfinite(target_epsilon) and target_epsilon >= MIN_EPSILON):
-        problems.append(f"epsilon must be a finite number of at least {MIN_EPSILON}, not {target_epsilon}")
-    if not 0 < delta < 1:
-        problems.append(f"delta must lie between 0 and 1, not {delta}")
+    if not MIN_EPSILON <= target_epsilon <= MAX_EPSILON:
+        problems.append(f"epsilon must be {MIN_EPSILON:g} to {MAX_EPSILON:g}, not {target_epsilon}")
+    if not MIN_DELTA <= delta < 1:
+        problems.append(f"delta must be {MIN_DELTA:g} or more, and below 1, not {delta}")
     if not 0 < q <= 1:
         problems.append(f"the sampling probability must lie in (0, 1], not {q}")
     if steps < 1:

@@ -12,10 +12,10 @@ import warnings
 
 from gradtf_fl.privacy.accounting.events import DpEvent
 from gradtf_fl.privacy.accounting.rdp import compose, convert, step_curve
+from gradtf_fl.round_messages import MIN_DELTA
 
 ERROR = 0.01
-"""Of the mesh, in epsilon, or 2 % of the RDP bound if that is less. The answer lies so far above the truth, and at
-worst twice as far."""
+"""Of the mesh, in epsilon, for RDP bounds of .5 to 20; below 2 % of that bound, above .05 %: see `mesh_error`."""
 MAX_POINTS = 2**23
 """Points (24 bytes each and more) above which the mesh is not built: the RDP bound is returned, valid, looser.
 A billion steps at epsilon .01 would take 40 GB; 5,000 steps take 4 x 10^5 points."""
@@ -28,9 +28,9 @@ def epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
     bound = convert(compose(events), delta)
-    if bound == 0 or bound > MAX_EPSILON:
+    if bound == 0 or bound > MAX_EPSILON or delta < MIN_DELTA:
         return bound
-    error = min(ERROR, bound / 50)
+    error = mesh_error(bound)
     delta_error = delta / 1000  # as PRVAccountant.get_epsilon has it
     step = error / math.sqrt(sum(event.steps for event in events) * math.log(12 / delta_error) / 2)
     points = mesh_points(half_width(events, error, delta_error), step)
@@ -41,7 +41,16 @@ def epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
     accountant._get_domain = lambda **_: _domain(points, step)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(1 - q) at q = 1 is -inf, as it should be
-        return float(accountant.get_epsilon(delta=delta, eps_error=error))
+        try:
+            found = float(accountant.get_epsilon(delta=delta, eps_error=error))
+        except (ValueError, RuntimeError):  # the transform's rounding is above delta: where a long double is a double
+            return bound
+    return found if math.isfinite(found) else bound
+
+
+def mesh_error(bound: float) -> float:
+    """Of the mesh, in epsilon, where RDP gives ``bound``: the answer lies so far above the truth, at worst twice."""
+    return min(bound / 50, max(ERROR, bound / 2000))
 
 
 def half_width(events: tuple[DpEvent, ...], error: float, delta_error: float) -> float:

@@ -22,12 +22,21 @@ ORDERS: Curve = np.array([1 + x / 10 for x in range(1, 100)] + list(range(12, 64
 """Opacus' own choice; a missing order only makes the bound looser."""
 
 
+MOST_SIGMA = 1e4
+"""Of a sampled step; what is above counts as this. At 1e8 the divergence is below float64's rounding of 1."""
+WHOLE_ORDERS_FROM = 200.0
+"""Sigma above which the series of broken orders takes seconds to minutes; the next whole order bounds each."""
+
+
 @lru_cache(maxsize=4096)
 def step_curve(sigma: float, q: float) -> Curve:
     """Curve of one step with ``sigma`` > 0 [orders], by Opacus (Mironov, Talwar, Zhang 2019, section 3.3)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    curve = np.asarray(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=ORDERS), dtype=np.float64)
+    sampled = q < 1
+    orders = np.ceil(ORDERS) if sampled and sigma > WHOLE_ORDERS_FROM else ORDERS
+    noise = min(sigma, MOST_SIGMA) if sampled else sigma
+    curve = np.asarray(compute_rdp(q=q, noise_multiplier=noise, steps=1, orders=orders), dtype=np.float64)
     curve.setflags(write=False)
     return curve
 
@@ -45,6 +54,18 @@ def convert(curve: Curve, delta: float) -> float:
     """Least epsilon that ``curve`` gives at ``delta`` (Balle et al. 2020, theorem 21), at least 0."""
     best = float(np.fmin.reduce(curve + _conversion(delta)))  # fmin passes over orders that overflowed to NaN
     return math.inf if math.isnan(best) else max(0.0, best)
+
+
+def convert_replaced(curve: Curve, delta: float) -> float:
+    """An epsilon at ``delta`` for one REPLACED row, from the curve of adding or removing one.
+
+    A removal and an addition, each (e, d), are together (2 e, (1 + e^e) d). With d = delta / (2 e^e), `convert`'s
+    condition on e is linear in it, order by order above 2.
+    """
+    high = ORDERS > 2
+    above, order = curve[high] + _conversion(delta)[high], ORDERS[high]
+    best = float(np.fmin.reduce((above + math.log(2) / (order - 1)) * (order - 1) / (order - 2)))
+    return math.inf if math.isnan(best) else max(0.0, 2 * best)
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,8 @@ NO_HEADS = AdvertisedHeads()
 BYTES_CHANGED = Problem(
     0, "its bytes changed since it was last closed, though every row holds: something else wrote to the file"
 )
+MOST_BYTES = 500_000_000
+"""Of a ledger that is read; a million rounds are about 400 MB."""
 READS = 20
 """A ledger that is charged at full speed is read anew so often at most."""
 
@@ -184,6 +186,10 @@ def _load(path: Path) -> Stored | Export:
     headed = is_headed(path)
     if not path.is_file():
         raise lost if headed else ConfigError(f"ledger {path}: there is no such file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise VerificationFailed(
+            f"{path}: {size / 1e6:,.0f} MB: no organization's ledger is larger than {MOST_BYTES / 1e6:,.0f} MB"
+        )
     try:
         return load(path)
     except ConfigError as error:

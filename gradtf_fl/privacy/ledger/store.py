@@ -73,6 +73,7 @@ class LedgerFile:
         self._owner = 0
         self._opened = 0
         self._inode: tuple[int, int] | None = None
+        self._logged = True  # whether SQLite keeps its log beside the file; else every commit waits for the disk
 
     @property
     def is_open(self) -> bool:
@@ -91,7 +92,8 @@ class LedgerFile:
         """
         try:
             connection = self._connected()
-            connection.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
+            if self._logged:
+                connection.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -112,8 +114,10 @@ class LedgerFile:
             self._connection = _connect(self.path, "mode=rw", check_same_thread=False)
             self._owner, self._inode = os.getpid(), _inode(self._name)
             self._opened += 1
-            _write_ahead(self._connection)
+            self._logged = _write_ahead(self._connection)
             self._connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+            if not self._logged:
+                self._connection.execute("PRAGMA synchronous=EXTRA")  # with the journal's name off the disk at commit
         elif _inode(self._name) != self._inode:
             raise VerificationFailed(f"{self.path}: it was moved or replaced while it was open")
         assert self._connection is not None
@@ -125,6 +129,8 @@ class LedgerFile:
 
     def sync(self) -> None:
         """Wait until everything committed is on disk. SQLite's log may be opened beside it: it locks other files."""
+        if not self._logged:
+            return
         log = os.open(f"{self._name}-wal", os.O_RDONLY)
         try:
             os.fsync(log)
@@ -162,17 +168,34 @@ def _inode(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch to WAL. Two processes that both create a ledger may collide here, where SQLite does not wait."""
+def _write_ahead(connection: sqlite3.Connection) -> bool:
+    """Switch to WAL; False where the file system has no shared memory (NFS, Lustre), and SQLite keeps its journal.
+
+    Two processes that both create a ledger may collide here, where SQLite does not wait.
+    """
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            return str(mode).lower() == "wal"
         except sqlite3.OperationalError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def keeps_log(folder: Path) -> bool:
+    """Whether SQLite can keep a write-ahead log in ``folder``; OSError or sqlite3.Error where it can keep nothing."""
+    probe = folder / f".probe-{os.getpid()}.sqlite"
+    try:
+        connection = _connect(probe, "mode=rwc")
+        try:
+            return _write_ahead(connection)
+        finally:
+            connection.close()
+    finally:
+        for ending in ("", "-wal", "-shm", "-journal"):
+            Path(f"{probe}{ending}").unlink(missing_ok=True)
 
 
 def create(file: LedgerFile) -> None:
@@ -201,12 +224,15 @@ def load(path: Path) -> Stored:
         ConfigError: the database holds no ledger.
         sqlite3.DatabaseError: it can't be read, or is no SQLite file (``sqlite_errorcode`` SQLITE_NOTADB).
     """
-    wal = path.with_name(path.name + "-wal")
+    side = [path.with_name(path.name + ending) for ending in ("-wal", "-journal")]
     before = path.stat()
-    if not wal.exists():
+    if not any(file.exists() for file in side):
         stored = _load(path, "mode=ro&immutable=1")
         after = path.stat()
-        if not wal.exists() and (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
+        if not any(file.exists() for file in side) and (before.st_mtime_ns, before.st_size) == (
+            after.st_mtime_ns,
+            after.st_size,
+        ):
             if after.st_size != stored.image_bytes:
                 stored.problems.append(Problem(0, "the file is longer or shorter than its pages"))
             return stored
