@@ -29,10 +29,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def federation(untrained: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
     """Five organizations in a run of many rounds."""
-    from tests.deployment.deployed_kit import Deployment
+    from tests.deployment.deployed_kit import RETRIES, Deployment
     from tests.deployment.fault_watch import Invariants, Watch
 
     deployment = Deployment(tmp_path_factory.mktemp("federation"), untrained)
+    for member in deployment.organizations:  # faults end many attempts
+        policy = deployment.config(member).policy
+        deployment.change(member, policy=policy.model_copy(update={"attempts": RETRIES + 1}))
     with Watch(deployment) as watch, deployment.running():
         yield Invariants(deployment, watch)
 

@@ -14,7 +14,8 @@ import pytest
 
 from clients.node.setup import join_federation, make_organization
 from clients.organization import load_organization
-from gradtf_fl.config import PlaceSection, plan_values, read_project
+from gradtf_fl.config import PlaceSection, PolicySection, plan_values, read_project
+from gradtf_fl.config.toml import descriptions
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.enrolment import (
     Invitation,
@@ -32,6 +33,7 @@ from gradtf_fl.transformer import embedded_checkpoint
 from strategies import ServerRun, run_server
 from strategies.failures import note_failure, take_failure
 from strategies.server.setup import make_server
+from tests.cli.conftest import gradtf
 
 PLAN = {"rounds": 2, "epsilon": 4.0}
 
@@ -416,3 +418,26 @@ def test_a_server_whose_files_are_not_there_is_not_set_up(tmp_path: Path, three:
         "plan: model '/nowhere/llm': there is no such folder",
     ]
     assert not (tmp_path / "server").exists()
+
+
+def test_server_init_names_what_organizations_refuse_by_default(tmp_path: Path, three: list[Path]) -> None:
+    serve(tmp_path, three)  # for its certificates
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[federation]\nweight_rule = "examples"\n[privacy]\nclip = 500.0\n')
+    enrolments = [str(part) for folder in three for part in ("--enrolment", folder / "enrolment.json")]
+    files = ["--ca", "ca/ca.crt", "--certificate", "tls/server.crt", "--key", "tls/server.key"]
+    paths = [str(tmp_path / part) if "/" in part else part for part in files]
+    for name, given, note in (("default", [], False), ("other", ["--config", str(plan)], True)):
+        result = gradtf("server", "init", tmp_path / name, *enrolments, "--address", "127.0.0.1:9092", *paths, *given)
+        assert result.exit_code == 0, result.output
+        assert ("organizations refuse this plan until their [policy] permits it: " in result.output) == note
+    assert "clip 500 is outside 0.001 to 100; weight rule examples is not among uniform" in result.output
+
+
+def test_org_init_writes_every_bound_of_the_policy_below_its_explanation(three: list[Path]) -> None:
+    lines = (three[0] / "organization.toml").read_text().splitlines()
+    start = lines.index("[policy]")
+    about = descriptions(PolicySection)
+    for key in PolicySection.model_fields:
+        (place,) = [number for number, line in enumerate(lines) if number > start and line.startswith(f"{key} = ")]
+        assert lines[place - 1] == f"# {about[key]}"

@@ -45,6 +45,7 @@ from tests.strategies.federation_kit import ROWS
 ORGANIZATIONS, DELTA, BUDGET = 5, 1e-5, 1000.0
 ASKED: dict[str, Any] = {"rounds": 3, "steps": 2, "batch": 16, "epsilon": 8.0}
 BEGIN = MESSAGE_TYPES["advertise"]
+pytestmark = pytest.mark.long  # most moves take .1 s; those that are trained for take longer
 NAN, INFINITY = float("nan"), float("inf")
 
 
@@ -321,7 +322,7 @@ MOVES: dict[str, Move] = {
     "10^10 steps": dp("protocol", forged(rounds=10**4, steps=10**6), "rounds * steps"),
     "0 steps": dp("protocol", forged(steps=0), "range: steps"),
     "a batch of 0": dp("protocol", forged(batch=0), "range: batch"),
-    "a batch of all and one more": plan("data", batch=ROWS + 1),
+    "a batch of all and one more": plan("policy", batch=ROWS + 1),
     "rounds true": dp("protocol", forged(rounds=True), "range: rounds"),
     "three bounds at once": plan("policy", "clip 1000 is|rate 9 is|2000 steps are", clip=1e3, rate=9.0, steps=2000),
     "plan with blanks": dp("protocol", lambda text: text.replace(",", ", "), "its form"),
@@ -392,7 +393,9 @@ MOVES: dict[str, Move] = {
     "a begin twice": Move(twice, (None, "stale"), 1),
     "an older round": Move(an_older_round, (None, "stale"), 1),
     "a lower attempt": Move(attempts([5, 4]), (None, "stale"), 1),
-    "six attempts": Move(attempts([0, 1, 7, 2**20, 2**31, 2**32 - 1]), (None,) * 4 + ("policy",) * 2, 4, "4 attempts"),
+    "six attempts": Move(  # one update, never masked, is one charge
+        attempts([0, 1, 7, 2**20, 2**31, 2**32 - 1]), (None,) * 4 + ("policy",) * 2, 1, "4 attempts"
+    ),
     "share without a begin": Move(stages("share"), ("stale",)),
     "unmask without a begin": Move(stages("unmask"), ("stale",)),
     "mask after the begin": Move(stages("advertise", "mask", "mask"), (None, "protocol", "stale"), 1),
