@@ -106,8 +106,13 @@ def share(organization: Organization, message: StagePayload) -> StagePayload:
     return _stage(organization, "share", message, lambda client, _: client.share(message.payload))
 
 
+def accept(organization: Organization, message: StagePayload) -> StagePayload:
+    """Ciphertexts from U2 -> complaints about those that do not open."""
+    return _stage(organization, "accept", message, lambda client, _: client.accept(message.payload))
+
+
 def mask(organization: Organization, message: StagePayload) -> StagePayload:
-    """Ciphertexts from U2 -> the masked update; the plain one is deleted."""
+    """The accepted members -> the masked update; the plain one is deleted."""
 
     def answer(client: SecAggClient, opened: OpenRound) -> bytes:
         if opened.vector is None:

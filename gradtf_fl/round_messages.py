@@ -9,6 +9,7 @@ message type         | to the organization  | back
 train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refusal
                      | the last adapter     |
 train.share          | `StagePayload`       | `StagePayload`
+train.accept         | `StagePayload`       | `StagePayload`
 train.mask           | `StagePayload`       | `StagePayload`
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
@@ -35,13 +36,14 @@ SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
 MAX_EPSILON, MAX_STEPS = 1000.0, 10_000_000  # of a plan; beyond, an organization's accountant would only burn time
 
-Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
+Stage = Literal["advertise", "share", "accept", "mask", "consistency", "unmask"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
 
 #: stage -> Flower message type
 MESSAGE_TYPES: dict[Stage, str] = {
     "advertise": "train.begin",
     "share": "train.share",
+    "accept": "train.accept",
     "mask": "train.mask",
     "consistency": "train.consistency",
     "unmask": "train.unmask",

@@ -27,6 +27,7 @@ class RoundRecord:
             ``kinds``: of prompts that it was put together from, 0 where it was not); empty without any.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
         included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
+        cheated: hex keys of organizations that were shut out because they cheated -> the evidence, in hex.
         seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
     """
 
@@ -46,6 +47,7 @@ class RoundRecord:
     aborted_at: str = ""
     included: tuple[str, ...] = ()
     sums: tuple[tuple[str, ...], ...] = ()
+    cheated: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def _folder_as_long_as(shown: str) -> Path:
 
 # what changes from run to run -> what stands for it in a comparison
 MASKS = (
-    (r"[a-z2-7]{4}( [a-z2-7]{4}){12}", "<fingerprint>"),
+    (r"\b[a-z2-7]{4}( [a-z2-7]{4}){12}\b", "<fingerprint>"),
     (r"\b[0-9A-F]{2}(:[0-9A-F]{2}){31}\b", "<sha256>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d| UTC)?", "<time>"),
     (r"\d{4}-\d\d-\d\d", "<date>"),

@@ -136,9 +136,11 @@ class FederationPlan(RoundSettings):
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
-        least = (self.organizations + 1) // 2 + 1  # with one organization fewer, that one may show two views of a round
+        least = (self.organizations + 1) // 2 + 1  # 2t > n + 1: else one of them could sign two views
         if self.threshold is not None and not least <= self.threshold <= self.organizations:
-            raise ValueError(f"threshold must be in {least}..{self.organizations} for {self.organizations} organizations")
+            raise ValueError(
+                f"threshold must be in {least}..{self.organizations} for {self.organizations} organizations"
+            )
         refuse_small_groups(self.organizations, self.groups, self.threshold)
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
     from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
     from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
+    from gradtf_fl.secagg.evidence import Evidence
     from gradtf_fl.secagg.graph import group_members, point
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
     from gradtf_fl.secagg.packing import packed_size
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.violations import (
         AdvertMismatch,
         BadKey,
+        BadProof,
         BadSignature,
         DuplicateKey,
         DuplicateMessage,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         TooFewMembers,
         TooFewNeighbours,
         UndecryptableShare,
+        UnjustEvidence,
         UnknownIdentity,
         UpdateRejected,
         WrongRound,
@@ -65,11 +68,13 @@ __all__ = [
     "CHUNK_BYTES",
     "AdvertMismatch",
     "BadKey",
+    "BadProof",
     "BadSignature",
     "ClientPolicy",
     "DistributedNoise",
     "DuplicateKey",
     "DuplicateMessage",
+    "Evidence",
     "Identity",
     "IncompleteShares",
     "InconsistentViews",
@@ -97,6 +102,7 @@ __all__ = [
     "TooFewNeighbours",
     "Topology",
     "UndecryptableShare",
+    "UnjustEvidence",
     "UnknownIdentity",
     "UpdateRejected",
     "WrongRound",

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.secagg.degree import GRINDING_BITS, PRIVACY_BITS, Topology, certain_noisers, colluding, privacy_failure_log2
+from gradtf_fl.secagg.degree import (
+    GRINDING_BITS,
+    PRIVACY_BITS,
+    Topology,
+    certain_noisers,
+    colluding,
+    privacy_failure_log2,
+)
 from gradtf_fl.secagg.graph import COMPLETE_BELOW, group_members
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.roster import Roster
@@ -35,7 +42,7 @@ class ClientPolicy:
     Attributes:
         n_min: organizations that must be in a sum. 2 needs ``allow_two``: each learns the other's update.
         t_min: smallest threshold; None is `default_threshold` on a complete graph and what `degree.topology`'s
-            conditions ask on a k-regular one. Never effective where one member could collude (2t > n + 1, complete graph).
+            conditions ask on a k-regular one. On a complete graph 2t > n + 1 in any case.
         max_bits: largest residue width.
         max_clip: largest L2 bound that a round may ask for.
         max_weight: largest weight that a round may allow.

@@ -43,7 +43,7 @@ def test_issue_cases_of_dropouts() -> None:
     np.testing.assert_allclose(result.mean, np.full(3, (28 - 2) / 140), atol=2**-18)
     with pytest.raises(RoundAborted) as aborted:
         run_secure_sum(vectors[:5], drop={"mask": {0, 1, 2}})  # threshold 4 of 5
-    assert aborted.value.counts == {"advertise": 5, "share": 5, "mask": 2}
+    assert aborted.value.counts == {"advertise": 5, "share": 5, "accept": 5, "mask": 2}
 
 
 def test_state_survives_a_process_change_between_all_stages() -> None:
