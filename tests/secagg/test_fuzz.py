@@ -22,7 +22,7 @@ from .mutants import Tally
 ROUNDS: dict[str, dict[str, object]] = {
     "complete": {"n": 4, "bits": 20},
     "regular": {"n": 12, "degree": 6, "threshold": 5, "quorum": 9, "policy": AnyGraphPolicy()},
-    "noise": {"n": 3, "noise_multiplier": 0.5, "noisers": 3},
+    "noise": {"n": 3, "noise_multiplier": 0.5, "noisers": 2},
 }
 
 
