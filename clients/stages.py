@@ -14,7 +14,9 @@ from gradtf_fl.secagg import (
     ProtocolViolation,
     RoundConfig,
     SecAggClient,
+    TooSmallDifference,
     UnknownIdentity,
+    check_difference,
     decode_configs,
     group_members,
 )
@@ -40,6 +42,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     plan = _checked_plan(organization, config)
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
+    store.check_start(key.run_id, key.round, message.update)
     client = _protocol_client(organization, config, store.last_round(key.run_id), key)
     organization.vanish_if_told("advertise", key.round)
 
@@ -125,8 +128,21 @@ def mask(organization: Organization, message: StagePayload) -> StagePayload:
 
 
 def consistency(organization: Organization, message: StagePayload) -> StagePayload:
-    """The survivors U3 -> a signature over (C, U2, U3)."""
-    return _stage(organization, "consistency", message, lambda client, _: client.consistency(message.payload))
+    """The survivors U3 -> a signature over (C, U2, U3), where their sum tells no more than earlier ones do.
+
+    From here on the sum counts as opened: the others can do that without this organization.
+    """
+
+    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
+        vote = client.consistency(message.payload)
+        try:
+            check_difference(client.sum, opened.earlier(), organization.config.policy.min_difference)
+        except TooSmallDifference as error:
+            raise Refused(Refusal.POLICY, f"{error} ([policy] min_difference)") from error
+        opened.signed = client.sum
+        return vote
+
+    return _stage(organization, "consistency", message, answer)
 
 
 def unmask(organization: Organization, message: StagePayload) -> StagePayload:

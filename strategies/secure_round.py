@@ -64,6 +64,7 @@ class RoundLog:
             bytes_down_per_client=self.traffic.mean_down(),
             included=tuple(key for keys in self.included for key in keys) if state == "completed" else (),
             cheated=dict(self.cheated),
+            opened=self.included,
             sums=self.included if state == "completed" and config.groups > 1 else (),
             seconds=dict(self.seconds),
         )
@@ -162,14 +163,12 @@ class SecureRound:
 
     def _decoded(self) -> list[SecureSum]:
         decoded: list[SecureSum] = []
-        included: list[tuple[str, ...]] = []
         for commitment, group in list(self._groups.items()):
             try:
                 decoded.append(group.server.close_unmask())
-                included.append(tuple(sorted(key.hex() for key in group.server.included)))
+                self.log.included += (tuple(sorted(key.hex() for key in group.server.included)),)
             except RoundAborted as aborted:
                 self._lose(commitment, aborted)
-        self.log.included = tuple(included)
         return decoded
 
     def _lose(self, commitment: bytes, aborted: RoundAborted) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
     from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
     from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
+    from gradtf_fl.secagg.differencing import Identifiability, TakenSum, check_difference, identifiability
     from gradtf_fl.secagg.evidence import Evidence
     from gradtf_fl.secagg.graph import group_members, point
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         SurvivorsNotSubset,
         TooFewMembers,
         TooFewNeighbours,
+        TooSmallDifference,
         UndecryptableShare,
         UnjustEvidence,
         UnknownIdentity,
@@ -75,6 +77,7 @@ __all__ = [
     "DuplicateKey",
     "DuplicateMessage",
     "Evidence",
+    "Identifiability",
     "Identity",
     "IncompleteShares",
     "InconsistentViews",
@@ -98,8 +101,10 @@ __all__ = [
     "StageOrder",
     "StaleRound",
     "SurvivorsNotSubset",
+    "TakenSum",
     "TooFewMembers",
     "TooFewNeighbours",
+    "TooSmallDifference",
     "Topology",
     "UndecryptableShare",
     "UnjustEvidence",
@@ -107,6 +112,7 @@ __all__ = [
     "UpdateRejected",
     "WrongRound",
     "certain_noisers",
+    "check_difference",
     "combine",
     "commitment_of",
     "decode_configs",
@@ -115,6 +121,7 @@ __all__ = [
     "element_bytes",
     "encode_configs",
     "group_members",
+    "identifiability",
     "lagrange_weights",
     "new_identities",
     "packed_size",

@@ -17,6 +17,7 @@ from gradtf_fl.secagg.crypto.agreement_proof import prove
 from gradtf_fl.secagg.crypto.masks import MaskStreams
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
+from gradtf_fl.secagg.differencing import TakenSum
 from gradtf_fl.secagg.evidence import channel_context, check_sender, opened
 from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.packing import pack, word_dtype
@@ -111,6 +112,12 @@ class SecAggClient:
     def next_stage(self) -> str:
         """The stage to be called next, or "finished" or "refused"."""
         return self._state.next_stage
+
+    @property
+    def sum(self) -> TakenSum:
+        """The sum over U3 that this client has signed for, once "consistency" was answered."""
+        members = frozenset(self._roster.keys[member] for member in self._state.survivors)
+        return TakenSum(self.config.model_hash, self.config.roster_hash, members)
 
     def to_bytes(self) -> bytes:
         """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""

@@ -75,6 +75,10 @@ class StaleRound(PolicyViolation):
     """A (round, attempt) that is not above the last one this organization took part in."""
 
 
+class TooSmallDifference(PolicyViolation):
+    """A sum whose members differ from an earlier sum's by so few that the difference would show them."""
+
+
 class RosterMismatch(PolicyViolation):
     """A round for another roster than the one pinned in the organization's own file."""
 
