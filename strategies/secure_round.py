@@ -153,7 +153,12 @@ class SecureRound:
     def _close_accept(self) -> dict[int, bytes]:
         servers = [group.server for group in self._groups.values()]
         try:
-            return self._close(SecAggServer.close_accept)
+            accepted = self._close(SecAggServer.close_accept)
+            for group in self._groups.values():
+                for node in group.nodes.keys() - accepted.keys():
+                    del group.nodes[node]
+                    self.log.dropped["accept"] = self.log.dropped.get("accept", 0) + 1
+            return accepted
         finally:
             for server in servers:
                 self.log.cheated |= {key.hex(): evidence.encode().hex() for key, evidence in server.cheaters.items()}

@@ -56,7 +56,7 @@ def test_six_rounds_with_another_silent_one_each_identify_everybody() -> None:
 
 
 def test_another_number_of_groups_each_round_identifies_everybody_and_a_pinned_one_nobody() -> None:
-    """60 organizations, up to 12 groups: rank 60. `[policy] groups` pins the number; 12 rounds then tell as one does."""
+    """60 organizations, up to 12 groups: rank 60. `[policy] groups` pins the number: 12 rounds tell what one does."""
     roster = Roster(tuple(hashlib.sha256(bytes([i])).digest() for i in range(60)))
 
     def sums(groups: int) -> list[tuple[str, ...]]:
