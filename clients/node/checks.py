@@ -253,7 +253,7 @@ def _sums(organization: Organization) -> Iterator[Finding]:
     me = identifiability([taken.members for taken in sums]).shares.get(organization.identity.public)
     if me is None:
         return
-    text = f"in {len(sums)} sums, {me:.2f} of its update follows from them"
+    text = f"{len(sums)} signed for; {me:.2f} of its update follows from them"
     remedy = "ask why the members change; [policy] min_difference refuses sums whose members differ by few"
     yield Finding("warn", "sums", text, remedy) if me > MUCH else Finding("ok", "sums", text)
 

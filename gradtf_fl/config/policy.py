@@ -29,7 +29,8 @@ class PolicySection(Section):
         groups: numbers of groups that the roster may be split into.
         attempts: most attempts at one round.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
-        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
+        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
+            sums from one model need 2 in any case. With 2, a round that one organization misses is refused.
     """
 
     clip: Range = (1e-3, 100.0)

@@ -8,6 +8,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
+from clients import check_organization
 from clients.organization import load_organization
 from clients.refusals import Refused
 from gradtf_fl.config import DropPoint, PolicySection
@@ -56,6 +57,10 @@ def test_a_silent_organization_costs_the_round_where_the_policy_says_so(make_kit
     if minimum == 1:
         records = run_server(kit.grid(), kit.plan, None, kit.generator).rounds
         assert [len(record.included) for record in records] == [4, 3]
+        always, once = (check_organization(kit.folders[number], offline=True) for number in (0, 3))
+        for findings, said in ((always, "2 signed for; 0.33"), (once, "1 signed for; 0.25")):
+            (found,) = [finding for finding in findings if finding.what == "sums"]
+            assert (found.level, found.found) == ("ok", f"{said} of its update follows from them")
         return
     with pytest.raises(RoundAborted) as aborted:
         run_server(kit.grid(), kit.plan, None, kit.generator)
