@@ -14,6 +14,8 @@ from gradtf_fl.secagg import (
     BadSignature,
     DuplicateMessage,
     Evidence,
+    MalformedMessage,
+    ProtocolViolation,
     SecureSum,
     UndecryptableShare,
     UnjustEvidence,
@@ -278,6 +280,19 @@ def test_evidence_is_about_one_accused_and_one_accuser() -> None:
     ):
         with pytest.raises((UnjustEvidence, WrongRound, ValueError)):
             wrong.cheater(federation.roster)
+
+
+def test_no_byte_of_evidence_can_be_changed() -> None:
+    federation = sealed_garbage(Federation(n=5), 4, (0,))
+    federation.play("accept")
+    (evidence,) = federation.server.cheaters.values()
+    data = evidence.encode()
+    for at in range(0, len(data), 23):
+        with pytest.raises(MalformedMessage):
+            Evidence.decode(data[:at])
+        flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        with pytest.raises(ProtocolViolation):
+            Evidence.decode(flipped).cheater(federation.roster)
 
 
 # -- the proof --------------------------------------------------------------------------------------------
