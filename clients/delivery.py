@@ -61,6 +61,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         Refused: ``adapter`` when signature, round or content is wrong, or it is an older run's; nothing is stored then.
     """
     verify(organization, delivery)
+    organization.store().deliver(delivery.run_id, delivery.round, hashlib.sha256(delivery.update).digest())
     from gradtf_fl.adapters import AdaptedModel, Place, model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm

@@ -1,6 +1,6 @@
 """What an organization does with each message: fields in, fields out. Nothing heavy is imported before it is needed.
 
-train.begin trains and advertises; train.share, .mask, .consistency and .unmask carry the secure aggregation;
+train.begin trains and advertises; train.share, .accept, .mask, .consistency and .unmask carry the secure aggregation;
 evaluate.adapter takes the round's LLM adapter. What each does lies in `clients.stages` and `clients.delivery`.
 """
 
@@ -43,6 +43,7 @@ def _adapter(organization: Organization, fields: Mapping[str, Any]) -> Fields:
 HANDLERS: dict[str, Handler] = {
     MESSAGE_TYPES["advertise"]: _begin,
     MESSAGE_TYPES["share"]: _stage(stages.share),
+    MESSAGE_TYPES["accept"]: _stage(stages.accept),
     MESSAGE_TYPES["mask"]: _stage(stages.mask),
     MESSAGE_TYPES["consistency"]: _stage(stages.consistency),
     MESSAGE_TYPES["unmask"]: _stage(stages.unmask),

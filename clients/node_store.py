@@ -2,24 +2,28 @@
 
 In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
 restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt) and the plan of each run, the
-secure-aggregation state, and the update vector until it is masked. A stage's new state is committed before
-its reply can leave. Deleted pages are overwritten with zeros (``secure_delete``); what the file system
-keeps beyond that is out of reach.
+secure-aggregation state, the update vector until it is masked, the members of the sums taken part in, and the hash of
+the last delivered global update. A stage's new state is committed before its reply can leave. Deleted pages are
+overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clients.refusals import Refused
 from gradtf_fl.round_messages import RUN_START, Refusal
+from gradtf_fl.secagg import TakenSum
 
 BUSY_SECONDS = 60.0
+KEY = 32  # bytes of an identity key
+KEPT_SUMS = 1000  # the newest ones, with which a new sum is compared
 
 LOOKED_AT = 0.5
 """Share of a refused plan's cost that another plan may cost at most, to be compared with the budget at all."""
@@ -48,6 +52,13 @@ CREATE TABLE IF NOT EXISTS unfinished (
 CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS delivered (
+    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, update_sha256 BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sums (
+    number INTEGER PRIMARY KEY, start BLOB NOT NULL, roster BLOB NOT NULL, members BLOB NOT NULL,
+    UNIQUE (start, roster, members)
+);
 """
 
 
@@ -67,6 +78,8 @@ class OpenRound:
     Attributes:
         protocol: state of the secure-aggregation client. vector: float32 bytes, None once it is masked.
         weight: this organization's weight in the mean.
+        earlier: the sums that this organization has signed for, in this or any other run.
+        signed: the sum that this stage signs for; kept with the others.
     """
 
     key: RoundKey
@@ -74,6 +87,8 @@ class OpenRound:
     vector: bytes | None
     weight: float
     finished: bool = False
+    earlier: Callable[[], list[TakenSum]] = list
+    signed: TakenSum | None = None
 
 
 def started(run_id: str) -> str:
@@ -265,6 +280,42 @@ class NodeStore:
             database.execute("INSERT OR REPLACE INTO trained VALUES (1, ?, ?, ?)", (key.run_id, key.round, training))
             database.execute("DELETE FROM begun")
 
+    def deliver(self, run_id: str, round_number: int, update_sha256: bytes) -> None:
+        """Note the global update that a signed adapter of ``round_number`` came with; only later rounds replace it.
+
+        Raises:
+            Refused: with ``model_hash`` when the round came with another update before.
+        """
+        with self._transaction() as database:
+            known = _delivered(database, run_id)
+            if known is None or known[0] < round_number:
+                row = run_id, round_number, update_sha256
+                database.execute("INSERT OR REPLACE INTO delivered VALUES (?, ?, ?)", row)
+            elif known[0] == round_number and known[1] != update_sha256:
+                raise Refused(Refusal.MODEL_HASH, f"round {round_number} was delivered with another global update")
+
+    def check_start(self, run_id: str, round_number: int, update: bytes) -> None:
+        """Whether a round begins where the run's last delivered one ended.
+
+        The first round starts at zero. Who missed the round before cannot compare, and takes the start as it is.
+
+        Raises:
+            Refused: with ``stale`` for a round that was delivered, with ``model_hash`` for another start.
+        """
+        with self._transaction() as database:
+            known = _delivered(database, run_id)
+        if known is not None and known[0] >= round_number:
+            raise Refused(Refusal.STALE, f"round {known[0]} was delivered, round {round_number} is over")
+        if round_number == 1 and any(update):
+            raise Refused(Refusal.MODEL_HASH, "the first round of a run starts at a global update that is not zero")
+        if known is not None and known[0] == round_number - 1 and known[1] != hashlib.sha256(update).digest():
+            raise Refused(Refusal.MODEL_HASH, f"the round does not start where round {known[0]} was signed to end")
+
+    def sums(self) -> list[TakenSum]:
+        """The sums that this organization has signed for, oldest first; the newest `KEPT_SUMS`."""
+        with self._transaction() as database:
+            return _sums(database)
+
     @contextmanager
     def stage(self, round_number: int, attempt: int) -> Iterator[OpenRound]:
         """The open round for one stage: yielded under the write lock, written back when the body ends well.
@@ -279,7 +330,9 @@ class NodeStore:
             row = database.execute("SELECT run_id, round, attempt, protocol, vector, weight FROM open_round").fetchone()
             if row is None or (row[1], row[2]) != (round_number, attempt):
                 raise Refused(Refusal.STALE, f"round {round_number}.{attempt} is not open")
-            opened = OpenRound(RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5])
+            opened = OpenRound(
+                RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5], earlier=lambda: _sums(database)
+            )
             try:
                 yield opened
             except BaseException:
@@ -287,6 +340,8 @@ class NodeStore:
                 database.execute("COMMIT")
                 database.execute("BEGIN")
                 raise
+            if opened.signed is not None:
+                _keep(database, opened.signed)
             if opened.finished:
                 database.execute("DELETE FROM open_round")
             else:
@@ -304,3 +359,23 @@ def _begun(database: sqlite3.Connection) -> RoundKey | None:
     """The attempt that was claimed and neither answered nor refused."""
     row = database.execute("SELECT run_id, round, attempt FROM begun").fetchone()
     return None if row is None else RoundKey(row[0], int(row[1]), int(row[2]))
+
+
+def _delivered(database: sqlite3.Connection, run_id: str) -> tuple[int, bytes] | None:
+    row = database.execute("SELECT round, update_sha256 FROM delivered WHERE run_id = ?", (run_id,)).fetchone()
+    return (int(row[0]), bytes(row[1])) if row else None
+
+
+def _sums(database: sqlite3.Connection) -> list[TakenSum]:
+    rows = database.execute("SELECT start, roster, members FROM sums ORDER BY number").fetchall()
+    return [
+        TakenSum(start, roster, frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY)))
+        for start, roster, keys in rows
+    ]
+
+
+def _keep(database: sqlite3.Connection, taken: TakenSum) -> None:
+    row = taken.start, taken.roster, b"".join(sorted(taken.members))
+    database.execute("INSERT OR REPLACE INTO sums (start, roster, members) VALUES (?, ?, ?)", row)
+    newest = "SELECT number FROM sums ORDER BY number DESC LIMIT ?"
+    database.execute(f"DELETE FROM sums WHERE number NOT IN ({newest})", (KEPT_SUMS,))

@@ -24,7 +24,9 @@ from gradtf_fl.secagg import (
     ProtocolViolation,
     RoundConfig,
     SecAggClient,
+    TooSmallDifference,
     UnknownIdentity,
+    check_difference,
     decode_configs,
     group_members,
 )
@@ -60,6 +62,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     client = _permitted_client(organization, config, plan, spec, store)
     if len(message.update) != 4 * config.dim:
         raise Refused(Refusal.MODEL_HASH, f"the global update has {len(message.update)} bytes, not {4 * config.dim}")
+    store.check_start(key.run_id, key.round, message.update)
     organization.vanish_if_told("advertise", key.round)
 
     from clients.local_training import train_update
@@ -136,8 +139,13 @@ def share(organization: Organization, message: StagePayload) -> StagePayload:
     return _stage(organization, "share", message, lambda client, _: client.share(message.payload))
 
 
+def accept(organization: Organization, message: StagePayload) -> StagePayload:
+    """Ciphertexts from U2 -> complaints about those that do not open."""
+    return _stage(organization, "accept", message, lambda client, _: client.accept(message.payload))
+
+
 def mask(organization: Organization, message: StagePayload) -> StagePayload:
-    """Ciphertexts from U2 -> the masked update; the plain one is deleted."""
+    """The accepted members -> the masked update; the plain one is deleted."""
 
     def answer(client: SecAggClient, opened: OpenRound) -> bytes:
         if opened.vector is None:
@@ -150,8 +158,21 @@ def mask(organization: Organization, message: StagePayload) -> StagePayload:
 
 
 def consistency(organization: Organization, message: StagePayload) -> StagePayload:
-    """The survivors U3 -> a signature over (C, U2, U3)."""
-    return _stage(organization, "consistency", message, lambda client, _: client.consistency(message.payload))
+    """The survivors U3 -> a signature over (C, U2, U3), where their sum tells no more than earlier ones do.
+
+    From here on the sum counts as opened: the others can do that without this organization.
+    """
+
+    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
+        vote = client.consistency(message.payload)
+        try:
+            check_difference(client.sum, opened.earlier(), organization.config.policy.min_difference)
+        except TooSmallDifference as error:
+            raise Refused(Refusal.POLICY, f"{error} ([policy] min_difference)") from error
+        opened.signed = client.sum
+        return vote
+
+    return _stage(organization, "consistency", message, answer)
 
 
 def unmask(organization: Organization, message: StagePayload) -> StagePayload:

@@ -9,6 +9,7 @@ message type         | to the organization  | back
 train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refusal
                      | the last adapter     |
 train.share          | `StagePayload`       | `StagePayload`
+train.accept         | `StagePayload`       | `StagePayload`
 train.mask           | `StagePayload`       | `StagePayload`
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
@@ -43,13 +44,14 @@ MAX_STEPS = 10_000_000  # of a plan; beyond, an organization's accountant would 
 MIN_ALPHA, MAX_ALPHA, MAX_RANK = 1e-3, 1e6, 4096  # of an adapter
 MAX_CONFIGS = 1 << 20  # bytes of a round's configurations: 200 groups take a quarter
 
-Stage = Literal["advertise", "share", "mask", "consistency", "unmask"]
+Stage = Literal["advertise", "share", "accept", "mask", "consistency", "unmask"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # of the secure aggregation, in their order
 
 #: stage -> Flower message type
 MESSAGE_TYPES: dict[Stage, str] = {
     "advertise": "train.begin",
     "share": "train.share",
+    "accept": "train.accept",
     "mask": "train.mask",
     "consistency": "train.consistency",
     "unmask": "train.unmask",

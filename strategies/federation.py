@@ -3,7 +3,7 @@
 One round, from top to bottom (`SecureFederation._round`):
 
     begin       every organization stores the last round's LLM adapter, trains under its own ledger, advertises keys
-    sum         share, mask, consistency, unmask: the server learns the mean of the updates, nothing else
+    sum         share, accept, mask, consistency, unmask: the server learns the mean of the updates, nothing else
     U <- U + mean
     generate    Grad-Transformer: U -> LLM update -> PEFT adapter, hashed and signed
     checkpoint  one rename

@@ -27,6 +27,8 @@ class RoundRecord:
             ``kinds``: of prompts that it was put together from, 0 where it was not); empty without any.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
         included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
+        opened: hex keys of the organizations in each sum that was opened, in an aborted round too.
+        cheated: hex keys of organizations that were shut out because they cheated -> the evidence, in hex.
         seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
     """
 
@@ -46,17 +48,20 @@ class RoundRecord:
     aborted_at: str = ""
     included: tuple[str, ...] = ()
     sums: tuple[tuple[str, ...], ...] = ()
+    opened: tuple[tuple[str, ...], ...] = ()
+    cheated: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {"included": list(self.included), "sums": [list(keys) for keys in self.sums]}
+        lists = {name: [list(keys) for keys in getattr(self, name)] for name in ("sums", "opened")}
+        return asdict(self) | {"included": list(self.included), **lists}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RoundRecord:
         """The record in `to_json`'s form; TypeError or KeyError on anything else."""
-        sums = tuple(tuple(keys) for keys in document.get("sums", ()))
-        return cls(**(dict(document) | {"included": tuple(document["included"]), "sums": sums}))
+        lists = {name: tuple(tuple(keys) for keys in document.get(name, ())) for name in ("sums", "opened")}
+        return cls(**(dict(document) | {"included": tuple(document["included"]), **lists}))
 
 
 EventKind = Literal["round", "stage", "reply", "closed", "generated", "delivered", "end"]

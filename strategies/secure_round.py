@@ -1,12 +1,13 @@
 """The server's side of one round's secure sums over Flower's grid: stage by stage, each with a deadline.
 
-advertise -> share -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
+advertise -> share -> accept -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
 stage is out of the round from there on; the protocol decides whether enough remain. A round has one sum, or one
 for each group of organizations; all groups go through a stage together.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_
 from strategies.groups import groups_needed
 from strategies.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
 
+logger = logging.getLogger("gradtf.server")
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
 
@@ -32,6 +34,8 @@ class RoundLog:
     Attributes:
         answered: stage -> organizations whose answer counted. dropped: stage -> organizations lost there.
         refused: refusal code -> organizations. included: hex keys of the organizations in each sum.
+        cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
+            complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
         seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
     """
 
@@ -39,6 +43,7 @@ class RoundLog:
     dropped: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     included: tuple[tuple[str, ...], ...] = ()
+    cheated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
@@ -58,6 +63,8 @@ class RoundLog:
             bytes_up_per_client=self.traffic.mean_up(),
             bytes_down_per_client=self.traffic.mean_down(),
             included=tuple(key for keys in self.included for key in keys) if state == "completed" else (),
+            cheated=dict(self.cheated),
+            opened=self.included,
             sums=self.included if state == "completed" and config.groups > 1 else (),
             seconds=dict(self.seconds),
         )
@@ -107,7 +114,9 @@ class SecureRound:
         try:
             directories = self._close_advertise(len(begin))
             self._exchange("share", directories, lambda server: server.receive_shares)
-            self._exchange("mask", self._close(SecAggServer.close_share), lambda server: server.receive_masked)
+            self._exchange("accept", self._close(SecAggServer.close_share), lambda server: server.receive_accept)
+            accepted = self._close_accept()
+            self._exchange("mask", accepted, lambda server: server.receive_masked)
             survivors = self._close(SecAggServer.close_mask)
             self._exchange("consistency", survivors, lambda server: server.receive_consistency)
             votes = self._close(SecAggServer.close_consistency)
@@ -141,16 +150,30 @@ class SecureRound:
             outgoing |= {node: messages[key] for node, key in group.nodes.items() if key in messages}
         return outgoing
 
+    def _close_accept(self) -> dict[int, bytes]:
+        servers = [group.server for group in self._groups.values()]
+        try:
+            accepted = self._close(SecAggServer.close_accept)
+            for group in self._groups.values():
+                for node in group.nodes.keys() - accepted.keys():
+                    del group.nodes[node]
+                    self.log.dropped["accept"] = self.log.dropped.get("accept", 0) + 1
+            return accepted
+        finally:
+            for server in servers:
+                self.log.cheated |= {key.hex(): evidence.encode().hex() for key, evidence in server.cheaters.items()}
+            if self.log.cheated:
+                names = ", ".join(sorted(key[:16] for key in self.log.cheated))
+                logger.warning("round %s: members that cheated, shut out: %s", self._label, names)
+
     def _decoded(self) -> list[SecureSum]:
         decoded: list[SecureSum] = []
-        included: list[tuple[str, ...]] = []
         for commitment, group in list(self._groups.items()):
             try:
                 decoded.append(group.server.close_unmask())
-                included.append(tuple(sorted(key.hex() for key in group.server.included)))
+                self.log.included += (tuple(sorted(key.hex() for key in group.server.included)),)
             except RoundAborted as aborted:
                 self._lose(commitment, aborted)
-        self.log.included = tuple(included)
         return decoded
 
     def _lose(self, commitment: bytes, aborted: RoundAborted) -> None:

@@ -17,9 +17,9 @@ from clients.organization import NOT_JOINED, Organization, assemble, how_to_join
 from gradtf_fl.config import OrganizationConfig, RowFormat, declared_of
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
-from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
+from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE, STATE
 from gradtf_fl.files import exposure
-from gradtf_fl.secagg import Identity
+from gradtf_fl.secagg import Identity, identifiability
 from gradtf_fl.tasks import count_rows, read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
@@ -28,6 +28,7 @@ MIN_FREE_BYTES = 10**9
 WARN_DAYS = 30
 FAR_MORE = 2
 """So many times the declared rows are worth a word."""
+MUCH = 0.9  # of an organization's update, if it were the same in all rounds
 STEP_ROWS = 64
 """Of the step that is measured: a plan's usual batch. A round's own plan says how many steps it has."""
 
@@ -46,6 +47,7 @@ def check_organization(folder: Path, offline: bool = False) -> list[Finding]:
         return findings
     organization = assemble(folder.absolute(), config, identity)
     findings += [*_policy(organization), *_models(organization), *_data(organization), *_budget(organization)]
+    findings += _sums(organization)
     findings += _training(organization)
     findings += _disk(folder)
     running = _is_running(folder)
@@ -273,6 +275,19 @@ def _budget(organization: Organization) -> Iterator[Finding]:
     yield Finding(
         "ok", "budget", f"epsilon {left:.3g} of {privacy.budget:g} left at delta {privacy.delta:g}; ledger holds"
     )
+
+
+def _sums(organization: Organization) -> Iterator[Finding]:
+    """What the sums that this organization has signed for tell about it, all of them together."""
+    if not (organization.folder / STATE).exists():
+        return
+    sums = organization.store().sums()
+    me = identifiability([taken.members for taken in sums]).shares.get(organization.identity.public)
+    if me is None:
+        return
+    text = f"{len(sums)} signed for; {me:.2f} of its update follows from them"
+    remedy = "ask why the members change; [policy] min_difference refuses sums whose members differ by few"
+    yield Finding("warn", "sums", text, remedy) if me > MUCH else Finding("ok", "sums", text)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

@@ -62,7 +62,7 @@ def bench_federation(plan: FederationBench, progress: Progress) -> dict[str, Any
     progress("done", 2, 2)
     size: dict[str, float] = {"organizations": ORGANIZATIONS, "steps": plan.steps, "exchanges a round": len(STAGES)}
     rows = [
-        _row("an exchange, mean of a round's five", size, found, STAGES, plan),
+        _row(f"an exchange, mean of a round's {len(STAGES)}", size, found, STAGES, plan),
         _row("the exchange that trains", size, found, STAGES[:1], plan),
         _row("an exchange of the secure aggregation", size, found, STAGES[1:], plan),
         _row("a whole round's exchanges", size, found, STAGES, plan, whole=True),

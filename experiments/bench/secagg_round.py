@@ -111,7 +111,7 @@ class MeasuredRound(PlayedRound):
 
     def server_total_s(self) -> float:
         """CPU seconds of the server from the first masked vector on."""
-        return sum(self.server_s[stage] for stage in STAGES[2:])
+        return sum(self.server_s[stage] for stage in STAGES[STAGES.index("mask") :])
 
     def bytes_beside_the_vector(self, counted: dict[Stage, dict[int, int]]) -> float:
         """Median over clients of the bytes sent or received in all stages, without the packed residues."""

@@ -191,7 +191,7 @@ class Stage:
             code, said = done.returncode, done.stdout.decode(errors="replace")
             if text.startswith("kill "):
                 self._wait_for_an_end(ended)
-        if found := re.search(r"invitation \S+: fingerprint ([0-9a-f ]+)$", said, re.MULTILINE):
+        if found := re.search(r"invitation \S+: fingerprint ([a-z2-7 ]+)$", said, re.MULTILINE):
             self._fingerprint = found[1].strip()
         return code, [line.rstrip() for line in self._shown(said).splitlines()]
 
@@ -267,7 +267,7 @@ def _folder_as_long_as(shown: str) -> Path:
 
 # what changes from run to run -> what stands for it in a comparison
 MASKS = (
-    (r"[0-9a-f]{4}( [0-9a-f]{4}){9}", "<fingerprint>"),
+    (r"\b[a-z2-7]{4}( [a-z2-7]{4}){12}\b", "<fingerprint>"),
     (r"\b[0-9A-F]{2}(:[0-9A-F]{2}){31}\b", "<sha256>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d| UTC)?", "<time>"),
     (r"\d{4}-\d\d-\d\d", "<date>"),

@@ -56,7 +56,7 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     "--drop",
     multiple=True,
     metavar="STAGE:COUNT",
-    help="Organizations that vanish at advertise, share, mask, consistency or unmask. Repeatable.",
+    help="Organizations that vanish at advertise, share, accept, mask, consistency or unmask. Repeatable.",
 )
 @click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
 @click.option(

@@ -112,7 +112,7 @@ class SecAggSection(Section):
         max_clip: largest L2 norm bound of an update vector.
         max_weight: largest weight that one organization may have in a sum.
         allow_two: accept sums over two organizations, in which each learns the other's update.
-        colluders: share of the organizations that may collude with the server.
+        colluders: share of the organizations that may collude with the server; rounded up, and at least one.
         min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
     """
 

@@ -113,7 +113,7 @@ class FederationPlan(RoundSettings):
 
     Attributes:
         threshold: organizations that must stay to the end (default: by the roster's size).
-        colluders: share of the organizations that the graph of 100 and more must withstand as colluders.
+        colluders: share of the organizations that a round must withstand as colluders; rounded up, and at least one.
         dropouts: the share that it must withstand as dropouts.
         join_s: how long the run waits for the organizations' nodes, in seconds.
         prompts: file with public prompts of the organizations' task; the LLM update is then refined on what the
@@ -141,8 +141,11 @@ class FederationPlan(RoundSettings):
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
-        if self.threshold is not None and not self.organizations / 2 < self.threshold <= self.organizations:
-            raise ValueError(f"threshold must lie above half of and up to {self.organizations} organizations")
+        least = (self.organizations + 1) // 2 + 1  # 2t > n + 1: else one of them could sign two views
+        if self.threshold is not None and not least <= self.threshold <= self.organizations:
+            raise ValueError(
+                f"threshold must be in {least}..{self.organizations} for {self.organizations} organizations"
+            )
         refuse_small_groups(self.organizations, self.groups, self.threshold)
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:

@@ -32,7 +32,8 @@ class PolicySection(Section):
         groups: number of groups that the roster is split into, always the same: other groups would be other sums.
         attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
-        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
+        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
+            sums from one model need 2 in any case. With 2, a round that one organization misses is refused.
     """
 
     clip: Clips = (1e-3, 100.0)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradtf_fl.deployment.health_endpoint import HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
+    from gradtf_fl.deployment.opened_sums import identifiability_document, identifiability_in_words
     from gradtf_fl.deployment.processes import (
         MAX_LOG_BYTES,
         ChildProcess,
@@ -79,6 +80,8 @@ __all__ = [
     "going_direct",
     "health",
     "held",
+    "identifiability_document",
+    "identifiability_in_words",
     "init_authority",
     "issue_server",
     "last_line",

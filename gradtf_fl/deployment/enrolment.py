@@ -11,6 +11,7 @@ SERVER/invitation.json                             `Invitation`
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass
@@ -124,9 +125,13 @@ def changed_keys(old: Invitation, new: Invitation) -> list[NewKey]:
 
 
 def fingerprint(data: bytes) -> str:
-    """SHA-256, its first 160 bits as ten groups of four hex digits, to be read aloud."""
-    digits = hashlib.sha256(data).hexdigest()[:40]
-    return " ".join(digits[i : i + 4] for i in range(0, 40, 4))
+    """All of SHA-256, to be read aloud: 52 letters and digits (RFC 4648, base32) in thirteen groups of four.
+
+    Whoever writes two documents with one fingerprint needs a collision: 2^128 trials, where half as many bits would
+    leave 2^64.
+    """
+    digits = base64.b32encode(hashlib.sha256(data).digest()).decode().rstrip("=").lower()
+    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
 
 
 def same_fingerprint(left: str, right: str) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradtf_fl.deployment.opened_sums import identifiability_document
 from gradtf_fl.deployment.run_status import NodeStatus, RunStatus
 from gradtf_fl.deployment.server_files import (
     Traffic,
@@ -118,6 +119,7 @@ class ServerView:
             "refused": dict(self.refused),
             "last_adapter": {"round": last["round"], "sha256": last["llm_adapter_sha256"]} if last else None,
             "rounds": [dict(record) for record in self.records],
+            "identifiability": identifiability_document(self.records),
             "not_known": NOT_KNOWN,
             "problems": list(self.problems),
         }

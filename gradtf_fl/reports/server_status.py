@@ -7,7 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradtf_fl.deployment import NOT_KNOWN, NodeStatus, OrganizationView, ServerView
+from gradtf_fl.deployment import (
+    NOT_KNOWN,
+    NodeStatus,
+    OrganizationView,
+    ServerView,
+    identifiability_in_words,
+)
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.shown import shown
 
@@ -172,6 +178,11 @@ def _facts(view: ServerView) -> Table:
     if view.status is not None and view.status.stored is not None:
         stored = f"by {view.status.stored} of {view.status.asked} organizations (round {view.status.delivered})"
         table.add_row("last adapter stored", stored)
+    names = {organization.key: organization.name for organization in view.organizations}
+    if sums := identifiability_in_words(view.records, names):
+        table.add_row("sums opened", sums)
+    if cheats := {key for record in view.records for key in record.get("cheated", ())}:
+        table.add_row("cheated", Text(", ".join(sorted(names.get(key) or key[:8] for key in cheats)), style="red"))
     if plan is not None:
         table.add_row(
             "epsilon of the plan",

@@ -12,6 +12,7 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from gradtf_fl.deployment import identifiability_in_words
 from gradtf_fl.reports.progress import ProgressDisplay
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport
 
@@ -98,6 +99,8 @@ def print_report(report: SimulationReport, console: Console) -> None:
     if report.finished_rounds and not report.is_plain:
         console.print(_controls(report))
     console.print(_rounds(report))
+    if sums := identifiability_in_words(report.rounds):
+        console.print(Text(f"Sums opened: {sums}"))
     console.print()
     if report.state != "completed":
         console.print(Text(f"{report.state}: {report.reason}", style="bold"))

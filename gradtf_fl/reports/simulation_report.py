@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gradtf_fl.deployment import identifiability_document
 from gradtf_fl.files import PUBLIC, replace_file
 
 State = Literal["completed", "budget", "aborted"]
@@ -153,6 +154,7 @@ class SimulationReport:
             "pictures": dict(self.pictures),
             "organizations": organizations,
             "rounds": [dict(r) for r in self.rounds],
+            "identifiability": identifiability_document(self.rounds),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "out": self.out,
         }

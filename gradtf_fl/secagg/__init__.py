@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
     from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
     from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
+    from gradtf_fl.secagg.differencing import Identifiability, TakenSum, check_difference, identifiability
+    from gradtf_fl.secagg.evidence import Evidence
     from gradtf_fl.secagg.graph import group_members, point
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
     from gradtf_fl.secagg.packing import packed_size
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.violations import (
         AdvertMismatch,
         BadKey,
+        BadProof,
         BadSignature,
         DuplicateKey,
         DuplicateMessage,
@@ -52,7 +55,9 @@ if TYPE_CHECKING:
         SurvivorsNotSubset,
         TooFewMembers,
         TooFewNeighbours,
+        TooSmallDifference,
         UndecryptableShare,
+        UnjustEvidence,
         UnknownIdentity,
         UpdateRejected,
         WrongRound,
@@ -65,11 +70,14 @@ __all__ = [
     "CHUNK_BYTES",
     "AdvertMismatch",
     "BadKey",
+    "BadProof",
     "BadSignature",
     "ClientPolicy",
     "DistributedNoise",
     "DuplicateKey",
     "DuplicateMessage",
+    "Evidence",
+    "Identifiability",
     "Identity",
     "IncompleteShares",
     "InconsistentViews",
@@ -93,14 +101,18 @@ __all__ = [
     "StageOrder",
     "StaleRound",
     "SurvivorsNotSubset",
+    "TakenSum",
     "TooFewMembers",
     "TooFewNeighbours",
+    "TooSmallDifference",
     "Topology",
     "UndecryptableShare",
+    "UnjustEvidence",
     "UnknownIdentity",
     "UpdateRejected",
     "WrongRound",
     "certain_noisers",
+    "check_difference",
     "combine",
     "commitment_of",
     "decode_configs",
@@ -109,6 +121,7 @@ __all__ = [
     "element_bytes",
     "encode_configs",
     "group_members",
+    "identifiability",
     "lagrange_weights",
     "new_identities",
     "packed_size",

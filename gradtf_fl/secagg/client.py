@@ -1,4 +1,4 @@
-"""One organization's side of the protocol: five stages, each one call from message to message.
+"""One organization's side of the protocol: six stages, each one call from message to message.
 
 A refusal raises a named `ProtocolViolation` and is final for the round: the secrets are erased.
 """
@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
 from gradtf_fl.secagg.crypto import primitives as crypto
+from gradtf_fl.secagg.crypto.agreement_proof import prove
 from gradtf_fl.secagg.crypto.masks import MaskStreams
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
-from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES, is_element
+from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
+from gradtf_fl.secagg.differencing import TakenSum
+from gradtf_fl.secagg.evidence import channel_context, check_sender, opened
 from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
@@ -24,6 +27,7 @@ from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import (
+    BadSignature,
     IncompleteShares,
     InconsistentViews,
     MalformedMessage,
@@ -37,11 +41,14 @@ from gradtf_fl.secagg.violations import (
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
+    Accepted,
+    Complaints,
     Delivery,
     MessageKind,
     SealedShares,
     Survivors,
     Unmasking,
+    sealed_statement,
     signed,
 )
 from gradtf_fl.secagg.wire.votes import Votes, sample, view_digest
@@ -106,6 +113,12 @@ class SecAggClient:
         """The stage to be called next, or "finished" or "refused"."""
         return self._state.next_stage
 
+    @property
+    def sum(self) -> TakenSum:
+        """The sum over U3 that this client has signed for, once "consistency" was answered."""
+        members = frozenset(self._roster.keys[member] for member in self._state.survivors)
+        return TakenSum(self.config.model_hash, self.config.roster_hash, members)
+
     def to_bytes(self) -> bytes:
         """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""
         return self._state.to_bytes()
@@ -145,13 +158,13 @@ class SecAggClient:
     # -- stage 1 ------------------------------------------------------------------------------------------
 
     def share(self, directory: bytes) -> bytes:
-        """From the adverts of U1 to `SealedShares` of (b_i, s_i) for every neighbour.
+        """From the adverts of U1 to signed `SealedShares` of (b_i, s_i) for every neighbour.
 
         Raises:
             BadSignature, UnknownIdentity, BadKey, DuplicateKey, AdvertMismatch, OwnKeyMissing, TooFewMembers,
             TooFewNeighbours.
         """
-        with self._stage("share", "mask") as state:
+        with self._stage("share", "accept") as state:
             u1 = Directory.decode(directory, self._commitment)
             if u1.hashes.get(self._me) != state.advert_hash:
                 raise OwnKeyMissing("the own advert is missing from U1 or was replaced")
@@ -165,54 +178,81 @@ class SecAggClient:
             state.peers = {j: Peer(peer.encryption_key, peer.mask_key) for j, peer in peers.items()}
             self._check_neighbourhood(state.members)
             shares = secrets.shares([*state.peers, self._me], self.config.threshold)
-            sealed = {
-                j: crypto.seal(
-                    private,
-                    peer.encryption_key,
-                    self._commitment,
-                    self._me,
-                    j,
-                    shares[j].self_share + shares[j].mask_share,
-                )
-                for j, peer in state.peers.items()
-            }
+            sealed = {j: self._sealed(private, j, shares[j]) for j in state.peers}
             return self._signed(MessageKind.SHARES, SealedShares(sealed).encode())
+
+    def _sealed(self, private: X25519PrivateKey, target: int, shares: HeldShares) -> bytes:
+        key, plain = self._state.peers[target].encryption_key, shares.self_share + shares.mask_share
+        ciphertext = crypto.seal(private, key, self._commitment, self._me, target, plain)
+        return ciphertext + self._identity.sign(sealed_statement(self._commitment, self._me, target, ciphertext))
 
     # -- stage 2 ------------------------------------------------------------------------------------------
 
-    def mask(self, ciphertexts: bytes, vector: Floats, weight: float = 1.0) -> bytes:
-        """From the neighbours' ciphertexts to y_i = encode(x_i) + self mask + pair masks, packed to b bits.
+    def accept(self, ciphertexts: bytes) -> bytes:
+        """From the neighbours' ciphertexts to `Complaints` about those that do not open; mostly about none.
+
+        A complaint shows the secret shared with a sender that has itself signed for a ciphertext which does not open.
+        An honest sender signs one ciphertext for each neighbour, which opens, so no complaint can be about it.
 
         Args:
             ciphertexts: the server's `Delivery` for this client.
+
+        Raises:
+            UndecryptableShare: a ciphertext does not open, and its sender has not signed for it: the server altered it.
+            IncompleteShares, SurvivorsNotSubset, OwnKeyMissing, TooFew...
+        """
+        with self._stage("accept", "mask") as state:
+            delivery = Delivery.decode(ciphertexts, self._commitment)
+            self._check_sublist(delivery.members, "U2")
+            if tuple(delivery.sealed.by_peer) != tuple(self._present(delivery.members)):
+                raise IncompleteShares("ciphertexts must come from exactly the neighbours in U2")
+            private, held, complaints = crypto.loaded(self._secrets().encryption_private), {}, {}
+            for source, sealed in delivery.sealed.by_peer.items():
+                try:
+                    secret = crypto.x25519(private, state.peers[source].encryption_key)
+                    held[source] = opened(secret, self._commitment, source, self._me, sealed)
+                except UndecryptableShare:
+                    complaints[source] = self._complaint(source, sealed)
+            state.members, state.held = delivery.members, held
+            return self._signed(MessageKind.COMPLAINTS, Complaints(complaints).encode())
+
+    def _complaint(self, source: int, sealed: bytes) -> bytes:
+        try:
+            check_sender(self._roster, self._commitment, source, self._me, sealed)
+        except BadSignature as error:
+            text = f"the ciphertext from member {source} does not open, and that member did not sign it"
+            raise UndecryptableShare(text) from error
+        key = self._state.peers[source].encryption_key
+        context = channel_context(self._commitment, source, self._me)
+        return prove(self._secrets().encryption_private, key, context).encode()
+
+    # -- stage 3 ------------------------------------------------------------------------------------------
+
+    def mask(self, accepted: bytes, vector: Floats, weight: float = 1.0) -> bytes:
+        """From the members that are left to y_i = encode(x_i) + self mask + pair masks, packed to b bits.
+
+        Args:
+            accepted: the server's `Accepted`.
             vector: float32 or float64 [dim]; scaled down to the round's clip where its L2 norm is above.
             weight: in (0, max_weight]; 1 under the rule "uniform".
 
         Raises:
             UpdateRejected: the own vector or weight cannot be encoded; leave the round, tell nobody why.
-            UndecryptableShare, IncompleteShares, SurvivorsNotSubset, OwnKeyMissing, TooFew...
+            UndecryptableShare: a member is left whose shares did not open.
+            SurvivorsNotSubset, OwnKeyMissing, TooFew...
         """
         with self._stage("mask", "consistency") as state:
-            delivery = Delivery.decode(ciphertexts, self._commitment)
-            self._check_sublist(delivery.members, "U2")
-            u2_neighbours = tuple(self._present(delivery.members))
-            if tuple(delivery.sealed.by_peer) != u2_neighbours:
-                raise IncompleteShares("ciphertexts must come from exactly the neighbours in U2")
-            private = crypto.loaded(self._secrets().encryption_private)
-            held = {j: self._opened(private, j, sealed) for j, sealed in delivery.sealed.by_peer.items()}
+            left = Accepted.decode(accepted, self._commitment).members
+            self._check_sublist(left, "the accepted members")
+            neighbours = self._present(left)
+            if cheats := [j for j in neighbours if j not in state.held]:
+                raise UndecryptableShare(f"members {cheats} are left, and their shares did not open")
+            held = {j: state.held[j] for j in neighbours}
             held[self._me] = self._secrets().shares([*state.peers, self._me], self.config.threshold)[self._me]
-            message = self._masked(u2_neighbours, vector, weight)
-            state.members, state.held = delivery.members, held
+            message = self._masked(neighbours, vector, weight)
+            state.members, state.held = left, held
             state.vote_key, state.seed = self._secrets().vote_key, b""
             return message
-
-    def _opened(self, private: X25519PrivateKey, source: int, sealed: bytes) -> HeldShares:
-        key = self._state.peers[source].encryption_key
-        plain = crypto.unseal(private, key, self._commitment, source, self._me, sealed)
-        shares = HeldShares(plain[:ELEMENT_BYTES], plain[ELEMENT_BYTES:])
-        if not (is_element(shares.self_share) and is_element(shares.mask_share)):
-            raise UndecryptableShare(f"member {source} sealed something that is no field element")
-        return shares
 
     def _masked(self, partners: Collection[int], vector: Floats, weight: float) -> bytes:
         config = self.config
@@ -232,7 +272,7 @@ class SecAggClient:
 
         return self._signed(MessageKind.MASKED, packed())
 
-    # -- stage 3 ------------------------------------------------------------------------------------------
+    # -- stage 4 ------------------------------------------------------------------------------------------
 
     def consistency(self, survivors: bytes) -> bytes:
         """From U3 to a signature over this client's view of (C, U1, U2, U3).
@@ -247,7 +287,7 @@ class SecAggClient:
             state.view = view_digest(self._commitment, state.adverts_root, state.members, u3)
             return self._signed(MessageKind.VOTE, state.view)
 
-    # -- stage 4 ------------------------------------------------------------------------------------------
+    # -- stage 5 ------------------------------------------------------------------------------------------
 
     def unmask(self, signatures: bytes) -> bytes:
         """From the members' signatures to exactly one share for each member of U2; then secrets are erased.

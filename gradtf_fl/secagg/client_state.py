@@ -41,10 +41,10 @@ class ClientState:
         seed: 32 bytes from which every secret of this round is derived; empty once the vector is masked.
         advert_hash: SHA-256 of the own signed advert, to find it unchanged in U1.
         peers: neighbours in U1.
-        members: U1, then U2.
+        members: U1, then U2, then those of it that were accepted.
         adverts_root: digest of all adverts of U1.
         vote_key: decides which votes are verified; kept when the seed is erased.
-        held: shares by owner, for the owners in U2; erased after unmasking.
+        held: shares by owner, for neighbours whose ciphertexts opened, then for the accepted; erased after unmasking.
         survivors: U3.
         view: digest of (C, adverts, U2, U3) that was signed.
     """

@@ -29,6 +29,7 @@ PRIVACY_BITS = 40
 CORRECTNESS_BITS = 20
 GRINDING_BITS = 64
 SMALLEST_PIECE = 3
+_EXACT = 1e-9  # .1 * 110 is a little more than 11 in floating point, and means 11
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def topology(
     """The cheapest sound graph for ``n`` members: complete below 100 or where k would reach n - 1.
 
     Args:
-        colluders: gamma, the share of members that may collude with the server.
+        colluders: gamma, the share of members that may collude with the server; rounded up, and at least one.
         dropouts: delta, the share of members that may vanish; the quorum is n - floor(delta n).
         privacy_bits: conditions 1 and 2 fail with probability at most 2^-privacy_bits.
         correctness_bits: condition 3 fails with probability at most 2^-correctness_bits.
@@ -66,7 +67,7 @@ def topology(
     if n < COMPLETE_BELOW:
         return complete(n)
     quorum = n - math.floor(dropouts * n)
-    bad = math.floor(colluders * n)
+    bad = colluding(n, colluders)
     if 2 * quorum <= n + bad:
         raise ConfigError(
             f"with {bad} of {n} members colluding, {n - quorum} dropouts are too many: two sets of members"
@@ -80,6 +81,11 @@ def topology(
     return complete(n)
 
 
+def colluding(n: int, share: float) -> int:
+    """c: members out of ``n`` that may collude with the server: the share rounded up, and never fewer than one."""
+    return max(1, math.ceil(share * n - _EXACT))
+
+
 def certain_noisers(n: int, shape: Topology, colluders: float) -> int:
     """Honest members that are sure to have added noise to an opened sum: Q - c, at least 1.
 
@@ -87,7 +93,7 @@ def certain_noisers(n: int, shape: Topology, colluders: float) -> int:
     (three of 900 make a fifth of all clients refuse, which ends most rounds).
     """
     invented = 0 if shape.degree >= n - 1 else math.ceil(n / 100)
-    return max(1, shape.quorum - math.floor(colluders * n) - invented)
+    return max(1, shape.quorum - colluding(n, colluders) - invented)
 
 
 def complete(n: int) -> Topology:
@@ -97,7 +103,7 @@ def complete(n: int) -> Topology:
 
 def privacy_failure_log2(n: int, shape: Topology, colluders: float) -> float:
     """log2 of the probability that condition 1 or 2 fails for one graph, dropouts being at most n - Q."""
-    bad = math.floor(colluders * n)
+    bad = colluding(n, colluders)
     first = exposure_log2(n, shape.degree, shape.threshold, shape.quorum, bad)
     return _log2_sum(first, disconnection_log2(n, shape.degree, shape.quorum, bad))
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.secagg.degree import GRINDING_BITS, PRIVACY_BITS, Topology, certain_noisers, privacy_failure_log2
+from gradtf_fl.secagg.degree import (
+    GRINDING_BITS,
+    PRIVACY_BITS,
+    Topology,
+    certain_noisers,
+    colluding,
+    privacy_failure_log2,
+)
 from gradtf_fl.secagg.graph import COMPLETE_BELOW, group_members
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.roster import Roster
@@ -35,12 +42,12 @@ class ClientPolicy:
     Attributes:
         n_min: organizations that must be in a sum. 2 needs ``allow_two``: each learns the other's update.
         t_min: smallest threshold; None is `default_threshold` on a complete graph and what `degree.topology`'s
-            conditions ask on a k-regular one. Never effective below a majority (complete graph).
+            conditions ask on a k-regular one. On a complete graph 2t > n + 1 in any case.
         max_bits: largest residue width.
         max_clip: largest L2 bound that a round may ask for.
         max_weight: largest weight that a round may allow.
         allow_two: lets ``n_min`` be 2.
-        colluders: share of the members that may collude with the server.
+        colluders: share of the members that may collude with the server; rounded up, and at least one of them.
         min_noise: smallest noise multiplier of the distributed DP layer; 0 takes part without it.
     """
 
@@ -139,7 +146,7 @@ class ClientPolicy:
 
     def bad(self, n: int) -> int:
         """c: members out of ``n`` that may collude with the server."""
-        return math.floor(self.colluders * n)
+        return colluding(n, self.colluders)
 
     def check_members(self, count: int, quorum: int) -> None:
         """`TooFewMembers` where fewer than ``n_min`` organizations or the round's quorum are left."""

@@ -29,8 +29,8 @@ def default_threshold(n: int) -> int:
 
 
 def smallest_threshold(n: int) -> int:
-    """floor(n/2) + 1: below a majority, a server could have two disjoint sets each open one half."""
-    return n // 2 + 1
+    """The least t with 2t > n + 1: below, the server and ONE member could have two sets each open one half."""
+    return (n + 1) // 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,6 +148,8 @@ class PlayedRound:
                 return Step(lambda client, i: client.advertise(), server.receive_advert, server.close_advertise)
             case "share":
                 return Step(lambda client, i: client.share(sent[i]), server.receive_shares, server.close_share)
+            case "accept":
+                return Step(lambda client, i: client.accept(sent[i]), server.receive_accept, server.close_accept)
             case "mask":
                 return Step(
                     lambda client, i: client.mask(sent[i], self.vectors[i], self.weights[i]),

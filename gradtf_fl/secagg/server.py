@@ -1,4 +1,4 @@
-"""The aggregator's side: five kinds of messages, five stages to close, then a sum or `RoundAborted`.
+"""The aggregator's side: six kinds of messages, six stages to close, then a sum or `RoundAborted`.
 
 Every masked vector is folded into one accumulator when it arrives: memory is O(dim), whatever the number of
 clients. A message that breaks the protocol raises; the caller treats its sender as dropped.
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg.crypto.agreement_proof import check_provable
 from gradtf_fl.secagg.crypto.masks import Words, add_masks
 from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
+from gradtf_fl.secagg.evidence import Evidence, check_sender
 from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
 from gradtf_fl.secagg.recovery import Recovery
@@ -35,6 +37,8 @@ from gradtf_fl.secagg.violations import (
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
+    Accepted,
+    Complaints,
     Delivery,
     MessageKind,
     SealedShares,
@@ -85,6 +89,9 @@ class SecAggServer:
     >>> sorted(directories) == list(roster.keys)
     True
 
+    Attributes:
+        cheaters: identity key -> `Evidence` that convicts it; complete when "accept" is closed.
+
     Raises (close_X):
         RoundAborted: fewer than the threshold are left; nothing about any vector has been learnt.
     """
@@ -107,6 +114,9 @@ class SecAggServer:
         self._adverts: dict[int, Advert] = {}
         self._keys_taken: set[bytes] = set()
         self._sealed: dict[int, SealedShares] = {}
+        self._share_messages: dict[int, bytes] = {}
+        self._complaints: dict[int, tuple[bytes, Complaints]] = {}
+        self.cheaters: dict[bytes, Evidence] = {}
         self._masked: set[int] = set()
         self._votes: dict[int, bytes] = {}
         self._unmaskings: dict[int, Unmasking] = {}
@@ -129,6 +139,8 @@ class SecAggServer:
         """Takes a signed `Advert`; returns the sender's identity key."""
         member, body = self._open(message, "advertise", MessageKind.ADVERT, self.members, self._adverts)
         advert = Advert.decode(body)
+        check_provable(advert.encryption_key)
+        check_provable(advert.mask_key)
         keys = {advert.encryption_key, advert.mask_key}
         if len(keys) < 2 or keys & self._keys_taken:
             raise DuplicateKey(f"member {member} advertises a key that is already taken")
@@ -149,7 +161,6 @@ class SecAggServer:
             self.roster.keys[member]: Directory(hashes, tuple(messages[j] for j in around)).encode(commitment)
             for member, around in self._around.items()
         }
-        messages.clear()
         return directories
 
     # -- stage 1 ------------------------------------------------------------------------------------------
@@ -160,15 +171,16 @@ class SecAggServer:
         sealed = SealedShares.decode(body)
         if tuple(sealed.by_peer) != self._around[member]:
             raise IncompleteShares(f"member {member} sealed shares for others than exactly its neighbours")
+        for target, one in sealed.by_peer.items():
+            check_sender(self.roster, self.config.commitment, member, target, one)
         self._sealed[member] = sealed
+        self._share_messages[member] = bytes(message)
         return self.roster.keys[member]
 
     def close_share(self) -> dict[bytes, bytes]:
         """A `Delivery` for each member of U2, by identity key."""
         self._u2 = self._close("share", self._sealed)
-        self._around = {
-            member: tuple(j for j in self._around[member] if j in self._sealed) for member in self._u2
-        }  # from here on within U2
+        self._leave_only(self._u2)
         deliveries = {
             self.roster.keys[member]: Delivery(
                 self._u2, SealedShares({j: self._sealed[j].by_peer[member] for j in around})
@@ -176,10 +188,53 @@ class SecAggServer:
             for member, around in self._around.items()
         }
         self._sealed.clear()
-        self._sum = np.zeros(self._encoding.size + 1, dtype=word_dtype(self.config.bits))
         return deliveries
 
     # -- stage 2 ------------------------------------------------------------------------------------------
+
+    def receive_accept(self, message: bytes) -> bytes:
+        """Takes the sender's `Complaints`, mostly none; returns the sender's identity key."""
+        member, body = self._open(message, "accept", MessageKind.COMPLAINTS, self._u2, self._complaints)
+        complaints = Complaints.decode(body)
+        if not complaints.by_source.keys() <= set(self._around[member]):
+            raise UnknownIdentity(f"member {member} complains about others than its neighbours")
+        self._complaints[member] = bytes(message), complaints
+        return self.roster.keys[member]
+
+    def close_accept(self) -> dict[bytes, bytes]:
+        """The `Accepted` members, for every one of them by identity key; whoever cheated is in ``cheaters``."""
+        for accuser, (_, complaints) in self._complaints.items():
+            for accused in complaints.by_source:
+                if self.roster.keys[accused] not in self.cheaters and not self._judged(accuser, accused):
+                    break  # it lied once, and its other complaints cost time
+        honest = {member for member in self._complaints if self.roster.keys[member] not in self.cheaters}
+        self._u2 = self._close("accept", honest)
+        self._leave_only(self._u2)
+        self._advert_messages.clear()
+        self._share_messages.clear()
+        self._complaints.clear()
+        self._sum = np.zeros(self._encoding.size + 1, dtype=word_dtype(self.config.bits))
+        accepted = Accepted(self._u2).encode(self.config.commitment)
+        return {self.roster.keys[member]: accepted for member in self._u2}
+
+    def _judged(self, accuser: int, accused: int) -> bool:
+        """Whether the accused cheated; the one of the two that did is named."""
+        evidence = Evidence(
+            self.config.commitment,
+            self._advert_messages[accused],
+            self._share_messages[accused],
+            self._advert_messages[accuser],
+            self._complaints[accuser][0],
+        )
+        cheater = evidence.cheater(self.roster)
+        self.cheaters[self.roster.keys[cheater]] = evidence
+        return cheater == accused
+
+    def _leave_only(self, members: tuple[int, ...]) -> None:
+        left = set(members)
+        self._around = {member: tuple(j for j in self._around[member] if j in left) for member in members}
+
+    # -- stage 3 ------------------------------------------------------------------------------------------
 
     def receive_masked(self, message: bytes) -> bytes:
         """Folds a masked vector into the sum; returns the sender's identity key."""
@@ -201,7 +256,7 @@ class SecAggServer:
         """Identity keys of U3: whose vectors are in the sum."""
         return tuple(self.roster.keys[member] for member in self._u3)
 
-    # -- stage 3 ------------------------------------------------------------------------------------------
+    # -- stage 4 ------------------------------------------------------------------------------------------
 
     def receive_consistency(self, message: bytes) -> bytes:
         """Takes a signature over the sender's view, which must be ours; returns the sender's identity key."""
@@ -217,7 +272,7 @@ class SecAggServer:
         voters = (self.roster.keys[member] for member in self._votes)
         return dict.fromkeys(voters, Votes(self._votes).encode(self.config.commitment))
 
-    # -- stage 4 ------------------------------------------------------------------------------------------
+    # -- stage 5 ------------------------------------------------------------------------------------------
 
     def receive_unmask(self, message: bytes) -> bytes:
         """Takes one share for each neighbour of the sender in U2; returns the sender's identity key."""

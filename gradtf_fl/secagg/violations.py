@@ -35,6 +35,14 @@ class BadKey(ProtocolViolation):
     """An X25519 public key that is not canonical or has low order."""
 
 
+class BadProof(ProtocolViolation):
+    """A complaint whose proof does not show the secret that two advertised keys agree on."""
+
+
+class UnjustEvidence(ProtocolViolation):
+    """Evidence against a member that is not about one round, one accused and one accuser on the roster."""
+
+
 class DuplicateKey(ProtocolViolation):
     """The same X25519 key advertised twice, by one organization or by two."""
 
@@ -65,6 +73,10 @@ class PolicyViolation(ProtocolViolation):
 
 class StaleRound(PolicyViolation):
     """A (round, attempt) that is not above the last one this organization took part in."""
+
+
+class TooSmallDifference(PolicyViolation):
+    """A sum whose members differ from an earlier sum's by so few that the difference would show them."""
 
 
 class RosterMismatch(PolicyViolation):

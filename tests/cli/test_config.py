@@ -141,7 +141,7 @@ def test_the_protocol_gets_every_limit_of_the_file(tmp_path: Path) -> None:
     "plan",
     [
         FederationPlan(),
-        FederationPlan(threshold=3, out=Path("a b"), provider_key=Path("k"), allow_two=True, epsilon=1),
+        FederationPlan(threshold=4, out=Path("a b"), provider_key=Path("k"), allow_two=True, epsilon=1),
     ],
 )
 def test_run_config_comes_back_equal(plan: FederationPlan) -> None:

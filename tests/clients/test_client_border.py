@@ -332,7 +332,7 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
 
 
 def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
-    good, begin = delivery(bench), bench.begin()
+    good, begin = delivery(bench), bench.begin(2)
     good = replace(good, run_id=bench.federation._state.run_id)
     good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
     riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}

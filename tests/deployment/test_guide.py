@@ -106,8 +106,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_masks_hide_what_changes_and_nothing_else() -> None:
-    left = ["round 1.0 completed: 3 joined, 26.2 s", "│ free disk │ 77.3 GB", "fingerprint " + " ".join(["0a1b"] * 10)]
-    right = ["round 1.1 completed: 3 joined, 7 s", "┃  free disk ┃ 1.1 GB", "fingerprint " + " ".join(["ffff"] * 10)]
+    left = ["round 1.0 completed: 3 joined, 26.2 s", "│ free disk │ 77.3 GB", "fingerprint " + " ".join(["7a2b"] * 13)]
+    right = ["round 1.1 completed: 3 joined, 7 s", "┃  free disk ┃ 1.1 GB", "fingerprint " + " ".join(["xyzz"] * 13)]
     assert masked(left) == masked(right)
     assert masked(["3 joined"]) != masked(["2 joined"])
     assert masked(["fail │ clock"]) != masked(["ok │ clock"])

@@ -96,7 +96,7 @@ def test_a_finished_run_as_a_document(finished: Kit) -> None:
     assert [o["in_last_sum"] for o in document["organizations"]] == [True, True, False, True]
     for number, organization in enumerate(document["organizations"]):
         assert organization["key"] == key(finished, number)
-        assert len(organization["fingerprint"].split()) == 10
+        assert len(organization["fingerprint"].split()) == 13
         assert [t["round"] for t in organization["traffic"]] == [1, 2, 3]
         assert all(t["bytes_down"] > 0 for t in organization["traffic"])
     assert [t["included"] for t in document["organizations"][1]["traffic"]] == [True, False, True]

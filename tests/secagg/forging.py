@@ -5,9 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.graph import Graph
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
-from gradtf_fl.secagg.wire.messages import Delivery, MessageKind, SealedShares, Survivors, open_signed, signed
+from gradtf_fl.secagg.wire.messages import (
+    Accepted,
+    Delivery,
+    MessageKind,
+    SealedShares,
+    Survivors,
+    open_signed,
+    sealed_statement,
+    signed,
+)
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
@@ -46,6 +56,22 @@ def directory(
 
 def delivery(federation: Federation, members: tuple[int, ...], sealed: dict[int, bytes]) -> bytes:
     return Delivery(members, SealedShares(sealed)).encode(federation.commitment)
+
+
+def accepted(federation: Federation, *members: int) -> bytes:
+    return Accepted(members).encode(federation.commitment)
+
+
+def sealed_by(federation: Federation, i: int, target: int, plain: bytes) -> bytes:
+    """What member i seals and signs for ``target``: any 64 bytes."""
+    its = federation.secrets(i).encryption_private
+    key = crypto.x25519_public(federation.secrets(target).encryption_private)
+    return signed_by(federation, i, target, crypto.seal(its, key, federation.commitment, i, target, plain))
+
+
+def signed_by(federation: Federation, i: int, target: int, ciphertext: bytes) -> bytes:
+    """A ciphertext with member i's signature."""
+    return ciphertext + federation.identities[i].sign(sealed_statement(federation.commitment, i, target, ciphertext))
 
 
 def survivors(federation: Federation, *members: int) -> bytes:

@@ -20,7 +20,15 @@ from gradtf_fl.secagg import (
     encode_configs,
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
-from gradtf_fl.secagg.wire.messages import Delivery, MessageKind, SealedShares, Survivors, Unmasking
+from gradtf_fl.secagg.wire.messages import (
+    Accepted,
+    Complaints,
+    Delivery,
+    MessageKind,
+    SealedShares,
+    Survivors,
+    Unmasking,
+)
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import Federation
@@ -30,7 +38,14 @@ from .mutants import mutants, rearranged, subset
 KINDS = dict(
     zip(
         STAGES,
-        (MessageKind.ADVERT, MessageKind.SHARES, MessageKind.MASKED, MessageKind.VOTE, MessageKind.UNMASKING),
+        (
+            MessageKind.ADVERT,
+            MessageKind.SHARES,
+            MessageKind.COMPLAINTS,
+            MessageKind.MASKED,
+            MessageKind.VOTE,
+            MessageKind.UNMASKING,
+        ),
         strict=True,
     )
 )
@@ -110,7 +125,7 @@ def targets_at(moment: Moment, label: str) -> Iterator[Target]:
         def client_stage(message: bytes) -> None:
             moment.call(moment.client(moment.stored[0]), message)
 
-        hermetic = stage == "mask" or (stage == "share" and label != "regular")
+        hermetic = stage == "share" and label != "regular"
         yield Target(f"{name}/client", mutations(*received.values()), client_stage, hermetic)
         yield Target(f"{name}/client/wellformed", lambda rng: wellformed(moment, rng), client_stage)
 
@@ -147,13 +162,16 @@ def rewritten(stage: str, received: dict[int, bytes], c: bytes, rng: random.Rand
                 other = Directory.decode(received[rng.choice(sorted(received))], c).adverts
                 adverts[rng.randrange(len(adverts))] = rng.choice(other)
             return Directory(hashes, tuple(adverts)).encode(c)
-        case "mask":
+        case "accept":
             delivery = Delivery.decode(message, c)
             members = subset(delivery.members, rng)
             sealed = {j: s for j, s in delivery.sealed.by_peer.items() if j in members}
             if rng.random() < 0.7:
                 sealed = rearranged(delivery.sealed.by_peer, rng)
             return Delivery(tuple(members), SealedShares(sealed)).encode(c)
+        case "mask":
+            members = subset({*Accepted.decode(message, c).members, rng.randrange(30)}, rng, leave_out=6)
+            return Accepted(tuple(members)).encode(c)
         case "consistency":
             members = subset({*Survivors.decode(message, c).members, rng.randrange(30)}, rng, leave_out=6)
             return Survivors(tuple(members)).encode(c)
@@ -180,7 +198,7 @@ def ends(found: list[Moment]) -> Iterator[Target]:
 
         return call
 
-    for number in (2, 4):
+    for number in (2, 3, 5):
         pool = tuple(answer[BODY] for answer in found[number].answers.values())
         yield Target(f"{found[number].stage}/to the end", mutations(*pool), at(number))
 
@@ -200,12 +218,13 @@ def decoders(rounds: dict[str, list[Moment]]) -> Iterator[Target]:
     bodies = {s: [a[BODY] for m in everything if m.stage == s for a in m.answers.values()] for s in STAGES}
     last = {label: found[-1].federation for label, found in rounds.items()}
     regular, c = last["regular"], last["regular"].commitment
-    signed: dict[str, Any] = {"advertise": Advert, "share": SealedShares, "unmask": Unmasking}
+    signed: dict[str, Any] = {"advertise": Advert, "share": SealedShares, "accept": Complaints, "unmask": Unmasking}
     for stage, value in signed.items():
         yield Target(value.__name__, mutations(*bodies[stage]), canonical(value.decode, lambda v: v.encode()))
     sent: dict[Any, dict[int, bytes]] = {
         Directory: regular.sent["share"],
-        Delivery: regular.sent["mask"],
+        Delivery: regular.sent["accept"],
+        Accepted: regular.sent["mask"],
         Survivors: regular.sent["consistency"],
         Votes: regular.sent["unmask"],
     }

@@ -30,7 +30,19 @@ from gradtf_fl.secagg.wire.messages import MessageKind, SealedShares, signed
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import AnyGraphPolicy, Federation
-from .forging import BODY, adverts_of, delivery, directory, hashes_of, lie, opened, survivors, votes
+from .forging import (
+    BODY,
+    accepted,
+    adverts_of,
+    delivery,
+    directory,
+    hashes_of,
+    lie,
+    opened,
+    sealed_by,
+    survivors,
+    votes,
+)
 
 
 def test_a_man_in_the_middle_cannot_put_in_its_own_keys() -> None:
@@ -119,16 +131,25 @@ def test_a_weak_mask_key_is_refused_before_anything_is_masked() -> None:
     sealed = SealedShares.decode(sent[1][BODY]).by_peer[0]
     secrets = federation.secrets(2)  # the liar can seal proper shares: only its mask key is of low order
     plain = secrets.shares(range(3), 3)[0]
-    its = crypto.seal(
-        secrets.encryption_private,
-        opened(federation, adverts[0]).encryption_key,
-        federation.commitment,
-        2,
-        0,
-        plain.self_share + plain.mask_share,
-    )
+    its = sealed_by(federation, 2, 0, plain.self_share + plain.mask_share)
+    federation.clients[0].accept(delivery(federation, (0, 1, 2), {1: sealed, 2: its}))
     with pytest.raises(BadKey):
-        federation.clients[0].mask(delivery(federation, (0, 1, 2), {1: sealed, 2: its}), federation.vectors[0])
+        federation.clients[0].mask(accepted(federation, 0, 1, 2), federation.vectors[0])
+
+
+@pytest.mark.parametrize("field", ["mask_key", "encryption_key"])
+@pytest.mark.parametrize("key", [bytes(32), (2).to_bytes(32, "little")], ids=["low-order", "on-the-twist"])
+def test_the_server_refuses_a_weak_key_so_that_its_owner_alone_is_out(field: str, key: bytes) -> None:
+    """Passed on, it would make every other client refuse, and no complaint about its owner could be proved."""
+    federation = Federation(n=4)
+    adverts = adverts_of(federation)
+    weak = replace(opened(federation, adverts[3]), **{field: key}).encode()
+    with pytest.raises(BadKey):
+        federation.receive("advertise", lie(federation, 3, MessageKind.ADVERT, weak))
+    for i in range(3):
+        federation.receive("advertise", adverts[i])
+    federation.close("advertise")
+    assert federation.run({"advertise": [3]}, start="share").clients == 3
 
 
 # -- the directory ----------------------------------------------------------------------------------------
@@ -264,7 +285,7 @@ def test_neighbours_of_a_phantom_refuse_and_the_others_do_not_vote_with_them() -
         assert refusal is (IncompleteShares if i in around else None), i
     stay = [i for i in adverts if i not in around]
     assert len(stay) == 5 < federation.config.quorum  # so no quorum of real votes is left
-    assert all(federation.clients[i].next_stage == "mask" for i in stay)
+    assert all(federation.clients[i].next_stage == "accept" for i in stay)
 
 
 def test_two_clients_with_different_directories() -> None:
@@ -294,8 +315,10 @@ def test_two_clients_with_different_directories() -> None:
     true.close("share")
     u2 = tuple(i for i in range(12) if i not in lured.difference(around))
     sealed = {i: SealedShares.decode(sent[i][BODY]).by_peer[0] for i in u2 if i in lured}
-    assert federation.clients[0].mask(delivery(federation, u2, sealed), federation.vectors[0])
+    federation.clients[0].accept(delivery(federation, u2, sealed))
+    assert federation.clients[0].mask(accepted(federation, *u2), federation.vectors[0])
     federation.clients[0].consistency(survivors(federation, *u2))
+    true.play("accept", others)
     true.play("mask", others)
     true.play("consistency", others)
     signed_views = Votes.decode(true.sent["unmask"][1], federation.commitment).by_member

@@ -39,7 +39,7 @@ def join(config: RoundConfig, policy: ClientPolicy, federation: Federation, i: i
     ("policy", "changes", "reason"),
     [
         (ClientPolicy(), {"threshold": 3, "quorum": 3}, "threshold 3 is below 4"),
-        (ClientPolicy(t_min=2), {"threshold": 2, "quorum": 2}, "threshold 2 is below 3"),  # never below a majority
+        (ClientPolicy(t_min=2), {"threshold": 2, "quorum": 2}, "threshold 2 is below 4"),  # 2t > n + 1 in any case
         (ClientPolicy(), {"threshold": 4, "quorum": 5}, "quorum 5 is not the threshold 4"),
         (ClientPolicy(), {"bits": 32}, None),
         (ClientPolicy(max_bits=24), {"bits": 32}, "32 bits"),
@@ -48,8 +48,11 @@ def join(config: RoundConfig, policy: ClientPolicy, federation: Federation, i: i
         (ClientPolicy(), {"degree": 3, "threshold": 4}, "degree 3"),
         (ClientPolicy(), {"degree": 4, "threshold": 5, "quorum": 5}, None),
         (ClientPolicy(min_noise=1.0), {}, "noise multiplier 0.0 is below 1.0"),
-        (ClientPolicy(), {"noise_multiplier": 1.0, "noisers": 4}, None),
-        (ClientPolicy(colluders=0.2), {"noise_multiplier": 1.0, "noisers": 4}, "only 3 honest"),
+        (ClientPolicy(t_min=3), {"threshold": 3, "quorum": 3}, "threshold 3 is below 4"),  # one member is enough
+        (ClientPolicy(colluders=0.0), {"threshold": 3, "quorum": 3}, "threshold 3 is below 4"),  # at least one
+        (ClientPolicy(), {"noise_multiplier": 1.0, "noisers": 3}, None),
+        (ClientPolicy(), {"noise_multiplier": 1.0, "noisers": 4}, "only 3 honest"),
+        (ClientPolicy(colluders=0.21), {"noise_multiplier": 1.0, "noisers": 3}, "only 2 honest"),
     ],
 )
 def test_the_policy_overrides_the_server(policy: ClientPolicy, changes: dict[str, object], reason: str | None) -> None:

@@ -48,6 +48,7 @@ def test_the_server_refuses_late_early_and_double_messages() -> None:
     with pytest.raises(StageOrder):
         federation.receive("mask", late)
     federation.play("share", [0, 1, 2])
+    federation.play("accept", [0, 1, 2])
     masked = [federation.answer("mask", i) for i in range(3)]
     federation.receive("mask", masked[0])
     with pytest.raises(DuplicateMessage):  # must not be folded twice

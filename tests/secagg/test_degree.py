@@ -207,11 +207,12 @@ def test_bounds_move_the_right_way(degree: int, data: st.DataObject) -> None:
 
 
 def test_colluders_round_as_in_the_policy() -> None:
-    assert [ClientPolicy(colluders=gamma).bad(110) for gamma in (0.0, 0.1, 0.33)] == [0, 11, 36]
+    assert [ClientPolicy(colluders=gamma).bad(110) for gamma in (0.0, 0.1, 0.33)] == [1, 11, 37]
 
 
 def test_who_is_certain_to_add_noise() -> None:
-    assert certain_noisers(5, complete(5), 0.1) == 4  # threshold 4, no colluder
+    assert certain_noisers(5, complete(5), 0.1) == 3  # threshold 4, one colluder, though a tenth of five is half of one
+    assert certain_noisers(5, complete(5), 0.0) == 3
     assert certain_noisers(20, complete(20), 0.1) == 14 - 2
     assert certain_noisers(1000, topology(1000), 0.1) == 900 - 100 - 10
     assert certain_noisers(3, complete(3), 0.99) == 1

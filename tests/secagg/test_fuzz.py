@@ -12,7 +12,7 @@ import pytest
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import MalformedMessage, RoundConfig
 from gradtf_fl.secagg.wire.adverts import Directory
-from gradtf_fl.secagg.wire.messages import Delivery, Survivors
+from gradtf_fl.secagg.wire.messages import Accepted, Delivery, MemberList, Survivors
 from gradtf_fl.secagg.wire.votes import Votes
 
 from .federation import AnyGraphPolicy, Federation
@@ -22,7 +22,7 @@ from .mutants import Tally
 ROUNDS: dict[str, dict[str, object]] = {
     "complete": {"n": 4, "bits": 20},
     "regular": {"n": 12, "degree": 6, "threshold": 5, "quorum": 9, "policy": AnyGraphPolicy()},
-    "noise": {"n": 3, "noise_multiplier": 0.5, "noisers": 3},
+    "noise": {"n": 3, "noise_multiplier": 0.5, "noisers": 2},
 }
 
 
@@ -132,11 +132,11 @@ def test_junk(junk: bytes) -> None:
             call(junk)
 
 
-@pytest.mark.parametrize("value", [Directory, Delivery, Survivors, Votes])
-def test_counts_cannot_make_anyone_allocate(value: type[Directory | Delivery | Survivors | Votes]) -> None:
+@pytest.mark.parametrize("value", [Directory, Delivery, Accepted, Survivors, Votes])
+def test_counts_cannot_make_anyone_allocate(value: type[Directory | Delivery | MemberList | Votes]) -> None:
     federation = Federation(n=3).until("unmask")
-    stage = {Directory: "share", Delivery: "mask", Survivors: "consistency", Votes: "unmask"}[value]
-    message = federation.sent[stage][0]
+    stages = {Directory: "share", Delivery: "accept", Accepted: "mask", Survivors: "consistency", Votes: "unmask"}
+    message = federation.sent[stages[value]][0]
     for count in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x63"):
         with pytest.raises(MalformedMessage, match="announced"):
             value.decode(message[:37] + count + message[41:], federation.commitment)

@@ -54,6 +54,8 @@ def answered(client: SecAggClient, stage: str, received: bytes, vector: NDArray[
             return client.advertise()
         case "share":
             return client.share(received)
+        case "accept":
+            return client.accept(received)
         case "mask":
             return client.mask(received, vector, weight)
         case "consistency":
@@ -93,11 +95,18 @@ def test_the_server_replays_from_the_file(name: str) -> None:
     receive = (
         server.receive_advert,
         server.receive_shares,
+        server.receive_accept,
         server.receive_masked,
         server.receive_consistency,
         server.receive_unmask,
     )
-    close = (server.close_advertise, server.close_share, server.close_mask, server.close_consistency)
+    close = (
+        server.close_advertise,
+        server.close_share,
+        server.close_accept,
+        server.close_mask,
+        server.close_consistency,
+    )
     for number, stage in enumerate(STAGES):
         for i, message in reversed(case["stages"][stage]["client"].items()):  # the order of arrival is no matter
             assert receive[number](bytes.fromhex(message)) == roster.keys[int(i)]
@@ -175,7 +184,7 @@ def test_the_sum_follows_from_the_messages_alone(name: str) -> None:
         committed = bytes([len(label)]) + label + bytes.fromhex(case["commitment"]) + struct.pack(">I", i) + secret
         assert hashlib.sha256(committed).digest() == adverts[i][96:128]
         total = [t - m for t, m in zip(total, mask(derived(secret, case, b"self", i), bits, size), strict=True)]
-    for dropped in bodies(case, "share").keys() - masked.keys():
+    for dropped in bodies(case, "accept").keys() - masked.keys():
         private = X25519PrivateKey.from_private_bytes(derived(rebuilt(case, dropped), case, b"mask-key"))
         assert private.public_key().public_bytes_raw() == adverts[dropped][32:64]
         for i in masked.keys() & set(case["neighbours"][str(dropped)]):

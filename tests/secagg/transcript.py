@@ -34,8 +34,9 @@ CASES = {
     "n3-complete": Case("Three organizations, nobody drops out.", {"n": 3, "bits": 24}),
     "n4-drop-advertise": Case("Member 1 never answers.", {"n": 4, "bits": 16}, {"advertise": [1]}),
     "n4-drop-share": Case("Member 2 advertises and vanishes.", {"n": 4, "bits": 20}, {"share": [2]}),
+    "n4-drop-accept": Case("Member 1 shares its secrets and takes nobody's.", {"n": 4, "bits": 24}, {"accept": [1]}),
     "n4-drop-mask": Case(
-        "Member 1 shares its secrets and vanishes: its pair masks are rebuilt. Weights are masked, too.",
+        "Member 1 takes the others' secrets and vanishes: its pair masks are rebuilt. Weights are masked, too.",
         {"n": 4, "bits": 24, "weight_rule": "examples", "max_weight": 1000.0},
         {"mask": [1]},
         weights=(100.0, 250.0, 1000.0, 640.0),
@@ -50,8 +51,8 @@ CASES = {
         {"mask": [4]},
     ),
     "n4-noise": Case(
-        "Distributed Skellam noise: multiplier 0.5, shared by 3; member 2 vanishes before it masks.",
-        {"n": 4, "bits": 24, "noise_multiplier": 0.5, "noisers": 3},
+        "Distributed Skellam noise: multiplier 0.5, shared by 2; member 2 vanishes before it masks.",
+        {"n": 4, "bits": 24, "noise_multiplier": 0.5, "noisers": 2},
         {"mask": [2]},
     ),
 }

@@ -157,7 +157,7 @@ def test_progress_tells_each_stage_and_each_answer(finished: Finished) -> None:
     _, _, events = finished
     first = [(event.kind, event.stage) for event in events if event.round == 1]
     wanted = [("round", "")]
-    for stage in ("advertise", "share", "mask", "consistency", "unmask"):
+    for stage in ("advertise", "share", "accept", "mask", "consistency", "unmask"):
         wanted += [("stage", stage), *[("reply", stage)] * 3, ("closed", stage)]
     assert first == [*wanted, ("generated", ""), ("end", ""), ("delivered", "")]
     order = [(event.kind, event.round) for event in events if event.kind in ("end", "delivered")]

@@ -27,12 +27,12 @@ def test_the_mean_carries_the_promised_noise_and_both_epsilons_are_on_record(mak
         stored = load_file(kit.plan.out / "rounds" / str(record.round) / "global_update.safetensors")
         errors.append(stored["mean"].reshape(-1) - plain_mean(kit, record.round, record.included))
     error = np.concatenate(errors)
-    # all four add noise, three (threshold 3, no colluder of four) are counted on: variance 4/3 of the promised
-    expected = 0.5 * kit.plan.update_clip * math.sqrt(4 / 3) / 4
+    # all four add noise, two (threshold 3, one colluder of four) are counted on: variance 4/2 of the promised
+    expected = 0.5 * kit.plan.update_clip * math.sqrt(4 / 2) / 4
     assert abs(error.std() / expected - 1) < 5 / math.sqrt(2 * error.size)
     for folder in kit.folders:
         events = read_ledger(folder / "ledger.sqlite").content.client_level
-        assert [(event.releases, event.noisers) for event in events] == [(1, 3), (1, 3)]
+        assert [(event.releases, event.noisers) for event in events] == [(1, 2), (1, 2)]
         assert epsilon_skellam(events, 1e-5) == pytest.approx(epsilon_gaussian(0.5, 2, 1e-5), rel=0.01)
 
 

@@ -64,6 +64,7 @@ def test_the_status_of_a_finished_run(finished: tuple[Kit, RunStatus]) -> None:
     assert [(e.stage, e.answered, e.expected) for e in status.exchanges] == [
         ("advertise", 4, 4),
         ("share", 4, 4),
+        ("accept", 4, 4),
         ("mask", 3, 4),
         ("consistency", 3, 3),
         ("unmask", 3, 3),

@@ -48,6 +48,9 @@ USAGE_ADVERTS = _PREFIX + b"adverts"  # H(. | C | all adverts' hashes): the view
 USAGE_GRAPH = _PREFIX + b"graph"  # H(. | root) -> key of the circle's order
 USAGE_GROUPS = _PREFIX + b"groups"  # H(. | roster | number of groups) -> key of the partition
 USAGE_VIEW = _PREFIX + b"view"  # H(. | C | U1 | U2 | U3)
+USAGE_SEALED = _PREFIX + b"sealed"  # a sender signs each ciphertext as . | H(C | source | target | ciphertext)
+USAGE_PROOF = _PREFIX + b"proof"  # H(. | ...) -> challenge of the proof of an agreement
+USAGE_PROOF_NONCE = _PREFIX + b"proof-nonce"  # X25519 key -> nonce of that proof, | peer's key
 USAGE_SIGN = _PREFIX + b"sign"  # every client message is signed as . | H(message)
 
 _X25519_PRIME = 2**255 - 19
@@ -119,18 +122,16 @@ def commit(secret: bytes, commitment: bytes, owner: int) -> bytes:
     return digest(USAGE_COMMITMENT, commitment, index_bytes(owner), secret)
 
 
-def _share_channel(
-    private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int
-) -> ChaCha20Poly1305:
-    context = index_bytes(source, target)
-    return ChaCha20Poly1305(derive(x25519(private, public), commitment, USAGE_SHARE_KEY, context))
+def channel_of(secret: bytes, commitment: bytes, source: int, target: int) -> ChaCha20Poly1305:
+    """The AEAD from ``source`` to ``target``, from the X25519 secret that they share."""
+    return ChaCha20Poly1305(derive(secret, commitment, USAGE_SHARE_KEY, index_bytes(source, target)))
 
 
 def seal(
     private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int, plain: bytes
 ) -> bytes:
     """ChaCha20-Poly1305 from ``source`` to ``target``. The key serves one message, so the nonce is zero."""
-    channel = _share_channel(private, public, commitment, source, target)
+    channel = channel_of(x25519(private, public), commitment, source, target)
     return channel.encrypt(_ZERO_NONCE_12, plain, commitment + index_bytes(source, target))
 
 
@@ -138,7 +139,12 @@ def unseal(
     private: bytes | X25519PrivateKey, public: bytes, commitment: bytes, source: int, target: int, sealed: bytes
 ) -> bytes:
     """Inverse of `seal`; `UndecryptableShare` where the tag does not verify."""
-    channel = _share_channel(private, public, commitment, source, target)
+    return unsealed(x25519(private, public), commitment, source, target, sealed)
+
+
+def unsealed(secret: bytes, commitment: bytes, source: int, target: int, sealed: bytes) -> bytes:
+    """`unseal` with the X25519 secret that the two share."""
+    channel = channel_of(secret, commitment, source, target)
     try:
         return channel.decrypt(_ZERO_NONCE_12, sealed, commitment + index_bytes(source, target))
     except (InvalidTag, ValueError) as error:

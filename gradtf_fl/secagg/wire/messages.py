@@ -1,4 +1,4 @@
-"""How messages are framed and signed, and those of stages 1 to 4, each a frozen value with one canonical encoding.
+"""How messages are framed and signed, and those of stages 1 to 5, each a frozen value with one canonical encoding.
 
 Client -> server: magic | kind | C | sender | body | Ed25519 signature over (label, SHA-256 of all before it).
 Server -> client: magic | kind | C | body. Nothing in it is believed that a client has not signed or sealed.
@@ -13,11 +13,16 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar, TypeVar
 
+from gradtf_fl.secagg.crypto.agreement_proof import PROOF_BYTES
 from gradtf_fl.secagg.crypto.primitives import (
     SIGNATURE_BYTES,
     TAG_BYTES,
+    USAGE_SEALED,
     USAGE_SIGN,
+    digest,
+    index_bytes,
     verify,
 )
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES, is_element
@@ -30,7 +35,8 @@ from gradtf_fl.secagg.violations import (
 from gradtf_fl.secagg.wire.encoding import Reader, Writer
 
 MAGIC = b"GSA1"
-SEALED_BYTES = 2 * ELEMENT_BYTES + TAG_BYTES
+CIPHERTEXT_BYTES = 2 * ELEMENT_BYTES + TAG_BYTES
+SEALED_BYTES = CIPHERTEXT_BYTES + SIGNATURE_BYTES
 
 
 class MessageKind(IntEnum):
@@ -45,6 +51,8 @@ class MessageKind(IntEnum):
     VOTE = 7
     VOTES = 8
     UNMASKING = 9
+    COMPLAINTS = 10
+    ACCEPTED = 11
 
 
 def header(kind: MessageKind, commitment: bytes) -> bytes:
@@ -101,9 +109,18 @@ def open_signed(data: bytes, kind: MessageKind, commitment: bytes, roster: Roste
     return sender, body
 
 
+def sealed_statement(commitment: bytes, source: int, target: int, ciphertext: bytes) -> bytes:
+    """What ``source`` signs for one ciphertext."""
+    return USAGE_SEALED + digest(USAGE_SEALED, commitment, index_bytes(source, target), ciphertext)
+
+
 @dataclass(frozen=True)
 class SealedShares:
-    """Ciphertexts of (b share, s share) by peer: recipients in stage 1, sources in stage 2."""
+    """Ciphertexts of (b share, s share), each signed by its sender, by peer: recipients in stage 1, sources in 2.
+
+    A signature for each: a recipient whose ciphertext does not open shows the secret it shares with the sender only
+    where the sender signed for that very ciphertext. A server that alters one learns nothing.
+    """
 
     by_peer: dict[int, bytes]
 
@@ -121,7 +138,7 @@ class SealedShares:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Stage 2, server -> one client: U2, and the ciphertexts of its neighbours in U2."""
+    """Stage 2, server -> one client: U2, and the signed ciphertexts of its neighbours in U2."""
 
     members: tuple[int, ...]
     sealed: SealedShares
@@ -139,25 +156,58 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Survivors:
-    """Stage 3, server -> client: U3, the members whose masked vectors are in the sum."""
+class Complaints:
+    """Stage 2, client -> server: by source, proof of the secret under which its ciphertext does not open."""
 
+    by_source: dict[int, bytes]
+
+    def encode(self) -> bytes:
+        return Writer().by_member(self.by_source).done()
+
+    @classmethod
+    def decode(cls, body: bytes | memoryview) -> Complaints:
+        reader = Reader(body)
+        complaints = cls(reader.by_member(PROOF_BYTES))
+        reader.done()
+        return complaints
+
+
+_Members = TypeVar("_Members", bound="MemberList")
+
+
+@dataclass(frozen=True)
+class MemberList:
+    """Server -> client: the members that are left."""
+
+    KIND: ClassVar[MessageKind]
     members: tuple[int, ...]
 
     def encode(self, commitment: bytes) -> bytes:
-        return Writer().fixed(header(MessageKind.SURVIVORS, commitment)).indices(self.members).done()
+        return Writer().fixed(header(self.KIND, commitment)).indices(self.members).done()
 
     @classmethod
-    def decode(cls, data: bytes, commitment: bytes) -> Survivors:
-        reader = open_broadcast(data, MessageKind.SURVIVORS, commitment)
-        survivors = cls(reader.indices())
+    def decode(cls: type[_Members], data: bytes, commitment: bytes) -> _Members:
+        reader = open_broadcast(data, cls.KIND, commitment)
+        found = cls(reader.indices())
         reader.done()
-        return survivors
+        return found
+
+
+class Accepted(MemberList):
+    """Stage 3: U2 without whoever was silent, or was shown to cheat. Only these are masked with."""
+
+    KIND = MessageKind.ACCEPTED
+
+
+class Survivors(MemberList):
+    """Stage 4: U3, the members whose masked vectors are in the sum."""
+
+    KIND = MessageKind.SURVIVORS
 
 
 @dataclass(frozen=True)
 class Unmasking:
-    """Stage 4, client -> server: exactly ONE share for each owner; which of the two follows from U3 alone."""
+    """Stage 5, client -> server: exactly ONE share for each owner; which of the two follows from U3 alone."""
 
     by_owner: dict[int, bytes]
 

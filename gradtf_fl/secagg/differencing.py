@@ -1,0 +1,95 @@
+"""What several sums together tell about one organization, and when a sum is refused for that.
+
+The server knows who is in each sum. Two sums whose members differ by one organization differ by its update, as far as
+the others' updates are alike: exactly as far as training is the same for two attempts from one model, and roughly for
+two rounds. More sums make a system of linear equations, and `identifiability` says how well it can be solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from gradtf_fl.secagg.violations import TooSmallDifference
+
+SAME_START = 2
+"""Organizations by which two sums from one model differ at least, where they differ at all."""
+
+Member = TypeVar("Member", str, bytes)
+
+
+@dataclass(frozen=True)
+class TakenSum:
+    """A sum that this organization has signed for, and that may have been opened.
+
+    Attributes:
+        start: SHA-256 of the model that it started from.
+        roster: hash of the roster.
+        members: identity keys of the organizations in it.
+    """
+
+    start: bytes
+    roster: bytes
+    members: frozenset[bytes]
+
+
+def check_difference(new: TakenSum, earlier: Iterable[TakenSum], minimum: int) -> None:
+    """`TooSmallDifference` where ``new`` and an earlier sum differ, but by too few organizations.
+
+    Args:
+        minimum: of the policy; 1 allows any difference. Sums from one model and over one roster need `SAME_START`.
+    """
+    for old in earlier:
+        apart = len(new.members ^ old.members)
+        same = (new.start, new.roster) == (old.start, old.roster)
+        least = max(minimum, SAME_START) if same else minimum
+        if 0 < apart < least:
+            raise TooSmallDifference(
+                f"this sum's members differ from an earlier sum's by {apart}, at least {least} are needed"
+                + (" between sums from one model" if same else "")
+            )
+
+
+@dataclass(frozen=True)
+class Identifiability(Generic[Member]):
+    """How much of each organization's update the sums fix, if it sent the same one each time.
+
+    Attributes:
+        rank: of the system of sums: independent equations.
+        shares: organization -> the part of its unit vector that lies in the space of the sums, between 0 and 1. One
+            sum over n gives 1 / n. 1: its update can be computed from the sums.
+    """
+
+    rank: int
+    shares: dict[Member, float]
+
+    @property
+    def identified(self) -> tuple[Member, ...]:
+        """Organizations whose update the sums give exactly, but for noise."""
+        return tuple(name for name, share in self.shares.items() if share > 1 - 1e-9)
+
+
+def identifiability(sums: Sequence[Collection[Member]]) -> Identifiability[Member]:
+    """Of every organization that is in one of ``sums``, each given by its members.
+
+    >>> from gradtf_fl.secagg import identifiability
+    >>> round(identifiability([["a", "b", "c"]]).shares["a"], 3)
+    0.333
+    >>> identifiability([["a", "b", "c"], ["a", "b"]]).identified
+    ('c',)
+    """
+    names = sorted({name for members in sums for name in members})
+    place = {name: column for column, name in enumerate(names)}
+    distinct = sorted({tuple(sorted(place[name] for name in members)) for members in sums if members})
+    if not distinct:
+        return Identifiability(0, {})
+    system = np.zeros((len(distinct), len(names)))
+    for row, columns in enumerate(distinct):
+        system[row, list(columns)] = 1.0
+    _, sizes, directions = np.linalg.svd(system, full_matrices=False)
+    rank = int(np.count_nonzero(sizes > 1e-9 * sizes[0]))
+    found = np.sum(directions[:rank] ** 2, axis=0)
+    return Identifiability(rank, {name: round(float(found[place[name]]), 12) for name in names})

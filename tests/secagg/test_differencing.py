@@ -1,0 +1,88 @@
+"""Several sums: what they fix of one organization, and which new one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from gradtf_fl.secagg import Roster, TakenSum, TooSmallDifference, check_difference, group_members, identifiability
+
+START, LATER, ROSTER = b"s" * 32, b"t" * 32, b"r" * 32
+
+
+def taken(members: str, start: bytes = START, roster: bytes = ROSTER) -> TakenSum:
+    return TakenSum(start, roster, frozenset(letter.encode() * 32 for letter in members))
+
+
+@pytest.mark.parametrize(
+    ("new", "minimum", "refused"),
+    [
+        pytest.param(taken("abcde"), 1, False, id="the same members again"),
+        pytest.param(taken("abcd"), 1, True, id="one fewer, from the same model"),
+        pytest.param(taken("abcdef"), 1, True, id="one more, from the same model"),
+        pytest.param(taken("abc"), 1, False, id="two fewer, from the same model"),
+        pytest.param(taken("abcd", LATER), 1, False, id="one fewer, a round later"),
+        pytest.param(taken("abcd", LATER), 2, True, id="one fewer, a round later, the policy wants two"),
+        pytest.param(taken("abcf", LATER), 3, False, id="three apart"),
+        pytest.param(taken("abcf"), 4, True, id="three apart, the policy wants four"),
+        pytest.param(taken("abcdef", roster=LATER), 1, False, id="a new roster, which every organization has joined"),
+        pytest.param(taken("abcdef", roster=LATER), 2, True, id="a new roster, the policy wants two"),
+    ],
+)
+def test_which_sum_is_refused(new: TakenSum, minimum: int, refused: bool) -> None:
+    earlier = [taken("vwxyz", LATER), taken("abcde")]
+    if refused:
+        with pytest.raises(TooSmallDifference, match="differ from an earlier sum's by"):
+            check_difference(new, earlier, minimum)
+    else:
+        check_difference(new, earlier, minimum)
+
+
+def test_six_rounds_with_another_silent_one_each_identify_everybody() -> None:
+    """9 of 15 private rules were named so. With a minimum of two the second of these sums is refused."""
+    names = "abcdef"
+    sums = [names.replace(silent, "") for silent in names]
+    found = identifiability(sums)
+    assert found.rank == 6
+    assert found.identified == tuple(names)
+    with pytest.raises(TooSmallDifference):
+        check_difference(taken(names, LATER), [taken(sums[0])], 2)
+    check_difference(taken(sums[1], LATER), [taken(sums[0])], 2)  # two apart: one left, another came
+    with pytest.raises(TooSmallDifference):
+        check_difference(taken(sums[1], LATER), [taken(sums[0])], 3)
+
+
+def test_another_number_of_groups_each_round_identifies_everybody_and_a_pinned_one_nobody() -> None:
+    """60 organizations, up to 12 groups: rank 60. `[policy] groups` pins the number: 12 rounds tell what one does."""
+    roster = Roster(tuple(hashlib.sha256(bytes([i])).digest() for i in range(60)))
+
+    def sums(groups: int) -> list[tuple[str, ...]]:
+        return [tuple(f"{m:02d}" for m in group_members(roster, groups, group)) for group in range(groups)]
+
+    changing = identifiability([one for groups in (1, *range(3, 13)) for one in sums(groups)])
+    assert (changing.rank, len(changing.identified)) == (60, 60)
+    pinned = identifiability(sums(12) * 12)
+    assert (pinned.rank, pinned.identified) == (12, ())
+    assert list(pinned.shares.values()) == pytest.approx([1 / 5] * 60)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_share_of_one_is_what_least_squares_gives_exactly(size: int) -> None:
+    """Against the definition: whether the sums determine a member, by the rank with and without its unit vector."""
+    names = "abcd"
+    for sums in combinations([set(names), {"a", "b"}, {"a", "b", "c"}, {"c", "d"}, {"b", "c"}, {"d"}], size):
+        system = np.array([[name in members for name in names] for members in sums], float)
+        found = identifiability([sorted(members) for members in sums])
+        assert found.rank == np.linalg.matrix_rank(system)
+        for column, name in enumerate(names):
+            unit = np.eye(4)[column]
+            solvable = np.linalg.matrix_rank(np.vstack([system, unit])) == found.rank
+            assert (name in found.identified) == (solvable and name in found.shares), (sums, name)
+
+
+def test_no_sum_says_nothing() -> None:
+    found = identifiability([])
+    assert (found.rank, found.shares, found.identified) == (0, {}, ())
