@@ -164,7 +164,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
         folder = out / "organizations" / organization.name
         folder.mkdir(parents=True, mode=0o700)
         identity.save(folder / IDENTITY_KEY)
-        write_rows(folder / "train.jsonl", organization.train)
+        write_rows(folder / "train.jsonl", organization.train, config.person)
         write_rows(folder / "test.jsonl", organization.test)
         values = OrganizationConfig(
             name=organization.name,
@@ -172,7 +172,12 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             data=DataSection(
                 train=Path("train.jsonl"), test=Path("test.jsonl"), **rows_form(config, data).model_dump()
             ),
-            privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta),
+            privacy=PrivacySection(
+                budget=config.lifetime_budget,
+                delta=config.delta,
+                unit=config.unit,
+                rows_per_person=config.rows_per_person,
+            ),
             secagg=SecAggSection(
                 roster=roster,
                 provider_key=provider.public.hex(),
