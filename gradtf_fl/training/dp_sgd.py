@@ -6,6 +6,9 @@ One step, for rows drawn independently with probability q (Abadi et al. 2016, al
     g   = ( sum_i g_i * min(1, C / |g_i|)  +  Normal(0, sigma^2 C^2) ) / (q N)
     Adam takes g
 
+Where the unit is a person (`units`), persons are drawn, and g_i is the gradient of the mean of their rows' losses: one
+gradient, clipped as one, however many rows it is of.
+
 An empty draw is a step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N,
 because the drawn size is private.
 
@@ -35,9 +38,10 @@ from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.recomputation import recomputed
 from gradtf_fl.training.row_losses import RowLosses
 from gradtf_fl.training.trainable import check_row_gradients, probe
+from gradtf_fl.training.units import Drawn, Units, parts_of
 
 if TYPE_CHECKING:
-    from gradtf_fl.tasks import TokenRows
+    from gradtf_fl.tasks import Persons, TokenRows
 
 __all__ = [
     "DpCheckpoint",
@@ -86,6 +90,7 @@ def train_dp(
     checkpoint: DpCheckpoint | None = None,
     sampler: Sampler = "lora",
     gradient_checkpointing: bool = False,
+    persons: Persons | None = None,
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -100,8 +105,8 @@ def train_dp(
         model: PEFT model whose trainable parameters are exactly its adapter's.
         rows: the organization's rows [N, T], right-padded; they stay on this machine.
         sigma: noise multiplier; 0 trains with clipping but without noise (not private, epsilon is infinite).
-        clip: L2 bound C of one row's gradient.
-        batch: EXPECTED rows per step; q = min(1, batch / N).
+        clip: L2 bound C of one row's gradient; of one person's, where there are ``persons``.
+        batch: EXPECTED rows (persons) per step; q = min(1, batch / N).
         steps: noisy steps, empty draws included.
         rate: Adam's learning rate.
         seed: replays the run (simulation). ``None`` takes sampling and noise from a key that the operating
@@ -113,6 +118,7 @@ def train_dp(
             is then charged.
         sampler: who computes the rows' gradients, `grad_samplers`: ``lora`` or Opacus' own hooks.
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
+        persons: whose the rows are, where the unit is a person; None where it is a row.
 
     Raises:
         ConfigError: an argument, model or row that the privacy argument does not hold for, a checkpoint of another
@@ -124,29 +130,35 @@ def train_dp(
     check_rows(model, rows)
     parameters = adapter_parameters(model)
     check_row_gradients(model, parameters, sampler)
-    q = min(1.0, batch / len(rows))
+    units = Units.of(rows, persons)
+    q = min(1.0, batch / len(units))
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
     with (
         _own_dropout(forward.device) as dropout,
         private_optimizer(
-            model, parameters, sigma, clip, q * len(rows), rate, draws, sampler, gradient_checkpointing
+            model, parameters, sigma, clip, q * len(units), rate, draws, sampler, gradient_checkpointing
         ) as optimizer,
     ):
         probe(optimizer.sampler, model)
-        size = fit_physical_batch(optimizer, forward, batch) if physical_batch == "auto" else physical_batch
+        size = (
+            fit_physical_batch(optimizer, forward, batch * units.most, units.most > 1)
+            if physical_batch == "auto"
+            else physical_batch
+        )
         run = None
         if checkpoint is not None:
-            arguments = (sigma, clip, batch, steps, rate, seed, sampler)
+            arguments: tuple[object, ...] = (sigma, clip, batch, steps, rate, seed, sampler)
+            arguments += () if persons is None else (persons,)
             run = checkpoint.open(model, rows, arguments, optimizer)
         resumed_at = optimizer.steps
         losses = run.loss_sum if run is not None else 0.0
         first = FirstStep(parameters)
         while optimizer.steps < steps:
-            drawn = draws.rows(optimizer.steps, len(rows), q)
+            drawn = units.drawn(draws, optimizer.steps, q)
             loss, size = _fitting_step(optimizer, forward, drawn, size, dropout)
             losses += loss
-            if sigma > 0 or len(drawn):
+            if sigma > 0 or len(drawn.rows):
                 first.check()
             if run is not None:
                 run.after_step(losses, last=optimizer.steps == steps)
@@ -156,7 +168,7 @@ def train_dp(
 
 
 def _fitting_step(
-    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, dropout: torch.Generator
+    optimizer: PrivateAdam, forward: RowLosses, drawn: Drawn, physical_batch: int, dropout: torch.Generator
 ) -> tuple[float, int]:
     """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
@@ -168,35 +180,45 @@ def _fitting_step(
     while True:
         dropout.manual_seed(optimizer.draws.dropout_seed(optimizer.steps))
         try:
-            return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
+            return noisy_step(optimizer, forward, drawn.rows, physical_batch, drawn.owners), physical_batch
         except Exception as error:
-            parts_can_shrink = min(physical_batch, len(drawn)) > 1
+            parts_can_shrink = min(physical_batch, len(drawn.rows)) > 1
             if not is_out_of_memory(error) or optimizer.releasing or not parts_can_shrink:
                 raise
         optimizer.forget()
         release(forward.device)
-        physical_batch = half_of(physical_batch, len(drawn))
+        physical_batch = half_of(physical_batch, len(drawn.rows))
 
 
-def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
+def noisy_step(
+    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, owners: Tensor | None = None
+) -> float:
     """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private.
+
+    Args:
+        owners: [B], which of the drawn persons each row is of, counted from 0, ascending: a person's gradient is that
+            of the mean of their rows' losses, wherever the parts' borders lie, and is clipped as one. None: each row
+            for itself.
 
     A draw of several parts is Opacus' virtual batch: every step but the last is skipped and only adds to the sum.
     Transformers models fail at B = 0: an empty draw takes no forward pass, only the noise.
     """
     total = 0.0
     parts = torch.split(drawn, physical_batch)  # one part of no rows, where none were drawn
-    for number, part in enumerate(parts, 1):
+    owned = [None] * len(parts) if owners is None else parts_of(owners, physical_batch, forward.device)
+    for number, (part, own) in enumerate(zip(parts, owned, strict=True), 1):
         optimizer.zero_grad()
+        optimizer.part = own
         if len(part):
-            losses = forward(part)
+            losses = forward(part) if own is None else forward(part) * own.shares
             optimizer.sampler.backward(losses)
             total += float(losses.detach().sum())
         else:
             optimizer.sampler.no_rows()
         optimizer.signal_skip_step(number < len(parts))
         optimizer.step()
-    return total / max(1, len(drawn))
+    units = len(drawn) if owners is None or not len(drawn) else int(owners[-1]) + 1
+    return total / max(1, units)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 from gradtf_fl.training.grad_samplers import GradSampler
 from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.row_gradients import full_precision
+from gradtf_fl.training.units import Part
 
 NORM_FLOOR = 1e-6
 """Added to a row's norm before the division, as in Opacus: no division by zero, and slack for rounding."""
@@ -34,6 +35,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         sampler: fills the parameters' ``grad_sample``.
         steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
         gradient: what Adam was last given [size].
+        part: whose the rows of the next backward pass are; None where each counts for itself.
         releasing: from when the noise is added until Adam has moved the adapter. A step that fails before may be done
             again; one that fails then may not.
     """
@@ -56,6 +58,8 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         )
         self.sampler, self.draws, self.steps, self.releasing = sampler, draws, 0, False
         self._sum: Tensor | None = None  # of clipped rows; taken by the step that adds noise to it
+        self.part: Part | None = None
+        self._begun: Tensor | None = None  # gradient of the person whose further rows are in the next part
         self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
         parts = torch.split(self.gradient, [p.numel() for p in values])
         self._parts = [part.view(p.shape) for p, part in zip(values, parts, strict=True)]
@@ -74,9 +78,12 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         return torch.cat([sample.flatten(1) for sample in self.grad_samples], dim=1).float()
 
     def clip_and_accumulate(self) -> None:
-        """Add the rows' clipped gradients to this step's sum; the rows are then used up."""
+        """Add the rows' clipped gradients, or the persons', to this step's sum; the rows are then used up."""
         with full_precision(self.gradient.device):
-            clipped = clipped_sum(self.row_gradients(), self.max_grad_norm)
+            gradients = self.row_gradients()
+            if self.part is not None:
+                gradients, self._begun = self.part.by_unit(gradients, self._begun)
+            clipped = clipped_sum(gradients, self.max_grad_norm)
         self._sum = clipped if self._sum is None else self._sum + clipped
         for p in self.params:
             p.grad_sample = None
@@ -84,6 +91,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """The sum with this step's noise becomes the gradient; the sum is then used up."""
         assert self._sum is not None, "clip_and_accumulate comes first"
+        assert self._begun is None, "a person's gradient is not whole"
         if self.noise_multiplier > 0:
             noise = self.draws.normals(self.steps, len(self.gradient), self.gradient.device)
             torch.add(self._sum, noise, alpha=self.noise_multiplier * self.max_grad_norm, out=self.gradient)
@@ -114,7 +122,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def forget(self) -> None:
         """Throw away what a step has gathered before its noise: nothing of it was released."""
         self.sampler.forget()
-        self._sum = None
+        self._sum = self._begun = self.part = None
         self._step_skip_queue.clear()
 
     def detach(self) -> None:
