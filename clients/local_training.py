@@ -29,10 +29,10 @@ from gradtf_fl.adapters import (
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import OWN_UPDATE
-from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, noise_multiplier
+from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, Unit, noise_multiplier
 from gradtf_fl.round_messages import BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
-from gradtf_fl.tasks import count_rows, longest_row, read_tokens
+from gradtf_fl.tasks import Persons, count_rows, longest_row, read_tokens
 from gradtf_fl.training import check_rows, check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalUpdate:
-    """The clipped update, float32 [blocks * block_dim], rows trained on, and the ledger's head (32 bytes)."""
+    """The clipped update, float32 [blocks * block_dim], rows (persons) trained on, and the ledger's head (32 bytes)."""
 
     vector: NDArray[np.float32]
     rows: int
@@ -67,7 +67,8 @@ def train_update(
         Refused: ``model_hash``, ``policy`` (an adapter that DP-SGD can't train) or ``data``.
         BudgetExhausted: the charge does not fit; rows were counted, none was looked at.
     """
-    compute = organization.config.compute
+    compute, privacy = organization.config.compute, organization.config.privacy
+    unit = Unit(privacy.person)
     _same_llm(organization, message.llm_hash)
     tiny = load_tiny(organization, message.spec, message.initial_hash)
     start, start_hash = start_of(tiny, message.update)
@@ -80,20 +81,20 @@ def train_update(
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     try:
-        rows = count_rows(organization.train_path, organization.config.data)
+        rows = count_rows(organization.train_path, organization.config.data, privacy.person)
     except ConfigError as error:
         raise Refused(Refusal.DATA, str(error)) from error
     if plan.batch > rows:
-        raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} rows")
+        raise Refused(Refusal.DATA, f"the plan's batch of {plan.batch} is larger than our {rows} {unit.plural}")
     q = plan.batch / rows
     event = DpEvent(noise_multiplier(plan.epsilon, plan.delta, q, plan.rounds * plan.steps), q, plan.steps)
-    privacy = organization.config.privacy
     ledger = Ledger.open(
         organization.ledger_path,
         identity_key=organization.identity.private,
         organization=organization.config.name,
         delta=privacy.delta,
         budget={privacy.dataset: privacy.budget},
+        unit=unit,
     )
     key = RoundKey(config.run_id, config.round, config.attempt)
     reservation = ledger.reserve(
@@ -107,11 +108,14 @@ def train_update(
     )
     try:
         claim()
-        data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
-        if len(data) != rows:
+        form, config_of_tiny = organization.config.data, tiny.model.config
+        read = read_tokens(organization.train_path, tiny.tokenizer, form, config_of_tiny, person=privacy.person)
+        data = read.tokens
+        persons = None if privacy.person is None else Persons.of(read.rows, privacy.rows_per_person)
+        if (len(data) if persons is None else len(persons)) != rows:
             raise Refused(Refusal.DATA, "the training file changed while it was read")
         check_rows(model, data)
-        physical_batch = _rehearsed(model, data, plan.batch, compute)
+        physical_batch = _rehearsed(model, data, persons, plan.batch, compute)
     except BaseException as error:  # nothing was trained: the charge is given back
         ledger.abort(reservation, released=False)
         if isinstance(error, ConfigError):
@@ -129,6 +133,7 @@ def train_update(
         physical_batch=physical_batch,
         sampler=compute.sampler,
         gradient_checkpointing=compute.gradient_checkpointing,
+        persons=persons,
     )
     ledger.settle(reservation, outcome.event, noise=outcome.noise)
     moved = update_vector(tiny.space.layout, adapter_state(model), start)
@@ -157,14 +162,15 @@ def _same_llm(organization: Organization, llm_hash: bytes) -> None:
         )
 
 
-def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSection) -> int:
+def _rehearsed(model: nn.Module, data: TokenRows, persons: Persons | None, batch: int, compute: ComputeSection) -> int:
     """How many rows go through the model at once.
 
     Raises:
         Refused: ``policy`` where a step on made-up rows does not work here.
     """
     try:
-        return rehearse(model, data, batch, compute)
+        most = 1 if persons is None else min(persons.most, max(persons.sizes))
+        return rehearse(model, data, batch, compute, most)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"a training step does not work here: {error}") from error
 

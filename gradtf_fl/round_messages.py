@@ -71,11 +71,12 @@ class TrainingPlan:
     """DP-SGD of a run as every organization commits to it (``RoundConfig.dp`` is its canonical JSON).
 
     Attributes:
-        epsilon, delta: what all ``rounds * steps`` steps together may spend (unit: one row, add or remove).
+        epsilon, delta: what all ``rounds * steps`` steps together may spend (unit: one row or one person, as each
+            organization counts; add or remove).
         rounds: rounds of the run.
         steps: DP-SGD steps in each round.
-        batch: expected Poisson batch, in rows.
-        clip: L2 bound of one row's gradient.
+        batch: expected Poisson batch, in rows (persons).
+        clip: L2 bound of one row's (person's) gradient.
         rate: learning rate.
     """
 

@@ -13,13 +13,13 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
-from gradtf_fl.config import OrganizationConfig, RowFormat
+from gradtf_fl.config import OrganizationConfig, PrivacySection, RowFormat
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import read_rows, read_tokens, told_form
+from gradtf_fl.tasks import Persons, read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
@@ -130,11 +130,24 @@ def _data(organization: Organization) -> Iterator[Finding]:
     models, train, test = organization.config.models, organization.train_path, organization.test_path
     form = organization.config.data
     yield from _rows("training rows", train, form, (models.tiny,), "fail", "correct the file or [data]")
+    yield from _persons(train, form, organization.config.privacy)
     if test is None:
         yield Finding("ok", "test rows", "none: rounds are not scored here")
         return
     remedy = "rounds run, and are not scored here: correct the file or [data]"
     yield from _rows("test rows", test, form, (models.tiny, models.llm), "warn", remedy)
+
+
+def _persons(train: Path, form: RowFormat, privacy: PrivacySection) -> Iterator[Finding]:
+    """Whose the training rows are, where the unit is a person."""
+    if privacy.person is None:
+        return
+    try:
+        persons = Persons.of(read_rows(train, None, form, privacy.person), privacy.rows_per_person)
+    except ConfigError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        return (yield Finding("fail", "unit", error.problems[0] + more, "correct the file, or [privacy] unit"))
+    yield Finding("ok", "unit", f"a person, by {privacy.person!r}: {persons}")
 
 
 def _rows(
@@ -214,7 +227,7 @@ def _training(organization: Organization) -> Iterator[Finding]:
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:
-    from gradtf_fl.privacy import Ledger, head_path, read_ledger
+    from gradtf_fl.privacy import Ledger, Unit, head_path, read_ledger
 
     privacy, path = organization.config.privacy, organization.ledger_path
     if not path.exists() and not head_path(path).exists():
@@ -230,6 +243,7 @@ def _budget(organization: Organization) -> Iterator[Finding]:
             organization=organization.config.name,
             delta=privacy.delta,
             budget={privacy.dataset: privacy.budget},
+            unit=Unit(privacy.person),
         )
         left = ledger.remaining(privacy.dataset)
     except GradtfError as error:

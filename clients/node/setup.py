@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clients.organization import read_config, with_stand_ins
 from gradtf_fl.adapters import EMBEDDED, model_folder
-from gradtf_fl.config import ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
+from gradtf_fl.config import ROW, ComputeSection, OrganizationConfig, RowFormat, to_toml, validate, with_values
 from gradtf_fl.deployment import (
     Enrolment,
     Invitation,
@@ -37,6 +37,7 @@ def make_organization(
     llm: str,
     form: RowFormat | None = None,
     compute: ComputeSection | None = None,
+    unit: str = ROW,
 ) -> Enrolment:
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
@@ -47,6 +48,7 @@ def make_organization(
     Args:
         form: how rows become tokens, as all who take part have it; None: by the first row.
         compute: where and how this organization trains; None: on the CPU.
+        unit: whose the budget's epsilon is: row, or the field of a row that says whose it is.
 
     Raises:
         ConfigError: every bad value at once; a folder that is not empty; data that cannot be read.
@@ -67,10 +69,10 @@ def make_organization(
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta},
+        "privacy": {"budget": budget, "delta": delta, "unit": unit},
         "compute": {} if compute is None else compute.model_dump(),
     }
-    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
+    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "privacy.unit": "--unit", "name": "--name"}
     try:
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:

@@ -35,6 +35,7 @@ def org() -> None:
 @click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--unit", metavar="FIELD", help="Field of a row that says whose it is: epsilon is then a person's.")
 @config_option
 @click.option("--tiny", help="TinyLM: folder or name.  [default: embedded:tiny, or the project's]")
 @click.option("--llm", help="LLM: folder or name.  [default: embedded:llm, or the project's]")
@@ -46,6 +47,7 @@ def init(
     test: Path | None,
     budget: float,
     delta: float,
+    unit: str | None,
     config_file: Path | None,
     tiny: str | None,
     llm: str | None,
@@ -53,7 +55,8 @@ def init(
 ) -> None:
     """Make keys and a local policy with safe defaults in DIR; print the fingerprint to exchange out of band.
 
-    --config takes the pair, the form of rows and [compute] from the project's file. Nothing else in it counts here.
+    --config takes the pair, the form of rows, the unit and [compute] from the project's file. Nothing else in it counts
+    here.
     """
     from clients import make_organization
 
@@ -70,6 +73,7 @@ def init(
         project.adapted_model,
         project.task if known else None,
         project.compute,
+        unit or project.unit,
     )
     if as_json:
         return emit_json(
