@@ -23,20 +23,23 @@ from clients.organization import Organization, load_organization
 from clients.refusals import Refused
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import TRAINING
-from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, epsilon_rdp, noise_multiplier
+from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, Unit, epsilon_rdp, noise_multiplier
 from gradtf_fl.round_messages import Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
 
 
 def planned_event(organization: Organization, plan: TrainingPlan) -> DpEvent:
-    """One round of ``plan`` as this organization pays for it, from its declared number of rows.
+    """One round of ``plan`` as this organization pays for it, from its declared number of rows (persons).
 
     Raises:
         Refused: ``policy`` where the batch is larger than that number, or no noise reaches the plan's epsilon.
     """
-    declared = organization.config.privacy.declared
+    privacy = organization.config.privacy
+    declared, units = privacy.declared, Unit(privacy.person).plural
     if plan.batch > declared:
-        raise Refused(Refusal.POLICY, f"the plan's batch of {plan.batch} is larger than the {declared} rows we declare")
+        raise Refused(
+            Refusal.POLICY, f"the plan's batch of {plan.batch} is larger than the {declared} {units} we declare"
+        )
     q = plan.batch / declared
     try:
         sigma = noise_multiplier(plan.epsilon, plan.delta, q, plan.rounds * plan.steps)
@@ -70,6 +73,7 @@ def open_ledger(organization: Organization) -> Ledger:
         organization=organization.config.name,
         delta=privacy.delta,
         budget={privacy.dataset: privacy.budget},
+        unit=Unit(privacy.person),
     )
 
 

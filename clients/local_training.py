@@ -29,10 +29,10 @@ from gradtf_fl.adapters import (
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import OWN_UPDATE
-from gradtf_fl.privacy import DpEvent
+from gradtf_fl.privacy import DpEvent, Unit
 from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig
-from gradtf_fl.tasks import longest_row, read_tokens
+from gradtf_fl.tasks import Persons, longest_row, read_tokens
 from gradtf_fl.training import AnotherRun, DpCheckpoint, check_rows, check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
@@ -115,13 +115,17 @@ def _train(
     Raises:
         Refused: ``policy`` where the rows, or this machine, can't be used.
     """
-    compute, declared = organization.config.compute, organization.config.privacy.declared
+    compute, privacy = organization.config.compute, organization.config.privacy
+    form, person, declared = organization.config.data, privacy.person, privacy.declared
     try:
-        data = read_tokens(organization.train_path, tiny.tokenizer, organization.config.data, tiny.model.config).tokens
+        read = read_tokens(organization.train_path, tiny.tokenizer, form, tiny.model.config, person=person)
+        data = read.tokens
+        persons = None if person is None else Persons.of(read.rows, privacy.rows_per_person)
         check_rows(model, data)
-        if len(data) < declared:  # what is charged holds all the same: each row that is there enters with q
-            fewer = ConfigError(f"[privacy] declared is {declared}, the training file has {len(data)} rows")
-            keep_cause(fewer, "trained with fewer rows than declared", organization.folder)
+        units, unit = len(data) if persons is None else len(persons), Unit(person)
+        if units < declared:  # what is charged holds all the same: each unit that is there enters with q
+            fewer = ConfigError(f"[privacy] declared is {declared}, the training file has {units} {unit.plural}")
+            keep_cause(fewer, f"trained with fewer {unit.plural} than declared", organization.folder)
         outcome = train_dp(
             model,
             data,
@@ -131,12 +135,13 @@ def _train(
             steps=plan.steps,
             rate=plan.rate,
             seed=organization.training_seed(charge.key),
-            physical_batch=_rehearsed(model, data, max(1, round(event.q * len(data))), compute),
+            physical_batch=_rehearsed(model, data, persons, max(1, round(event.q * units)), compute),
             checkpoint=DpCheckpoint(charge.state),
             sampler=compute.sampler,
             gradient_checkpointing=compute.gradient_checkpointing,
             declared=declared,
             on_noise=charge.note_noise,
+            persons=persons,
         )
     except BaseException as error:
         charge.failed(state_is_useless=isinstance(error, AnotherRun | CorruptFile))
@@ -165,14 +170,15 @@ def _same_llm(organization: Organization, llm_hash: bytes) -> None:
         )
 
 
-def _rehearsed(model: nn.Module, data: TokenRows, batch: int, compute: ComputeSection) -> int:
+def _rehearsed(model: nn.Module, data: TokenRows, persons: Persons | None, batch: int, compute: ComputeSection) -> int:
     """How many rows go through the model at once.
 
     Raises:
         Refused: ``policy`` where a step on made-up rows does not work here.
     """
     try:
-        return rehearse(model, data, batch, compute)
+        most = 1 if persons is None else min(persons.most, max(persons.sizes))
+        return rehearse(model, data, batch, compute, most)
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"a training step does not work here: {error}") from error
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradtf_fl.config import FederationPlan, SimulationConfig
     from gradtf_fl.curation import CurationConfig, curate
     from gradtf_fl.errors import ConfigError
-    from gradtf_fl.privacy import DpEvent, Ledger, epsilons, noise_multiplier
+    from gradtf_fl.privacy import DpEvent, Ledger, Unit, epsilons, noise_multiplier
     from gradtf_fl.secagg import (
         ClientPolicy,
         Identity,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         run_secure_sum,
     )
     from gradtf_fl.simulation import simulate
-    from gradtf_fl.tasks import Row, TokenRows, encode_rows, read_rows
+    from gradtf_fl.tasks import Persons, Row, TokenRows, encode_rows, read_rows
     from gradtf_fl.training import train_dp
     from gradtf_fl.transformer import GradTransformer, TrainConfig, convert, train_grad_transformer
     from strategies import SecureFederation
@@ -62,6 +62,7 @@ __all__ = [
     "Ledger",
     "Pair",
     "PcaRidge",
+    "Persons",
     "ProxyTuning",
     "Quantizer",
     "Roster",
@@ -73,6 +74,7 @@ __all__ = [
     "SimulationConfig",
     "TokenRows",
     "TrainConfig",
+    "Unit",
     "adapter_state",
     "attach",
     "convert",

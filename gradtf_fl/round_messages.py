@@ -79,12 +79,13 @@ class TrainingPlan:
     """What each organization of a round computes. ``RoundConfig.dp`` is its canonical JSON, so C binds all of it.
 
     Attributes:
-        epsilon: what all ``rounds * steps`` steps together may spend (unit: one row, add or remove).
+        epsilon: what all ``rounds * steps`` steps together may spend (unit: one row or one person, as each organization
+            counts; add or remove).
         delta: of that epsilon.
         rounds: rounds of the run.
         steps: DP-SGD steps in each round.
-        batch: expected Poisson batch, in rows.
-        clip: L2 bound of one row's gradient.
+        batch: expected Poisson batch, in rows (persons).
+        clip: L2 bound of one row's (person's) gradient.
         rate: learning rate.
         spec: `AdapterSpec.canonical` of the TinyLM's adapter: kind, targets, rank, alpha and seed.
         initial_sha256: `state_hash` of its shared initial adapter (hex).

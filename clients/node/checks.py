@@ -14,13 +14,13 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from clients.organization import NOT_JOINED, Organization, assemble, how_to_join, is_joined, read_config
-from gradtf_fl.config import OrganizationConfig, RowFormat, declared_of
+from gradtf_fl.config import OrganizationConfig, PrivacySection, RowFormat, declared_of
 from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE, STATE
 from gradtf_fl.files import exposure
 from gradtf_fl.secagg import Identity, identifiability
-from gradtf_fl.tasks import count_rows, read_rows, read_tokens, told_form
+from gradtf_fl.tasks import Persons, count_rows, read_rows, read_tokens, told_form
 
 SECONDS = 5.0  # for the server to answer
 MAX_CLOCK_S = 60.0  # Flower refuses signatures that are 5 minutes old
@@ -134,9 +134,10 @@ def _models(organization: Organization) -> Iterator[Finding]:
 
 
 def row_findings(organization: Organization) -> Iterator[Finding]:
-    """Whether the training rows can be used, and are as many as the organization declares."""
+    """Whether the training rows can be used, and are (or are of as many persons) as the organization declares."""
     tiny, form = organization.config.models.tiny, organization.config.data
     yield from _rows("training rows", organization.train_path, form, (tiny,), "fail", "correct the file or [data]")
+    yield from _persons(organization.train_path, form, organization.config.privacy)
     yield from _declared(organization)
 
 
@@ -148,6 +149,18 @@ def _data(organization: Organization) -> Iterator[Finding]:
         return
     remedy = "rounds run, and are not scored here: correct the file or [data]"
     yield from _rows("test rows", test, form, (models.tiny, models.llm), "warn", remedy)
+
+
+def _persons(train: Path, form: RowFormat, privacy: PrivacySection) -> Iterator[Finding]:
+    """Whose the training rows are, where the unit is a person."""
+    if privacy.person is None:
+        return
+    try:
+        persons = Persons.of(read_rows(train, None, form, privacy.person), privacy.rows_per_person)
+    except ConfigError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        return (yield Finding("fail", "unit", error.problems[0] + more, "correct the file, or [privacy] unit"))
+    yield Finding("ok", "unit", f"a person, by {privacy.person!r}: {persons}")
 
 
 def _rows(
@@ -168,20 +181,23 @@ def _rows(
 
 
 def _declared(organization: Organization) -> Iterator[Finding]:
-    """The public number of rows against the file's."""
-    declared = organization.config.privacy.declared
+    """The public number of rows (persons) against the file's."""
+    privacy = organization.config.privacy
+    declared, units = privacy.declared, Unit(privacy.person).plural
     try:
-        rows = count_rows(organization.train_path, organization.config.data)
-    except ConfigError:  # told by `_rows`
+        rows = count_rows(organization.train_path, organization.config.data, privacy.person)
+    except ConfigError:  # told by `_rows` and `_persons`
         return
-    text = f"{declared:,} rows are public, {rows:,} are there"
+    text = f"{declared:,} {units} are public, {rows:,} are there"
     if rows < declared:
-        remedy = f"lower [privacy] declared to at most {rows}, or add rows: plans are made for rows that are not there"
+        remedy = (
+            f"lower [privacy] declared to at most {rows}, or add some: plans are made for {units} that are not there"
+        )
         yield Finding("fail", "declared", text, remedy)
     elif rows >= FAR_MORE * declared:
         remedy = (
             f"rounds cost more epsilon than they need to: [privacy] declared = {declared_of(rows)} changes that, and "
-            "tells the server that there are more rows"
+            f"tells the server that there are more {units}"
         )
         yield Finding("warn", "declared", text, remedy)
     else:
@@ -248,7 +264,7 @@ def _training(organization: Organization) -> Iterator[Finding]:
 
 
 def _budget(organization: Organization) -> Iterator[Finding]:
-    from gradtf_fl.privacy import Ledger, head_path, read_ledger
+    from gradtf_fl.privacy import Ledger, Unit, head_path, read_ledger
 
     privacy, path = organization.config.privacy, organization.ledger_path
     if not path.exists() and not head_path(path).exists():
@@ -264,6 +280,7 @@ def _budget(organization: Organization) -> Iterator[Finding]:
             organization=organization.config.name,
             delta=privacy.delta,
             budget={privacy.dataset: privacy.budget},
+            unit=Unit(privacy.person),
         )
         left = ledger.remaining(privacy.dataset)
     except GradtfError as error:

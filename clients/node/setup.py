@@ -9,6 +9,7 @@ from pathlib import Path
 from clients.organization import read_config, with_stand_ins
 from gradtf_fl.adapters import EMBEDDED, model_folder
 from gradtf_fl.config import (
+    ROW,
     ComputeSection,
     OrganizationConfig,
     RowFormat,
@@ -38,8 +39,9 @@ from gradtf_fl.file_names import (
     ORGANIZATION_PRIVATE,
 )
 from gradtf_fl.files import PRIVATE, PUBLIC, exposed, replace_file
+from gradtf_fl.privacy import Unit
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import read_rows
+from gradtf_fl.tasks import Persons, read_rows
 
 
 def make_organization(
@@ -54,6 +56,7 @@ def make_organization(
     form: RowFormat | None = None,
     compute: ComputeSection | None = None,
     declare: int | None = None,
+    unit: str = ROW,
 ) -> Enrolment:
     """Write keys, ``organization.toml`` and ``enrolment.json``. Nothing stays when something is wrong.
 
@@ -64,7 +67,9 @@ def make_organization(
     Args:
         form: how rows become tokens, as all who take part have it; None: by the first row.
         compute: where and how this organization trains; None: on the CPU.
-        declare: rows that the organization makes public; None: those of ``data``, rounded down by `declared_of`.
+        declare: rows (persons) that the organization makes public; None: those of ``data``, rounded down by
+            `declared_of`.
+        unit: whose the budget's epsilon is: row, or the field of a row that says whose it is.
 
     Raises:
         ConfigError: every bad value at once; a folder that is not empty; data that cannot be read, or has fewer rows
@@ -82,25 +87,26 @@ def make_organization(
             problems += [f"--{option}: {problem}" for problem in error.problems]
     ending = {"end": False} if tiny in EMBEDDED else {}  # two digits: what ends after them was never trained
     rows = ending if form is None else form.model_dump(include=set(RowFormat.model_fields), exclude_none=True)
-    counts = {}
+    counts, person = {}, None if unit == ROW else unit
     for what, path in (("data", data), ("test", test)):
         try:
             if path is not None and path.exists():
-                counts[what] = len(read_rows(path, None, RowFormat(**rows)))
+                read = read_rows(path, None, RowFormat(**rows), person if what == "data" else None)
+                counts[what] = len(read) if person is None or what == "test" else len(Persons.of(read, 1))
         except ConfigError as error:
             problems += [f"--{what}: {problem}" for problem in error.problems]
     found = counts.get("data", 0)
     if found and declare is not None and not 1 <= declare <= found:
-        problems.append(f"--declare: {declare}: at least 1 and at most the {found} rows of {data}")
+        problems.append(f"--declare: {declare}: at least 1 and at most the {found} {Unit(person).plural} of {data}")
     declared = declared_of(found) if declare is None and found else max(1, declare or 1)
     values = {
         "name": name,
         "models": {"tiny": tiny, "llm": llm},
         "data": {"train": str(data.absolute())} | ({"test": str(test.absolute())} if test is not None else {}) | rows,
-        "privacy": {"budget": budget, "delta": delta, "declared": declared},
+        "privacy": {"budget": budget, "delta": delta, "declared": declared, "unit": unit},
         "compute": {} if compute is None else compute.model_dump(),
     }
-    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "name": "--name"}
+    options = {"privacy.budget": "--budget", "privacy.delta": "--delta", "privacy.unit": "--unit", "name": "--name"}
     try:
         config = validate(OrganizationConfig, with_stand_ins(values), lambda key: options.get(key, key))
     except ConfigError as error:

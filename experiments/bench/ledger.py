@@ -29,6 +29,7 @@ from experiments.measuring import Progress, Row, machine, median
 from gradtf_fl.file_names import LEDGER
 from gradtf_fl.privacy import (
     GENESIS_HASH,
+    ROW_UNIT,
     DpEvent,
     Entry,
     Genesis,
@@ -190,7 +191,7 @@ def _filled(folder: Path, rows: int, rounds: int) -> Path:
     def add(kind: str, body: str) -> None:
         entries.append(seal(len(entries) + 1, kind, body, entries[-1].hash, key))
 
-    add("budget", canonical(budget_document("train", 8.0, WHEN)))
+    add("budget", canonical(budget_document("train", 8.0, ROW_UNIT, WHEN)))
     event = event_document(DpEvent(9.0, 64 / rows, 50))
     for round in range(1, rounds + 1):
         head = {"run_id": "16405987313402935190", "round": round, "attempt": 0, "note": "train.begin"}

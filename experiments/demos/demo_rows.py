@@ -34,15 +34,15 @@ def main() -> None:
     names = {"rows": "rows", "test_rows": "test_rows", "rules": "task.rules", "seed": "seed"}
     options = {names[name]: getattr(given, name) for name in names if getattr(given, name) is not None}
     project = read_project(given.config, options | {"organizations": given.organizations})
-    data = federation_data(project.task, project, project.organizations, project.batch, project.seed)
+    data = federation_data(project.task, project, project.organizations, project.batch, project.seed, project.person)
     given.folder.mkdir(parents=True, exist_ok=True)
     for number, organization in enumerate(data.organizations, start=1):
         for kind, rows in (("train", organization.train), ("test", organization.test)):
             path = given.folder / f"org-{number}.{kind}.jsonl"
-            if data.metric == "loss" and project.task.format == "text":
+            if data.metric == "loss" and project.task.format == "text" and project.person is None:
                 write_documents(path, rows)
             else:
-                write_rows(path, rows)
+                write_rows(path, rows, project.person if kind == "train" else None)
             path.chmod(0o600)
         print(f"{organization.name}: {len(organization.train)} rows in {given.folder}: {organization.rule}")
 

@@ -45,6 +45,8 @@ EARLIER = {
     "real_model": "python -m experiments.bench.real_model",
     "store": "python -m experiments.bench.store --out experiments/results/store.json",
     "large_adapter": "python -m experiments.bench.large_adapter --json",
+    "person_unit": "python -m experiments.paper.person_unit --words FOLDER --tiny MODEL --out "
+    "experiments/results/person_unit.json",
     "ledger": "python -m experiments.bench.ledger --out experiments/results/ledger.json",
     "pretraining": "python -m experiments.embedded.pretrain_pair --install build/pair",
 }

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.templates import pieces_of, placeholders
     from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
+    from gradtf_fl.config.unit import ROW
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -55,6 +56,7 @@ __all__ = [
     "HOUSE_RULES_ANSWER_TOKENS",
     "MAX_TOKENS",
     "NO_TRANSFORMER",
+    "ROW",
     "WINDOW",
     "Address",
     "AnswerPattern",

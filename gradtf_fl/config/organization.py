@@ -26,6 +26,7 @@ from gradtf_fl.config.base import (
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.policy import PolicySection
 from gradtf_fl.config.rows import RowFormat
+from gradtf_fl.config.unit import UnitSection
 from gradtf_fl.file_names import CA_CERTIFICATE
 from gradtf_fl.round_messages import Stage
 
@@ -69,8 +70,8 @@ class DataSection(RowFormat):
     test: Location | None = None
 
 
-class PrivacySection(Section):
-    """``[privacy]``: the lifetime budget of the rows in ``[data] train``. Adjacency: add or remove one row.
+class PrivacySection(UnitSection):
+    """``[privacy]``: the lifetime budget of the rows in ``[data] train``. Adjacency: add or remove one unit.
 
     Attributes:
         budget: epsilon that these rows may spend over all runs.

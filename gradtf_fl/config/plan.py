@@ -61,8 +61,8 @@ class RoundSettings(Section):
         weight_rule: whether organizations count alike (uniform) or by their rows (examples).
         rounds: rounds of the run.
         steps: DP-SGD steps per round.
-        batch: expected Poisson batch, in rows.
-        clip: L2 norm bound of one row's gradient.
+        batch: expected Poisson batch, in rows (in persons, where an organization's unit is a person).
+        clip: L2 norm bound of one row's gradient (of one person's, where that is the unit).
         rate: Adam's learning rate.
         epsilon: what all ``rounds * steps`` steps together may spend per organization.
         delta: delta of that epsilon.

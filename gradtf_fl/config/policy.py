@@ -20,7 +20,7 @@ class PolicySection(Section):
     """``[policy]``: bounds on a plan. What lies outside is refused before a row is read and before anything is charged.
 
     Attributes:
-        clip: smallest and largest L2 bound of one row's gradient.
+        clip: smallest and largest L2 bound of one row's (person's) gradient.
         rate: smallest and largest learning rate.
         max_rank: largest rank of the adapter.
         alpha: smallest and largest LoRA alpha.

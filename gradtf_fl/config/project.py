@@ -18,6 +18,7 @@ from gradtf_fl.config.provider import BACKBONES, ProviderSection
 from gradtf_fl.config.simulation import SimulationConfig
 from gradtf_fl.config.task import HOUSE_RULES, SharingOut, TaskSection
 from gradtf_fl.config.toml import descriptions, read_toml
+from gradtf_fl.config.unit import UnitSection
 from gradtf_fl.errors import ConfigError
 
 FEDERATION = "federation.toml"
@@ -26,7 +27,7 @@ ABOUT = {
     "compute": "Where and how this machine computes. An organization has its own table in organization.toml",
     "task": "The rows and how answers are scored",
     "federation": "Who takes part; in a simulation, who holds which rows",
-    "privacy": "What a round may cost. Unit: one training row; adjacency: add or remove one row",
+    "privacy": "What a round may cost, and whose epsilon it is. Adjacency: add or remove one unit",
     "rounds": "Training at the organizations",
     "secure_sum": "The sum of update vectors",
     "provider": "The provider's own work on public rows: gradtf prepare",
@@ -47,7 +48,7 @@ TABLES: dict[str, dict[str, Path_]] = {
     "compute": _inside("compute", ComputeSection.model_fields),
     "task": _inside("task", TaskSection.model_fields),
     "federation": _same("organizations", "allow_two", "weight_rule", *SharingOut.model_fields),
-    "privacy": _same("epsilon", "delta", "budget", "clip"),
+    "privacy": _same("epsilon", "delta", "budget", "clip", *UnitSection.model_fields),
     "rounds": _same("rounds", "steps", "batch", "rate", "seed"),
     "secure_sum": _same("update_clip", "bits", "groups", "combine", "noise_multiplier", "max_norm", "deadline_s"),
     "provider": _same("transformer", "controls", "refine") | _inside("provider", ProviderSection.model_fields),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,7 @@ from gradtf_fl.config.plan import NO_TRANSFORMER, FederationPlan, RoundSettings
 from gradtf_fl.config.provider import ProviderSection
 from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
 from gradtf_fl.config.task import HOUSE_RULES_ANSWER_TOKENS, SharingOut, TaskSection
+from gradtf_fl.config.unit import ROW, UnitSection
 from gradtf_fl.round_messages import STAGES, Stage
 
 Engine = Literal["in-process", "ray"]
@@ -35,7 +37,7 @@ class DropRule(Section):
         return {"stage": stage, "count": int(count)}
 
 
-class SimulationConfig(RoundSettings, SharingOut):
+class SimulationConfig(RoundSettings, SharingOut, UnitSection):
     """``gradtf simulate``: a federation on this machine. ``--config`` reads the same from ``federation.toml``.
 
     >>> from gradtf_fl import SimulationConfig
@@ -62,6 +64,20 @@ class SimulationConfig(RoundSettings, SharingOut):
     compute: ComputeSection = ComputeSection()
     provider: ProviderSection = ProviderSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _persons_stay_on_one_side(cls, values: Any) -> Any:
+        """``task.group`` is the persons' field where it is not told: nobody is both public and private, or in a test
+        that others of their rows are trained for."""
+        unit, task = (values.get(name) for name in ("unit", "task")) if isinstance(values, Mapping) else (None, None)
+        if not isinstance(unit, str) or unit == ROW:
+            return values
+        if isinstance(task, TaskSection) and not task.group:
+            return {**values, "task": task.model_copy(update={"group": (unit,)})}
+        if isinstance(task, Mapping) and not task.get("group"):
+            return {**values, "task": {**task, "group": (unit,)}}
+        return values
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
@@ -69,6 +85,8 @@ class SimulationConfig(RoundSettings, SharingOut):
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         if self.task.is_house_rules and not (self.rows and self.test_rows):
             raise ValueError("rows and test_rows of house-rules must be at least 1: they are drawn")
+        if self.task.is_house_rules and self.person is not None:
+            raise ValueError(f"unit {self.person!r}: house-rules are drawn and nobody's; name rows of persons (task)")
         if self.rows and self.batch > self.rows:
             raise ValueError(f"batch ({self.batch}) is larger than rows ({self.rows})")
         if self.partition == "sizes" and len(self.sizes) != self.organizations:

@@ -50,7 +50,8 @@ class TaskSection(RowFormat):
         public: share of the rows that the provider may see; no text is on both sides.
         split_seed: of the split into public and private rows, and of what is put aside for tests. Whoever prepared a
             Grad-Transformer has seen the public rows of this split, so it does not change with the seed of a run.
-        group: fields of a row; rows that are equal in them stay on one side (default: rows with one prompt).
+        group: fields of a row; rows that are equal in them stay on one side (default: rows with one prompt; of persons,
+            their field, privacy.unit).
         metric: exact_match or rouge1 of generated answers, loss (nats a character), or auto: what the task names.
         answer_pattern: regular expression whose group is the answer in a generated text (default: its first line).
         max_new_tokens: tokens of a generated answer.

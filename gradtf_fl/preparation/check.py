@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from gradtf_fl.preparation.judgement import played
 from gradtf_fl.preparation.run import seen_rows_differ
 from gradtf_fl.preparation.work import ProviderWork
 from gradtf_fl.privacy import noise_multiplier
-from gradtf_fl.tasks import Row, RowCounts, count_encoded, federation_data, positions, read_task_rows, source_name
+from gradtf_fl.tasks import (
+    Persons,
+    Row,
+    RowCounts,
+    count_encoded,
+    federation_data,
+    positions,
+    read_task_rows,
+    source_name,
+)
 from gradtf_fl.transformer import GradTransformer
 
 MOST_ENCODED = 2000
@@ -69,7 +78,7 @@ def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
         return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
     for source in task.source:
         try:
-            found = read_task_rows(source, task, settings.by, settings.test)
+            found = read_task_rows(source, task, settings.by, settings.test, settings.person)
         except ConfigError as error:
             yield Finding("fail", f"rows of {source_name(source)}", _listed(error), "correct the file or [task]")
             continue
@@ -125,13 +134,23 @@ def _told(counts: RowCounts, limit: int) -> list[str]:
 
 def _federation(settings: SimulationConfig) -> Iterator[Finding]:
     try:
-        data = federation_data(settings.task, settings, settings.organizations, settings.batch, settings.seed)
+        data = federation_data(
+            settings.task, settings, settings.organizations, settings.batch, settings.seed, settings.person
+        )
     except ConfigError as error:
         return (yield Finding("fail", "federation", str(error), "correct [federation]"))
     sizes = [len(one.train) for one in data.organizations]
-    each = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{max(sizes):,}"
-    said = f"{len(sizes)} organizations, {settings.partition}: {each} training rows each"
+    said = f"{len(sizes)} organizations, {settings.partition}: {_from_to(sizes)} training rows each"
     yield Finding("ok", "federation", f"{said}; scored by {data.metric.replace('_', ' ')}")
+    if settings.person is not None:
+        all_persons = [Persons.of(one.train, settings.rows_per_person) for one in data.organizations]
+        sizes = [len(persons) for persons in all_persons]
+        few = f"org-{1 + int(sizes.index(min(sizes)))} has {min(sizes)} persons, the batch is {settings.batch} of them"
+        if min(sizes) < settings.batch:
+            remedy = "a smaller batch, fewer organizations, or more rows (federation.rows)"
+            return (yield Finding("fail", "persons", few, remedy))
+        text = f"by {settings.person!r}, {_from_to(sizes)} at each organization; together {_together(all_persons)}"
+        yield Finding("ok", "persons", text)
     steps = settings.rounds * settings.steps
     try:
         sigmas = [
@@ -146,6 +165,15 @@ def _federation(settings: SimulationConfig) -> Iterator[Finding]:
         "privacy",
         f"epsilon {settings.epsilon:g} at delta {settings.delta:g} in {steps} steps: noise multiplier {noise}",
     )
+
+
+def _from_to(sizes: Sequence[int]) -> str:
+    return f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{max(sizes):,}"
+
+
+def _together(parts: Sequence[Persons]) -> Persons:
+    """All organizations' persons, of whom nobody is at two of them."""
+    return Persons(tuple(own for part in parts for own in part.rows), parts[0].most)
 
 
 def _shadow_sets(settings: SimulationConfig) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "pair": PAIR,
     "task": ("source", "rules"),
     "federation": ("organizations", "rows", "test_rows"),
-    "privacy": ("epsilon", "delta", "clip"),
+    "privacy": ("epsilon", "delta", "clip", "unit"),
     "rounds": ("rounds", "steps", "batch", "rate"),
 }
 OWN_TASK = ("source", "format", "max_tokens", "end", "public", "group", "metric", "max_new_tokens", "max_cut")

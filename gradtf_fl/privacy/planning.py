@@ -25,7 +25,7 @@ from gradtf_fl.privacy.accounting.accountants import (
     fits,
 )
 from gradtf_fl.privacy.accounting.calibration import noise_multiplier
-from gradtf_fl.privacy.accounting.events import DpEvent
+from gradtf_fl.privacy.accounting.events import ROW_UNIT, DpEvent, Unit
 from gradtf_fl.privacy.ledger.books import DatasetAccount
 from gradtf_fl.privacy.ledger.reading import LedgerReading, read_ledger
 from gradtf_fl.privacy.ledger.records import Charge
@@ -89,6 +89,7 @@ class LedgerOutlook:
 
     Attributes:
         spent, after: epsilon (PRV, joint) now and after the planned run. budget: None without one.
+        unit: whose epsilon.
         rounds_left: further rounds like the last one in the ledger (None: no round yet, or no budget).
         planned_rounds: rounds of the planned kind that fit (None: no budget). Both end at `MOST_ROUNDS`.
     """
@@ -100,16 +101,25 @@ class LedgerOutlook:
     after: float
     rounds_left: int | None
     planned_rounds: int | None
+    unit: Unit = ROW_UNIT
 
     @property
     def fits(self) -> bool:
         """Whether the planned run stays within the budget."""
         return self.budget is None or self.after <= self.budget + ROUNDING
 
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, and whether the run fits."""
+        return {**asdict(self), "unit": self.unit.name, "fits": self.fits}
+
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The answer: least noise for the plan, its epsilon by three accountants, accuracy to expect, and the ledger's."""
+    """The answer: least noise for the plan, its epsilon by three accountants, accuracy to expect, and the ledger's.
+
+    Attributes:
+        unit: whose the epsilons are; the plan's ``rows`` and ``batch`` count these.
+    """
 
     plan: RunPlan
     sigma: float
@@ -118,12 +128,14 @@ class WhatIf:
     accuracy: tuple[Expected, ...]
     differs: tuple[str, ...]
     ledger: LedgerOutlook | None
+    unit: Unit = ROW_UNIT
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document."""
         measured = measurements()
         return {
             "plan": asdict(self.plan),
+            "unit": self.unit.name,
             "q": self.plan.batch / self.plan.rows,
             "total_steps": self.plan.rounds * self.plan.steps,
             "noise_multiplier": self.sigma,
@@ -138,22 +150,26 @@ class WhatIf:
                 "plan_differs": list(self.differs),
                 "source": measured["source"],
             },
-            "ledger": None if self.ledger is None else {**asdict(self.ledger), "fits": self.ledger.fits},
+            "ledger": None if self.ledger is None else self.ledger.to_json(),
         }
 
 
-def what_if(plan: RunPlan, ledger: Path | None = None, dataset: str | None = None) -> WhatIf:
+def what_if(plan: RunPlan, ledger: Path | None = None, dataset: str | None = None, unit: Unit | None = None) -> WhatIf:
     """Answer for ``plan``, with ``ledger``'s history where one is named (its delta must be the plan's).
 
     Args:
         dataset: whose account pays; not needed where the ledger has one dataset.
+        unit: whose epsilon; None: the ledger's, or a row's.
 
     Raises:
-        ConfigError: no noise reaches the plan's epsilon, no such ledger or dataset, or another delta.
+        ConfigError: no noise reaches the plan's epsilon, no such ledger or dataset, or another delta or unit.
         VerificationFailed: the ledger's chain is broken.
     """
     sigma = noise_multiplier(plan.epsilon, plan.delta, plan.batch / plan.rows, plan.rounds * plan.steps)
     run = [plan.event(sigma, plan.rounds)]
+    found = None if ledger is None else outlook(plan, sigma, ledger, dataset)
+    if found is not None and unit is not None and unit != found.unit:
+        raise ConfigError(f"ledger {ledger}: the unit of {found.dataset!r} is {found.unit}, not {unit}")
     return WhatIf(
         plan=plan,
         sigma=sigma,
@@ -161,7 +177,8 @@ def what_if(plan: RunPlan, ledger: Path | None = None, dataset: str | None = Non
         replace_one=epsilon_pld_replace_one(run, plan.delta),
         accuracy=expected_accuracy(plan.epsilon),
         differs=differences(plan),
-        ledger=None if ledger is None else outlook(plan, sigma, ledger, dataset),
+        ledger=found,
+        unit=unit or (ROW_UNIT if found is None else found.unit),
     )
 
 
@@ -224,6 +241,7 @@ def outlook(plan: RunPlan, sigma: float, ledger: Path, dataset: str | None = Non
         after=epsilon_prv([*history, plan.event(sigma, plan.rounds)], delta),
         rounds_left=rounds_within(history, last, delta, budget) if limited and last is not None else None,
         planned_rounds=rounds_within(history, plan.event(sigma), delta, budget) if limited else None,
+        unit=account.unit,
     )
 
 

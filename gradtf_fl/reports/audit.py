@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from gradtf_fl.privacy import (
     CLIENT_NOISE,
     CLIENT_UNIT,
     NOISE_UNRECORDED,
-    SAMPLER,
+    SAMPLERS,
     Charge,
     DatasetAccount,
     DpEvent,
     Epsilons,
     LedgerReading,
     SkellamRdp,
+    Unit,
     epsilon_pld_replace_one,
     epsilon_prv,
     epsilons,
@@ -37,16 +38,27 @@ ALL_CURVES_POINTS = 320
 """So many over all ledgers of one report, but at least `FEWEST_POINTS` each."""
 FEWEST_POINTS = 4
 
+BY_UNIT = {
+    "row": "People with several rows: the unit is one row, so k rows of one person cost up to k times as much.",
+    "person": "People whom the data has under several names: the unit is all rows with one value of the field that "
+    "says whose they are. Who is in several datasets, or at several organizations, pays in each of them.",
+}
+"""By the unit's name."""
 NOT_COVERED = (
-    "That the organization takes part, how many rows it has (q and the batch size give it away), and its "
+    "That the organization takes part, how many rows or persons it has (q and the batch size give it away), and its "
     "hyper-parameters.",
-    "People with several rows: the unit is one row, so k rows of one person cost up to k times as much.",
     "Clipping rates, losses, exact batch sizes and evaluation figures. They stay in the organization; who "
     "publishes them leaves this guarantee.",
     "Noise or clipping bounds that were tuned by looking at the private rows.",
     "Attacks on the floating-point noise and on the running machine (timing, memory).",
     "Anything trained without noise, such as the comparison ceiling of a simulation.",
 )
+
+
+def not_covered(units: Iterable[Unit]) -> tuple[str, ...]:
+    """What epsilons of these units do not cover."""
+    first, *others = NOT_COVERED
+    return (first, *dict.fromkeys(BY_UNIT[unit.name] for unit in units), *others)
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class LedgerReport:
         reading: the ledger as found, with the breaks of its chain.
         account: the dataset, its budget and its charges.
         events: what counts, merged by (sigma, q).
-        epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row.
+        epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row (person).
         remaining: budget less PRV epsilon, at least 0; inf without a budget.
         noise: every kind of noise generator that a charge names.
         client_level: epsilon of one organization in the opened sums by their Skellam noise, over all of its
@@ -105,6 +117,16 @@ class LedgerReport:
         return self.account.name
 
     @property
+    def unit(self) -> Unit:
+        """Whose epsilon it is."""
+        return self.account.unit
+
+    @property
+    def sampler(self) -> str:
+        """How steps draw: in the dataset's unit, unless the ledger is of another sampler."""
+        return self.unit.sampler if self.epsilon_valid else self.reading.content.genesis.sampler
+
+    @property
     def delta(self) -> float:
         return self.reading.content.genesis.delta
 
@@ -125,7 +147,7 @@ class LedgerReport:
     @property
     def epsilon_valid(self) -> bool:
         """Whether the sampler is the one that the accountants assume (fixed-size batches are not)."""
-        return self.reading.content.genesis.sampler == SAMPLER
+        return self.reading.content.genesis.sampler in SAMPLERS
 
     def to_json(self) -> dict[str, Any]:
         """The audit document of one ledger; infinite figures become null."""
@@ -134,10 +156,10 @@ class LedgerReport:
             "organization": self.organization,
             "dataset": self.dataset,
             "ledger": str(self.reading.path),
-            "unit": genesis.unit,
-            "adjacency": genesis.adjacency,
+            "unit": self.unit.text,
+            "adjacency": self.unit.adjacency,
             "delta": self.delta,
-            "sampler": genesis.sampler,
+            "sampler": self.sampler,
             "accountant": genesis.accountant,
             "noise_generator": list(self.noise),
             "events": [{"sigma": e.sigma, "q": e.q, "steps": e.steps} for e in self.events],
@@ -153,7 +175,7 @@ class LedgerReport:
             "remaining": finite(self.remaining),
             "projected_rounds_left": self.projected_rounds,
             "rounds": [round_json(cost) for cost in self.rounds],
-            "not_covered": list(NOT_COVERED),
+            "not_covered": list(not_covered([self.unit])),
             "chain": {
                 "ok": self.sound,
                 "head": self.reading.head.hex(),

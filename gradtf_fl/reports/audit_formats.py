@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradtf_fl.privacy import CLIENT_ASSUMPTIONS
-from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport, RoundCost, finite, round_json
+from gradtf_fl.reports.audit import LedgerReport, RoundCost, finite, not_covered, round_json
 from gradtf_fl.reports.audit_chart import chart, highest
 from gradtf_fl.reports.audit_table import AuditTable
 from gradtf_fl.reports.audit_words import limit, noisers, number, rounds_left, title
@@ -84,9 +84,9 @@ def _fixed(report: LedgerReport) -> dict[str, object]:
         "delta": report.delta,
         "budget": finite(report.budget),
         "chain_ok": report.sound,
-        "unit": genesis.unit,
-        "adjacency": genesis.adjacency,
-        "sampler": genesis.sampler,
+        "unit": report.unit.text,
+        "adjacency": report.unit.adjacency,
+        "sampler": report.sampler,
         "accountant": genesis.accountant,
         "epsilon_prv": finite(spent.prv),
         "epsilon_pld": finite(spent.pld),
@@ -130,7 +130,8 @@ def to_html(reports: Sequence[LedgerReport]) -> str:
             pairs=[(report, chart(report, top)) for report in reports],
             ledgers=len({report.reading.path for report in reports}),
             broken=len({report.reading.path for report in reports if not report.sound}),
-            not_covered=NOT_COVERED,
+            not_covered=not_covered(report.unit for report in reports),
+            units=sorted({report.unit.name for report in reports}, reverse=True),
             assumptions=CLIENT_ASSUMPTIONS,
             version=__version__,
         )

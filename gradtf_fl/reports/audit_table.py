@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
-from gradtf_fl.reports.audit import NOT_COVERED, LedgerReport
+from gradtf_fl.reports.audit import LedgerReport, not_covered
 from gradtf_fl.reports.audit_words import limit, names_dataset, number, rounds_left, terms, title
 from gradtf_fl.shown import shown
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WIDE = 100
 """Columns from which on there is room for air, and for a column of datasets."""
 LEGEND = (
-    "PRV, PLD, RDP: epsilon spent by three accountants, all rounds composed jointly; replace: by PLD for one row "
+    "PRV, PLD, RDP: epsilon spent by three accountants, all rounds composed jointly; replace: by PLD for one {unit} "
     "exchanged. Left: budget less PRV. Rounds left: projected, each like the last one."
 )
 
@@ -34,14 +34,15 @@ class AuditTable:
         from rich.text import Text
 
         yield self._figures(wide=options.max_width >= WIDE)
-        yield Text(f"\n{LEGEND}")
+        units = sorted({report.unit.name for report in self.reports}, reverse=True)
+        yield Text("\n" + LEGEND.format(unit=" or ".join(units)))
         for text in self._warnings():
             yield Text(text, "bold red")
         yield ""
         yield self._terms()
         yield Text("\nNot covered by epsilon:")
         bullets = _grid()
-        for text in NOT_COVERED:
+        for text in not_covered(report.unit for report in self.reports):
             bullets.add_row(" -", Text(text))
         yield bullets
 

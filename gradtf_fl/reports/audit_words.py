@@ -62,10 +62,10 @@ class Term:
 def terms(reports: Sequence[LedgerReport]) -> tuple[Term, ...]:
     """The words without which an epsilon is not a report, in the order of an audit."""
     found = [
-        _term("unit", reports, lambda report: report.reading.content.genesis.unit),
-        _term("adjacency", reports, lambda report: report.reading.content.genesis.adjacency),
+        _term("unit", reports, lambda report: report.unit.text),
+        _term("adjacency", reports, lambda report: report.unit.adjacency),
         _term("delta", reports, lambda report: f"{report.delta:g}"),
-        _term("sampler", reports, lambda report: report.reading.content.genesis.sampler),
+        _term("sampler", reports, lambda report: report.sampler),
         _term("accountant", reports, lambda report: report.reading.content.genesis.accountant),
         _term("noise generator", reports, lambda report: "; ".join(report.noise)),
     ]

@@ -30,6 +30,7 @@ def plan_line(plan: AuditPlan) -> str:
         f"plan {plan.sha256}: seed {plan.seed}, {plan.gradient_canaries} gradient canaries with "
         f"{plan.gradient_guesses} guesses in and {plan.gradient_guesses} out, {plan.row_canaries} row canaries with "
         f"{plan.row_guesses} and {plan.row_guesses}, sigma {plan.sigma:g}"
+        + (f", {plan.rows_per_canary} rows each, unit {plan.unit}" if plan.rows_per_canary > 1 else "")
     )
 
 
@@ -40,7 +41,7 @@ def print_audit(result: AuditResult, console: Console) -> None:
     made = sum(score.guesses.made for score in result.audit.scores.values())
     right = sum(score.guesses.correct for score in result.audit.scores.values())
     figures = (
-        ("claimed epsilon", f"{plan.claimed_epsilon:.3f} at delta {plan.delta:g} (PRV, add or remove one row)"),
+        ("claimed epsilon", f"{plan.claimed_epsilon:.3f} at delta {plan.delta:g} (PRV, add or remove one {plan.unit})"),
         ("lower bound", f"{result.audit.lower_bound:.3f} by {made} guesses, {right} of them right"),
         ("confidence", f"{plan.confidence:.1%} for all six bounds together"),
         ("control, no noise", _control(result)),

@@ -13,18 +13,26 @@ from rich.table import Table
 from rich.text import Text
 
 from gradtf_fl.deployment import identifiability_in_words
+from gradtf_fl.privacy import Unit
 from gradtf_fl.reports.progress import ProgressDisplay
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport
 
-EPSILON_COVERS = (
-    "What epsilon covers: all that leaves an organization through its masked update vectors, all rounds "
-    "composed jointly. Unit: one training row; adjacency: add or remove one row (replacing one costs up to "
-    "twice as much); sampler: Poisson; accountant: PRV. It holds even if secure aggregation fails. "
-    "What it does not cover: rows that belong together, such as one person's, which count one by one; the "
-    "time and size of messages; the choice of hyper-parameters; the figures above, which come from private "
-    "test rows and are shown only because this is a simulation. The simulation's noise is drawn from --seed "
-    "so that a run can be repeated; such noise protects nobody. Deployed organizations use the system's."
-)
+
+def epsilon_covers(unit: Unit) -> str:
+    """What the epsilons of a simulation cover, and what they do not."""
+    of_rows = unit.person is None
+    one = "one training row" if of_rows else f"one person, with all training rows of one value of {unit.person!r}"
+    apart = "rows that belong together, such as one person's, which count one by one"
+    apart = apart if of_rows else "people whom the rows have under several names, which count one by one"
+    return (
+        "What epsilon covers: all that leaves an organization through its masked update vectors, all rounds "
+        f"composed jointly. Unit: {one}; adjacency: {unit.adjacency} (replacing one costs up to "
+        "twice as much); sampler: Poisson; accountant: PRV. It holds even if secure aggregation fails. "
+        f"What it does not cover: {apart}; the "
+        "time and size of messages; the choice of hyper-parameters; the figures above, which come from private "
+        "test rows and are shown only because this is a simulation. The simulation's noise is drawn from --seed "
+        "so that a run can be repeated; such noise protects nobody. Deployed organizations use the system's."
+    )
 
 
 CLIENT_COVERS = (
@@ -104,7 +112,7 @@ def print_report(report: SimulationReport, console: Console) -> None:
     console.print()
     if report.state != "completed":
         console.print(Text(f"{report.state}: {report.reason}", style="bold"))
-    console.print(Text(EPSILON_COVERS), style="dim")
+    console.print(Text(epsilon_covers(report.unit)), style="dim")
     spent = [o.client_epsilon for o in report.organizations if o.client_epsilon is not None]
     if spent:
         console.print(

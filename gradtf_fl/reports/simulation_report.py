@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from gradtf_fl.deployment import identifiability_document
 from gradtf_fl.files import PUBLIC, replace_file
+from gradtf_fl.privacy import Unit
 
 State = Literal["completed", "budget", "aborted"]
 Accuracy = Mapping[str, float | None]
@@ -32,7 +33,7 @@ class OrganizationResult:
         rule: what its rows follow, in words.
         accuracy: score by the federation's metric, by `COLUMNS` and `CONTROLS`; None: not measured.
         loss: nats a character of the test rows' answers, by the same names.
-        rows, test_rows: how many it has.
+        rows, test_rows: how many it has. persons: whose training rows they are, None where the unit is a row.
         holds: its training rows by label.
         epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant). budget: lifetime limit.
         client_epsilon: of one whole organization in the opened sums, by their Skellam noise; None without it.
@@ -48,6 +49,7 @@ class OrganizationResult:
     loss: Accuracy = field(default_factory=dict)
     rows: int = 0
     test_rows: int = 0
+    persons: int | None = None
     holds: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -78,6 +80,12 @@ class SimulationReport:
     out: str
     metric: str = "exact_match"
     pictures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> Unit:
+        """Whose the epsilons are."""
+        named = self.config.get("unit", "row")
+        return Unit(None if named == "row" else str(named))
 
     @property
     def is_plain(self) -> bool:
@@ -133,6 +141,7 @@ class SimulationReport:
                 "delta": o.delta,
                 "budget": o.budget,
                 "rows": o.rows,
+                "persons": o.persons,
                 "test_rows": o.test_rows,
                 "holds": dict(o.holds),
                 "accuracy": dict(o.accuracy),
@@ -143,6 +152,8 @@ class SimulationReport:
         ]
         document: dict[str, Any] = {
             "config": dict(self.config),
+            "unit": self.unit.text,
+            "adjacency": self.unit.adjacency,
             "state": self.state,
             "reason": self.reason,
             "wall_s": round(self.wall_s, 2),

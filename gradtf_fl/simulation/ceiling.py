@@ -35,7 +35,7 @@ def ceiling_figures(config: SimulationConfig, rounds: int) -> Figures:
 
     plain = config.transformer == NO_TRANSFORMER
     spec = tiny_spec(config) if plain else load_transformer(config.transformer).target.spec
-    data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
+    data = federation_data(config.task, config, config.organizations, config.batch, config.seed, config.person)
     return ceiling(
         OrganizationTests(AdaptedModel.load(config.adapted_model, spec, Place.of(config.compute)), config, data), rounds
     )

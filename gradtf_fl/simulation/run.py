@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gradtf_fl.adapters import load_adapter
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
-from gradtf_fl.privacy import Ledger, epsilon_prv, epsilon_skellam, read_ledger
+from gradtf_fl.privacy import Ledger, Unit, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
@@ -105,7 +105,7 @@ def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, be
     """`simulate` in an empty folder ``out``."""
     clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds)
     clock.enter("set up organizations")
-    data = federation_data(config.task, config, config.organizations, config.batch, config.seed)
+    data = federation_data(config.task, config, config.organizations, config.batch, config.seed, config.person)
     check_rows(config, data)
     folders = build_folders(config, data, out)
     clock.enter("federation")
@@ -213,6 +213,7 @@ def _organizations(
             accuracy={name: values.score[number] for name, values in figures.items()},
             loss={name: values.loss[number] for name, values in figures.items()},
             rows=len(organization.train),
+            persons=None if config.person is None else len({row.person for row in organization.train}),
             test_rows=len(organization.test),
             holds=organization.holds,
         )
@@ -230,6 +231,7 @@ def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
         organization=folder.name,
         delta=config.delta,
         budget=config.lifetime_budget,
+        unit=Unit(config.person),
     )
     return epsilon_prv(ledger.events(), config.delta)
 

@@ -166,7 +166,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
         folder = out / "organizations" / organization.name
         folder.mkdir(parents=True, mode=0o700)
         identity.save(folder / IDENTITY_KEY)
-        write_rows(folder / "train.jsonl", organization.train)
+        write_rows(folder / "train.jsonl", organization.train, config.person)
         write_rows(folder / "test.jsonl", organization.test)
         values = OrganizationConfig(
             name=organization.name,
@@ -174,7 +174,13 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             data=DataSection(
                 train=Path("train.jsonl"), test=Path("test.jsonl"), **rows_form(config, data).model_dump()
             ),
-            privacy=PrivacySection(budget=config.lifetime_budget, delta=config.delta, declared=len(organization.train)),
+            privacy=PrivacySection(
+                budget=config.lifetime_budget,
+                delta=config.delta,
+                declared=len(organization.train if config.unit == ROW else Persons.of(organization.train)),
+                unit=config.unit,
+                rows_per_person=config.rows_per_person,
+            ),
             secagg=SecAggSection(
                 roster=roster,
                 provider_key=provider.public.hex(),

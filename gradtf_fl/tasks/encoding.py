@@ -105,7 +105,13 @@ def count_encoded(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOK
 
 
 def read_tokens(
-    path: str | Path, tokenizer: Any, form: RowFormat, config: Any, *, limit: int | None = None
+    path: str | Path,
+    tokenizer: Any,
+    form: RowFormat,
+    config: Any,
+    *,
+    limit: int | None = None,
+    person: str | None = None,
 ) -> RowTokens:
     """Rows of a file as tokens for a model: what training, scoring and checks all read.
 
@@ -113,12 +119,13 @@ def read_tokens(
         form: how the file's rows are read and encoded.
         config: the model's configuration of transformers.
         limit: only the first rows.
+        person: field that says whose a row is; None leaves that open.
 
     Raises:
         ConfigError: what `read_rows` and `encode_rows` raise; more rows are cut than ``form.max_cut`` allows; rows have
             no token that is scored, or tokens that the model lacks. All of these at once.
     """
-    rows, form = read_rows(path, None, form)[:limit], told_form(path, form)
+    rows, form = read_rows(path, None, form, person)[:limit], told_form(path, form)
     return rows_as_tokens(rows, tokenizer, form, config, f"data {path}")
 
 

@@ -13,6 +13,7 @@ from gradtf_fl.config import HOUSE_RULES, Rules, SharingOut, TaskSection
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.partitions import Indices, share_out, share_out_alike
+from gradtf_fl.tasks.persons import of_each
 from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.task_rows import TaskRows, read_task_rows
 from gradtf_fl.tasks.text_tasks import Example, TextTask
@@ -69,13 +70,15 @@ class FederationData:
 
 
 def federation_data(
-    task: TaskSection, sharing: SharingOut, organizations: int, least: int, seed: int
+    task: TaskSection, sharing: SharingOut, organizations: int, least: int, seed: int, person: str | None = None
 ) -> FederationData:
     """The rows of a simulated federation.
 
     Args:
-        least: rows that an organization needs, and gets where chance decides.
+        least: rows (persons) that an organization needs, and gets where chance decides.
         seed: of who holds which.
+        person: field that says whose a row is. All rows of one person are then at one organization; their label is
+            that of the first.
 
     Raises:
         ConfigError: rows that can't be read, scored or shared out in this way.
@@ -83,12 +86,14 @@ def federation_data(
     if task.is_house_rules:
         held = house_rules_federation(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
         return FederationData(held, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
-    parts = _parts(task, sharing)
+    parts = _parts(task, sharing, person)
     metric = _metric(task, parts)
     private = [example for part in parts for example in part.private]
     test = [example for part in parts for example in part.test]
     labels = [example.label for example in private]
-    shares = share_out(labels, organizations, sharing, least, seed)
+    units = of_each([example.row.person for example in private])
+    whole = share_out([labels[own[0]] for own in units], organizations, sharing, least, seed)
+    shares = [np.array([place for number in share for place in units[number]], dtype=np.int64) for share in whole]
     tests = share_out_alike([example.label for example in test], labels, shares, seed)
     poor = [f"org-{number}" for number, part in enumerate(tests, 1) if not len(part)]
     if poor:
@@ -102,7 +107,7 @@ def federation_data(
     return FederationData(held, metric, scored_by, task.end and metric != "loss", public)
 
 
-def _parts(task: TaskSection, sharing: SharingOut) -> list[TaskRows]:
+def _parts(task: TaskSection, sharing: SharingOut, person: str | None) -> list[TaskRows]:
     """Each source's rows.
 
     Raises:
@@ -115,7 +120,7 @@ def _parts(task: TaskSection, sharing: SharingOut) -> list[TaskRows]:
     holders: dict[str, str] = {}
     for source in task.source:
         try:
-            part = read_task_rows(source, task, sharing.by, sharing.test)
+            part = read_task_rows(source, task, sharing.by, sharing.test, person)
         except ConfigError as error:
             problems += error.problems
             continue

@@ -7,6 +7,7 @@
 | ``.csv`` | a record after the header, which names the fields; a blank line is none |
 | ``.parquet`` | a row of the table |
 | folder that ``datasets`` wrote (``save_to_disk``) | a row of the data set |
+| other folder | a row of one of its files of the kinds above, file by file in the order of their names |
 
 Text is UTF-8, with or without byte-order mark, and may be gzipped (``.gz`` after the ending). Only a line feed, with or
 without carriage return, ends a line: U+2028, U+2029 and U+0085 may stand inside a text. A line of nothing but white
@@ -28,6 +29,7 @@ from typing import Any
 
 from gradtf_fl.errors import ConfigError
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 MOST_NAMED = 10
 """Rows that a message names; of the others it gives the number."""
 File = io.BufferedReader | gzip.GzipFile | io.BytesIO
@@ -192,7 +194,18 @@ def _folder(path: Path, name: str) -> Iterator[RawRow]:
         parts = sorted(part.parent.name for part in path.glob("*/state.json"))
         if parts:
             raise ConfigError(f"{name}: holds several data sets; name one of its folders: {', '.join(parts)}")
-        raise ConfigError(f"{name}: can't be read (a folder, and not one that datasets wrote with save_to_disk)")
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(ENDINGS) and file.is_file())
+        if not files:
+            raise ConfigError(
+                f"{name}: can't be read (a folder without files of rows, and not one that datasets wrote with "
+                "save_to_disk)"
+            )
+        sides = [file.name for file in files if file.name.partition(".")[0] in ("test", "validation")]
+        if sides and len(files) > 1:
+            raise ConfigError(f"{name}: holds {', '.join(sides)} beside other files; name one file, or move it away")
+        for file in files:
+            yield from raw_rows(file, name.removesuffix(f" {path}"))
+        return
     import datasets
 
     try:

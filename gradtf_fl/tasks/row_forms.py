@@ -23,7 +23,7 @@ end, so none is trained. Rows that have other fields too are read as text only w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks.chat import conversation, has_template
 from gradtf_fl.tasks.columns import rendered_fields
 from gradtf_fl.tasks.documents import TEXT_ENDINGS, cut_windows, joined_documents, read_text, split_documents
+from gradtf_fl.tasks.persons import grouped, person_of
 from gradtf_fl.tasks.reading import MalformedRow, RawRow, named, raw_rows
 from gradtf_fl.tasks.rows import Row, Turn, joined
 from gradtf_fl.tasks.text_tasks import same_text
@@ -57,16 +58,19 @@ class Form:
     row: Callable[[Mapping[str, Any]], Row]
 
 
-def read_rows(path: str | Path, tokenizer: Any = None, form: RowFormat | None = None) -> list[Row]:
+def read_rows(
+    path: str | Path, tokenizer: Any = None, form: RowFormat | None = None, person: str | None = None
+) -> list[Row]:
     """Rows of a file or ``datasets`` folder in any of the forms (see the module).
 
     Args:
         tokenizer: whose chat template has to write the rows of ``messages``; None asks none.
         form: how they are read; None for a form that the first row tells.
+        person: field that says whose a row is (`persons`); None leaves that open.
 
     Raises:
         ConfigError: the file can't be read, has no rows, is not in the form that was named, or has bad rows: each by
-            file and line, up to ten.
+            file and line, up to ten. A row that is nobody's is a bad one.
 
     >>> from pathlib import Path
     >>> from tempfile import mkdtemp
@@ -79,22 +83,32 @@ def read_rows(path: str | Path, tokenizer: Any = None, form: RowFormat | None = 
     path, form = Path(path), form or RowFormat()
     told = told_form(path, form)
     if told.format == "text":
-        return _windows(path, form.window)
+        return _windows(path, form.window, person)
     reader = RowReader(told if told.format == "columns" else form)
 
     def row(raw: RawRow) -> Row:
         found = reader(raw.fields(), raw.place)
         if found.turns and has_template(tokenizer):
             conversation(found.turns, tokenizer)
-        return found
+        return found if person is None else replace(found, person=person_of(raw.fields(), person))
 
     return _all(path, "data", row)
 
 
-def count_rows(path: str | Path, form: RowFormat | None = None) -> int:
-    """How many rows the file has, good or bad; of text, windows. ConfigError as `raw_rows`, and without any row."""
+def count_rows(path: str | Path, form: RowFormat | None = None, person: str | None = None) -> int:
+    """How many rows the file has, good or bad; of text, windows; with the field of a person, how many persons.
+
+    Raises:
+        ConfigError: as `raw_rows`; without any row; of persons, as `read_rows`.
+    """
     path, form = Path(path), told_form(path, form or RowFormat())
-    rows = len(_windows(path, form.window)) if form.format == "text" else sum(1 for _ in raw_rows(path))
+    if form.format == "text":
+        windows = _windows(path, form.window, person)
+        rows = len(windows) if person is None else len({row.person for row in windows})
+    elif person is not None:
+        rows = len(set(_all(path, "data", lambda raw: person_of(raw.fields(), person))))
+    else:
+        rows = sum(1 for _ in raw_rows(path))
     if rows == 0:
         raise ConfigError(f"data {path}: no rows")
     return rows
@@ -223,16 +237,24 @@ def _all(path: Path, what: str, parse: Callable[[RawRow], T]) -> list[T]:
     return found
 
 
-def _windows(path: Path, window: int) -> list[Row]:
-    """Windows of all documents of a file. Documents that share their text, or their prompt, are read once."""
+def _windows(path: Path, window: int, person: str | None = None) -> list[Row]:
+    """Windows of all documents of a file, or of each person's. Documents that share their text, or their prompt, are
+    read once; of two persons who share one, each has it, as what one has may not depend on the other."""
     if path.name.lower().endswith(TEXT_ENDINGS):
-        documents = split_documents(read_text(path))
+        if person is not None:
+            raise ConfigError(f"data {path}: is plain text, which has no {person!r} (privacy.unit)")
+        found: list[tuple[str, str, str | None]] = [(text, text, None) for text in split_documents(read_text(path))]
     else:
-        found = _all(path, "data", lambda raw: _document(raw.fields()))
-        documents = list({same_text(key): text for key, text in reversed(found)}.values())[::-1]
-    rows = [Row("", piece) for piece in cut_windows(joined_documents(documents), window)]
+        found = _all(path, "data", lambda raw: (*_document(raw.fields()), person and person_of(raw.fields(), person)))
+        found = list({(same_text(one[0]), one[2]): one for one in reversed(found)}.values())[::-1]
+    rows = [
+        Row("", piece, person=whose)
+        for whose, places in grouped(one[2] for one in found).items()
+        for piece in cut_windows(joined_documents([found[place][1] for place in places]), window)
+    ]
     if not rows:
-        raise ConfigError(f"data {path}: is shorter than one window of {window} characters")
+        whole = "is" if person is None else "each person's text is"
+        raise ConfigError(f"data {path}: {whole} shorter than one window of {window} characters")
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +37,8 @@ class Row:
         answer: what it should continue with.
         turns: of a row of ``messages``, the whole conversation up to its last assistant turn. Every assistant turn is
             trained, through the tokenizer's chat template. ``answer`` is the last one, ``prompt`` the text before it.
+        person: whose row it is, where rows are told apart by that (`persons`); two rows with one text are equal all the
+            same.
 
     >>> from gradtf_fl import Row
     >>> Row("The capital of France is", " Paris").answer
@@ -46,6 +48,7 @@ class Row:
     prompt: str
     answer: str
     turns: tuple[Turn, ...] = ()
+    person: str | None = field(default=None, compare=False)
 
     @classmethod
     def of_turns(cls, turns: Sequence[Turn]) -> Row:
@@ -146,15 +149,22 @@ def refuse_unscored(rows: TokenRows, where: str) -> None:
         )
 
 
-def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
+def write_rows(path: str | Path, rows: Sequence[Row], person: str | None = None) -> None:
     """Write rows as JSONL that `read_rows` reads back equal: conversations as ``messages``.
 
+    Args:
+        person: the field for whose each row is; None writes none.
+
     Raises:
-        ConfigError: some rows are conversations and others are not; a file has one form.
+        ConfigError: some rows are conversations and others are not; a file has one form. ``person`` is a field of rows.
     """
+    if person in ("prompt", "answer", "messages"):
+        raise ConfigError(
+            f"{path}: {person!r} is a field of the rows; the one that says whose they are needs a field of its own"
+        )
     if len({bool(row.turns) for row in rows}) > 1:
         raise ConfigError(f"{path}: conversations and rows of prompt and answer can't be in one file")
-    text = "".join(json.dumps(_document(row)) + "\n" for row in rows)
+    text = "".join(json.dumps(_document(row) | ({} if person is None else {person: row.person})) + "\n" for row in rows)
     Path(path).write_text(text, encoding="utf8")
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks.reading import RawRow, raw_rows
+from gradtf_fl.tasks.reading import ENDINGS, RawRow, raw_rows
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from gradtf_fl.tasks.columns import value_at
 from gradtf_fl.tasks.documents import TEXT_ENDINGS, cut_windows, joined_documents, read_text, split_documents
 from gradtf_fl.tasks.own_tasks import extractor, finisher, load_own_task
 from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-from gradtf_fl.tasks.reading import MalformedRow, RawRow, raw_rows
+from gradtf_fl.tasks.persons import of_each, person_of
+from gradtf_fl.tasks.reading import ENDINGS, MalformedRow, RawRow, raw_rows
 from gradtf_fl.tasks.row_forms import FORM_NAMES, RowReader, form_of
 from gradtf_fl.tasks.rows import Row
-from gradtf_fl.tasks.sources import ENDINGS, FileSource, FolderSource, HubSource, Split
+from gradtf_fl.tasks.sources import FileSource, FolderSource, HubSource, Split
 from gradtf_fl.tasks.splits import split_public_private
 from gradtf_fl.tasks.text_tasks import Example, Source, TextTask, load_task, same_text
 from gradtf_fl.tasks.text_windows import text_task
@@ -75,7 +76,9 @@ def source_name(source: str) -> str:
     return name
 
 
-def read_task_rows(source: str, task: TaskSection, by: str | None = None, held_out: float = HELD_OUT) -> TaskRows:
+def read_task_rows(
+    source: str, task: TaskSection, by: str | None = None, held_out: float = HELD_OUT, person: str | None = None
+) -> TaskRows:
     """Rows of ``source``, a function of files and settings alone; a process reads them once.
 
     Args:
@@ -83,17 +86,18 @@ def read_task_rows(source: str, task: TaskSection, by: str | None = None, held_o
         task: how they are read and what share is public.
         by: field whose value is a row's label (see `Example`); None: the source's name.
         held_out: see `HELD_OUT`.
+        person: field that says whose a row is. Which rows are public does not hang on it (``task.group`` may).
 
     Raises:
         ConfigError: no such source, rows that can't be read, or too few documents.
     """
-    return _read_once(source, task, by, held_out)
+    return _read_once(source, task, by, held_out, person)
 
 
 @cache
-def _read_once(source: str, task: TaskSection, by: str | None, held_out: float) -> TaskRows:
+def _read_once(source: str, task: TaskSection, by: str | None, held_out: float, person: str | None) -> TaskRows:
     name, seed = source_name(source), task.split_seed
-    found = _Reader(source, name, task, by)
+    found = _Reader(source, name, task, by, person)
     train, test = found.examples("train"), found.examples("test") if found.has_test else []
     public, rest = split_public_private(train, seed, task.public)
     judged: list[Example] = []
@@ -117,8 +121,8 @@ def _read_once(source: str, task: TaskSection, by: str | None, held_out: float) 
 class _Reader:
     """Finds out what a source is, and reads its splits."""
 
-    def __init__(self, source: str, name: str, settings: TaskSection, by: str | None) -> None:
-        self.name, self.by, self.settings = name, by, settings
+    def __init__(self, source: str, name: str, settings: TaskSection, by: str | None, person: str | None) -> None:
+        self.name, self.by, self.person, self.settings = name, by, person, settings
         path = Path(source).expanduser()
         documents = [one for one in (path, *(Path(source + end) for end in TEXT_ENDINGS)) if _is_text(one)]
         self.task: TextTask | None = None
@@ -131,6 +135,8 @@ class _Reader:
                 raise ConfigError(f"task {name}: {documents[0]} is plain text, which has no rows of {settings.format}")
             if by is not None:
                 raise ConfigError(f"task {name}: {documents[0]} is plain text, which has no field {by!r}")
+            if person is not None:
+                raise ConfigError(f"task {name}: {documents[0]} is plain text, which has no {person!r} (privacy.unit)")
             self._text, self.as_text = documents[0], True
             return
         if source.endswith(".toml"):
@@ -151,9 +157,10 @@ class _Reader:
             documents = split_documents(read_text(self._text))
             return [Example(Row("", text), (text,), same_text(text), self.name) for text in documents]
         task = self.task or self._convert
-        labelled = replace(task, convert=_Labelled(task, self.by, self.name), source=self._source)
-        loaded = list(load_task(labelled, split, max_malformed=self.max_malformed).examples)
-        return _one_a_group(loaded) if self.as_text else loaded
+        labelled = replace(task, convert=_Labelled(task, self.by, self.name, self.person), source=self._source)
+        bad = self.max_malformed if self.person is None else 0.0  # a row that is nobody's is not skipped
+        loaded = list(load_task(labelled, split, max_malformed=bad).examples)
+        return _one_a_group(loaded, bool(self.settings.group)) if self.as_text else loaded
 
     def _rows_of(self, path: Path, source: str) -> Source:
         if (path / "state.json").is_file() or path.is_file():
@@ -212,6 +219,7 @@ class _Labelled:
     task: TextTask
     by: str | None
     name: str
+    person: str | None
 
     def __call__(self, document: Mapping[str, Any]) -> Example:
         label = self.name
@@ -219,7 +227,10 @@ class _Labelled:
             if document.get(self.by) is None:
                 raise MalformedRow(f"has no {self.by!r}, which is to tell labels apart (by)")
             label = str(document[self.by])
-        return replace(self.task.convert(document), label=label)
+        example = replace(self.task.convert(document), label=label)
+        if self.person is None:
+            return example
+        return replace(example, row=replace(example.row, person=person_of(document, self.person)))
 
 
 def own_rows(name: str, settings: TaskSection) -> TextTask:
@@ -263,13 +274,24 @@ def _is_text(path: Path) -> bool:
 def _windows(examples: Sequence[Example], window: int | None, name: str) -> tuple[Example, ...]:
     if window is None:
         return tuple(examples)
-    text = joined_documents([example.row.answer for example in examples])
-    return tuple(Example(Row("", piece), (piece,), piece, name) for piece in cut_windows(text, window))
+    persons = [example.row.person for example in examples]
+    own = of_each(persons) if None not in persons else [range(len(examples))]
+    return tuple(
+        Example(Row("", piece, person=persons[places[0]]), (piece,), piece, name)
+        for places in own
+        if places
+        for piece in cut_windows(joined_documents([examples[place].row.answer for place in places]), window)
+    )
 
 
-def _one_a_group(examples: Sequence[Example]) -> list[Example]:
-    """The first example of each group: a passage or dialogue that several rows share is read once."""
-    return list({example.group: example for example in reversed(examples)}.values())[::-1]
+def _one_a_group(examples: Sequence[Example], named: bool) -> list[Example]:
+    """The first example of each group: a passage or dialogue that several rows share is read once. Of groups that were
+    ``named`` (``task.group``) each text is read once."""
+
+    def key(example: Example) -> tuple[str, str]:
+        return example.group, same_text(example.row.answer) if named else ""
+
+    return list({key(example): example for example in reversed(examples)}.values())[::-1]
 
 
 def first_form(source: str) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.privacy import DpEvent, attainable_bound, epsilon_prv, noise_multiplier
@@ -21,6 +21,7 @@ SCORES = {
 }
 """White box (what epsilon covers), white box (what a server sees at most), black box."""
 BOUNDS_PER_SCORE = 2
+AuditUnit = Literal["row", "person"]
 RANK = 32
 """LoRA rank of the audited adapter: 4,096 coordinates in B of the embedded TinyLM, one for each gradient canary."""
 MAX_GRADIENT_CANARIES = 4096
@@ -42,6 +43,9 @@ class AuditPlan:
             are in, the others are blank, so that the number of rows does not tell.
         gradient_guesses, row_guesses: how many canaries are guessed to be in, and how many to be out.
         seed: of coins, canaries and rows. replay: the trainer's noise and draws are seeded too.
+        unit: what the trainer draws and clips as one, and what the claim is of.
+        rows_per_canary: a canary is so many equal rows, as one person may have: a claim of rows must not be believed of
+            it, one of persons must hold.
     """
 
     epsilon: float
@@ -59,6 +63,8 @@ class AuditPlan:
     row_guesses: int
     seed: int
     replay: bool
+    unit: AuditUnit = "row"
+    rows_per_canary: int = 1
 
     @classmethod
     def make(
@@ -75,6 +81,8 @@ class AuditPlan:
         gradient_canaries: int = 1500,
         row_canaries: int = 200,
         seed: int | None = None,
+        unit: AuditUnit = "row",
+        rows_per_canary: int = 1,
     ) -> AuditPlan:
         """A plan with calibrated noise; guessed each way: two fifths of the gradient canaries, a quarter of the others.
 
@@ -85,8 +93,9 @@ class AuditPlan:
         Raises:
             ConfigError: every argument out of range.
         """
-        total = rows + gradient_canaries + row_canaries
-        problems = []
+        copies = rows_per_canary if unit == "row" else 1
+        total = rows + copies * (gradient_canaries + row_canaries)
+        problems = [] if rows_per_canary >= 1 else [f"rows of a canary must be at least 1, not {rows_per_canary}"]
         if not 0 < confidence < 1:
             problems.append(f"confidence must lie between 0 and 1, not {confidence}")
         if not 12 <= gradient_canaries <= MAX_GRADIENT_CANARIES:
@@ -94,7 +103,7 @@ class AuditPlan:
         if row_canaries < 12 or rows < 1 or rows + row_canaries > MAX_ROWS:
             problems.append(f"rows and at least 12 row canaries, {MAX_ROWS} together at most: {rows} + {row_canaries}")
         if not 1 <= batch <= total:
-            problems.append(f"batch must be 1 to the {total} rows of this audit, not {batch}")
+            problems.append(f"batch must be 1 to the {total} {unit}s of this audit, not {batch}")
         if not MIN_CLIP <= clip <= MAX_CLIP:
             problems.append(f"clip must be {MIN_CLIP:g} to {MAX_CLIP:g}, not {clip}")
         if not (math.isfinite(rate) and rate > 0):
@@ -122,17 +131,20 @@ class AuditPlan:
             row_guesses=row_canaries // 4,
             seed=secrets.randbits(48) if seed is None else seed,
             replay=seed is not None,
+            unit=unit,
+            rows_per_canary=rows_per_canary,
         )
 
     @property
-    def total_rows(self) -> int:
-        """N: rows and canaries, blank ones included."""
-        return self.rows + self.gradient_canaries + self.row_canaries
+    def total_units(self) -> int:
+        """N, of rows or of persons: rows and canaries, blank ones included."""
+        copies = self.rows_per_canary if self.unit == "row" else 1
+        return self.rows + copies * (self.gradient_canaries + self.row_canaries)
 
     @property
     def event(self) -> DpEvent:
         """The run as an accountant sees it."""
-        return DpEvent(self.sigma, self.batch / self.total_rows, self.steps)
+        return DpEvent(self.sigma, self.batch / self.total_units, self.steps)
 
     @property
     def claimed_epsilon(self) -> float:
@@ -152,7 +164,7 @@ class AuditPlan:
     def to_json(self) -> dict[str, Any]:
         """Everything that is fixed in advance."""
         return {
-            "format": "gradtf-fl empirical audit plan 1",
+            "format": "gradtf-fl empirical audit plan 2",
             "version": __version__,
             **asdict(self),
             "q": self.event.q,

@@ -239,3 +239,8 @@ def blank(rows: TokenRows, kept: NDArray[np.bool_]) -> TokenRows:
     labels = rows.labels.clone()
     labels[torch.from_numpy(~kept)] = IGNORED
     return TokenRows(rows.input_ids, rows.attention_mask, labels)
+
+
+def repeated(rows: TokenRows, copies: int) -> TokenRows:
+    """Each row so many times, one after the other: a person with equal rows."""
+    return rows.take(torch.arange(len(rows)).repeat_interleave(copies))

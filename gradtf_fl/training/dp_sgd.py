@@ -10,6 +10,9 @@ q is given, and N is the number that it was computed from: a figure that may be 
 rows where everybody may know that. Each row that is there enters a step with probability q, whatever stands in the
 rest of the file, so q alone is what is charged: more or fewer rows than declared change accuracy, not epsilon.
 
+Where the unit is a person (`units`), persons are drawn, and g_i is the gradient of the mean of their rows' losses: one
+gradient, clipped as one, however many rows it is of.
+
 Rows have norm 1 at most when the noise meets them (`clipping`); C is a public factor of the sum. An empty draw is a
 step too: noise alone, counted like any other. The denominator is the EXPECTED batch q N, because the drawn size is
 private.
@@ -42,10 +45,11 @@ from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.recomputation import recomputed
 from gradtf_fl.training.row_losses import RowLosses
 from gradtf_fl.training.trainable import check_row_gradients, probe
+from gradtf_fl.training.units import Drawn, Units, parts_of
 from gradtf_fl.training.without_randomness import without_randomness
 
 if TYPE_CHECKING:
-    from gradtf_fl.tasks import TokenRows
+    from gradtf_fl.tasks import Persons, TokenRows
 
 __all__ = [
     "DpCheckpoint",
@@ -96,6 +100,7 @@ def train_dp(
     gradient_checkpointing: bool = False,
     declared: int | None = None,
     on_noise: Callable[[], None] | None = None,
+    persons: Persons | None = None,
 ) -> DpOutcome:
     """Train ``model``'s adapter in place with DP-SGD and Adam at a constant rate.
 
@@ -110,8 +115,8 @@ def train_dp(
         model: PEFT model whose trainable parameters are exactly its adapter's.
         rows: the organization's rows [N, T], right-padded; they stay on this machine.
         sigma: noise multiplier; 0 trains with clipping but without noise (not private, epsilon is infinite).
-        clip: L2 bound C of one row's gradient.
-        batch: EXPECTED rows per step of a file of N rows; q = min(1, batch / N).
+        clip: L2 bound C of one row's gradient; of one person's, where there are ``persons``.
+        batch: EXPECTED rows (persons) per step of a file of N rows (persons); q = min(1, batch / N).
         steps: noisy steps, empty draws included.
         rate: Adam's learning rate.
         seed: replays the run (simulation). ``None`` takes sampling and noise from a key that the operating
@@ -125,6 +130,7 @@ def train_dp(
         gradient_checkpointing: compute activations again in the backward pass: less memory, more time.
         declared: N, where q must not depend on how many rows there are; None: that number.
         on_noise: called before the first noise is added. An error before that released nothing.
+        persons: whose the rows are, where the unit is a person; None where it is a row.
 
     Raises:
         ConfigError: an argument, model or row that the privacy argument does not hold for, a checkpoint of another
@@ -136,7 +142,8 @@ def train_dp(
     check_rows(model, rows)
     parameters = adapter_parameters(model)
     check_row_gradients(model, parameters, sampler)
-    expected = len(rows) if declared is None else declared
+    units = Units.of(rows, persons)
+    expected = len(units) if declared is None else declared
     q = min(1.0, batch / expected)
     draws = Draws.make(seed)
     forward = RowLosses(model, rows)
@@ -145,30 +152,35 @@ def train_dp(
     ) as optimizer:
         optimizer.on_noise = on_noise
         probe(optimizer.sampler, model)
-        likely = max(1, round(q * len(rows)))
-        size = fit_physical_batch(optimizer, forward, likely) if physical_batch == "auto" else physical_batch
+        likely = max(1, round(q * len(units))) * units.most
+        size = (
+            fit_physical_batch(optimizer, forward, likely, units.most > 1)
+            if physical_batch == "auto"
+            else physical_batch
+        )
         run = None
         if checkpoint is not None:
-            arguments = (sigma, clip, batch, steps, rate, seed, sampler, declared)
+            arguments: tuple[object, ...] = (sigma, clip, batch, steps, rate, seed, sampler, declared)
+            arguments += () if persons is None else (persons,)
             run = checkpoint.open(model, rows, arguments, optimizer)
         resumed_at = optimizer.steps
         losses = run.loss_sum if run is not None else 0.0
         first = FirstStep(parameters)
         with nullcontext() if run is None else run.kept():
             while optimizer.steps < steps:
-                drawn = draws.rows(optimizer.steps, len(rows), q)
+                drawn = units.drawn(draws, optimizer.steps, q)
                 loss, size = _fitting_step(optimizer, forward, drawn, size)
                 losses += loss
                 if run is not None:
                     run.after_step(losses, last=optimizer.steps == steps)
-                if sigma > 0 or len(drawn):
+                if sigma > 0 or len(drawn.rows):
                     first.check()
                 if progress is not None:
                     progress(optimizer.steps, steps)
     return DpOutcome(DpEvent(sigma, q, steps), losses / steps, draws.label, resumed_at)
 
 
-def _fitting_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> tuple[float, int]:
+def _fitting_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Drawn, physical_batch: int) -> tuple[float, int]:
     """`noisy_step`, done again from its beginning with smaller parts where memory runs out before its release.
 
     Draws and noise belong to the step's number, so a repeated step has the same ones.
@@ -178,35 +190,45 @@ def _fitting_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, phy
     """
     while True:
         try:
-            return noisy_step(optimizer, forward, drawn, physical_batch), physical_batch
+            return noisy_step(optimizer, forward, drawn.rows, physical_batch, drawn.owners), physical_batch
         except Exception as error:
-            parts_can_shrink = min(physical_batch, len(drawn)) > 1
+            parts_can_shrink = min(physical_batch, len(drawn.rows)) > 1
             if not is_out_of_memory(error) or optimizer.releasing or not parts_can_shrink:
                 raise
         optimizer.forget()
         release(forward.device)
-        physical_batch = half_of(physical_batch, len(drawn))
+        physical_batch = half_of(physical_batch, len(drawn.rows))
 
 
-def noisy_step(optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int) -> float:
+def noisy_step(
+    optimizer: PrivateAdam, forward: RowLosses, drawn: Tensor, physical_batch: int, owners: Tensor | None = None
+) -> float:
     """One noisy step over ``drawn`` rows [B]; returns their mean loss (0 for none), which is private.
+
+    Args:
+        owners: [B], which of the drawn persons each row is of, counted from 0, ascending: a person's gradient is that
+            of the mean of their rows' losses, wherever the parts' borders lie, and is clipped as one. None: each row
+            for itself.
 
     A draw of several parts is Opacus' virtual batch: every step but the last is skipped and only adds to the sum.
     Transformers models fail at B = 0: an empty draw takes no forward pass, only the noise.
     """
     total = 0.0
     parts = torch.split(drawn, physical_batch)  # one part of no rows, where none were drawn
-    for number, part in enumerate(parts, 1):
+    owned = [None] * len(parts) if owners is None else parts_of(owners, physical_batch, forward.device)
+    for number, (part, own) in enumerate(zip(parts, owned, strict=True), 1):
         optimizer.zero_grad()
+        optimizer.part = own
         if len(part):
-            losses = forward(part)
+            losses = forward(part) if own is None else forward(part) * own.shares
             optimizer.sampler.backward(losses)
             total += float(losses.detach().sum())
         else:
             optimizer.sampler.no_rows()
         optimizer.signal_skip_step(number < len(parts))
         optimizer.step()
-    return total / max(1, len(drawn))
+    units = len(drawn) if owners is None or not len(drawn) else int(owners[-1]) + 1
+    return total / max(1, units)
 
 
 @contextmanager

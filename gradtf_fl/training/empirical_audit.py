@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.errors import VerificationFailed
 from gradtf_fl.privacy import Bools, Floats, Guesses, LowerBound, lower_bound, score_guesses
-from gradtf_fl.tasks import Row, TokenRows, encode_rows, house_rules_federation
+from gradtf_fl.tasks import Persons, Row, TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.audit_plan import GRADIENT_NORM, RANK, SCORES, AuditPlan
 from gradtf_fl.training.canaries import (
     Directions,
@@ -28,6 +28,7 @@ from gradtf_fl.training.canaries import (
     blank,
     coordinate_energy,
     join,
+    repeated,
     row_losses,
 )
 from gradtf_fl.training.dp_sgd import train_dp
@@ -166,9 +167,11 @@ def play(plan: AuditPlan, sigma: float, seed: int, train: Trainer, on_step: Call
         first_loss, start = row_losses(model, wrong), _flat(matrices)
     with GradientCanaries(model, directions, GRADIENT_NORM * plan.clip) as canaries, NoisyGradients(matrices) as seen:
         marked = canaries.rows(rows.input_ids.shape[1])
+        copies = plan.rows_per_canary
+        played = [repeated(blank(wrong, row_coins), copies), repeated(blank(marked, gradient_coins), copies)]
         train(
             model,
-            join([rows, blank(wrong, row_coins), blank(marked, gradient_coins)]),
+            join([rows, *played]),
             sigma=sigma,
             clip=plan.clip,
             batch=plan.batch,
@@ -176,6 +179,7 @@ def play(plan: AuditPlan, sigma: float, seed: int, train: Trainer, on_step: Call
             rate=plan.rate,
             seed=seed if plan.replay else None,
             progress=lambda done, _: on_step(done),
+            **({"persons": _persons(plan)} if plan.unit == "person" else {}),
         )
     if not seen.steps:
         raise VerificationFailed("no gradient was seen between the trainer and its optimizer: nothing can be audited")
@@ -216,6 +220,15 @@ def _task_rows(plan: AuditPlan, tokenizer: Any, rng: np.random.Generator) -> tup
     made = house_rules_federation("same", 1, count, 1, int(rng.integers(2**31)))[0].train
     wrong = [Row(row.prompt, _other_answer(row.answer, rng)) for row in made[plan.rows :]]
     return encode_rows(made[: plan.rows], tokenizer), encode_rows(wrong, tokenizer)
+
+
+def _persons(plan: AuditPlan) -> Persons:
+    """Each ordinary row and each canary, with all of its rows, is a person."""
+    rows, copies = plan.rows, plan.rows_per_canary
+    canaries = plan.row_canaries + plan.gradient_canaries
+    alone = [(row,) for row in range(rows)]
+    several = [tuple(range(rows + copies * one, rows + copies * (one + 1))) for one in range(canaries)]
+    return Persons((*alone, *several), copies)
 
 
 def _other_answer(answer: str, rng: np.random.Generator) -> str:

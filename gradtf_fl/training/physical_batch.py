@@ -16,6 +16,7 @@ from gradtf_fl.training.memory import available_bytes, is_out_of_memory, peak_by
 from gradtf_fl.training.private_adam import PrivateAdam
 from gradtf_fl.training.randomness import BLOCK
 from gradtf_fl.training.row_losses import RowLosses
+from gradtf_fl.training.units import parts_of
 
 MOST_ROWS = 512
 """In one forward pass."""
@@ -51,41 +52,45 @@ class StepMemory:
         return max(0, (available - self.fixed) // self.row) if available >= self.after else 0
 
 
-def step_memory(optimizer: PrivateAdam, made_up: RowLosses) -> StepMemory:
+def step_memory(optimizer: PrivateAdam, made_up: RowLosses, of_persons: bool = False) -> StepMemory:
     """Measured on one and on two rows; it is linear in them."""
-    one, two = (peak_bytes(lambda rows=rows: try_rows(optimizer, made_up, rows)) for rows in (1, 2))  # type: ignore[misc]
+    one, two = (peak_bytes(lambda rows=rows: try_rows(optimizer, made_up, rows, of_persons)) for rows in (1, 2))  # type: ignore[misc]
     row = max(1, two - one)
     size = len(optimizer.gradient)
     return StepMemory(max(0, one - row), row, AFTER_BYTES * size + NOISE_BYTES * min(size, BLOCK))
 
 
-def try_rows(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> None:
-    """All of a step but its release, on so many rows; nothing of it is kept."""
+def try_rows(optimizer: PrivateAdam, made_up: RowLosses, rows: int, of_persons: bool = False) -> None:
+    """All of a step but its release, on so many rows, each of another person; nothing of it is kept."""
     try:
         optimizer.zero_grad()
+        optimizer.part = parts_of(torch.arange(rows), rows, made_up.device)[0] if of_persons else None
         optimizer.sampler.backward(made_up(torch.arange(rows)))
         optimizer.clip_and_accumulate()
     finally:
         optimizer.forget()
 
 
-def fit_physical_batch(optimizer: PrivateAdam, forward: RowLosses, batch: int) -> int:
+def fit_physical_batch(optimizer: PrivateAdam, forward: RowLosses, batch: int, of_persons: bool = False) -> int:
     """Rows of one forward pass, `MOST_ROWS` at most, for draws of ``batch`` expected rows of ``forward``.
 
     On the CPU it follows from the memory at hand. A GPU is tried with as many rows as a draw is likely to have.
+
+    Args:
+        of_persons: several rows may be one person's, whose gradient is then held beside theirs.
 
     Raises:
         ConfigError: there is not enough memory for one row.
     """
     made_up = forward.made_up(MOST_ROWS)
     try:
-        memory = step_memory(optimizer, made_up)
+        memory = step_memory(optimizer, made_up, of_persons)
         fitting = min(MOST_ROWS, memory.most_rows(int(ROOM * available_bytes(forward.device))))
         if fitting < 1:
             raise MemoryError
         if forward.device.type == "cpu":
             return fitting
-        return _tried(optimizer, made_up, fitting, likely_draw(batch))
+        return _tried(optimizer, made_up, fitting, likely_draw(batch), of_persons)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -98,11 +103,11 @@ def fit_physical_batch(optimizer: PrivateAdam, forward: RowLosses, batch: int) -
     )
 
 
-def _tried(optimizer: PrivateAdam, made_up: RowLosses, rows: int, draw: int) -> int:
+def _tried(optimizer: PrivateAdam, made_up: RowLosses, rows: int, draw: int, of_persons: bool) -> int:
     """``rows``, or as many after halving as a step on ``draw`` rows at most really goes through with."""
     while True:
         try:
-            try_rows(optimizer, made_up, min(rows, draw))
+            try_rows(optimizer, made_up, min(rows, draw), of_persons)
             return rows
         except Exception as error:
             if not is_out_of_memory(error) or rows == 1:

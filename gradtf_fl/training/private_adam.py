@@ -20,6 +20,7 @@ from gradtf_fl.training.clipping import unit_sum
 from gradtf_fl.training.grad_samplers import GradSampler
 from gradtf_fl.training.randomness import Draws
 from gradtf_fl.training.row_gradients import full_precision
+from gradtf_fl.training.units import Part
 
 
 class PrivateAdam(DPOptimizer):  # type: ignore[misc]
@@ -30,6 +31,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         sampler: fills the parameters' ``grad_sample``.
         steps: noisy steps taken; it numbers the noise, so it never goes back in one run.
         gradient: what Adam was last given [size].
+        part: whose the rows of the next backward pass are; None where each counts for itself.
         releasing: from when the noise was added until Adam has moved the adapter. A step that fails before may be done
             again; one that fails then may not.
         on_noise: called once, before the first noise is added.
@@ -54,6 +56,8 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
         self.sampler, self.draws, self.steps, self.releasing = sampler, draws, 0, False
         self.on_noise: Callable[[], None] | None = None
         self._sum: Tensor | None = None  # of rows of norm <= 1, float64; taken by the step that adds noise to it
+        self.part: Part | None = None
+        self._begun: Tensor | None = None  # gradient of the person whose further rows are in the next part
         self.gradient = torch.zeros(sum(p.numel() for p in values), device=values[0].device)
         parts = torch.split(self.gradient, [p.numel() for p in values])
         self._parts = [part.view(p.shape) for p, part in zip(values, parts, strict=True)]
@@ -78,7 +82,11 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
             ValueError: from Opacus, where no backward pass has filled them since the last step.
         """
         with full_precision(self.gradient.device):
-            clipped = unit_sum(self._gathered(), self.max_grad_norm)
+            gradients = self._gathered()
+            if self.part is not None:
+                persons, self._begun = self.part.by_unit(self.row_gradients().float(), self._begun)
+                gradients = [persons]
+            clipped = unit_sum(gradients, self.max_grad_norm)
         self._sum = clipped if self._sum is None else self._sum.add_(clipped)
         for p in self.params:
             p.grad_sample = None
@@ -86,6 +94,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Add sigma * Normal(0, 1) to the sum of rows of norm <= 1: C has no part in it."""
         assert self._sum is not None, "clip_and_accumulate comes first"
+        assert self._begun is None, "a person's gradient is not whole"
         if self.on_noise is not None:
             self.on_noise()
             self.on_noise = None
@@ -118,7 +127,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
     def forget(self) -> None:
         """Throw away what a step has gathered before its noise: nothing of it was released."""
         self.sampler.forget()
-        self._sum = None
+        self._sum = self._begun = self.part = None
         self._step_skip_queue.clear()
 
     def detach(self) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED
 
-_SAMPLING, _NOISE = b"r", b"n"
+_SAMPLING, _NOISE, _CHOICE = b"r", b"n", b"c"
 _AHEAD, _MOST_STEPS = 2**16, 64
 """Draws made at once, for up to so many steps: in a small model's step a cipher of its own would show."""
 BLOCK = 2**22
@@ -59,6 +59,10 @@ class Draws:
             drawn = self._words(_SAMPLING, step // steps, steps * count) < int(q * 2**64) - 2**63
             self._sampled = wanted, drawn.view(steps, count)
         return self._sampled[1][step % steps].nonzero().view(-1)
+
+    def order(self, step: int, count: int) -> Tensor:
+        """A number [count] for each row, without meaning but its size: of a person's rows the lowest ones are taken."""
+        return self._words(_CHOICE, step, count)
 
     def normals(self, step: int, count: int, device: torch.device) -> Tensor:
         """Standard normal draws [count], float64 on ``device``."""

@@ -50,12 +50,13 @@ class StepCost:
     peak_bytes: int
 
 
-def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection) -> int:
+def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSection, rows_per_person: int = 1) -> int:
     """The physical batch with which `train_dp` can train ``model``'s adapter on ``rows``; the model stays as it is.
 
     Args:
         rows: only their number, their lengths and where their labels begin are looked at.
-        batch: expected rows of a step.
+        batch: expected rows (persons) of a step.
+        rows_per_person: of each drawn person at most.
         compute: how it will be trained; a ``physical_rows`` that is a number is the answer, once a step works.
 
     Raises:
@@ -63,7 +64,8 @@ def rehearse(model: nn.Module, rows: TokenRows, batch: int, compute: ComputeSect
     """
     with _optimizer(model, batch, compute) as optimizer:
         probe(optimizer.sampler, model)
-        fitting = fit_physical_batch(optimizer, RowLosses(model, rows), batch)
+        drawn = batch * rows_per_person
+        fitting = fit_physical_batch(optimizer, RowLosses(model, rows), drawn, rows_per_person > 1)
     return fitting if compute.physical_rows == "auto" else compute.physical_rows
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradtf_fl.cli.audit.audit import audit
 from gradtf_fl.cli.audit.files import MANY
 from gradtf_fl.errors import ConfigError, VerificationFailed
-from gradtf_fl.privacy import DpEvent, Ledger, epsilon_prv
+from gradtf_fl.privacy import ROW_UNIT, DpEvent, Ledger, epsilon_prv
 from gradtf_fl.privacy.accounting import prv
 from gradtf_fl.privacy.ledger.books import DatasetAccount
 from gradtf_fl.privacy.ledger.records import Charge
@@ -130,4 +130,4 @@ def test_equal_histories_are_projected_with_few_compositions(monkeypatch: pytest
 
 def account(events: list[DpEvent], budget: float) -> DatasetAccount:
     charges = (Charge(3 + i, "run", i, 0, event, "", "not recorded", "") for i, event in enumerate(events))
-    return DatasetAccount("train", budget, tuple(charges))
+    return DatasetAccount("train", budget, ROW_UNIT, tuple(charges))

@@ -157,7 +157,7 @@ def test_likelihood_ratio_by_hand() -> None:
 
 def test_a_plan_is_calibrated_and_its_hash_binds_it() -> None:
     plan = AuditPlan.make(epsilon=2.0, seed=5, **SMALL)
-    assert plan.total_rows == 272
+    assert plan.total_units == 272
     assert (plan.event.q, plan.event.steps) == (0.5, 10)
     assert 1.99 < epsilon_prv([plan.event], 1e-5) == plan.claimed_epsilon <= 2.0
     assert plan.bound_confidence == pytest.approx(1 - 0.05 / 6)

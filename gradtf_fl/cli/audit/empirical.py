@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 @click.option("--canaries", "gradient_canaries", type=int, help="Gradient canaries, at most 4096.  [default: 1500]")
 @click.option("--row-canaries", type=int, help="Rows with a wrong answer.  [default: 200]")
 @click.option("--rows", type=int, help="Ordinary rows beside them.  [default: 64]")
+@click.option("--unit", type=click.Choice(["row", "person"]), help="What is drawn and clipped as one.  [default: row]")
+@click.option("--rows-per-canary", type=int, help="Equal rows of each canary, as one person may have.  [default: 1]")
 @click.option("--steps", type=int, help="DP-SGD steps.  [default: 50]")
-@click.option("--batch", type=int, help="Expected rows in a step.  [default: 320]")
-@click.option("--clip", type=float, help="Clipping bound of a row's gradient.  [default: .5]")
+@click.option("--batch", type=int, help="Expected rows (persons) in a step.  [default: 320]")
+@click.option("--clip", type=float, help="Clipping bound of a row's (person's) gradient.  [default: .5]")
 @click.option("--confidence", type=float, help="Of all bounds together.  [default: .95]")
 @click.option("--seed", type=int, help="Replay a run. Without it the noise is the system's, as in deployment.")
 @click.option(

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--epsilon", type=float, help="What the whole run may spend per organization.")
 @click.option("--rounds", type=int, help="Rounds of the run.")
-@click.option("--batch", type=int, help="Expected rows in a step.")
-@click.option("--rows", type=int, help="The organization's rows; always wanted.")
+@click.option("--batch", type=int, help="Expected rows (persons) in a step.")
+@click.option(
+    "--rows", type=int, help="The organization's rows, where the unit is a person its persons; always wanted."
+)
 @click.option("--steps", type=int, help="DP-SGD steps in a round.  [default: 50]")
 @click.option("--delta", type=float, help="Must be the ledger's where one is named.  [default: 1e-5]")
 @click.option(
@@ -39,23 +41,25 @@ def what_if(
     The plan comes from --config, the options win; without a file --epsilon, --rounds and --batch are wanted. Nothing is
     trained, no data is read and no ledger is changed.
     """
-    from gradtf_fl.privacy import RunPlan
+    from gradtf_fl.privacy import RunPlan, Unit
     from gradtf_fl.privacy import what_if as answer
 
     if dataset is not None and ledger is None:
         raise ConfigError("--dataset needs --ledger")
     plan: dict[str, Any] = {"epsilon": None, "rounds": None, "batch": None, "steps": 50, "delta": 1e-5}
     is_measured = True  # accuracies were: of House Rules
+    unit: Unit | None = None
     if config_file is not None:
         settings = configured(config_file, {})
         is_measured = settings.task.is_house_rules
+        unit = Unit(settings.person)
         plan = {name: getattr(settings, name) for name in plan}
     plan |= chosen(given) | {"rows": rows}
     missing = [name for name, value in plan.items() if value is None]
     if missing:
         or_a_file = ", or a project's file (--config)" if config_file is None and missing != ["rows"] else ""
         raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: wanted{or_a_file}")
-    found = answer(RunPlan(**plan), ledger, dataset)
+    found = answer(RunPlan(**plan), ledger, dataset, unit)
     if as_json:
         emit_json(found.to_json() | ({} if is_measured else {"accuracy": None}))
     else:
@@ -76,10 +80,17 @@ def _print(found: WhatIf, is_measured: bool) -> None:
 def _cost(found: WhatIf) -> list[tuple[str, str]]:
     plan, epsilon = found.plan, found.epsilon
     return [
-        ("plan", f"{plan.rounds} rounds of {plan.steps} steps, {plan.batch} of {plan.rows} rows expected in a step"),
+        (
+            "plan",
+            f"{plan.rounds} rounds of {plan.steps} steps, {plan.batch} of {plan.rows} {found.unit.plural} expected in "
+            "a step",
+        ),
         ("noise multiplier", f"{found.sigma:g} (q {plan.batch / plan.rows:.4g}, {plan.rounds * plan.steps} steps)"),
         ("epsilon", f"PRV {epsilon.prv:.3f}, PLD {epsilon.pld:.3f}, RDP {epsilon.rdp:.3f} at delta {plan.delta:g}"),
-        ("one row replaced", f"{found.replace_one:.3f} (PLD); the figures above are for one row added or removed"),
+        (
+            f"one {found.unit.name} replaced",
+            f"{found.replace_one:.3f} (PLD); the figures above are for one {found.unit.name} added or removed",
+        ),
     ]
 
 

@@ -35,7 +35,8 @@ def org() -> None:
 @click.option("--test", type=click.Path(path_type=Path), help="File of rows to score each round's models on, at home.")
 @click.option("--budget", type=float, required=True, help="Lifetime epsilon of these rows, over all runs.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
-@click.option("--declare", type=int, help="Rows to make public.  [default: those there are, rounded down]")
+@click.option("--declare", type=int, help="Rows (persons) to make public.  [default: those there are, rounded down]")
+@click.option("--unit", metavar="FIELD", help="Field of a row that says whose it is: epsilon is then a person's.")
 @config_option
 @click.option("--tiny", help="TinyLM: folder or name.  [default: embedded:tiny, or the project's]")
 @click.option("--llm", help="LLM: folder or name.  [default: embedded:llm, or the project's]")
@@ -48,6 +49,7 @@ def init(
     budget: float,
     delta: float,
     declare: int | None,
+    unit: str | None,
     config_file: Path | None,
     tiny: str | None,
     llm: str | None,
@@ -55,7 +57,8 @@ def init(
 ) -> None:
     """Make keys and a local policy with safe defaults in DIR; print the fingerprint to exchange out of band.
 
-    --config takes the pair, the form of rows and [compute] from the project's file. Nothing else in it counts here.
+    --config takes the pair, the form of rows, the unit and [compute] from the project's file. Nothing else in it counts
+    here.
     """
     from clients import make_organization
 
@@ -73,6 +76,7 @@ def init(
         project.task if known else None,
         project.compute,
         declare,
+        unit or project.unit,
     )
     if as_json:
         return emit_json(

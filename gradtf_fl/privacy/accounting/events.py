@@ -8,9 +8,56 @@ from dataclasses import dataclass, replace
 
 from gradtf_fl.privacy.accounting.skellam import SkellamEvent
 
-UNIT = "one sequence (one row of the organization's data)"
-ADJACENCY = "add or remove one row"
-SAMPLER = "Poisson: every row is drawn independently with probability q in each step"
+
+@dataclass(frozen=True)
+class Unit:
+    """Whose an epsilon is: of a row, or of a person with all of their rows.
+
+    >>> from gradtf_fl import Unit
+    >>> Unit("patient").adjacency
+    'add or remove one person with all of their rows'
+
+    Attributes:
+        person: the field of a row that says whose it is; None where every row counts for itself.
+    """
+
+    person: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``row`` or ``person``."""
+        return "row" if self.person is None else "person"
+
+    def __str__(self) -> str:
+        return self.name if self.person is None else f"{self.name} (by {self.person!r})"
+
+    @property
+    def plural(self) -> str:
+        """``rows`` or ``persons``."""
+        return f"{self.name}s"
+
+    @property
+    def text(self) -> str:
+        """The unit, for a report."""
+        if self.person is None:
+            return "one sequence (one row of the organization's data)"
+        return f"one person (all rows of the organization's data with one value of {self.person!r})"
+
+    @property
+    def adjacency(self) -> str:
+        """What two neighbouring data sets differ in."""
+        return "add or remove one row" if self.person is None else "add or remove one person with all of their rows"
+
+    @property
+    def sampler(self) -> str:
+        """How a step draws."""
+        return f"Poisson: every {self.name} is drawn independently with probability q in each step"
+
+
+ROW_UNIT = Unit()
+UNIT, ADJACENCY, SAMPLER = ROW_UNIT.text, ROW_UNIT.adjacency, ROW_UNIT.sampler
+SAMPLERS = (SAMPLER, Unit("").sampler)
+"""All that an accountant's figures hold for."""
 ACCOUNTANT = "PRV (Opacus) works; PLD (Google dp-accounting) and RDP (Opacus) cross-check"
 NOISE_CSPRNG = "CSPRNG-seeded, floating point, not hardened"
 NOISE_SEEDED = "replayable from a seed: a simulation, protects nobody"
@@ -29,8 +76,8 @@ class DpEvent:
     Attributes:
         sigma: noise multiplier = standard deviation of the noise / L2 sensitivity; 0 means no noise (epsilon
             = inf).
-        q: probability with which each row enters a step, 0..1; in a federation batch / rows that are declared, so that
-            it is public.
+        q: probability with which each row (person) enters a step, 0..1; in a federation batch / rows (persons) that are
+            declared, so that it is public.
         steps: number of releases, noise-only steps of empty batches included.
 
     Raises:
@@ -51,7 +98,7 @@ class DpEvent:
 
     @property
     def releases_nothing(self) -> bool:
-        """Whether the event touches no row: no steps, or no row can be drawn."""
+        """Whether the event touches nobody: no steps, or nobody can be drawn."""
         return self.steps == 0 or self.q == 0
 
     def covers(self, other: DpEvent) -> bool:
@@ -60,7 +107,7 @@ class DpEvent:
 
 
 Event = DpEvent | SkellamEvent
-"""Two mechanisms with two units: a row (`DpEvent`) and a whole organization (`SkellamEvent`)."""
+"""Two mechanisms: of a row or a person (`DpEvent`, `Unit`), and of a whole organization (`SkellamEvent`)."""
 
 
 def merge(events: Iterable[DpEvent]) -> tuple[DpEvent, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy.accounting.events import DpEvent
+from gradtf_fl.privacy.accounting.events import DpEvent, Unit
 from gradtf_fl.privacy.accounting.skellam import SkellamEvent
 from gradtf_fl.privacy.ledger.chain import Entry, Problem
 from gradtf_fl.privacy.ledger.records import Charge, Genesis, read_body, read_budget, read_charge, read_reservation
@@ -19,10 +19,12 @@ from gradtf_fl.privacy.ledger.rotation import ROTATE
 
 @dataclass(frozen=True)
 class DatasetAccount:
-    """What one dataset may spend and has spent: its budget in epsilon (may be inf) and its charges in order."""
+    """What one dataset may spend and has spent: its budget in epsilon (may be inf), whose epsilon that is, and its
+    charges in order."""
 
     name: str
     budget: float
+    unit: Unit
     charges: tuple[Charge, ...]
 
     @property
@@ -33,10 +35,11 @@ class DatasetAccount:
 
 @dataclass(frozen=True)
 class Replay:
-    """A ledger's content: budgets by dataset, all charges in order, and rows that make no sense."""
+    """A ledger's content: budgets and units by dataset, all charges in order, and rows that make no sense."""
 
     genesis: Genesis
     budgets: Mapping[str, float]
+    units: Mapping[str, Unit]
     charges: tuple[Charge, ...]
     problems: tuple[Problem, ...]
 
@@ -44,18 +47,20 @@ class Replay:
     def datasets(self) -> tuple[DatasetAccount, ...]:
         """One account for each dataset, in order of appearance.
 
-        The accounts stand apart because no row is in two datasets: that is the organization's promise, which a
-        ledger cannot check. A row that is in several pays in each of them.
+        The accounts stand apart because no row (and where the unit is a person, nobody) is in two datasets: that is the
+        organization's promise, which a ledger cannot check. Who is in several pays in each of them.
         """
         charges: dict[str, list[Charge]] = {name: [] for name in self.budgets}
         for charge in self.charges:
             charges[charge.dataset].append(charge)
-        return tuple(DatasetAccount(name, self.budgets[name], tuple(own)) for name, own in charges.items())
+        return tuple(
+            DatasetAccount(name, self.budgets[name], self.units[name], tuple(own)) for name, own in charges.items()
+        )
 
     def dataset(self, name: str) -> DatasetAccount:
         """The account of one dataset; KeyError where the ledger does not know it."""
         own = tuple(charge for charge in self.charges if charge.dataset == name)
-        return DatasetAccount(name, self.budgets[name], own)
+        return DatasetAccount(name, self.budgets[name], self.units[name], own)
 
     @property
     def budget(self) -> float:
@@ -66,7 +71,7 @@ class Replay:
 
     @property
     def events(self) -> tuple[DpEvent, ...]:
-        """Every event that counts, of all datasets: what a row that is in each of them pays."""
+        """Every event that counts, of all datasets: what a row (a person) that is in each of them pays."""
         return tuple(charge.event for charge in self.charges if charge.counted)
 
     @property
@@ -81,6 +86,7 @@ class Books:
     def __init__(self, genesis: Genesis) -> None:
         self.genesis = genesis
         self.budgets: dict[str, float] = {}
+        self.units: dict[str, Unit] = {}
         self.charges: dict[int, Charge] = {}
         self.problems: list[Problem] = []
         self._steps: dict[str, dict[tuple[float, float], int]] = {}
@@ -100,6 +106,8 @@ class Books:
             charge = read_charge(entry.number, document)
             if charge.dataset not in self.budgets:
                 raise ValueError(f"dataset {charge.dataset!r} has no budget")
+            if charge.unit != self.units[charge.dataset]:
+                raise ValueError(f"dataset {charge.dataset!r} is charged by another unit than its own")
             self.charges[entry.number] = charge
             self._count(charge, 1)
         elif entry.kind in ("settle", "abort"):
@@ -109,7 +117,9 @@ class Books:
             self._count(opened, -1)
             self._count(closed, 1)
         elif entry.kind == "budget":
-            dataset, budget = read_budget(document)
+            dataset, budget, unit = read_budget(document)
+            if self.units.setdefault(dataset, unit) != unit:
+                raise ValueError(f"dataset {dataset!r} changes its unit")
             self.budgets[dataset] = budget
         else:
             raise ValueError(f"unknown kind {entry.kind!r}")
@@ -128,7 +138,9 @@ class Books:
 
     def picture(self) -> Replay:
         """The content now."""
-        return Replay(self.genesis, dict(self.budgets), tuple(self.charges.values()), tuple(self.problems))
+        return Replay(
+            self.genesis, dict(self.budgets), dict(self.units), tuple(self.charges.values()), tuple(self.problems)
+        )
 
 
 def open_books(entries: Sequence[Entry]) -> Books:

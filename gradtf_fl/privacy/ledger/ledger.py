@@ -9,14 +9,15 @@ What passes the budget is refused before anything is written and before data is 
         outcome = train_dp(...)
         ledger.settle(reservation, outcome.event, noise=outcome.noise)
 
-Each dataset has a budget of its own: a row is in one dataset, so it pays only for training on that one.
+Each dataset has a budget of its own: a row is in one dataset, so it pays only for training on that one. Whose epsilon
+that is, a row's or a person's, is fixed with the dataset's first budget.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError, VerificationFailed
 from gradtf_fl.privacy.accounting.accountants import Epsilons, epsilon_prv, epsilons, fits
-from gradtf_fl.privacy.accounting.events import NOISE_UNRECORDED, DpEvent
+from gradtf_fl.privacy.accounting.events import NOISE_UNRECORDED, ROW_UNIT, DpEvent, Unit
 from gradtf_fl.privacy.accounting.skellam import SkellamEvent
 from gradtf_fl.privacy.ledger.books import Books, DatasetAccount
 from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, Problem, seal
@@ -41,6 +42,7 @@ from gradtf_fl.privacy.ledger.records import (
     check_dataset,
     event_document,
     skellam_document,
+    unit_document,
 )
 from gradtf_fl.privacy.ledger.rotation import ROTATE, rotation_document
 from gradtf_fl.privacy.ledger.session import Session
@@ -80,15 +82,17 @@ class Ledger:
         organization: str,
         delta: float,
         budget: float | Mapping[str, float],
+        unit: Unit = ROW_UNIT,
     ) -> Ledger:
         """Open or create the ledger at ``path`` (mode 0600); a new or changed budget is recorded as a row.
 
         Args:
             budget: lifetime epsilon by dataset; a number is that of the dataset "train".
+            unit: whose epsilon: that of a row, or of a person.
 
         Raises:
             ConfigError: delta, a dataset or a budget outside its range, another organization's ledger, another
-                key's, or another delta.
+                key's, another delta, or another unit of a dataset.
             VerificationFailed: the ledger does not verify, or was deleted while its head is still there.
         """
         budgets = dict(budget) if isinstance(budget, Mapping) else {TRAIN: budget}
@@ -100,13 +104,14 @@ class Ledger:
             check_dataset(dataset)
         ledger = cls(Path(path), identity_key)
         public = identity_key.public_key().public_bytes_raw()
-        genesis = Genesis(organization, delta, public, _now())
-        ledger._session.create(lambda: _first_rows(genesis, budgets, identity_key))
+        genesis = Genesis(organization, delta, public, _now(), unit.text, unit.adjacency, unit.sampler)
+        ledger._session.create(lambda: _first_rows(genesis, budgets, unit, identity_key))
         with ledger._session.transaction() as writing:
             _check_owner(ledger.path, writing.books.genesis, writing.chain.key, genesis)
+            _check_units(ledger.path, writing.books, budgets, unit)
             for dataset, epsilon in budgets.items():
                 if writing.books.budgets.get(dataset) != epsilon:
-                    writing.add("budget", budget_document(dataset, epsilon, _now()))
+                    writing.add("budget", budget_document(dataset, epsilon, unit, _now()))
         ledger._session.secure()
         return ledger
 
@@ -139,7 +144,8 @@ class Ledger:
             body["client_level"] = skellam_document(client_level)
         with self._session.transaction() as writing:
             _check_budget(self.path, writing.books, dataset, event, round)
-            document = {**body, **event_document(event), "dataset": dataset, "when": _now()}
+            unit = unit_document(writing.books.units[dataset])
+            document = {**body, **event_document(event), **unit, "dataset": dataset, "when": _now()}
             return writing.add("reserve", document)
 
     def settle(self, reservation: int, observed: DpEvent, *, noise: str = NOISE_UNRECORDED) -> None:
@@ -232,10 +238,10 @@ class Ledger:
             return charge
 
 
-def _first_rows(genesis: Genesis, budgets: Mapping[str, float], key: Ed25519PrivateKey) -> Sequence[Entry]:
+def _first_rows(genesis: Genesis, budgets: Mapping[str, float], unit: Unit, key: Ed25519PrivateKey) -> Sequence[Entry]:
     rows = [seal(1, "genesis", genesis.body(), GENESIS_HASH, key)]
     for dataset, budget in budgets.items():
-        body = canonical(budget_document(dataset, budget, genesis.created))
+        body = canonical(budget_document(dataset, budget, unit, genesis.created))
         rows.append(seal(len(rows) + 1, "budget", body, rows[-1].hash, key))
     return rows
 
@@ -248,6 +254,17 @@ def _check_owner(path: Path, found: Genesis, signer: bytes, wanted: Genesis) -> 
         problems.append(f"ledger {path}: it is {found.organization!r}'s, not {wanted.organization!r}'s")
     if found.delta != wanted.delta:
         problems.append(f"ledger {path}: its delta is {found.delta:g}, fixed for good, not {wanted.delta:g}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_units(path: Path, books: Books, datasets: Iterable[str], unit: Unit) -> None:
+    problems = [
+        f"ledger {path}: dataset {dataset!r} has the unit {books.units[dataset]}, fixed for good, not {unit}: "
+        "only rows that were never trained on may have a new dataset with another unit"
+        for dataset in datasets
+        if books.units.get(dataset, unit) != unit
+    ]
     if problems:
         raise ConfigError(problems)
 

@@ -15,12 +15,22 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.privacy.accounting.events import ACCOUNTANT, ADJACENCY, NOISE_UNRECORDED, SAMPLER, UNIT, DpEvent
+from gradtf_fl.privacy.accounting.events import (
+    ACCOUNTANT,
+    ADJACENCY,
+    NOISE_UNRECORDED,
+    ROW_UNIT,
+    SAMPLER,
+    UNIT,
+    DpEvent,
+    Unit,
+)
 from gradtf_fl.privacy.accounting.skellam import SkellamEvent
 
-FORMAT = "gradtf-fl ledger 2"
-FORMATS = ("gradtf-fl ledger 1", FORMAT)
-"""Ledgers that are read. Format 1 knew neither datasets (all of its charges are to `TRAIN`) nor rotation."""
+FORMAT = "gradtf-fl ledger 3"
+FORMATS = ("gradtf-fl ledger 1", "gradtf-fl ledger 2", FORMAT)
+"""Ledgers that are read. Format 1 knew neither datasets (all of its charges are to `TRAIN`) nor rotation; 1 and 2 knew
+no unit but the row."""
 TRAIN = "train"
 """The dataset that is charged where none is named."""
 ChargeState = Literal["reserved", "settled", "aborted", "released"]
@@ -72,6 +82,7 @@ class Charge:
         event: what counts; the reserved one until settled.
         client_level: the Skellam noise on the sum that the update goes into, where the round has that layer.
         dataset: whose rows were trained on.
+        unit: what was drawn and clipped as one.
     """
 
     reservation: int
@@ -85,6 +96,7 @@ class Charge:
     state: ChargeState = "reserved"
     client_level: SkellamEvent | None = None
     dataset: str = TRAIN
+    unit: Unit = ROW_UNIT
 
     @property
     def counted(self) -> bool:
@@ -114,15 +126,35 @@ def canonical(document: Mapping[str, Any]) -> str:
     return _CANONICAL.encode(document)
 
 
-def budget_document(dataset: str, budget: float, when: str) -> dict[str, Any]:
+def budget_document(dataset: str, budget: float, unit: Unit, when: str) -> dict[str, Any]:
     """What a ``budget`` row says; an infinite budget is null."""
-    return {"dataset": dataset, "budget": None if math.isinf(budget) else budget, "when": when}
+    return {
+        "dataset": dataset,
+        "budget": None if math.isinf(budget) else budget,
+        "when": when,
+        **unit_document(unit),
+    }
 
 
-def read_budget(document: Mapping[str, Any]) -> tuple[str, float]:
-    """Dataset and budget of a ``budget`` row."""
+def read_budget(document: Mapping[str, Any]) -> tuple[str, float, Unit]:
+    """Dataset, budget and unit of a ``budget`` row."""
     budget = math.inf if document.get("budget") is None else _number(document, "budget")
-    return _text(document, "dataset", TRAIN), budget
+    return _text(document, "dataset", TRAIN), budget, read_unit(document)
+
+
+def unit_document(unit: Unit) -> dict[str, Any]:
+    """JSON form of a unit: its name, and the field that says whose a row is."""
+    return {"unit": unit.name} | ({} if unit.person is None else {"person": unit.person})
+
+
+def read_unit(document: Mapping[str, Any]) -> Unit:
+    """The unit of a row's document; a row that names none is of a time that knew no other unit than the row."""
+    name = _text(document, "unit", "row")
+    if name not in ("row", "person"):
+        raise ValueError(f"unit {name!r} is neither row nor person")
+    if name == "row" and "person" in document:
+        raise ValueError("the unit is a row, and a person is named")
+    return Unit(_text(document, "person") if name == "person" else None)
 
 
 def event_document(event: DpEvent) -> dict[str, Any]:
@@ -149,6 +181,7 @@ def read_charge(number: int, document: Mapping[str, Any]) -> Charge:
         when=_text(document, "when"),
         client_level=None if skellam is None else _skellam(skellam),
         dataset=_text(document, "dataset", TRAIN),
+        unit=read_unit(document),
     )
 
 
