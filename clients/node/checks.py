@@ -19,6 +19,7 @@ from gradtf_fl.deployment import Finding, Level, held, public_of
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.file_names import IDENTITY_KEY, LOCK, NODE_KEY, ORGANIZATION_CONFIG, ORGANIZATION_PRIVATE, STATE
 from gradtf_fl.files import exposure
+from gradtf_fl.privacy import Unit
 from gradtf_fl.secagg import Identity, identifiability
 from gradtf_fl.tasks import Persons, count_rows, read_rows, read_tokens, told_form
 
@@ -190,9 +191,7 @@ def _declared(organization: Organization) -> Iterator[Finding]:
         return
     text = f"{declared:,} {units} are public, {rows:,} are there"
     if rows < declared:
-        remedy = (
-            f"lower [privacy] declared to at most {rows}, or add some: plans are made for {units} that are not there"
-        )
+        remedy = f"lower [privacy] declared to at most {rows}, or add some: plans count on {units} that are not there"
         yield Finding("fail", "declared", text, remedy)
     elif rows >= FAR_MORE * declared:
         remedy = (

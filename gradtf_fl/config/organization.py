@@ -76,8 +76,8 @@ class PrivacySection(UnitSection):
     Attributes:
         budget: epsilon that these rows may spend over all runs.
         delta: delta of that epsilon.
-        declared: how many rows this organization makes public, at most those that it has. Every plan is checked by this
-            figure, never by the file; whoever raises it tells that there are more.
+        declared: how many rows (persons) this organization makes public, at most those that it has. Every plan is
+            checked by this figure, never by the file; whoever raises it tells that there are more.
         dataset: what the ledger calls these rows; only rows that were never trained on may have a new name.
     """
 

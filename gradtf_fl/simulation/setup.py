@@ -14,6 +14,7 @@ import numpy as np
 from gradtf_fl.adapters import load_encoder, model_folder
 from gradtf_fl.config import (
     NO_TRANSFORMER,
+    ROW,
     DataSection,
     DropPoint,
     ModelsSection,
@@ -32,7 +33,7 @@ from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
 from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA, Stage
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import FederationData, rows_as_tokens, write_rows
+from gradtf_fl.tasks import FederationData, Persons, rows_as_tokens, write_rows
 
 PUBLIC_PROMPTS = 1536
 RUN_MARKERS = ("report.json", "organizations", ROUNDS)
@@ -177,7 +178,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             privacy=PrivacySection(
                 budget=config.lifetime_budget,
                 delta=config.delta,
-                declared=len(organization.train if config.unit == ROW else Persons.of(organization.train)),
+                declared=len(organization.train if config.unit == ROW else Persons.of(organization.train, 1)),
                 unit=config.unit,
                 rows_per_person=config.rows_per_person,
             ),
