@@ -1,0 +1,300 @@
+"""Accuracy for the same epsilon: ways to clip, to add noise and to use it, on House Rules and on a real pair.
+
+    python -m experiments.paper.accuracy_per_epsilon house --out experiments/results/accuracy_per_epsilon.json
+    python -m experiments.paper.accuracy_per_epsilon text --out experiments/results/accuracy_per_epsilon_text.json
+
+Each takes about 40 minutes of one core. Every way trains one organization alone and a federation of five, in three
+rounds whose steps together cost epsilon, by its own accounting (`private_ways`). Its learning rate is tuned first, by
+the same three trials for every way and epsilon, on the provider's public rows: of House Rules those of rules and code
+pairs that are not measured, of text those of documents that are not measured. House Rules scores exact match, of the
+TinyLM and of the LLM with the update generated from the federation's mean; text scores loss per character of
+stories260K. What is finished is in the file ``--work``, and a second start continues from there.
+
+Differences are paired: of the same seed, so of the same rules, rows and test rows, against the present way with a rate
+that was tuned alike. A way wins where its mean difference is larger than half of its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.embedded import DELTA
+from experiments.measuring import PACKAGES, interval, machine, revision
+from experiments.paper.private_ways import PRESENT, Way, calibrated, train
+from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.baselines import score_rows
+from gradtf_fl.config import TaskSection
+from gradtf_fl.curation import as_token_rows, encode_causal
+from gradtf_fl.files import write_whole
+from gradtf_fl.tasks import HiddenTask, Row, TokenRows, read_task_rows
+from gradtf_fl.tasks import house_rules as hr
+from gradtf_fl.training import StackedAdapters, stack_rows
+from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
+
+EPSILONS = (0.5, 1.0, 8.0)
+ROUNDS, MEMBERS = 3, 5
+RATES = (1e-2, 2e-2, 4e-2)
+WAYS: dict[str, Way] = {
+    "fixed clip": PRESENT,
+    "adaptive clip": Way(clipping="adaptive"),
+    "AUTO-S": Way(clipping="auto"),
+    "2 bands": Way(bands=2),
+    "4 bands": Way(bands=4),
+    "B only": Way(only_b=True),
+    "25 steps of 128": Way(batch=128, steps=25),
+    "12 steps of 256": Way(batch=256, steps=12),
+    "rate falls to 0": Way(decay=True),
+    "mean of last half": Way(average=0.5),
+    "Adam without noise": Way(rule="adam-corrected"),
+    "momentum": Way(rule="momentum"),
+    "momentum and 4 bands": Way(rule="momentum", bands=4),
+}
+"""Measured in this order, each with its own rate; `PRESENT` also with its own of 0.01."""
+FACTORS = {"adam": 1.0, "adam-corrected": 0.5, "momentum": 5.0}
+"""Of the rates that are tried, by rule: about where the three rules move an adapter equally far."""
+TUNED, DEFAULT = "fixed clip", "present"
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What one seed trains on and scores with; federations of `MEMBERS` and organizations alone take turns.
+
+    Attributes:
+        rows: of every organization, ordered one after the other.
+        groups: the federation of each.
+        tests: of each task.
+    """
+
+    rows: TokenRows
+    groups: list[int]
+    tests: Any
+
+
+class Pair(Protocol):
+    """A TinyLM with its tasks."""
+
+    name: str
+    rows: int
+    less_is_better: bool
+
+    def sets(self, seed: int, public: bool) -> Sets:
+        """Rows of organizations: private ones to measure, or the provider's to tune."""
+
+    def train(self, sets: Sets, sigma: float, way: Way, seed: int) -> Tensor:
+        """Updates of every federation in ``sets``."""
+
+    def scores(self, updates: Tensor, sets: Sets) -> Scores:
+        """``one`` and ``five``, and whatever else is known; means over tasks."""
+
+
+class House:
+    """House Rules, on the embedded pair."""
+
+    name, rows, less_is_better = "house", 1024, False
+    RULES, TUNING_RULES, TEST, HELD = 2, 2, 256, 1000
+
+    def __init__(self) -> None:
+        self._transformer = GradTransformer.load(embedded_checkpoint())
+        self._tiny, self._llm = (
+            StackedAdapters.load(side.model, side.spec) for side in (self._transformer.source, self._transformer.target)
+        )
+
+    def rules(self, seed: int, public: bool) -> list[hr.Rule]:
+        """Two rules that leave an LLM something to add; those of tuning are never measured."""
+        order = np.random.default_rng(7).permutation(len(hr.RULES_WITH_A_GAP))
+        names = [hr.RULES_WITH_A_GAP[i] for i in order]
+        if public:
+            return [hr.rule_named(name) for name in names[: self.TUNING_RULES]]
+        chosen = np.random.default_rng([seed, 12]).choice(names[self.TUNING_RULES :], self.RULES, replace=False)
+        return [hr.rule_named(name) for name in chosen]
+
+    def sets(self, seed: int, public: bool) -> Sets:
+        rng = np.random.default_rng([seed, 99, int(public)])
+        tasks = [HiddenTask((rule,)) for rule in self.rules(seed, public)]
+        if public:
+            pairs = hr.code_pairs("public")
+            train_on, test_on = pairs[self.HELD :], pairs[: self.HELD]
+        else:
+            train_on, test_on = hr.code_pairs("private"), hr.code_pairs("test")
+        rows = [self._draw(rng, task, train_on, self.rows) for task in tasks for _ in range(MEMBERS + 1)]
+        tests = [self._draw(rng, task, test_on, self.TEST) for task in tasks]
+        return Sets(stack_rows(rows), federations(len(tasks)), stack_rows(tests))
+
+    @staticmethod
+    def _draw(rng: np.random.Generator, task: HiddenTask, pairs: np.ndarray, count: int) -> TokenRows:
+        chosen = pairs[rng.choice(len(pairs), count, replace=False)]
+        rule = np.full(count, task.rules[0].index)
+        return as_token_rows(hr.encode(rule, chosen[:, 0], chosen[:, 1], np.zeros((count, 3), bool)))
+
+    def train(self, sets: Sets, sigma: float, way: Way, seed: int) -> Tensor:
+        return train(self._tiny, sets.rows, sets.groups, sigma, way, [seed, 21], ROUNDS)
+
+    def scores(self, updates: Tensor, sets: Sets) -> Scores:
+        five, one = updates[0::2], updates[1::2]
+        made = torch.from_numpy(np.stack([self._transformer.generate(update.numpy()) for update in five]))
+        shares = {
+            "one": self._tiny.accuracy(self._tiny.initial + one, sets.tests),
+            "five": self._tiny.accuracy(self._tiny.initial + five, sets.tests),
+            "generated": self._llm.accuracy(self._llm.initial + made, sets.tests),
+        }
+        return {name: float(share.mean()) for name, share in shares.items()}
+
+
+class Text:
+    """stories260K on windows of Shakespeare, which it was not trained on."""
+
+    name, rows, less_is_better = "text", 1024, True
+    TEST, WINDOW = 256, 32
+
+    def __init__(self, shared: Path) -> None:
+        self._tiny = StackedAdapters.load(str(shared / "models" / "stories260K"), AdapterSpec())
+        task = TaskSection(format="text", window=self.WINDOW)
+        self._tasks = read_task_rows(str(shared / "data" / "text" / "tinyshakespeare"), task)
+
+    def sets(self, seed: int, public: bool) -> Sets:
+        rng = np.random.default_rng([seed, 98, int(public)])
+        source = self._tasks.public if public else self._tasks.private
+        held = self._tasks.judged if public else self._tasks.test
+        chosen = [source[i].row for i in rng.choice(len(source), self.rows * (MEMBERS + 1), replace=False)]
+        tests: list[Row] = [held[i].row for i in rng.choice(len(held), self.TEST, replace=False)]
+        encoded = encode_causal(chosen, self._tiny.tokenizer, self._tiny.max_tokens)
+        return Sets(encoded, federations(1), tests)
+
+    def train(self, sets: Sets, sigma: float, way: Way, seed: int) -> Tensor:
+        return train(self._tiny, sets.rows, sets.groups, sigma, way, [seed, 21], ROUNDS)
+
+    def scores(self, updates: Tensor, sets: Sets) -> Scores:
+        both = torch.cat([torch.zeros_like(updates[:1]), updates])
+        theta = self._tiny.initial + both
+        found = score_rows(
+            lambda rows: self._tiny.answer_logits(theta, rows),
+            [sets.tests] * len(both),
+            self._tiny.tokenizer,
+            self._tiny.max_tokens,
+        ).loss_per_character
+        return {"untuned": found[0], "five": found[1], "one": found[2]}
+
+
+def federations(tasks: int) -> list[int]:
+    """For each task a federation of `MEMBERS` and one organization alone."""
+    return [number for task in range(tasks) for number in (*[2 * task] * MEMBERS, 2 * task + 1)]
+
+
+class Work:
+    """Finished trials, a line of JSON each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
+        self.done: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def trial(self, pair: Pair, name: str, way: Way, epsilon: float, seed: int, public: bool) -> dict[str, Any]:
+        """The trial's line; computed where there is none yet."""
+        key = {"way": name, "epsilon": epsilon, "seed": seed, "public": public, "rate": way.rate}
+        for line in self.done:
+            if line.items() >= key.items():
+                return line
+        began = time.monotonic()
+        sigma, sets = calibrated(way, epsilon, DELTA, pair.rows, ROUNDS), pair.sets(seed, public)
+        scores = pair.scores(pair.train(sets, sigma, way, seed), sets)
+        line = {**key, "sigma": sigma, **scores, "seconds": round(time.monotonic() - began, 2)}
+        self.done.append(line)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf8") as out:
+            out.write(json.dumps(line) + "\n")
+        print(json.dumps(line), file=sys.stderr, flush=True)
+        return line
+
+
+def tuned(pair: Pair, work: Work, name: str, epsilon: float) -> Way:
+    """The way with the best of its rates, on public rows: by the mean of one organization's and five's scores."""
+    trials = []
+    for rate in RATES:
+        way = replace(WAYS[name], rate=rate * FACTORS[WAYS[name].rule])
+        line = work.trial(pair, name, way, epsilon, 0, public=True)
+        worth = (line["one"] + line["five"]) * (-1 if pair.less_is_better else 1)
+        trials.append((worth, way))
+    return max(trials, key=lambda trial: trial[0])[1]
+
+
+def measured(pair: Pair, work: Work, names: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """All runs, the present way's first; each way is finished before the next begins."""
+    runs = []
+    for name in (DEFAULT, *names):
+        for epsilon in EPSILONS:
+            way = PRESENT if name == DEFAULT else tuned(pair, work, name, epsilon)
+            runs += [work.trial(pair, name, way, epsilon, seed, public=False) for seed in range(seeds)]
+    return runs
+
+
+def summary(runs: Sequence[Mapping[str, Any]], less_is_better: bool) -> list[dict[str, Any]]:
+    """A row for each way and epsilon: [mean, half of the 95 % interval] of the scores and of their gains."""
+    rows = []
+    of: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        of.setdefault((run["way"], run["epsilon"]), []).append(run)
+    for (name, epsilon), mine in of.items():
+        row: dict[str, Any] = {"way": name, "epsilon": epsilon, "rate": mine[0]["rate"], "sigma": mine[0]["sigma"]}
+        for what in ("one", "five", "generated"):
+            if what not in mine[0]:
+                continue
+            row[what] = rounded([run[what] for run in mine])
+            base = {run["seed"]: run[what] for run in of.get((TUNED, epsilon), [])}
+            sign = -1 if less_is_better else 1
+            gains = [sign * (run[what] - base[run["seed"]]) for run in mine if run["seed"] in base]
+            if gains and name != TUNED:
+                row[f"{what}_gain"] = gain = rounded(gains)
+                row[f"{what}_wins"] = gain[0] > gain[1]
+        rows.append(row)
+    return rows
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in interval(values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", choices=("house", "text"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, help="file of finished trials (default: build/accuracy-PAIR.jsonl)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ways", help="names between commas (default: all)")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="text: folder with models/ and data/")
+    options = parser.parse_args()
+    names = options.ways.split(",") if options.ways else list(WAYS)
+    torch.set_num_threads(1)
+    pair: Pair = House() if options.pair == "house" else Text(options.shared)
+    work = Work(options.work or Path(f"build/accuracy-{pair.name}.jsonl"))
+    runs = measured(pair, work, names, options.seeds)
+    document = {
+        "pair": pair.name,
+        "delta": DELTA,
+        "rows": pair.rows,
+        "rounds": ROUNDS,
+        "revision": revision(),
+        "machine": machine(PACKAGES),
+        "summary": summary(runs, pair.less_is_better),
+        "runs": runs,
+        "tuning": [line for line in work.done if line["public"]],
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    if options.out is not None:
+        write_whole(options.out, text)
+    print(json.dumps(document["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
