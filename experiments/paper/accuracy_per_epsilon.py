@@ -3,15 +3,19 @@
     python -m experiments.paper.accuracy_per_epsilon house --out experiments/results/accuracy_per_epsilon.json
     python -m experiments.paper.accuracy_per_epsilon text --out experiments/results/accuracy_per_epsilon_text.json
 
-Each takes about 40 minutes of one core. Every way trains one organization alone and a federation of five, in three
-rounds whose steps together cost epsilon, by its own accounting (`private_ways`). Its learning rate is tuned first, by
-the same three trials for every way and epsilon, on the provider's public rows: of House Rules those of rules and code
-pairs that are not measured, of text those of documents that are not measured. House Rules scores exact match, of the
-TinyLM and of the LLM with the update generated from the federation's mean; text scores loss per character of
-stories260K. What is finished is in the file ``--work``, and a second start continues from there.
+Every way trains in three rounds whose steps together cost epsilon, by its own accounting (`private_ways`). Its learning
+rate is tuned first, by the same three trials at epsilon 1 for every way, on the provider's public rows: of House Rules
+those of rules and code pairs that are not measured, of text those of documents that are not measured.
 
-Differences are paired: of the same seed, so of the same rules, rows and test rows, against the present way with a rate
-that was tuned alike. A way wins where its mean difference is larger than half of its 95 % interval.
+- house: one organization alone with 1,024 rows of each of two rules. Exact match of the TinyLM. What wins there is also
+  measured on the mean of a federation of five, and on the LLM with the update generated from it.
+- text: one organization with 256 windows of Shakespeare. Loss per character of stories260K.
+
+A trial takes 2 to 8 s of one core. What is finished is in the file ``--work``, and a second
+start continues from there.
+
+Gains are paired: against the present way of the same seed, so on the same rules, rows and test rows. A way wins where
+its mean gain on five seeds is larger than half of its 95 % interval.
 """
 
 from __future__ import annotations
@@ -45,8 +49,9 @@ from gradtf_fl.transformer import GradTransformer, embedded_checkpoint
 EPSILONS = (0.5, 1.0, 8.0)
 ROUNDS, MEMBERS = 3, 5
 RATES = (1e-2, 2e-2, 4e-2)
+TUNING_EPSILON, LEAST_SEEDS = 1.0, 4
 WAYS: dict[str, Way] = {
-    "fixed clip": PRESENT,
+    "tuned rate": PRESENT,
     "adaptive clip": Way(clipping="adaptive"),
     "AUTO-S": Way(clipping="auto"),
     "2 bands": Way(bands=2),
@@ -60,10 +65,10 @@ WAYS: dict[str, Way] = {
     "momentum": Way(rule="momentum"),
     "momentum and 4 bands": Way(rule="momentum", bands=4),
 }
-"""Measured in this order, each with its own rate; `PRESENT` also with its own of 0.01."""
+"""Each with its own rate; the present way keeps its own of 0.01."""
 FACTORS = {"adam": 1.0, "adam-corrected": 0.5, "momentum": 5.0}
 """Of the rates that are tried, by rule: about where the three rules move an adapter equally far."""
-TUNED, DEFAULT = "fixed clip", "present"
+DEFAULT = "present"
 Scores = dict[str, float]
 
 
@@ -83,26 +88,34 @@ class Sets:
 
 
 class Pair(Protocol):
-    """A TinyLM with its tasks."""
+    """A TinyLM with its tasks.
+
+    Attributes:
+        rows: of an organization.
+        federated: whether federations are measured too.
+        less_is_better: in the scores.
+    """
 
     name: str
     rows: int
+    federated: bool
     less_is_better: bool
 
-    def sets(self, seed: int, public: bool) -> Sets:
+    def sets(self, seed: int, public: bool, alone: bool) -> Sets:
         """Rows of organizations: private ones to measure, or the provider's to tune."""
 
     def train(self, sets: Sets, sigma: float, way: Way, seed: int) -> Tensor:
         """Updates of every federation in ``sets``."""
 
     def scores(self, updates: Tensor, sets: Sets) -> Scores:
-        """``one`` and ``five``, and whatever else is known; means over tasks."""
+        """``one``, of federations also ``five`` and ``generated``; means over tasks."""
 
 
 class House:
     """House Rules, on the embedded pair."""
 
     name, rows, less_is_better = "house", 1024, False
+    federated = True
     RULES, TUNING_RULES, TEST, HELD = 2, 2, 256, 1000
 
     def __init__(self) -> None:
@@ -120,7 +133,7 @@ class House:
         chosen = np.random.default_rng([seed, 12]).choice(names[self.TUNING_RULES :], self.RULES, replace=False)
         return [hr.rule_named(name) for name in chosen]
 
-    def sets(self, seed: int, public: bool) -> Sets:
+    def sets(self, seed: int, public: bool, alone: bool) -> Sets:
         rng = np.random.default_rng([seed, 99, int(public)])
         tasks = [HiddenTask((rule,)) for rule in self.rules(seed, public)]
         if public:
@@ -128,9 +141,10 @@ class House:
             train_on, test_on = pairs[self.HELD :], pairs[: self.HELD]
         else:
             train_on, test_on = hr.code_pairs("private"), hr.code_pairs("test")
-        rows = [self._draw(rng, task, train_on, self.rows) for task in tasks for _ in range(MEMBERS + 1)]
+        groups = federations(len(tasks), alone)
+        rows = [self._draw(rng, task, train_on, self.rows) for task in tasks for _ in range(len(groups) // len(tasks))]
         tests = [self._draw(rng, task, test_on, self.TEST) for task in tasks]
-        return Sets(stack_rows(rows), federations(len(tasks)), stack_rows(tests))
+        return Sets(stack_rows(rows), groups, stack_rows(tests))
 
     @staticmethod
     def _draw(rng: np.random.Generator, task: HiddenTask, pairs: np.ndarray, count: int) -> TokenRows:
@@ -142,6 +156,8 @@ class House:
         return train(self._tiny, sets.rows, sets.groups, sigma, way, [seed, 21], ROUNDS)
 
     def scores(self, updates: Tensor, sets: Sets) -> Scores:
+        if len(updates) == self.RULES:
+            return {"one": float(self._tiny.accuracy(self._tiny.initial + updates, sets.tests).mean())}
         five, one = updates[0::2], updates[1::2]
         made = torch.from_numpy(np.stack([self._transformer.generate(update.numpy()) for update in five]))
         shares = {
@@ -153,42 +169,44 @@ class House:
 
 
 class Text:
-    """stories260K on windows of Shakespeare, which it was not trained on."""
+    """stories260K on windows of Shakespeare, which it was not trained on: one organization alone."""
 
-    name, rows, less_is_better = "text", 1024, True
-    TEST, WINDOW = 256, 32
+    name, rows, less_is_better = "text", 256, True
+    federated = False
+    TEST, WINDOW = 256, 16
 
     def __init__(self, shared: Path) -> None:
         self._tiny = StackedAdapters.load(str(shared / "models" / "stories260K"), AdapterSpec())
         task = TaskSection(format="text", window=self.WINDOW)
         self._tasks = read_task_rows(str(shared / "data" / "text" / "tinyshakespeare"), task)
 
-    def sets(self, seed: int, public: bool) -> Sets:
+    def sets(self, seed: int, public: bool, alone: bool) -> Sets:
         rng = np.random.default_rng([seed, 98, int(public)])
         source = self._tasks.public if public else self._tasks.private
         held = self._tasks.judged if public else self._tasks.test
-        chosen = [source[i].row for i in rng.choice(len(source), self.rows * (MEMBERS + 1), replace=False)]
+        chosen = [source[i].row for i in rng.choice(len(source), self.rows, replace=False)]
         tests: list[Row] = [held[i].row for i in rng.choice(len(held), self.TEST, replace=False)]
         encoded = encode_causal(chosen, self._tiny.tokenizer, self._tiny.max_tokens)
-        return Sets(encoded, federations(1), tests)
+        return Sets(encoded, [0], tests)
 
     def train(self, sets: Sets, sigma: float, way: Way, seed: int) -> Tensor:
         return train(self._tiny, sets.rows, sets.groups, sigma, way, [seed, 21], ROUNDS)
 
     def scores(self, updates: Tensor, sets: Sets) -> Scores:
-        both = torch.cat([torch.zeros_like(updates[:1]), updates])
-        theta = self._tiny.initial + both
+        theta = self._tiny.initial + torch.cat([torch.zeros_like(updates), updates])
         found = score_rows(
             lambda rows: self._tiny.answer_logits(theta, rows),
-            [sets.tests] * len(both),
+            [sets.tests] * len(theta),
             self._tiny.tokenizer,
             self._tiny.max_tokens,
         ).loss_per_character
-        return {"untuned": found[0], "five": found[1], "one": found[2]}
+        return {"untuned": found[0], "one": found[1]}
 
 
-def federations(tasks: int) -> list[int]:
-    """For each task a federation of `MEMBERS` and one organization alone."""
+def federations(tasks: int, alone: bool = False) -> list[int]:
+    """For each task one organization alone, or before it a federation of `MEMBERS`."""
+    if alone:
+        return list(range(tasks))
     return [number for task in range(tasks) for number in (*[2 * task] * MEMBERS, 2 * task + 1)]
 
 
@@ -200,14 +218,16 @@ class Work:
         lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
         self.done: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
-    def trial(self, pair: Pair, name: str, way: Way, epsilon: float, seed: int, public: bool) -> dict[str, Any]:
+    def trial(
+        self, pair: Pair, name: str, way: Way, epsilon: float, seed: int, *, public: bool = False, alone: bool = True
+    ) -> dict[str, Any]:
         """The trial's line; computed where there is none yet."""
-        key = {"way": name, "epsilon": epsilon, "seed": seed, "public": public, "rate": way.rate}
+        key = {"way": name, "epsilon": epsilon, "seed": seed, "public": public, "alone": alone, "rate": way.rate}
         for line in self.done:
             if line.items() >= key.items():
                 return line
         began = time.monotonic()
-        sigma, sets = calibrated(way, epsilon, DELTA, pair.rows, ROUNDS), pair.sets(seed, public)
+        sigma, sets = calibrated(way, epsilon, DELTA, pair.rows, ROUNDS), pair.sets(seed, public, alone)
         scores = pair.scores(pair.train(sets, sigma, way, seed), sets)
         line = {**key, "sigma": sigma, **scores, "seconds": round(time.monotonic() - began, 2)}
         self.done.append(line)
@@ -218,45 +238,56 @@ class Work:
         return line
 
 
-def tuned(pair: Pair, work: Work, name: str, epsilon: float) -> Way:
-    """The way with the best of its rates, on public rows: by the mean of one organization's and five's scores."""
+def pair_way(pair: Pair, way: Way) -> Way:
+    """The way with a batch that is the same share of the pair's rows as it is of 1,024."""
+    return replace(way, batch=way.batch * pair.rows // 1024)
+
+
+def tuned(pair: Pair, work: Work, name: str) -> Way:
+    """The way with the best of its rates, by one organization alone on public rows."""
     trials = []
     for rate in RATES:
-        way = replace(WAYS[name], rate=rate * FACTORS[WAYS[name].rule])
-        line = work.trial(pair, name, way, epsilon, 0, public=True)
-        worth = (line["one"] + line["five"]) * (-1 if pair.less_is_better else 1)
-        trials.append((worth, way))
+        way = pair_way(pair, replace(WAYS[name], rate=rate * FACTORS[WAYS[name].rule]))
+        line = work.trial(pair, name, way, TUNING_EPSILON, 0, public=True)
+        trials.append((line["one"] * (-1 if pair.less_is_better else 1), way))
     return max(trials, key=lambda trial: trial[0])[1]
 
 
-def measured(pair: Pair, work: Work, names: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """All runs, the present way's first; each way is finished before the next begins."""
-    runs = []
-    for name in (DEFAULT, *names):
+def measured(pair: Pair, work: Work, names: Sequence[str], seeds: int) -> None:
+    """One organization alone in every way and at every epsilon; then federations in those ways that win somewhere."""
+    ways = {DEFAULT: pair_way(pair, PRESENT)} | {name: tuned(pair, work, name) for name in names}
+    for name, way in ways.items():
         for epsilon in EPSILONS:
-            way = PRESENT if name == DEFAULT else tuned(pair, work, name, epsilon)
-            runs += [work.trial(pair, name, way, epsilon, seed, public=False) for seed in range(seeds)]
-    return runs
+            for seed in range(seeds):
+                work.trial(pair, name, way, epsilon, seed)
+    rows = summary(work.done, pair.less_is_better)
+    winners = dict.fromkeys(row["way"] for row in rows if row.get("one_wins"))
+    for name in (DEFAULT, *winners) if pair.federated else ():
+        for epsilon in EPSILONS:
+            for seed in range(seeds):
+                work.trial(pair, name, ways[name], epsilon, seed, alone=False)
 
 
-def summary(runs: Sequence[Mapping[str, Any]], less_is_better: bool) -> list[dict[str, Any]]:
-    """A row for each way and epsilon: [mean, half of the 95 % interval] of the scores and of their gains."""
-    rows = []
-    of: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        of.setdefault((run["way"], run["epsilon"]), []).append(run)
-    for (name, epsilon), mine in of.items():
-        row: dict[str, Any] = {"way": name, "epsilon": epsilon, "rate": mine[0]["rate"], "sigma": mine[0]["sigma"]}
+def summary(lines: Sequence[Mapping[str, Any]], less_is_better: bool, alone: bool = True) -> list[dict[str, Any]]:
+    """A row for each way, epsilon and rate: [mean, half of the 95 % interval] of the scores and of their gains."""
+    of: dict[tuple[str, float, float], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if not line["public"] and line["alone"] == alone:
+            of.setdefault((line["way"], line["epsilon"], line["rate"]), []).append(line)
+    rows, sign = [], -1 if less_is_better else 1
+    present = {
+        (line["epsilon"], line["seed"]): line for (way, *_), mine in of.items() if way == DEFAULT for line in mine
+    }
+    for (name, epsilon, rate), mine in of.items():
+        row = {"way": name, "epsilon": epsilon, "seeds": len(mine), "rate": rate, "sigma": mine[0]["sigma"]}
         for what in ("one", "five", "generated"):
             if what not in mine[0]:
                 continue
-            row[what] = rounded([run[what] for run in mine])
-            base = {run["seed"]: run[what] for run in of.get((TUNED, epsilon), [])}
-            sign = -1 if less_is_better else 1
-            gains = [sign * (run[what] - base[run["seed"]]) for run in mine if run["seed"] in base]
-            if gains and name != TUNED:
-                row[f"{what}_gain"] = gain = rounded(gains)
-                row[f"{what}_wins"] = gain[0] > gain[1]
+            row[what] = rounded([line[what] for line in mine])
+            pairs = [(line, present[epsilon, line["seed"]]) for line in mine if (epsilon, line["seed"]) in present]
+            if name != DEFAULT and pairs:
+                gain = rounded([sign * (line[what] - base[what]) for line, base in pairs])
+                row |= {f"{what}_gain": gain, f"{what}_wins": len(pairs) >= LEAST_SEEDS and gain[0] > gain[1]}
         rows.append(row)
     return rows
 
@@ -278,7 +309,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pair: Pair = House() if options.pair == "house" else Text(options.shared)
     work = Work(options.work or Path(f"build/accuracy-{pair.name}.jsonl"))
-    runs = measured(pair, work, names, options.seeds)
+    measured(pair, work, names, options.seeds)
     document = {
         "pair": pair.name,
         "delta": DELTA,
@@ -286,14 +317,15 @@ def main() -> None:
         "rounds": ROUNDS,
         "revision": revision(),
         "machine": machine(PACKAGES),
-        "summary": summary(runs, pair.less_is_better),
-        "runs": runs,
-        "tuning": [line for line in work.done if line["public"]],
+        "rates": RATES,
+        "alone": summary(work.done, pair.less_is_better),
+        "federations": summary(work.done, pair.less_is_better, alone=False),
+        "trials": work.done,
     }
     text = json.dumps(document, indent=1) + "\n"
     if options.out is not None:
         write_whole(options.out, text)
-    print(json.dumps(document["summary"], indent=1))
+    print(json.dumps(document["alone"], indent=1))
 
 
 if __name__ == "__main__":

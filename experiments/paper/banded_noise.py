@@ -90,14 +90,33 @@ class CorrelatedNoise:
         for back, earlier in enumerate(reversed(self._earlier), 1):
             noise = noise - float(line[self._step - back]) * earlier
         noise = noise / float(line[self._step])
-        self._earlier = [*self._earlier, noise][len(self._earlier) + 1 - self._kept :]
+        self._earlier = [*self._earlier, noise][max(0, len(self._earlier) + 1 - self._kept) :]
         self._step += 1
         return noise
 
 
-def group_of_rows(rng: np.random.Generator, rows: int, bands: int) -> NDArray[np.int64]:
-    """The group [rows] of each row, drawn by itself: a row that comes or goes moves no other."""
-    return rng.integers(bands, size=rows)
+class CyclicSampler:
+    """Which rows a step of one round draws. With one band it is the Poisson sampler.
+
+    The group of each row is drawn by itself: a row that comes or goes moves no other.
+    """
+
+    def __init__(self, rng: np.random.Generator, rows: int, q: float, bands: int) -> None:
+        self._rng, self._q, self._bands, self._step = rng, q, bands, 0
+        self._group = rng.integers(bands, size=rows) if bands > 1 else np.zeros(rows, np.int64)
+        self._last = np.full(rows, -bands)
+
+    def draw(self) -> NDArray[np.bool_]:
+        """Whether the next step takes each row [rows].
+
+        Raises:
+            AssertionError: a row would take part twice within ``bands`` steps, which the charge does not cover.
+        """
+        drawn = (self._rng.random(len(self._group)) < self._q) & (self._group == self._step % self._bands)
+        assert (self._step - self._last[drawn] >= self._bands).all(), "a row took part within the bands"
+        self._last[drawn] = self._step
+        self._step += 1
+        return drawn
 
 
 def amplified(sigma: float, batch: int, rows: int, steps: int, bands: int) -> DpEvent:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.paper.banded_noise import CorrelatedNoise, amplified, group_of_rows, strategy
+from experiments.paper.banded_noise import CorrelatedNoise, CyclicSampler, amplified, strategy
 from gradtf_fl.privacy import DpEvent, noise_multiplier
 from gradtf_fl.tasks import TokenRows
 from gradtf_fl.training import StackedAdapters
@@ -127,13 +127,10 @@ def train(
     for _ in range(rounds):
         moved = Moved(way, gradient_sigma, expected)
         noise = CorrelatedNoise(matrix_of(way))
-        member = group_of_rows(rng, adapters * per_set, way.bands) if way.bands > 1 else None
+        sampler = CyclicSampler(rng, adapters * per_set, q, way.bands)
         tail, kept = torch.zeros_like(theta), 0
         for step in range(way.steps):
-            drawn = rng.random(adapters * per_set) < q
-            if member is not None:
-                drawn &= member == step % way.bands
-            chosen = np.flatnonzero(drawn)
+            chosen = np.flatnonzero(sampler.draw())
             owner = torch.from_numpy(chosen // per_set)
             gradients = row_gradients(stack, theta, owner, rows.take(torch.from_numpy(chosen)), trained)
             norms = gradients.flatten(1).norm(dim=1)
