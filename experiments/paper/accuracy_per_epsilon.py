@@ -35,7 +35,8 @@ from torch import Tensor
 
 from experiments.embedded import DELTA
 from experiments.measuring import PACKAGES, interval, machine, revision
-from experiments.paper.private_ways import PRESENT, Way, calibrated, train
+from experiments.paper.banded_noise import error_of
+from experiments.paper.private_ways import PRESENT, Way, calibrated, matrix_of, train
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import score_rows
 from gradtf_fl.config import TaskSection
@@ -69,6 +70,7 @@ WAYS: dict[str, Way] = {
 FACTORS = {"adam": 1.0, "adam-corrected": 0.5, "momentum": 5.0}
 """Of the rates that are tried, by rule: about where the three rules move an adapter equally far."""
 DEFAULT = "present"
+SIZES, BANDS = (1024, 4096, 16384), (1, 2, 4, 8, 16)
 Scores = dict[str, float]
 
 
@@ -275,21 +277,34 @@ def summary(lines: Sequence[Mapping[str, Any]], less_is_better: bool, alone: boo
         if not line["public"] and line["alone"] == alone:
             of.setdefault((line["way"], line["epsilon"], line["rate"]), []).append(line)
     rows, sign = [], -1 if less_is_better else 1
-    present = {
-        (line["epsilon"], line["seed"]): line for (way, *_), mine in of.items() if way == DEFAULT for line in mine
-    }
+    base = {(line["epsilon"], line["seed"]): line for (way, *_), mine in of.items() if way == DEFAULT for line in mine}
     for (name, epsilon, rate), mine in of.items():
         row = {"way": name, "epsilon": epsilon, "seeds": len(mine), "rate": rate, "sigma": mine[0]["sigma"]}
         for what in ("one", "five", "generated"):
             if what not in mine[0]:
                 continue
             row[what] = rounded([line[what] for line in mine])
-            pairs = [(line, present[epsilon, line["seed"]]) for line in mine if (epsilon, line["seed"]) in present]
+            pairs = [(line, base[epsilon, line["seed"]]) for line in mine if (epsilon, line["seed"]) in base]
             if name != DEFAULT and pairs:
-                gain = rounded([sign * (line[what] - base[what]) for line, base in pairs])
+                gain = rounded([sign * (line[what] - other[what]) for line, other in pairs])
                 row |= {f"{what}_gain": gain, f"{what}_wins": len(pairs) >= LEAST_SEEDS and gain[0] > gain[1]}
         rows.append(row)
     return rows
+
+
+def noise_of_sums() -> list[dict[str, float]]:
+    """Root mean squared noise of all sums of a round's gradients, by arithmetic: independent noise is 1."""
+    found = []
+    for rows in SIZES:
+        for epsilon in EPSILONS:
+            alone = calibrated(PRESENT, epsilon, DELTA, rows, ROUNDS) * error_of(matrix_of(PRESENT))
+            for bands in BANDS:
+                way = replace(PRESENT, bands=bands)
+                sigma = calibrated(way, epsilon, DELTA, rows, ROUNDS)
+                share = sigma * error_of(matrix_of(way)) / alone
+                row = {"rows": rows, "epsilon": epsilon, "bands": bands, "sigma": sigma, "noise": round(share, 4)}
+                found.append(row)
+    return found
 
 
 def rounded(values: Sequence[float]) -> list[float]:
@@ -320,6 +335,7 @@ def main() -> None:
         "rates": RATES,
         "alone": summary(work.done, pair.less_is_better),
         "federations": summary(work.done, pair.less_is_better, alone=False),
+        "noise_of_sums": noise_of_sums(),
         "trials": work.done,
     }
     text = json.dumps(document, indent=1) + "\n"

@@ -141,19 +141,8 @@ def test_federations_train_in_ways_that_win(tmp_path: Any, best: float, federate
 
 
 def lines(way: str, ones: Sequence[float]) -> list[dict[str, Any]]:
-    return [
-        {
-            "way": way,
-            "epsilon": 1.0,
-            "rate": 0.01,
-            "sigma": 1.0,
-            "seed": seed,
-            "public": False,
-            "alone": True,
-            "one": one,
-        }
-        for seed, one in enumerate(ones)
-    ]
+    kind = {"way": way, "epsilon": 1.0, "rate": 0.01, "sigma": 1.0, "public": False, "alone": True}
+    return [{**kind, "seed": seed, "one": one} for seed, one in enumerate(ones)]
 
 
 def test_gains_are_paired_by_seed() -> None:
