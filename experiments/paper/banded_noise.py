@@ -53,12 +53,13 @@ def strategy(steps: int, bands: int, momentum: float = 0.0) -> Matrix:
 
     def matrix() -> Tensor:
         whole = torch.eye(steps, dtype=torch.float64).index_put(place, free)
-        return whole / torch.linalg.vector_norm(whole, dim=0)
+        normalised: Tensor = whole / torch.linalg.vector_norm(whole, dim=0)
+        return normalised
 
     def error() -> Tensor:
         search.zero_grad()
         solved = torch.linalg.solve_triangular(matrix().mT, workload.mT, upper=True)
-        squared = solved.square().sum()
+        squared: Tensor = solved.square().sum()
         squared.backward()  # type: ignore[no-untyped-call]
         return squared
 
@@ -112,7 +113,7 @@ class CyclicSampler:
         Raises:
             AssertionError: a row would take part twice within ``bands`` steps, which the charge does not cover.
         """
-        drawn = (self._rng.random(len(self._group)) < self._q) & (self._group == self._step % self._bands)
+        drawn: NDArray[np.bool_] = (self._rng.random(len(self._group)) < self._q) & (self._group == self._step % self._bands)
         assert (self._step - self._last[drawn] >= self._bands).all(), "a row took part within the bands"
         self._last[drawn] = self._step
         self._step += 1

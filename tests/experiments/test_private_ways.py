@@ -105,7 +105,7 @@ def test_corrected_adam_knows_the_variance_of_correlated_noise() -> None:
 class Known:
     """A pair whose scores are known: only what the rate is counts."""
 
-    name, rows, federated, less_is_better = "known", 1024, True, False
+    name, rows, steps, federated, less_is_better = "known", 1024, 50, True, False
 
     def __init__(self, best: float = 0.02) -> None:
         self.best, self.trained = best, list[tuple[float, int]]()
