@@ -70,6 +70,8 @@ WAYS: dict[str, Way] = {
 FACTORS = {"adam": 1.0, "adam-corrected": 0.5, "momentum": 5.0}
 """Of the rates that are tried, by rule: about where the three rules move an adapter equally far."""
 DEFAULT = "present"
+UNTUNED = {DEFAULT: PRESENT, "half the rate": Way(rate=PRESENT.rate / 2)}
+"""The second is a control: a way with more noise a step makes Adam's moves smaller, and that alone may be a gain."""
 SIZES, BANDS = (1024, 4096, 16384), (1, 2, 4, 8, 16)
 Scores = dict[str, float]
 
@@ -258,8 +260,9 @@ def tuned(pair: Pair, work: Work, name: str) -> Way:
 
 
 def measured(pair: Pair, work: Work, names: Sequence[str], seeds: int) -> None:
-    """One organization alone in every way and at every epsilon; then federations in those ways that win somewhere."""
-    ways = {DEFAULT: pair_way(pair, PRESENT)} | {name: tuned(pair, work, name) for name in names}
+    """One organization alone in every way and at every epsilon; then federations in those that win somewhere."""
+    ways = {name: pair_way(pair, way) for name, way in UNTUNED.items()}
+    ways |= {name: tuned(pair, work, name) for name in names}
     for name, way in ways.items():
         for epsilon in EPSILONS:
             for seed in range(seeds):

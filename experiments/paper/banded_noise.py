@@ -113,7 +113,8 @@ class CyclicSampler:
         Raises:
             AssertionError: a row would take part twice within ``bands`` steps, which the charge does not cover.
         """
-        drawn: NDArray[np.bool_] = (self._rng.random(len(self._group)) < self._q) & (self._group == self._step % self._bands)
+        mine = self._group == self._step % self._bands
+        drawn: NDArray[np.bool_] = mine & (self._rng.random(len(mine)) < self._q)
         assert (self._step - self._last[drawn] >= self._bands).all(), "a row took part within the bands"
         self._last[drawn] = self._step
         self._step += 1
