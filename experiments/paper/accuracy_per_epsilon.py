@@ -70,8 +70,13 @@ WAYS: dict[str, Way] = {
 FACTORS = {"adam": 1.0, "adam-corrected": 0.5, "momentum": 5.0}
 """Of the rates that are tried, by rule: about where the three rules move an adapter equally far."""
 DEFAULT = "present"
-UNTUNED = {DEFAULT: PRESENT, "half the rate": Way(rate=PRESENT.rate / 2)}
-"""The second is a control: a way with more noise a step makes Adam's moves smaller, and that alone may be a gain."""
+UNTUNED = {
+    DEFAULT: PRESENT,
+    "half the rate": Way(rate=PRESENT.rate / 2),
+    "4 bands, half the rate": Way(bands=4, rate=PRESENT.rate / 2),
+    "a quarter of the rate": Way(rate=PRESENT.rate / 4),
+}
+"""Those after the first are controls: more noise a step makes Adam's moves smaller, which alone may be a gain."""
 SIZES, BANDS = (1024, 4096, 16384), (1, 2, 4, 8, 16)
 Scores = dict[str, float]
 

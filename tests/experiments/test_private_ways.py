@@ -136,7 +136,7 @@ def test_federations_train_in_ways_that_win(tmp_path: Any, best: float, federate
     work = Work(tmp_path / "work.jsonl")
     measured(Known(best), work, ["4 bands"], seeds=4)
     private = [line for line in work.done if not line["public"]]
-    assert len([line for line in private if line["alone"]]) == 3 * 12
+    assert len([line for line in private if line["alone"]]) == 5 * 12
     assert len([line for line in private if not line["alone"]]) == federated
 
 
