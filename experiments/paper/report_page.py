@@ -28,6 +28,10 @@ EARLIER = {
     "experiments/results/grad_transformer.json",
     "grad_transformer_training": "gradtf train",
     "dp_accuracy": "python -m experiments.paper.dp_accuracy --out experiments/results/dp_accuracy.json",
+    "accuracy_per_epsilon": "python -m experiments.paper.accuracy_per_epsilon house --out "
+    "experiments/results/accuracy_per_epsilon.json",
+    "accuracy_per_epsilon_text": "python -m experiments.paper.accuracy_per_epsilon text --out "
+    "experiments/results/accuracy_per_epsilon_text.json",
     "bound_against_gap": "python -m experiments.paper.bound_against_gap --out experiments/results/bound_against_gap",
     "paper_scale": "python -m experiments.paper.paper_scale --device cpu --out experiments/results/paper_scale.json",
     "paper_scale_gpu": (
