@@ -34,6 +34,7 @@ from gradtf_fl.config import (
 from gradtf_fl.config.toml import descriptions
 from gradtf_fl.deployment import ListenSection
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.secagg import ClientPolicy, Identity
 from gradtf_fl.simulation.setup import build_folders
 from gradtf_fl.tasks import federation_data
@@ -66,7 +67,7 @@ def test_organization_toml_comes_back_equal(tmp_path: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
-@given(name=TEXT, path=TEXT, budget=st.floats(1e-9, 1000), n_min=st.integers(2, 3), seed=st.none() | st.integers(0, 9))
+@given(name=TEXT, path=TEXT, budget=st.floats(0.01, 1000), n_min=st.integers(2, 3), seed=st.none() | st.integers(0, 9))
 def test_whatever_is_written_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory, name: str, path: str, budget: float, n_min: int, seed: int | None
 ) -> None:
@@ -133,8 +134,8 @@ def test_the_protocol_gets_every_limit_of_the_file(tmp_path: Path) -> None:
         "min_noise": 1.5,
     }
     Identity.generate().save(tmp_path / "identity.key")
-    (tmp_path / "organization.toml").write_text(to_toml(organization(**limits)))
-    assert asdict(load_organization(tmp_path).policy) == limits
+    replace_file(tmp_path / "organization.toml", to_toml(organization(**limits)).encode(), PRIVATE)
+    assert asdict(load_organization(tmp_path, simulated=True).policy) == limits
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_a_simulation_permits_what_its_own_plan_asks(tmp_path: Path) -> None:
         batch=4,
     )
     folders = build_folders(config, federation_data(config.task, config, 15, 4, 0), tmp_path)
-    policy = load_organization(folders.organizations[0]).config.policy
+    policy = load_organization(folders.organizations[0], simulated=True).config.policy
     asked = {"clip": 500.0, "rate": 5.0, "steps": 2000, "weight_rule": "examples", "groups": 3}
     assert not policy.broken_by(**asked)  # type: ignore[arg-type]
     assert (policy.max_round_epsilon, policy.min_sigma, policy.min_rows) == (50.0, 0.0, 1)

@@ -22,16 +22,20 @@ from .test_client_border import BEGIN, Bench
 def bench(make_kit: Callable[..., Kit]) -> Bench:
     """The first organization's 64 rows are 32 persons': half of them one row's, the others three rows each."""
     kit = make_kit(budget=50.0)
-    name_persons(kit, lambda number: f"P{number}" if number < 16 else f"p{16 + (number - 16) // 3}")
     privacy = kit.config(0).privacy
     kit.change(0, privacy=privacy.model_copy(update={"unit": "patient", "rows_per_person": 2}))
+    name_persons(kit, lambda number: f"P{number}" if number < 16 else f"p{16 + (number - 16) // 3}")
     return Bench(kit)
 
 
 def name_persons(kit: Kit, person: Callable[[int], str | None]) -> None:
     train = kit.folders[0] / "train.jsonl"
     rows = [json.loads(line) for line in train.read_text().splitlines()]
-    train.write_text("".join(json.dumps(row | {"patient": person(number)}) + "\n" for number, row in enumerate(rows)))
+    named = [row | {"patient": person(number)} for number, row in enumerate(rows)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in named))
+    kit.change(0, policy=kit.config(0).policy.model_copy(update={"min_rows": 1}))
+    declared = len({row["patient"] for row in named} - {None})
+    kit.change(0, privacy=kit.config(0).privacy.model_copy(update={"declared": declared}))
 
 
 def ledger_of(bench: Bench) -> Path:
@@ -59,8 +63,8 @@ def test_persons_are_drawn_charged_and_recorded(bench: Bench, monkeypatch: pytes
 
 def test_a_row_of_nobody_is_refused_and_not_charged(bench: Bench) -> None:
     name_persons(bench.kit, lambda number: None if number == 40 else f"p{number % 20}")
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "data"
-    assert not ledger_of(bench).exists()
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert read_ledger(ledger_of(bench)).content.events == ()
     assert "train.jsonl, line 41: " in (bench.kit.folders[0] / "client.log").read_text()
 
 
@@ -68,7 +72,8 @@ def test_a_batch_of_more_than_all_persons_is_refused(bench: Bench) -> None:
     """There are rows enough, and too few persons."""
     name_persons(bench.kit, lambda number: f"p{number % 8}")
     assert bench.kit.plan.batch > 8
-    assert bench.code(BEGIN, bench.begin().to_fields()) == "data"
+    assert bench.code(BEGIN, bench.begin().to_fields()) == "policy"
+    assert "larger than the 8 persons we declare" in (bench.kit.folders[0] / "client.log").read_text()
     assert not ledger_of(bench).exists()
 
 

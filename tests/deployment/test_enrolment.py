@@ -199,8 +199,9 @@ def test_a_run_that_cannot_start_says_why_at_once(tmp_path: Path, three: list[Pa
         serve(tmp_path, three, transformer=str(tmp_path / "gone.safetensors"))
     assert not (tmp_path / "server").exists()
     there = tmp_path / "there.safetensors"
-    there.write_bytes(b"no checkpoint")
+    there.write_bytes(embedded_checkpoint().read_bytes())
     serve(tmp_path, three, transformer=str(there))
+    there.write_bytes(b"no checkpoint")
     server = load_server(tmp_path / "server")
     with pytest.raises(ConfigError, match=r"there\.safetensors") as refused:
         run_server(None, server.plan)  # type: ignore[arg-type]

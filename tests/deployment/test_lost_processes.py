@@ -18,6 +18,7 @@ import clients.refusals
 import strategies.server.run
 from clients.node.run import NodeRun, boot_id
 from clients.node.worker_link import WorkerLink
+from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment.folders import held
 from gradtf_fl.deployment.processes import ChildProcess, FlowerFailed, environment
 from gradtf_fl.file_names import WORKER_SOCKET
@@ -173,7 +174,7 @@ def told_to(monkeypatch: pytest.MonkeyPatch, answered: bool) -> list[int]:
     """Node ids that a server which does or does not answer will be told of."""
     told: list[int] = []
 
-    def deactivate(address: str, ca: Path, key: Path, node_id: int) -> bool:
+    def deactivate(address: str, ca: Path, key: Path, node_id: int, proxy: bool) -> bool:
         told.append(node_id)
         return answered
 
@@ -225,14 +226,9 @@ class _Folder:
 
 
 class _Address:
-    address, ca = "127.0.0.1:1", "ca.crt"
-
-
-class _Plan:
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    address, ca, proxy = "127.0.0.1:1", "ca.crt", False
 
 
 class _Server:
     def __init__(self, out: Path) -> None:
-        self.folder, self.plan = out, _Plan(out)
+        self.folder, self.plan = out, FederationPlan(out=out)

@@ -43,7 +43,7 @@ from tests.deployment.deployed_kit import Deployment
 from tests.strategies.federation_kit import ROWS
 
 ORGANIZATIONS, DELTA, BUDGET = 5, 1e-5, 1000.0
-ASKED: dict[str, Any] = {"rounds": 3, "steps": 2, "batch": 16, "epsilon": 8.0}
+ASKED: dict[str, Any] = {"rounds": 3, "steps": 2, "batch": 16, "epsilon": 8.0, "threshold": 4}
 BEGIN = MESSAGE_TYPES["advertise"]
 pytestmark = pytest.mark.long  # most moves take .1 s; those that are trained for take longer
 NAN, INFINITY = float("nan"), float("inf")
@@ -104,10 +104,10 @@ class Hostile:
         return self.planned(spec=json.dumps(document, sort_keys=True))
 
     def starting_at(self, update: np.ndarray[Any, Any]) -> Fields:
-        """A begin at another U that C agrees with."""
+        """A begin of round 2 at another U that C agrees with; this organization missed round 1."""
         tiny = self.federation.provider.tiny
         start = global_model_hash(tiny.model_sha256, tiny.initial_hash, update.astype("<f4").tobytes())
-        return self.begin(self.config(model_hash=start), update=update.astype("<f4").tobytes())
+        return self.begin(self.config(round=2, model_hash=start), update=update.astype("<f4").tobytes())
 
     def delivery(self, run_id: str = "", **changes: Any) -> AdapterDelivery:
         """The provider's signed adapter of round 1."""
@@ -345,7 +345,7 @@ MOVES: dict[str, Move] = {
     "round 4 of 3": config("policy", "round 4 is outside the plan's 3", round=4),
     "update clip 100": config("policy", "clip 100.0 is above 64", clip=100.0),
     "update clip denormal": config("policy", "clip of 1e-310 is below", clip=1e-310),
-    "threshold 2": config("policy", "threshold 2 is below 3", threshold=2, quorum=2),
+    "threshold 2": config("policy", "threshold 2 is below 4", threshold=2, quorum=2),
     "another roster": config("policy", "another roster", roster_hash=bytes(32)),
     "another model": config("model_hash", "global model is not the one", model_hash=bytes(32)),
     "dim 5": config("model_hash", "bytes, not 20", dim=5),

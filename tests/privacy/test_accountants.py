@@ -124,7 +124,7 @@ def test_replacing_a_row_costs_between_one_and_two_times_adding_one() -> None:
 
 
 def test_very_little_noise_gives_a_finite_valid_bound() -> None:
-    assert epsilon_prv([DpEvent(0.2, 0.5, 20)], 1e-5) == pytest.approx(254.206, abs=0.03)  # by PLD, 6 seconds
+    assert 254.206 - 0.03 < epsilon_prv([DpEvent(0.2, 0.5, 20)], 1e-5) < 254.206 + 0.2  # by PLD, 6 seconds
     beyond = [DpEvent(0.05, 0.5, 100)]  # exp overflows in PRV here
     assert epsilon_prv(beyond, 1e-5) == epsilon_rdp(beyond, 1e-5) < math.inf
 

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradtf_fl.errors import VerificationFailed
-from gradtf_fl.privacy import DpEvent, read_ledger
+from gradtf_fl.privacy import DpEvent, Unit, read_ledger
 from gradtf_fl.privacy.ledger import reading
 from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, seal
 from gradtf_fl.privacy.ledger.export import export_text
@@ -37,7 +37,7 @@ def foreign(path: Path, events: Sequence[DpEvent], organization: str = "org", de
     """An export that somebody signed: whatever they like is in it."""
     key = Ed25519PrivateKey.generate()
     rows = [("genesis", Genesis(organization, delta, key.public_key().public_bytes_raw(), "2026-01-01").body())]
-    rows.append(("budget", canonical(budget_document("train", 8.0, "2026-01-01"))))
+    rows.append(("budget", canonical(budget_document("train", 8.0, Unit(), "2026-01-01"))))
     charge = {"run_id": organization, "attempt": 0, "note": "", "noise": organization, "when": "now"}
     rows += [("reserve", canonical({**charge, "round": n, **event_document(e)})) for n, e in enumerate(events)]
     entries: list[Entry] = []

@@ -45,7 +45,7 @@ def test_a_sum_that_was_opened_is_not_opened_again_without_one(make_kit: MakeKit
     assert aborted.value.stage == "consistency"
     assert read_records(kit.plan.out)[-1].refused == {"policy": 3}
     assert "differ from an earlier sum's by 1, at least 2 are needed between sums from one model" in last_words(kit, 0)
-    assert [len(load_organization(folder).store().sums()) for folder in kit.folders] == [1] * 4
+    assert [len(load_organization(folder, simulated=True).store().sums()) for folder in kit.folders] == [1] * 4
 
 
 @pytest.mark.parametrize("minimum", [1, 2])
@@ -69,7 +69,7 @@ def test_a_silent_organization_costs_the_round_where_the_policy_says_so(make_kit
 
 
 def test_a_round_starts_where_the_signed_one_before_it_ended(make_kit: MakeKit) -> None:
-    store = load_organization(make_kit().folders[0]).store()
+    store = load_organization(make_kit().folders[0], simulated=True).store()
     zero, one, two = (np.full(3, value, "<f4").tobytes() for value in (0, 1, 2))
     store.check_start("run", 1, zero)
     store.check_start("run", 7, two)  # who came late has nothing to compare with

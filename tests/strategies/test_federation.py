@@ -189,9 +189,10 @@ def test_the_same_seeds_give_the_same_adapter(make_kit: MakeKit) -> None:
 
 
 def test_the_rule_examples_weighs_by_rows(make_kit: MakeKit) -> None:
-    """Organization 0 has three times the rows: its update counts three times."""
+    """Organization 0 declares three times the rows: its update counts three times."""
     kit = make_kit(rounds=1, weight_rule="examples", bits=32)
     write_rows(kit.folders[0] / "train.jsonl", random_rows(9, 3 * ROWS))
+    kit.change(0, privacy=kit.config(0).privacy.model_copy(update={"declared": 3 * ROWS}))
     (record,) = run_server(kit.grid(), kit.plan, None, kit.generator).rounds
     assert record.masked == 3
     updates = [load_file(folder / "rounds" / "1" / "own_update.safetensors")["update"] for folder in kit.folders]

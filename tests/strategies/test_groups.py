@@ -134,7 +134,7 @@ def test_the_gate(make_kit: MakeKit) -> None:
     [
         ({"organizations": 14, "groups": 3}, "smaller than 5"),
         ({"organizations": 10, "groups": 2}, "at least 3"),
-        ({"organizations": 15, "groups": 3, "threshold": 8}, "threshold cannot be set"),
+        ({"organizations": 15, "groups": 3, "threshold": 9}, "threshold cannot be set"),
         ({"noise_multiplier": 1.0, "weight_rule": "examples"}, "needs weight_rule 'uniform'"),
     ],
 )

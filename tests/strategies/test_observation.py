@@ -243,7 +243,7 @@ def test_the_server_app_of_a_deployment_is_observed(make_kit: MakeKit) -> None:
     status = RunStatus.read(kit.plan.out)
     assert status is not None
     assert (status.state, status.round) == ("completed", 1)
-    assert len(events(kit, "exchange")) == 5
+    assert len(events(kit, "exchange")) == 6
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def test_text_gives_the_windows_of_the_providers_reader(name: str, tmp_path: Pat
         own, task = tmp_path / name, name.partition(".")[0]
         text = ("\n<|endoftext|>\n" if task == "story" else "\n\n").join(texts)
         own.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    reader = task_rows._Reader(str(tmp_path / task), task, TaskSection(format="text", window=100), None)
+    reader = task_rows._Reader(str(tmp_path / task), task, TaskSection(format="text", window=100), None, None)
     provider = [one.row for one in task_rows._windows(reader.examples("train"), 100, task)]
     assert len(provider) > 80
     assert read_rows(own, None, form) == provider
