@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.refusals import Refused
-from gradtf_fl.round_messages import RUN_START, Refusal
+from gradtf_fl.round_messages import RUN_START, Refusal, TrainingPlan
 from gradtf_fl.secagg import TakenSum
 
 BUSY_SECONDS = 60.0
@@ -97,6 +97,11 @@ def started(run_id: str) -> str:
     return found[0] if found else ""
 
 
+def goes_on(pinned: str, plan: str) -> bool:
+    """Whether a run that began with the plan ``pinned`` may go on with ``plan``; each as `TrainingPlan.canonical`."""
+    return plan == pinned or TrainingPlan.from_canonical(plan).goes_on_from(TrainingPlan.from_canonical(pinned))
+
+
 class NodeStore:
     """The file. Each operation is one transaction; two processes are serialised by SQLite.
 
@@ -173,7 +178,7 @@ class NodeStore:
         and the same one may be claimed again.
 
         Args:
-            plan: of the run; the first one of a run is pinned.
+            plan: of the run; the first one of a run is pinned, but for more rounds.
             training: SHA-256 of all that decides what is trained in this round, whatever the attempt.
             most: claims that one round may have, None for any number.
 
@@ -199,7 +204,7 @@ class NodeStore:
             if most is not None and claimed >= most:
                 raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
             pinned = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (key.run_id,)).fetchone()
-            if pinned is not None and pinned[0] != plan:
+            if pinned is not None and not goes_on(pinned[0], plan):
                 raise Refused(Refusal.POLICY, f"the plan is another one than this run began with ({pinned[0]})")
             database.execute("INSERT OR REPLACE INTO plan_of_run VALUES (?, ?)", (key.run_id, plan))
             database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))

@@ -24,7 +24,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_args
 
@@ -123,6 +123,10 @@ class TrainingPlan:
         if wrong or canonical != text:
             raise MalformedFields(f"the training plan has a value outside its range: {', '.join(wrong) or 'its form'}")
         return plan
+
+    def goes_on_from(self, earlier: TrainingPlan) -> bool:
+        """Whether a run that began with ``earlier`` may go on with this one: the same, or the same with more rounds."""
+        return self.rounds >= earlier.rounds and replace(self, rounds=earlier.rounds) == earlier
 
     def _checks(self) -> dict[str, bool]:
         """Whether each field is of its type and within its range."""

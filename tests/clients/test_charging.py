@@ -374,6 +374,12 @@ def test_a_run_keeps_the_plan_that_it_began_with(bench: Bench) -> None:
     assert bench.code(BEGIN, bench.begin(dp=other, run_id="another").to_fields()) is None
 
 
+def test_a_run_may_only_get_more_rounds(bench: Bench) -> None:
+    """`server.toml` says three rounds where it said two: the same run goes on, and never back."""
+    for rounds, code in ((2, None), (3, None), (2, "policy"), (3, None)):
+        assert bench.code(BEGIN, bench.begin(dp={"rounds": rounds}).to_fields()) == code
+
+
 def test_an_unanswered_attempt_may_be_claimed_again_and_a_refused_one_may_not(tmp_path: Path) -> None:
     store, key = NodeStore(tmp_path / "state.sqlite"), RoundKey("run", 1, 0)
     for _ in range(2):
