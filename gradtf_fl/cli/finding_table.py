@@ -22,6 +22,11 @@ def failures(findings: Sequence[Finding]) -> int:
     return sum(finding.level == "fail" for finding in findings)
 
 
+def _lines(text: str) -> str:
+    """Several problems stand below each other; each is one harmless line."""
+    return "\n".join(shown(line) for line in text.split("\n"))
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
     """A table and a line of totals on stdout."""
     from rich.table import Table
@@ -32,7 +37,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         level = Text(finding.level, style=STYLES[finding.level])
-        table.add_row(level, *(Text(shown(text)) for text in (finding.what, finding.found, finding.remedy)))
+        table.add_row(level, *(Text(_lines(text)) for text in (finding.what, finding.found, finding.remedy)))
     terminal = console()
     terminal.print(table)
     warned = sum(finding.level == "warn" for finding in findings)
