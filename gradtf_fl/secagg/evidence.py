@@ -5,6 +5,7 @@ secret K that the two share, with a proof (`agreement_proof`). From i's advert, 
 j's signed complaint everybody reaches one verdict:
 
 - i's signature on the ciphertext is wrong: i (its whole message is signed, so i wrote that);
+- i's advert does not prove that i knows its own key: i (j then shows nothing: i's key may be made of another's);
 - the proof does not hold: j, which accuses without cause;
 - the ciphertext opens under K to two field elements: j;
 - it does not: i.
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradtf_fl.secagg.crypto import primitives as crypto
-from gradtf_fl.secagg.crypto.agreement_proof import AgreementProof, verify_proof
+from gradtf_fl.secagg.crypto.agreement_proof import AgreementProof, check_possession, verify_proof
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES, is_element
 from gradtf_fl.secagg.roster import Roster
@@ -84,11 +85,13 @@ class Evidence:
         proof = Complaints.decode(complaints).by_source.get(source)
         if (source, target) != (accused, accuser) or sealed is None or proof is None:
             raise UnjustEvidence("the messages are not about one accused and one accuser")
+        keys, own = Advert.decode(advert), Advert.decode(accusing).encryption_key
+        key = keys.encryption_key
         try:
             check_sender(roster, c, source, target, sealed)
-        except BadSignature:
+            check_possession(keys.possession, key, possession_context(c, source))
+        except (BadSignature, BadProof):
             return accused
-        key, own = Advert.decode(advert).encryption_key, Advert.decode(accusing).encryption_key
         try:
             shown = AgreementProof.decode(proof)
             verify_proof(shown, own, key, channel_context(c, source, target))
@@ -113,6 +116,11 @@ def check_sender(roster: Roster, commitment: bytes, source: int, target: int, se
     """`BadSignature` unless ``source`` signed for the ciphertext."""
     ciphertext, signature = sealed[:CIPHERTEXT_BYTES], sealed[CIPHERTEXT_BYTES:]
     crypto.verify(roster.keys[source], signature, sealed_statement(commitment, source, target, ciphertext))
+
+
+def possession_context(commitment: bytes, member: int) -> bytes:
+    """What a member's proof that it knows its own key is bound to."""
+    return commitment + crypto.index_bytes(member)
 
 
 def channel_context(commitment: bytes, source: int, target: int) -> bytes:
