@@ -16,7 +16,7 @@ import pytest
 
 from clients.handlers import handle
 from clients.node.worker import tell_unusable_rows
-from clients.node_store import NodeStore, RoundKey
+from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import load_organization
 from clients.refusals import Refused, answered
 from gradtf_fl.privacy import DpEvent, epsilon_prv, import_ledger, ledger_rows, noise_multiplier, read_ledger
@@ -372,6 +372,29 @@ def test_a_run_keeps_the_plan_that_it_began_with(bench: Bench) -> None:
     assert bench.code(BEGIN, bench.begin(dp=other).to_fields()) == "policy"
     assert bench.code(BEGIN, bench.begin().to_fields()) is None
     assert bench.code(BEGIN, bench.begin(dp=other, run_id="another").to_fields()) is None
+
+
+def test_all_attempts_at_a_round_have_one_start(bench: Bench) -> None:
+    """Else a server that keeps the last adapter back moves U by nothing that matters between two attempts: their sums
+    would be over two models, and might differ by one organization."""
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) is None
+    bench.federation._update[0, 0] = 1e-30
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) == "model_hash"
+    bench.federation._update[0, 0] = 0.0
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) is None
+
+
+def test_of_two_processes_with_one_attempt_the_first_alone_opens_it(tmp_path: Path) -> None:
+    """A process that lost its node still trains, and another one has the same message: two adverts for one C would be
+    two members for one, and the second training nobody's to mask."""
+    store, key = NodeStore(tmp_path / "state.sqlite"), RoundKey("run", 1, 0)
+    for _ in range(2):
+        store.claim(key, "plan", b"training")
+    store.open(OpenRound(key, b"first", b"vector", 1.0), b"training")
+    with pytest.raises(Refused, match="while this one was trained"):
+        store.open(OpenRound(key, b"second", b"other", 1.0), b"training")
+    with store.stage(1, 0) as opened:
+        assert opened.protocol == b"first"
 
 
 def test_an_unanswered_attempt_may_be_claimed_again_and_a_refused_one_may_not(tmp_path: Path) -> None:
