@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.config import OrganizationConfig, PolicySection
-from gradtf_fl.privacy import ROUNDING, DpEvent, epsilon_prv
+from gradtf_fl.config import OrganizationConfig, PolicySection, PrivacySection
+from gradtf_fl.privacy import ROUNDING, DpEvent, Unit, epsilon_prv
 from gradtf_fl.round_messages import MIN_CLIP, Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig
 
@@ -38,10 +38,11 @@ def spec_reasons(policy: PolicySection, spec: AdapterSpec) -> list[str]:
     return policy.broken_by_adapter(spec.kind, spec.rank, spec.alpha)
 
 
-def require_rows(policy: PolicySection, rows: int) -> None:
-    """`Refused` (``policy``) where this organization has too few rows to take part."""
-    if rows < policy.min_rows:
-        raise Refused(Refusal.POLICY, f"[policy] {rows} rows are fewer than {policy.min_rows}")
+def require_rows(policy: PolicySection, privacy: PrivacySection) -> None:
+    """`Refused` (``policy``) where this organization declares too few rows (persons) to take part."""
+    if privacy.declared < policy.min_rows:
+        units = Unit(privacy.person).plural
+        raise Refused(Refusal.POLICY, f"[policy] {privacy.declared} {units} are fewer than {policy.min_rows}")
 
 
 def require_noise(policy: PolicySection, event: DpEvent, delta: float) -> None:

@@ -70,7 +70,7 @@ def train_update(
         BudgetExhausted: the charge does not fit.
     """
     policy, privacy = organization.config.policy, organization.config.privacy
-    require_rows(policy, privacy.declared)
+    require_rows(policy, privacy)
     event = planned_event(organization, plan)
     require_noise(policy, event, privacy.delta)
     _same_llm(organization, bytes.fromhex(plan.llm_sha256))

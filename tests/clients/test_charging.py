@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from clients.bounds import require_rows
 from clients.handlers import handle
 from clients.node.worker import tell_unusable_rows
 from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import load_organization
 from clients.refusals import Refused, answered
+from gradtf_fl.config import PolicySection, PrivacySection
 from gradtf_fl.privacy import DpEvent, epsilon_prv, import_ledger, ledger_rows, noise_multiplier, read_ledger
 from gradtf_fl.round_messages import MESSAGE_TYPES, REFUSAL, TrainingPlan
 from gradtf_fl.secagg import decode_configs, encode_configs
@@ -395,6 +397,13 @@ def test_of_two_processes_with_one_attempt_the_first_alone_opens_it(tmp_path: Pa
         store.open(OpenRound(key, b"second", b"other", 1.0), b"training")
     with store.stage(1, 0) as opened:
         assert opened.protocol == b"first"
+
+
+@pytest.mark.parametrize(("unit", "units"), [("row", "rows"), ("patient", "persons")])
+def test_too_few_are_told_in_the_unit_that_is_declared(unit: str, units: str) -> None:
+    privacy = PrivacySection(budget=1.0, declared=20, unit=unit)
+    with pytest.raises(Refused, match=rf"20 {units} are fewer than 32"):
+        require_rows(PolicySection(), privacy)
 
 
 def test_an_unanswered_attempt_may_be_claimed_again_and_a_refused_one_may_not(tmp_path: Path) -> None:
