@@ -186,7 +186,9 @@ class SecAggClient:
     def _sealed(self, private: X25519PrivateKey, target: int, shares: HeldShares) -> bytes:
         key, plain = self._state.peers[target].encryption_key, shares.self_share + shares.mask_share
         ciphertext = crypto.seal(private, key, self._commitment, self._me, target, plain)
-        return ciphertext + self._identity.sign(sealed_statement(self._commitment, self._me, target, ciphertext))
+        return ciphertext + self._identity.sign(
+            sealed_statement(self._state.adverts_root, self._me, target, ciphertext)
+        )
 
     # -- stage 2 ------------------------------------------------------------------------------------------
 
@@ -217,11 +219,11 @@ class SecAggClient:
                 except UndecryptableShare:
                     complaints[source] = self._complaint(source, sealed)
             state.members, state.held = delivery.members, held
-            return self._signed(MessageKind.COMPLAINTS, Complaints(complaints).encode())
+            return self._signed(MessageKind.COMPLAINTS, Complaints(state.adverts_root, complaints).encode())
 
     def _complaint(self, source: int, sealed: bytes) -> bytes:
         try:
-            check_sender(self._roster, self._commitment, source, self._me, sealed)
+            check_sender(self._roster, self._state.adverts_root, source, self._me, sealed)
         except BadSignature as error:
             text = f"the ciphertext from member {source} does not open, and that member did not sign it"
             raise UndecryptableShare(text) from error

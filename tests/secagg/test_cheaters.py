@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,15 @@ from gradtf_fl.secagg.crypto.agreement_proof import (
 )
 from gradtf_fl.secagg.crypto.shamir import PRIME
 from gradtf_fl.secagg.evidence import channel_context
-from gradtf_fl.secagg.wire.messages import CIPHERTEXT_BYTES, Complaints, Delivery, MessageKind, SealedShares
+from gradtf_fl.secagg.wire.adverts import Directory
+from gradtf_fl.secagg.wire.messages import (
+    CIPHERTEXT_BYTES,
+    Complaints,
+    Delivery,
+    MessageKind,
+    SealedShares,
+    sealed_statement,
+)
 
 from .federation import AnyGraphPolicy, Federation
 from .forging import BODY, accepted, adverts_of, delivery, lie, opened, sealed_by, signed_by
@@ -65,7 +74,9 @@ def finished(federation: Federation, out: set[int]) -> SecureSum:
 
 
 def complaints(federation: Federation, accuser: int, proofs: dict[int, bytes]) -> bytes:
-    return lie(federation, accuser, MessageKind.COMPLAINTS, Complaints(proofs).encode())
+    return lie(
+        federation, accuser, MessageKind.COMPLAINTS, Complaints(federation.server._adverts_root, proofs).encode()
+    )
 
 
 def proof_of(federation: Federation, accuser: int, accused: int) -> bytes:
@@ -340,6 +351,28 @@ def test_evidence_is_about_one_accused_and_one_accuser() -> None:
     ):
         with pytest.raises((UnjustEvidence, WrongRound, ValueError)):
             wrong.cheater(federation.roster)
+
+
+def test_who_signs_two_adverts_frames_nobody() -> None:
+    """The server and member 4: what was sealed for, or said about, one of its adverts is no evidence with the other."""
+    federation = sealed_garbage(Federation(n=5), 4, (0,))
+    federation.play("accept")
+    (evidence,) = federation.server.cheaters.values()
+    another = federation.client(4, seed=b"x" * 32).advertise()
+    hashes = dict(evidence.hashes) | {4: hashlib.sha256(another).digest()}
+    root, noise = Directory(hashes, ()).root(federation.commitment), bytes(CIPHERTEXT_BYTES)
+    garbage = noise + federation.identities[4].sign(sealed_statement(root, 4, 0, noise))
+    shares = lie(federation, 4, MessageKind.SHARES, SealedShares({0: garbage}).encode())
+    with pytest.raises(UnjustEvidence, match="other adverts"):  # else 0 would have accused without cause
+        replace(evidence, accused_advert=another, shares=shares, hashes=hashes).cheater(federation.roster)
+
+    federation = Federation(n=5).until("share")
+    advert, shares = federation.client(0).advertise(), federation.answer("share", 0)
+    federation.seeds = [*federation.seeds[:4], b"x" * 32]
+    body = Complaints(root, {0: proof_of(federation, 4, 0)}).encode()
+    sent = lie(federation, 4, MessageKind.COMPLAINTS, body)
+    with pytest.raises(UnjustEvidence, match="has not signed"):  # else 0 would have sealed what does not open
+        Evidence(federation.commitment, advert, shares, another, sent, hashes).cheater(federation.roster)
 
 
 def test_no_byte_of_evidence_can_be_changed() -> None:

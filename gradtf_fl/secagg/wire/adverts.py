@@ -49,7 +49,8 @@ class Advert:
         """`MalformedMessage`; `BadKey` for keys that are not in canonical form."""
         reader = Reader(body)
         keys = [reader.fixed(KEY_BYTES) for _ in range(5)]
-        advert = cls(*keys, reader.fixed(POSSESSION_BYTES))
+        possession = reader.fixed(POSSESSION_BYTES)
+        advert = cls(*keys, possession=possession)
         reader.done()
         check_x25519_public(advert.encryption_key)
         check_x25519_public(advert.mask_key)
