@@ -48,9 +48,8 @@ class Advert:
     def decode(cls, body: bytes | memoryview) -> Advert:
         """`MalformedMessage`; `BadKey` for keys that are not in canonical form."""
         reader = Reader(body)
-        keys = [reader.fixed(KEY_BYTES) for _ in range(5)]
-        possession = reader.fixed(POSSESSION_BYTES)
-        advert = cls(*keys, possession=possession)
+        encryption, mask, contribution, committed, head = (reader.fixed(KEY_BYTES) for _ in range(5))
+        advert = cls(encryption, mask, contribution, committed, head, reader.fixed(POSSESSION_BYTES))
         reader.done()
         check_x25519_public(advert.encryption_key)
         check_x25519_public(advert.mask_key)
