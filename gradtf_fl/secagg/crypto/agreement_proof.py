@@ -13,8 +13,8 @@ subgroup of prime order, so no second K passes; a component of low order in E or
 member's key, would be shown a K' for that member's secret K'. So an advert proves that its owner knows the key
 (Schnorr, CRYPTO '89), and K is shown to no owner whose proof fails.
 
-Plain Python integers: some 10 ms for each proof and each verification. Only a cheated member ever makes one. Every
-multiplication takes the same steps; Python does not promise more about time.
+Plain Python integers: some 10 ms for each proof and each verification. Every member makes one proof of possession in a
+round; only a cheated one makes or verifies more. Every multiplication takes the same steps; Python does not promise more about time.
 """
 
 from __future__ import annotations
