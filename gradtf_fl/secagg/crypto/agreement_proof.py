@@ -14,7 +14,8 @@ member's key, would be shown a K' for that member's secret K'. So an advert prov
 (Schnorr, CRYPTO '89), and K is shown to no owner whose proof fails.
 
 Plain Python integers: some 10 ms for each proof and each verification. Every member makes one proof of possession in a
-round; only a cheated one makes or verifies more. Every multiplication takes the same steps; Python does not promise more about time.
+round; only a cheated one makes or verifies more. Every multiplication takes the same steps; Python does not promise
+more about time.
 """
 
 from __future__ import annotations
