@@ -189,14 +189,14 @@ def random_drops(
 @pytest.mark.long
 def test_random_dropouts_on_a_small_circle() -> None:
     """n = 12, k = 6, t = 5, Q = 6: so few that members are starved of neighbours and have to leave on their own."""
-    rng, ends, left = random.Random(1), set(), set()
+    rng, ends, left = random.Random(3), set(), set()
     for case in range(60):
         seed = case.to_bytes(4, "big")
         federation = Federation(n=12, dim=2, degree=6, threshold=5, quorum=6, policy=AnyGraphPolicy(), seed=seed)
         ends.add(check_regular(federation, random_drops(rng, range(12), 9)))
         left |= federation.gone.keys()
     assert ends == {"sum", *STAGES}
-    assert left == {"mask", "consistency"}
+    assert left == {"accept", "mask", "consistency"}
 
 
 def branches(n: int, cases: int, seed: int) -> list[str]:
@@ -210,12 +210,12 @@ def branches(n: int, cases: int, seed: int) -> list[str]:
     alive = sorted(set(range(n)) - set(gone))
     trunk.play("share", alive)
     drops = (random_drops(rng, alive, n - trunk.config.quorum + 6, STAGES[2:]) for _ in range(cases))
-    return [check_regular(trunk.fork(), drop | early, start="mask") for drop in drops]
+    return [check_regular(trunk.fork(), drop | early, start="accept") for drop in drops]
 
 
 @pytest.mark.long
 def test_random_dropouts_of_a_hundred() -> None:
-    assert set(branches(100, cases=5, seed=6)) == {"sum", "mask", "consistency"}
+    assert set(branches(100, cases=5, seed=5)) == {"sum", "accept", "mask", "consistency"}
 
 
 @pytest.mark.slow
