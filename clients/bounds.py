@@ -39,7 +39,7 @@ def spec_reasons(policy: PolicySection, spec: AdapterSpec) -> list[str]:
 
 
 def require_rows(policy: PolicySection, privacy: PrivacySection) -> None:
-    """`Refused` (``policy``) where this organization declares too few rows, or persons, to take part."""
+    """`Refused` (``policy``) where this organization declares too few rows (persons) to take part."""
     if privacy.declared < policy.min_rows:
         units = Unit(privacy.person).plural
         raise Refused(Refusal.POLICY, f"[policy] {privacy.declared} {units} are fewer than {policy.min_rows}")

@@ -86,7 +86,7 @@ def train_update(
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     key = RoundKey(config.run_id, config.round, config.attempt)
     training = training_id(organization, config, event)
-    kept = store.claim(key, config.dp, training, policy.attempts)
+    kept = store.claim(key, config.dp, training, policy.attempts, config.model_hash)
     if kept is not None:
         return LocalUpdate(np.frombuffer(kept, dtype="<f4"), training, open_ledger(organization).head)
     try:

@@ -1,10 +1,10 @@
 """An organization's protocol state between two messages: one SQLite file, mode 0600.
 
 In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
-restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt) and the plan of each run, the
-secure-aggregation state, the update vector until it is masked, the members of the sums taken part in, and the hash of
-the last delivered global update. A stage's new state is committed before its reply can leave. Deleted pages are
-overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
+restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt), its start and the plan of
+each run, the secure-aggregation state, the update vector until it is masked, the members of the sums taken part in, and
+the hash of the last delivered global update. A stage's new state is committed before its reply can leave. Deleted pages
+are overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS begun (
 CREATE TABLE IF NOT EXISTS unfinished (
     one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, reservation INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS start_of_round (run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, start BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
@@ -171,7 +172,9 @@ class NodeStore:
         with self._transaction() as database:
             return _claimed(database, run_id, round_number)
 
-    def claim(self, key: RoundKey, plan: str, training: bytes, most: int | None = None) -> bytes | None:
+    def claim(
+        self, key: RoundKey, plan: str, training: bytes, most: int | None = None, start: bytes = b""
+    ) -> bytes | None:
         """Take (round, attempt) and forget the state of any earlier one.
 
         It is used up once it is answered or refused (`give_up`). Where the process died in between, nothing of it left,
@@ -181,16 +184,15 @@ class NodeStore:
             plan: of the run; the first one of a run is pinned, but for more rounds.
             training: SHA-256 of all that decides what is trained in this round, whatever the attempt.
             most: claims that one round may have, None for any number.
+            start: hash of the model that the round starts from; the first one of a round is pinned.
 
         Returns: float32 bytes of an update that an earlier attempt at this round trained, from the same, and never
         masked. It was in no sum: masking it now releases it for the first time. It leaves the store here.
 
-        Args:
-            most: claims that one round may have, None for any number.
-
         Raises:
             Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` for another
-                plan than the run's first, or when the round had its ``most`` claims.
+                plan than the run's first, or when the round had its ``most`` claims; with ``model_hash`` for another
+                start than its first.
         """
         with self._transaction() as database:
             row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
@@ -206,6 +208,12 @@ class NodeStore:
             pinned = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (key.run_id,)).fetchone()
             if pinned is not None and not goes_on(pinned[0], plan):
                 raise Refused(Refusal.POLICY, f"the plan is another one than this run began with ({pinned[0]})")
+            begins = database.execute(
+                "SELECT start FROM start_of_round WHERE run_id = ? AND round = ?", (key.run_id, key.round)
+            ).fetchone()
+            if begins is not None and begins[0] != start:
+                raise Refused(Refusal.MODEL_HASH, f"an earlier attempt at round {key.round} started from another model")
+            database.execute("INSERT OR REPLACE INTO start_of_round VALUES (?, ?, ?)", (key.run_id, key.round, start))
             database.execute("INSERT OR REPLACE INTO plan_of_run VALUES (?, ?)", (key.run_id, plan))
             database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
             database.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (key.run_id, key.round, claimed + 1))
@@ -271,13 +279,12 @@ class NodeStore:
             training: as `claim` has it.
 
         Raises:
-            Refused: with ``stale`` when a later round was claimed meanwhile.
+            Refused: with ``stale`` when a later round was claimed meanwhile, or another process opened this one.
         """
         key = opened.key
         with self._transaction() as database:
-            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
-            if row is None or (int(row[0]), int(row[1])) != (key.round, key.attempt):
-                raise Refused(Refusal.STALE, "another round was claimed while this one was trained")
+            if _begun(database) != key:
+                raise Refused(Refusal.STALE, "another round was claimed while this one was trained, or this one opened")
             database.execute(
                 "INSERT OR REPLACE INTO open_round VALUES (1, ?, ?, ?, ?, ?, ?)",
                 (key.run_id, key.round, key.attempt, opened.protocol, opened.vector, opened.weight),

@@ -342,7 +342,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Raises: one exchange cannot aggregate securely."""
-        raise NotImplementedError("secure aggregation takes five exchanges: use start()")
+        raise NotImplementedError("secure aggregation takes six exchanges: use start()")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

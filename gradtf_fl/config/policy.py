@@ -27,7 +27,7 @@ class PolicySection(Section):
         max_steps: most DP-SGD steps in one round.
         max_round_epsilon: most epsilon that one round alone may cost, at the delta of ``[privacy]``.
         min_sigma: smallest noise multiplier of DP-SGD.
-        min_rows: fewest rows (persons, where they are the unit) that are declared, for this organization to take part.
+        min_rows: fewest rows (persons), as declared, with which this organization takes part.
         weight_rules: how sums may weigh the organizations; "examples" tells the server how many rows all have together.
         groups: number of groups that the roster is split into, always the same: other groups would be other sums.
         attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gradtf_fl.config import Address, FederationPlan, Location, Section, read_toml, validate
-from gradtf_fl.deployment.enrolment import Enrolment, Invitation, read_enrolment, read_invitation
+from gradtf_fl.deployment.enrolment import Invitation, read_invitation
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import ENROLMENTS, INVITATION, PROVIDER_KEY, SERVER_CONFIG, SERVER_PRIVATE
+from gradtf_fl.file_names import INVITATION, PROVIDER_KEY, SERVER_CONFIG, SERVER_PRIVATE
 from gradtf_fl.files import exposed
 
 OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # keys of a plan that the folder decides
@@ -120,8 +120,3 @@ def load_server(folder: Path) -> Server:
 def _named(path: Path, section: str, key: str) -> str:
     """Where a key stands in the file, in which ``[compute]`` is no part of ``[plan]``."""
     return f"{path}: {key}" if key.startswith("compute") else f"{path}: {section}.{key}".rstrip(".")
-
-
-def read_enrolments(folder: Path) -> list[Enrolment]:
-    """``SERVER/enrolments/*.json``, by name."""
-    return [read_enrolment(path) for path in sorted((folder / ENROLMENTS).glob("*.json"))]

@@ -22,7 +22,6 @@ TASK_LIBRARY = "task_library"
 CONTROLS = ("mean_update", "nearest_update", "ridge")
 PLAIN_COLUMNS = (*TINY_COLUMNS, "tiny_ceiling")
 """Of a federation without a Grad-Transformer."""
-LESS_IS_BETTER = ("loss",)
 
 
 @dataclass(frozen=True)

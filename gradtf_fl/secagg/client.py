@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
 from gradtf_fl.secagg.crypto import primitives as crypto
-from gradtf_fl.secagg.crypto.agreement_proof import prove
+from gradtf_fl.secagg.crypto.agreement_proof import PROOF_BYTES, check_possession, prove, prove_possession
 from gradtf_fl.secagg.crypto.masks import MaskStreams
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.differencing import TakenSum
-from gradtf_fl.secagg.evidence import channel_context, check_sender, opened
+from gradtf_fl.secagg.evidence import channel_context, check_sender, opened, possession_context
 from gradtf_fl.secagg.graph import Graph, group_members
 from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
@@ -27,6 +27,7 @@ from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import (
+    BadProof,
     BadSignature,
     IncompleteShares,
     InconsistentViews,
@@ -150,6 +151,7 @@ class SecAggClient:
                 contribution=secrets.contribution,
                 self_commitment=crypto.commit(secrets.self_secret, self._commitment, self._me),
                 ledger_head=ledger_head,
+                possession=prove_possession(secrets.encryption_private, possession_context(self._commitment, self._me)),
             )
             message = self._signed(MessageKind.ADVERT, advert.encode())
             state.advert_hash = hashlib.sha256(message).digest()
@@ -175,7 +177,7 @@ class SecAggClient:
             secrets = self._secrets()
             private = crypto.loaded(secrets.encryption_private)
             peers = u1.verified(neighbours, secrets.public_keys, self._commitment, self._roster)
-            state.peers = {j: Peer(peer.encryption_key, peer.mask_key) for j, peer in peers.items()}
+            state.peers = {j: Peer(peer.encryption_key, peer.mask_key, peer.possession) for j, peer in peers.items()}
             self._check_neighbourhood(state.members)
             shares = secrets.shares([*state.peers, self._me], self.config.threshold)
             sealed = {j: self._sealed(private, j, shares[j]) for j in state.peers}
@@ -184,7 +186,9 @@ class SecAggClient:
     def _sealed(self, private: X25519PrivateKey, target: int, shares: HeldShares) -> bytes:
         key, plain = self._state.peers[target].encryption_key, shares.self_share + shares.mask_share
         ciphertext = crypto.seal(private, key, self._commitment, self._me, target, plain)
-        return ciphertext + self._identity.sign(sealed_statement(self._commitment, self._me, target, ciphertext))
+        return ciphertext + self._identity.sign(
+            sealed_statement(self._state.adverts_root, self._me, target, ciphertext)
+        )
 
     # -- stage 2 ------------------------------------------------------------------------------------------
 
@@ -192,7 +196,8 @@ class SecAggClient:
         """From the neighbours' ciphertexts to `Complaints` about those that do not open; mostly about none.
 
         A complaint shows the secret shared with a sender that has itself signed for a ciphertext which does not open.
-        An honest sender signs one ciphertext for each neighbour, which opens, so no complaint can be about it.
+        An honest sender signs one ciphertext for each neighbour, which opens, so no complaint can be about it. Nothing
+        is shown to a sender that did not prove to know its own key: that convicts it without more.
 
         Args:
             ciphertexts: the server's `Delivery` for this client.
@@ -214,15 +219,19 @@ class SecAggClient:
                 except UndecryptableShare:
                     complaints[source] = self._complaint(source, sealed)
             state.members, state.held = delivery.members, held
-            return self._signed(MessageKind.COMPLAINTS, Complaints(complaints).encode())
+            return self._signed(MessageKind.COMPLAINTS, Complaints(state.adverts_root, complaints).encode())
 
     def _complaint(self, source: int, sealed: bytes) -> bytes:
         try:
-            check_sender(self._roster, self._commitment, source, self._me, sealed)
+            check_sender(self._roster, self._state.adverts_root, source, self._me, sealed)
         except BadSignature as error:
             text = f"the ciphertext from member {source} does not open, and that member did not sign it"
             raise UndecryptableShare(text) from error
         key = self._state.peers[source].encryption_key
+        try:
+            check_possession(self._state.peers[source].possession, key, possession_context(self._commitment, source))
+        except BadProof:
+            return bytes(PROOF_BYTES)
         context = channel_context(self._commitment, source, self._me)
         return prove(self._secrets().encryption_private, key, context).encode()
 

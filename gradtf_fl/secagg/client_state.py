@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg.crypto.agreement_proof import POSSESSION_BYTES
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.round_config import RoundConfig
@@ -25,10 +26,11 @@ _NEXT = (*STAGES, FINISHED, REFUSED)
 
 @dataclass(frozen=True)
 class Peer:
-    """Round keys (X25519 public, 32 bytes each) of another member of U1."""
+    """Of another member of U1: its X25519 public keys, and its proof that it knows the first one's private key."""
 
     encryption_key: bytes
     mask_key: bytes
+    possession: bytes
 
 
 @dataclass
@@ -67,7 +69,8 @@ class ClientState:
             out.blob(secret)
         out.indices(self.members).indices(self.survivors).u32(len(self.peers))
         for member in sorted(self.peers):
-            out.u32(member).fixed(self.peers[member].encryption_key).fixed(self.peers[member].mask_key)
+            peer = self.peers[member]
+            out.u32(member).fixed(peer.encryption_key).fixed(peer.mask_key).fixed(peer.possession)
         out.u32(len(self.held))
         for owner in sorted(self.held):
             out.u32(owner).blob(self.held[owner].self_share).blob(self.held[owner].mask_share)
@@ -85,7 +88,10 @@ class ClientState:
             raise MalformedMessage(f"unknown stage {stage}")
         seed, advert_hash, root, view, vote_key = (_empty_or_32(reader.blob()) for _ in range(5))
         members, survivors = reader.indices(), reader.indices()
-        peers = {reader.u32(): Peer(reader.fixed(32), reader.fixed(32)) for _ in range(reader.count(68))}
+        peers = {
+            reader.u32(): Peer(reader.fixed(32), reader.fixed(32), reader.fixed(POSSESSION_BYTES))
+            for _ in range(reader.count(68 + POSSESSION_BYTES))
+        }
         held = {
             reader.u32(): HeldShares(_empty_or_32(reader.blob()), _empty_or_32(reader.blob()))
             for _ in range(reader.count(12))

@@ -124,6 +124,7 @@ class SecAggServer:
         self._u2: tuple[int, ...] = ()
         self._u3: tuple[int, ...] = ()
         self._adverts_root = b""
+        self._hashes: dict[int, bytes] = {}
         self._view = b""
         self._around: dict[int, tuple[int, ...]] = {}
         self._sum: Words | None = None
@@ -154,7 +155,7 @@ class SecAggServer:
         self._u1 = self._close("advertise", self._adverts)
         messages, commitment = self._advert_messages, self.config.commitment
         hashes = {member: hashlib.sha256(messages[member]).digest() for member in self._u1}
-        self._adverts_root = Directory(hashes, ()).root(commitment)
+        self._hashes, self._adverts_root = hashes, Directory(hashes, ()).root(commitment)
         graph = Graph(self._u1, self.config.degree, self._adverts_root)
         self._around = {member: graph.neighbours(member) for member in self._u1}
         directories = {
@@ -172,7 +173,7 @@ class SecAggServer:
         if tuple(sealed.by_peer) != self._around[member]:
             raise IncompleteShares(f"member {member} sealed shares for others than exactly its neighbours")
         for target, one in sealed.by_peer.items():
-            check_sender(self.roster, self.config.commitment, member, target, one)
+            check_sender(self.roster, self._adverts_root, member, target, one)
         self._sealed[member] = sealed
         self._share_messages[member] = bytes(message)
         return self.roster.keys[member]
@@ -196,6 +197,8 @@ class SecAggServer:
         """Takes the sender's `Complaints`, mostly none; returns the sender's identity key."""
         member, body = self._open(message, "accept", MessageKind.COMPLAINTS, self._u2, self._complaints)
         complaints = Complaints.decode(body)
+        if complaints.root != self._adverts_root:
+            raise InconsistentViews(f"member {member} complains about other adverts")
         if not complaints.by_source.keys() <= set(self._around[member]):
             raise UnknownIdentity(f"member {member} complains about others than its neighbours")
         self._complaints[member] = bytes(message), complaints
@@ -225,6 +228,7 @@ class SecAggServer:
             self._share_messages[accused],
             self._advert_messages[accuser],
             self._complaints[accuser][0],
+            self._hashes,
         )
         cheater = evidence.cheater(self.roster)
         self.cheaters[self.roster.keys[cheater]] = evidence

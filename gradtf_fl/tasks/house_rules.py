@@ -35,7 +35,6 @@ SPLIT_SEED = 20261123
 CODES = 100
 HELD_OUT = 16
 PROMPT_TOKENS = 9  # three tags, two digits, '?', two digits, '='
-ROW_TOKENS = 11  # and the answer's two digits
 
 VOCABULARY = (
     ["<pad>", "<eos>"]

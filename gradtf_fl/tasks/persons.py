@@ -1,13 +1,15 @@
 """Whose rows are whose, where an epsilon is a person's and not a row's.
 
 A person is a value of one field (`[privacy] unit`): all rows that have it, in whatever file, are one person's. Case and
-spacing do not tell two persons apart, nor do 7, 7.0 and 007, as one table has what another has otherwise: where two
-names may be one person's, taking them for one protects both.
+spacing do not tell two persons apart, nor do two ways to write a letter in Unicode or characters that nobody sees, nor
+7, 7.0 and 007, as one table has what another has otherwise: where two names may be one person's, taking them for one
+protects both.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -19,6 +21,7 @@ from gradtf_fl.tasks.rows import Row
 from gradtf_fl.tasks.text_tasks import same_text
 
 K = TypeVar("K", bound=Hashable)
+_LARGE = re.compile(r"-?[0-9](\.[0-9]+)?e\+([0-9]{2}|[12][0-9]{2})")  # a float from 1e16 on, as Python writes it
 _WHOLE = re.compile(r"(-?)0*(\d+?)(?:\.0+)?")
 
 
@@ -28,7 +31,10 @@ def person_of(fields: Mapping[str, Any], field: str) -> str:
         value = value_at(fields, field)
     except MalformedRow as reason:
         raise MalformedRow(f"{reason}, which says whose row it is (privacy.unit)") from None
-    text = same_text(value)
+    if _LARGE.fullmatch(value):
+        value = str(int(float(value)))
+    seen = (letter for letter in unicodedata.normalize("NFKC", value) if unicodedata.category(letter) != "Cf")
+    text = same_text(unicodedata.normalize("NFKC", "".join(seen)))
     if not text or value == "nan":  # a table's hole, of a column of numbers
         raise MalformedRow(f"its {field!r} is empty, which says whose row it is (privacy.unit)")
     number = _WHOLE.fullmatch(text)

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from clients.bounds import require_rows
 from clients.handlers import handle
 from clients.node.worker import tell_unusable_rows
-from clients.node_store import NodeStore, RoundKey
+from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import load_organization
 from clients.refusals import Refused, answered
+from gradtf_fl.config import PolicySection, PrivacySection
 from gradtf_fl.privacy import DpEvent, epsilon_prv, import_ledger, ledger_rows, noise_multiplier, read_ledger
 from gradtf_fl.round_messages import MESSAGE_TYPES, REFUSAL, TrainingPlan
 from gradtf_fl.secagg import decode_configs, encode_configs
@@ -378,6 +380,36 @@ def test_a_run_may_only_get_more_rounds(bench: Bench) -> None:
     """`server.toml` says three rounds where it said two: the same run goes on, and never back."""
     for rounds, code in ((2, None), (3, None), (2, "policy"), (3, None)):
         assert bench.code(BEGIN, bench.begin(dp={"rounds": rounds}).to_fields()) == code
+
+
+def test_all_attempts_at_a_round_have_one_start(bench: Bench) -> None:
+    """Else a server that keeps the last adapter back moves U by nothing that matters between two attempts: their sums
+    would be over two models, and might differ by one organization."""
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) is None
+    bench.federation._update[0, 0] = 1e-30
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) == "model_hash"
+    bench.federation._update[0, 0] = 0.0
+    assert bench.code(BEGIN, bench.begin(2).to_fields()) is None
+
+
+def test_of_two_processes_with_one_attempt_the_first_alone_opens_it(tmp_path: Path) -> None:
+    """A process that lost its node still trains, and another one has the same message: two adverts for one C would be
+    two members for one, and the second training nobody's to mask."""
+    store, key = NodeStore(tmp_path / "state.sqlite"), RoundKey("run", 1, 0)
+    for _ in range(2):
+        store.claim(key, "plan", b"training")
+    store.open(OpenRound(key, b"first", b"vector", 1.0), b"training")
+    with pytest.raises(Refused, match="while this one was trained"):
+        store.open(OpenRound(key, b"second", b"other", 1.0), b"training")
+    with store.stage(1, 0) as opened:
+        assert opened.protocol == b"first"
+
+
+@pytest.mark.parametrize(("unit", "units"), [("row", "rows"), ("patient", "persons")])
+def test_too_few_are_told_in_the_unit_that_is_declared(unit: str, units: str) -> None:
+    privacy = PrivacySection(budget=1.0, declared=20, unit=unit)
+    with pytest.raises(Refused, match=rf"20 {units} are fewer than 32"):
+        require_rows(PolicySection(), privacy)
 
 
 def test_an_unanswered_attempt_may_be_claimed_again_and_a_refused_one_may_not(tmp_path: Path) -> None:

@@ -545,7 +545,7 @@ def test_a_late_training_does_not_reopen_its_round(tmp_path: Path) -> None:
 
 
 def test_the_stages_import_nothing_heavy() -> None:
-    """Each Flower message starts a new process: torch alone would cost seconds in each of four stages."""
+    """Each Flower message starts a new process: torch alone would cost seconds in each of five stages."""
     code = (
         "import sys, clients.client_app\n"
         "heavy = {'torch', 'transformers', 'peft', 'opacus', 'datasets', 'scipy', 'gradtf_fl.training'}\n"

@@ -71,7 +71,8 @@ def sealed_by(federation: Federation, i: int, target: int, plain: bytes) -> byte
 
 def signed_by(federation: Federation, i: int, target: int, ciphertext: bytes) -> bytes:
     """A ciphertext with member i's signature."""
-    return ciphertext + federation.identities[i].sign(sealed_statement(federation.commitment, i, target, ciphertext))
+    statement = sealed_statement(federation.server._adverts_root, i, target, ciphertext)
+    return ciphertext + federation.identities[i].sign(statement)
 
 
 def survivors(federation: Federation, *members: int) -> bytes:

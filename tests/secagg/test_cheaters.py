@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -27,16 +29,26 @@ from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.crypto.agreement_proof import (
     ORDER,
     AgreementProof,
+    check_possession,
     check_provable,
     prove,
+    prove_possession,
     verify_proof,
 )
 from gradtf_fl.secagg.crypto.shamir import PRIME
 from gradtf_fl.secagg.evidence import channel_context
-from gradtf_fl.secagg.wire.messages import CIPHERTEXT_BYTES, Complaints, Delivery, MessageKind, SealedShares
+from gradtf_fl.secagg.wire.adverts import Directory
+from gradtf_fl.secagg.wire.messages import (
+    CIPHERTEXT_BYTES,
+    Complaints,
+    Delivery,
+    MessageKind,
+    SealedShares,
+    sealed_statement,
+)
 
 from .federation import AnyGraphPolicy, Federation
-from .forging import BODY, accepted, delivery, lie, sealed_by, signed_by
+from .forging import BODY, accepted, adverts_of, delivery, lie, opened, sealed_by, signed_by
 
 
 def garbled(federation: Federation, liar: int, targets: tuple[int, ...]) -> bytes:
@@ -62,7 +74,9 @@ def finished(federation: Federation, out: set[int]) -> SecureSum:
 
 
 def complaints(federation: Federation, accuser: int, proofs: dict[int, bytes]) -> bytes:
-    return lie(federation, accuser, MessageKind.COMPLAINTS, Complaints(proofs).encode())
+    return lie(
+        federation, accuser, MessageKind.COMPLAINTS, Complaints(federation.server._adverts_root, proofs).encode()
+    )
 
 
 def proof_of(federation: Federation, accuser: int, accused: int) -> bytes:
@@ -265,6 +279,63 @@ def test_a_complaint_opens_what_the_two_share_and_nothing_else() -> None:
             crypto.unsealed(shown, federation.commitment, source, target, ciphertext)
 
 
+def test_a_key_made_of_another_member_s_makes_no_complaint_tell_that_member_s_secrets() -> None:
+    """Member 4 advertises 2 E, where E is member 1's key, and seals garbage: whoever shows what it shares with 4 shows
+    twice what it shares with 1, under which 1's shares lie. With all of them 1's vector is open."""
+    federation = Federation(n=5)
+    *adverts, own = adverts_of(federation).values()
+    victim = curve.lifted(opened(federation, adverts[1]).encryption_key, 0)
+    twice = replace(opened(federation, own), encryption_key=key_at(victim, 2)).encode()
+    for advert in (*adverts, lie(federation, 4, MessageKind.ADVERT, twice)):
+        federation.receive("advertise", advert)
+    federation.close("advertise")
+    garbage = {i: signed_by(federation, 4, i, bytes(CIPHERTEXT_BYTES)) for i in range(4)}
+    for i in range(4):
+        federation.receive("share", federation.answer("share", i))
+    federation.receive("share", lie(federation, 4, MessageKind.SHARES, SealedShares(garbage).encode()))
+    federation.close("share")
+    sent = {i: federation.answer("accept", i) for i in range(4)}
+    for i in (0, 2, 3):
+        (shown,) = Complaints.decode(sent[i][BODY]).by_source.values()
+        with contextlib.suppress(BadKey):
+            half = key_at(curve.lifted(shown[1:33], 0), (ORDER + 1) // 2)
+            with pytest.raises(UndecryptableShare):
+                crypto.unsealed(half, federation.commitment, 1, i, sealed_for(federation, i)[1][:CIPHERTEXT_BYTES])
+    for message in sent.values():
+        federation.receive("accept", message)
+    federation.close("accept")
+    assert named(federation) == {4}
+    np.testing.assert_array_equal(finished(federation, {4}).mean, federation.expected([0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_proof_of_possession_holds_for_its_own_key_and_place_alone(seed: int) -> None:
+    replay = Federation(n=2, seed=bytes([seed])).randomness
+    private, other = replay(32), replay(32)
+    own = crypto.x25519_public(private)
+    proof = prove_possession(private, b"context")
+    check_possession(proof, own, b"context")
+    twice = key_at(curve.lifted(own, 0), 2)
+    changed = proof[:-1] + bytes([proof[-1] ^ 1])
+    for wrong in (
+        (proof, own, b"contexts"),
+        (proof, crypto.x25519_public(other), b"context"),
+        (proof, twice, b"context"),
+        (changed, own, b"context"),
+        (b"\xff" * 64, own, b"context"),
+        (bytes(64), own, b"context"),
+        (proof, (2).to_bytes(32, "little"), b"context"),
+    ):
+        with pytest.raises(BadProof):
+            check_possession(*wrong)
+
+
+def key_at(point: curve.Point, times: int) -> bytes:
+    """The X25519 key of a multiple of a point."""
+    _, y = curve._affine(curve._multiple(times, point))
+    return ((1 + y) * pow(1 - y, -1, 2**255 - 19) % (2**255 - 19)).to_bytes(32, "little")
+
+
 def test_evidence_is_about_one_accused_and_one_accuser() -> None:
     federation = sealed_garbage(Federation(n=5), 4, (0, 1))
     federation.play("accept", [0, 1, 2, 3])
@@ -280,6 +351,28 @@ def test_evidence_is_about_one_accused_and_one_accuser() -> None:
     ):
         with pytest.raises((UnjustEvidence, WrongRound, ValueError)):
             wrong.cheater(federation.roster)
+
+
+def test_who_signs_two_adverts_frames_nobody() -> None:
+    """The server and member 4: what was sealed for, or said about, one of its adverts is no evidence with the other."""
+    federation = sealed_garbage(Federation(n=5), 4, (0,))
+    federation.play("accept")
+    (evidence,) = federation.server.cheaters.values()
+    another = federation.client(4, seed=b"x" * 32).advertise()
+    hashes = dict(evidence.hashes) | {4: hashlib.sha256(another).digest()}
+    root, noise = Directory(hashes, ()).root(federation.commitment), bytes(CIPHERTEXT_BYTES)
+    garbage = noise + federation.identities[4].sign(sealed_statement(root, 4, 0, noise))
+    shares = lie(federation, 4, MessageKind.SHARES, SealedShares({0: garbage}).encode())
+    with pytest.raises(UnjustEvidence, match="other adverts"):  # else 0 would have accused without cause
+        replace(evidence, accused_advert=another, shares=shares, hashes=hashes).cheater(federation.roster)
+
+    federation = Federation(n=5).until("share")
+    advert, shares = federation.client(0).advertise(), federation.answer("share", 0)
+    federation.seeds = [*federation.seeds[:4], b"x" * 32]
+    body = Complaints(root, {0: proof_of(federation, 4, 0)}).encode()
+    sent = lie(federation, 4, MessageKind.COMPLAINTS, body)
+    with pytest.raises(UnjustEvidence, match="has not signed"):  # else 0 would have sealed what does not open
+        Evidence(federation.commitment, advert, shares, another, sent, hashes).cheater(federation.roster)
 
 
 def test_no_byte_of_evidence_can_be_changed() -> None:

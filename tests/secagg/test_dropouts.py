@@ -215,7 +215,7 @@ def branches(n: int, cases: int, seed: int) -> list[str]:
 
 @pytest.mark.long
 def test_random_dropouts_of_a_hundred() -> None:
-    assert set(branches(100, cases=5, seed=12)) == {"sum", "mask", "consistency"}
+    assert set(branches(100, cases=5, seed=5)) == {"sum", "accept", "mask", "consistency"}
 
 
 @pytest.mark.slow

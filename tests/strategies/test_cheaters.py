@@ -29,7 +29,7 @@ def test_a_member_that_seals_garbage_is_on_record_and_the_round_goes_on(
             return message
         noise = bytes(CIPHERTEXT_BYTES)
         sealed = {
-            j: noise + liar.sign(sealed_statement(self._commitment, self._me, j, noise))
+            j: noise + liar.sign(sealed_statement(self._state.adverts_root, self._me, j, noise))
             for j in SealedShares.decode(message[BODY]).by_peer
         }
         return self._signed(MessageKind.SHARES, SealedShares(sealed).encode())

@@ -36,9 +36,24 @@ def visit(person: object, number: int) -> dict[str, Any]:
         ({"patient": "700"}, "patient", "700"),
         ({"patient": "Nan"}, "patient", "nan"),
         ({"patient": 7.5}, "patient", "7.5"),
+        ({"patient": "Jo\u0308rg"}, "patient", "j\u00f6rg"),
+        ({"patient": "\ufeffAnn\u200b \uff2cee"}, "patient", "ann lee"),
+        ({"patient": [{"id": 3e16}]}, "patient.0.id", "30000000000000000"),
         ({"customer": {"id": "A-1"}}, "customer.id", "a-1"),
     ],
-    ids=["case and space", "number", "float", "digits", "hundreds", "a name", "broken number", "nested"],
+    ids=[
+        "case and space",
+        "number",
+        "float",
+        "digits",
+        "hundreds",
+        "a name",
+        "broken number",
+        "accents",
+        "unseen",
+        "exponent",
+        "nested",
+    ],
 )
 def test_a_person_is_a_value(fields: dict[str, Any], field: str, person: str) -> None:
     assert person_of(fields, field) == person

@@ -9,8 +9,13 @@ An X25519 private key is 8x, and X25519 keeps only the u-coordinate of a point. 
 birationally equivalent Edwards curve of RFC 8032, and the two signs that u leaves out are sent along. K must lie in the
 subgroup of prime order, so no second K passes; a component of low order in E or P changes nothing, as in X25519.
 
-Plain Python integers: some 10 ms for each proof and each verification. Only a cheated member ever makes one. Every
-multiplication takes the same steps; Python does not promise more about time.
+"K opens nothing else" needs that the sender knows its own private key. Whoever advertises a P, where P is another
+member's key, would be shown a K' for that member's secret K'. So an advert proves that its owner knows the key
+(Schnorr, CRYPTO '89), and K is shown to no owner whose proof fails.
+
+Plain Python integers: some 10 ms for each proof and each verification. Every member makes one proof of possession in a
+round; only a cheated one makes or verifies more. Every multiplication takes the same steps; Python does not promise
+more about time.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from dataclasses import dataclass
 
 from gradtf_fl.secagg.crypto.primitives import (
     KEY_BYTES,
+    USAGE_POSSESSION,
+    USAGE_POSSESSION_NONCE,
     USAGE_PROOF,
     USAGE_PROOF_NONCE,
     derive,
@@ -30,6 +37,7 @@ from gradtf_fl.secagg.crypto.primitives import (
 from gradtf_fl.secagg.violations import BadKey, BadProof
 
 PROOF_BYTES = 1 + 3 * KEY_BYTES
+POSSESSION_BYTES = 2 * KEY_BYTES
 
 Point = tuple[int, int, int, int]
 """Extended coordinates (X, Y, Z, T) with X Y = Z T (Hisil et al., ASIACRYPT 2008)."""
@@ -108,6 +116,29 @@ def verify_proof(proof: AgreementProof, own: bytes, peer: bytes, context: bytes)
     )
     if proof.challenge != _challenge(context, own, peer, proof.secret, proof.signs, commitments):
         raise BadProof("the secret is not the one that the advertised keys agree on")
+
+
+def prove_possession(private: bytes, context: bytes) -> bytes:
+    """Proof [64 bytes] that the owner of ``private``'s public key knows ``private``; bound to ``context``."""
+    scalar, own = _clamped(private), x25519_public(private)
+    x = -(scalar // 8) if _sign(_multiple(scalar, _BASE)) else scalar // 8
+    nonce = int.from_bytes(derive(private, context, USAGE_POSSESSION_NONCE, size=64), "big") % ORDER
+    challenge = _possession_challenge(context, own, _multiple(nonce, _times_eight(_BASE)))
+    return b"".join(number.to_bytes(KEY_BYTES, "big") for number in (challenge, (nonce + challenge * x) % ORDER))
+
+
+def check_possession(proof: bytes, own: bytes, context: bytes) -> None:
+    """`BadProof` unless ``proof`` is that of an owner of the key ``own`` who knows its private key."""
+    challenge, response = (int.from_bytes(proof[at : at + KEY_BYTES], "big") for at in (0, KEY_BYTES))
+    if max(challenge, response) >= ORDER:
+        raise BadProof("a number of the proof is not canonical")
+    try:
+        mine = lifted(own, 0)
+    except BadKey as error:
+        raise BadProof(f"the proof is about no point of the curve: {error}") from error
+    commitment = _sum(_multiple(response, _times_eight(_BASE)), _multiple(ORDER - challenge, mine))
+    if challenge != _possession_challenge(context, own, commitment):
+        raise BadProof("an advertised key is not known to be its owner's")
 
 
 def check_provable(public: bytes) -> None:
@@ -193,6 +224,11 @@ def _challenge(
     points = b"".join(value.to_bytes(KEY_BYTES, "big") for point in commitments for value in _affine(point))
     bound = hashlib.sha256(context).digest()
     return int.from_bytes(digest(USAGE_PROOF, bound, own, peer, secret, bytes([signs]), points), "big") % ORDER
+
+
+def _possession_challenge(context: bytes, own: bytes, commitment: Point) -> int:
+    point = b"".join(value.to_bytes(KEY_BYTES, "big") for value in _affine(commitment))
+    return int.from_bytes(digest(USAGE_POSSESSION, hashlib.sha256(context).digest(), own, point), "big") % ORDER
 
 
 _BASE = lifted((9).to_bytes(32, "little"), 0)

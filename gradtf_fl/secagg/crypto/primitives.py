@@ -51,6 +51,8 @@ USAGE_VIEW = _PREFIX + b"view"  # H(. | C | U1 | U2 | U3)
 USAGE_SEALED = _PREFIX + b"sealed"  # a sender signs each ciphertext as . | H(C | source | target | ciphertext)
 USAGE_PROOF = _PREFIX + b"proof"  # H(. | ...) -> challenge of the proof of an agreement
 USAGE_PROOF_NONCE = _PREFIX + b"proof-nonce"  # X25519 key -> nonce of that proof, | peer's key
+USAGE_POSSESSION = _PREFIX + b"possession"  # H(. | ...) -> challenge of the proof that a key's owner knows it
+USAGE_POSSESSION_NONCE = _PREFIX + b"possession-nonce"  # X25519 key -> nonce of that proof
 USAGE_SIGN = _PREFIX + b"sign"  # every client message is signed as . | H(message)
 
 _X25519_PRIME = 2**255 - 19

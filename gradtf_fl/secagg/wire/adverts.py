@@ -1,7 +1,7 @@
 """Stages 0 and 1: each member's public keys for the round, and the directory of everybody's adverts.
 
 A member receives the hash of every advert, from which the graph is drawn, and in full only those of its
-neighbours: 36 bytes for each member, about 270 for each neighbour. Only neighbours' signatures are verified: what
+neighbours: 36 bytes for each member, about 330 for each neighbour. Only neighbours' signatures are verified: what
 the server could gain by inventing the others is a choice of graphs, and `degree.GRINDING_BITS` accounts for that.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradtf_fl.secagg.crypto.agreement_proof import POSSESSION_BYTES
 from gradtf_fl.secagg.crypto.primitives import KEY_BYTES, USAGE_ADVERTS, check_x25519_public, digest
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.violations import AdvertMismatch, DuplicateKey, DuplicateMessage, IncompleteShares
@@ -29,6 +30,7 @@ class Advert:
         contribution: 32 bytes towards the public coin that draws neighbours.
         self_commitment: commitment to b_i [32].
         ledger_head: head of the organization's privacy ledger [32], so that a lost last row is found.
+        possession: proof that the member knows its encryption key [64]; looked at where a ciphertext does not open.
     """
 
     encryption_key: bytes
@@ -36,16 +38,18 @@ class Advert:
     contribution: bytes
     self_commitment: bytes
     ledger_head: bytes
+    possession: bytes
 
     def encode(self) -> bytes:
         out = Writer().fixed(self.encryption_key).fixed(self.mask_key).fixed(self.contribution)
-        return out.fixed(self.self_commitment).fixed(self.ledger_head).done()
+        return out.fixed(self.self_commitment).fixed(self.ledger_head).fixed(self.possession).done()
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> Advert:
         """`MalformedMessage`; `BadKey` for keys that are not in canonical form."""
         reader = Reader(body)
-        advert = cls(*(reader.fixed(KEY_BYTES) for _ in range(5)))
+        encryption, mask, contribution, committed, head = (reader.fixed(KEY_BYTES) for _ in range(5))
+        advert = cls(encryption, mask, contribution, committed, head, reader.fixed(POSSESSION_BYTES))
         reader.done()
         check_x25519_public(advert.encryption_key)
         check_x25519_public(advert.mask_key)

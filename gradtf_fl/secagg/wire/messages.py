@@ -109,9 +109,9 @@ def open_signed(data: bytes, kind: MessageKind, commitment: bytes, roster: Roste
     return sender, body
 
 
-def sealed_statement(commitment: bytes, source: int, target: int, ciphertext: bytes) -> bytes:
-    """What ``source`` signs for one ciphertext."""
-    return USAGE_SEALED + digest(USAGE_SEALED, commitment, index_bytes(source, target), ciphertext)
+def sealed_statement(root: bytes, source: int, target: int, ciphertext: bytes) -> bytes:
+    """What ``source`` signs for one ciphertext: for the adverts that it has seen (`Directory.root`, with C in it)."""
+    return USAGE_SEALED + digest(USAGE_SEALED, root, index_bytes(source, target), ciphertext)
 
 
 @dataclass(frozen=True)
@@ -157,17 +157,22 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Complaints:
-    """Stage 2, client -> server: by source, proof of the secret under which its ciphertext does not open."""
+    """Stage 2, client -> server: by source, proof of the secret under which its ciphertext does not open.
 
+    ``root``: of the adverts that they are about (`Directory.root`).
+    """
+
+    root: bytes
     by_source: dict[int, bytes]
 
     def encode(self) -> bytes:
-        return Writer().by_member(self.by_source).done()
+        return Writer().fixed(self.root).by_member(self.by_source).done()
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> Complaints:
         reader = Reader(body)
-        complaints = cls(reader.by_member(PROOF_BYTES))
+        root = reader.fixed(32)
+        complaints = cls(root, reader.by_member(PROOF_BYTES))
         reader.done()
         return complaints
 
