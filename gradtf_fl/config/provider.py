@@ -28,7 +28,7 @@ class ProviderSection(Section):
         tuning_steps: optimizer steps of a shadow set.
         tuning_batch: rows in such a step.
         tuning_rate: its learning rate.
-        last_k: LLM updates of this many last steps of a shadow set are kept, from 1 up to ``tuning_steps``; with more, the
+        last_k: LLM updates of this many last steps of a shadow set are kept, 1 to tuning_steps; with more, the
             Grad-Transformer learns from several answers to one TinyLM update, and the tuple store grows.
         stack: shadow sets tuned at once: memory, and what a kill loses.
         backbone: the Grad-Transformer's size: small, base or large (T5's, from scratch), or T5 weights from a folder or
