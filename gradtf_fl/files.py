@@ -14,14 +14,17 @@ from gradtf_fl.errors import ConfigError
 PRIVATE, PUBLIC = 0o600, 0o644
 
 
-def write_synced(path: Path, data: bytes, mode: int) -> None:
+def write_synced(path: Path, data: bytes | Iterable[bytes], mode: int) -> None:
     """Write a new file, created with ``mode`` (less the umask) and on the disk when this returns.
+
+    Args:
+        data: all of it, or one part after the other.
 
     Raises:
         FileExistsError: there is one already; OSError: it can't be written.
     """
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -40,7 +43,7 @@ def place_new(path: Path, data: bytes, mode: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, data: bytes, mode: int) -> None:
+def replace_file(path: Path, data: bytes | Iterable[bytes], mode: int) -> None:
     """Write ``path`` anew, on the disk when this returns: readers see the old content or the new one, also after a
     power cut. OSError when it can't be written."""
     draft = _draft(path)

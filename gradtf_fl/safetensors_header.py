@@ -6,6 +6,8 @@ The safetensors library reads tensors from bytes, but metadata from files only; 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from gradtf_fl.errors import CorruptFile
@@ -29,6 +31,18 @@ def header_text(data: bytes) -> str:
         return data[LENGTH_BYTES:end].decode()
     except UnicodeDecodeError as error:
         raise CorruptFile("no safetensors bytes: the header is not UTF-8 text") from error
+
+
+def header_of_halves(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bytes:
+    """What stands before float16 tensors that are written one after the other, in this order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (begin, begin + 2 * math.prod(shape))}
+        begin += 2 * math.prod(shape)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def metadata_of(data: bytes, name: str) -> dict[str, Any]:

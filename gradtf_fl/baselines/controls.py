@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from gradtf_fl.adapters import ASSETS, Vector
 from gradtf_fl.baselines.update_parts import Matrix, UpdateParts
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.safetensors_header import metadata_of
+from gradtf_fl.safetensors_header import header_of_halves
 
 
 class Controls:
@@ -108,8 +109,8 @@ class Controls:
         return int(np.argmax(self._tiny.products(update) / (self._norms * np.linalg.norm(update) + 1e-12)))
 
     @cached_property
-    def _norms(self) -> Matrix:
-        return np.concatenate([np.linalg.norm(part.reshape(len(part), -1), axis=1) for part in self._tiny.parts])
+    def _norms(self) -> Vector:
+        return self._tiny.norms()
 
     def ridge(self, update: Vector) -> Vector:
         """Ridge regression between flattened, centred updates in its dual form."""
@@ -122,29 +123,33 @@ class Controls:
         return _Ridge(self._tiny.gram(), self.penalty)
 
     def save(self, path: str | Path) -> None:
-        """Write tuples and penalty (values as float16) atomically."""
-        from safetensors.numpy import save
-
-        tensors = {"tiny": self.tiny.astype(np.float16), "llm": self.llm.astype(np.float16)}
-        digest = hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest()
-        about = json.dumps({"penalty": self.penalty, "sha256": digest})
-        replace_file(Path(path), save(tensors, {"controls": about}), PUBLIC)
+        """Write tuples and penalty (values as float16) atomically, one update at a time."""
+        digest = hashlib.sha256()
+        for half in chain(self._tiny.halves(), self._llm.halves()):
+            digest.update(half)
+        about = json.dumps({"penalty": self.penalty, "sha256": digest.hexdigest()})
+        shapes = {"llm": self._llm.shape, "tiny": self._tiny.shape}
+        header = header_of_halves(shapes, {"controls": about})
+        replace_file(Path(path), chain([header], self._llm.halves(), self._tiny.halves()), PUBLIC)
 
     @classmethod
     def load(cls, path: str | Path) -> Controls:
-        """Read and verify; ConfigError when there is no file, CorruptFile when it is damaged."""
-        from safetensors.numpy import load
+        """Verify the file and map it; ConfigError when there is none, CorruptFile when it is damaged."""
+        from safetensors import safe_open
 
         path = Path(path)
         if not path.is_file():
             raise ConfigError(f"controls {path}: there is no such file")
-        data = path.read_bytes()
         try:
-            tensors = load(data)
-            about = metadata_of(data, "controls")
-            if hashlib.sha256(tensors["tiny"].tobytes() + tensors["llm"].tobytes()).hexdigest() != about["sha256"]:
+            with safe_open(path, "pt") as file:
+                tiny, llm = (UpdateParts([file.get_tensor(name).numpy()]) for name in ("tiny", "llm"))
+                about = json.loads(file.metadata()["controls"])
+            digest = hashlib.sha256()
+            for half in chain(tiny.halves(), llm.halves()):
+                digest.update(half)
+            if digest.hexdigest() != about["sha256"]:
                 raise ValueError("content does not match its SHA-256")
-            return cls(tensors["tiny"].astype(np.float32), tensors["llm"].astype(np.float32), float(about["penalty"]))
+            return cls(tiny, llm, float(about["penalty"]))
         except Exception as error:
             raise CorruptFile(f"controls {path}: damaged ({error})") from error
 

@@ -7,6 +7,7 @@ six data sets, own ones by TOML) are generated greedily and scored by their own 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,26 +114,23 @@ def evaluate(
     """Score a model by the task's metric; with --floor and --ceiling also the performance gap recovered."""
     from gradtf_fl.reports import gap_recovered
 
-    problems = _Problems()
-    place: Place | None = None
+    problems, place, loaded = _Problems(), None, None
     with problems:
         place = place_of(device, precision)
     project = configured(config_file, {}) if config_file is not None else None
-    model = model or (project.adapted_model if project is not None else None)
-    if model is None or (task is None and project is None):
-        missing = [name for name, value in (("--model", model), ("--task", task)) if value is None]
-        raise ConfigError(f"{', '.join(missing)}: wanted, or the project that says it (--config)")
+    model = _wanted_model(model, task, project)
     if (floor is None) != (ceiling is None):
         problems.add("PGR needs both --floor and --ceiling")
-    loaded: Adapter | None = None
     with problems:
         loaded = _adapter_for(model, adapter)
-    work: list[Row] | LoadedTask | None = None
+    scored = _Scored(model, loaded, place)
+    told = {"model": model, "adapter": str(adapter) if adapter else None}
     if task is None:
         assert project is not None
         problems.raise_all()
-        return _print_project(project, _of_project(project, model, loaded, place, limit), model, adapter, as_json)
-    asked = {
+        _tell_project(_of_project(project, scored, limit), told, as_json)
+        return
+    of_rows = {
         "format": row_format,
         "prompt": prompt,
         "answer": answer,
@@ -141,43 +139,61 @@ def evaluate(
         "max_cut": max_cut,
         "end": end,
     }
+    of_text = {"--data": data, "--split": split, "--max-new-tokens": max_new_tokens, "--max-malformed": max_malformed}
     form = RowFormat()
     with problems:
-        form = _form(asked, model)
+        form = _form(of_rows, model)
+    work: list[Row] | LoadedTask = []
     with problems:
         text_task = _text_task(task)
-        given = {"--data": data, "--split": split, "--max-new-tokens": max_new_tokens, "--max-malformed": max_malformed}
-        if text_task is None:
-            needless = [name for name, value in given.items() if value is not None]
-            if needless:
-                problems.add(f"{', '.join(needless)}: only for text tasks, which {task} is not")
-            if task.startswith(HOUSE_RULES):
-                problems.add_needless(asked, task)
-            work = _rows(task, form, limit)
-        else:
-            problems.add_needless(asked, task)
-            work = _loaded(text_task, data, split, max_malformed)
+        problems.add_needless(task, of_rows, of_text, text_task)
+        work = _rows(task, form, limit) if text_task is None else _loaded(text_task, data, split, max_malformed)
     problems.raise_all()
 
     if isinstance(work, list):
-        result: dict[str, Any] = {"rows": len(work)} | _score(model, loaded, place, task, work, form, limit)
+        result = _score_rows(scored, task, work, form, limit)
         score, said = result["exact_match"], _row_sentence(result)
     else:
-        assert work is not None
-        result = _generated(model, loaded, place, work, limit, max_new_tokens)
-        score, said = result["score"], _sentence(result)
+        result = _score_text(scored, work, limit, max_new_tokens)
+        score, said = result["score"], _text_sentence(result)
         if not as_json and work.skipped:
             click.echo("\n".join(f"skipped: {row}" for row in work.skipped_rows), err=True)
     pgr = gap_recovered({"llm_generated": score, "tiny_tuned": floor, "llm_ceiling": ceiling})
     if as_json:
-        emit_json({"model": model, "adapter": str(adapter) if adapter else None, "task": task} | result | {"pgr": pgr})
+        emit_json(told | {"task": task} | result | {"pgr": pgr})
         return
     click.echo(said + ("" if pgr is None else f", PGR {pgr:.3f}"))
 
 
-def _of_project(
-    project: SimulationConfig, name: str, adapter: Adapter | None, place: Place | None, limit: int | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Scored:
+    """The model that is scored, by name: it is loaded when all that was asked is known to be right."""
+
+    name: str
+    adapter: Adapter | None
+    place: Place | None
+
+    def load(self) -> tuple[Any, Any]:
+        """(model with its adapter, tokenizer)."""
+        from gradtf_fl.adapters import AdaptedModel, load_model
+
+        if self.adapter is None:
+            return load_model(self.name, self.place)
+        state, spec = self.adapter
+        adapted = AdaptedModel.load(self.name, spec, self.place)
+        return adapted.attach(state), adapted.tokenizer
+
+
+def _wanted_model(model: str | None, task: str | None, project: SimulationConfig | None) -> str:
+    """The model's name: the option's, or the project's."""
+    found = model or (project.adapted_model if project is not None else None)
+    if found is None or (task is None and project is None):
+        missing = [name for name, value in (("--model", found), ("--task", task)) if value is None]
+        raise ConfigError(f"{', '.join(missing)}: wanted, or the project that says it (--config)")
+    return found
+
+
+def _of_project(project: SimulationConfig, scored: _Scored, limit: int | None) -> dict[str, Any]:
     """Score and loss per character on each source's test rows, which nobody trains on."""
     from gradtf_fl.tasks import loss_per_character, read_task_rows, score_task
 
@@ -187,7 +203,7 @@ def _of_project(
             "the project's task is house-rules, whose rows are drawn: name a rule (--task house-rules:afk)"
         )
     read = [read_task_rows(source, task, project.by, project.test) for source in task.source]
-    model, tokenizer = _model(name, adapter, place)
+    model, tokenizer = scored.load()
     found: dict[str, Any] = {}
     for part in read:
         examples = part.test[: limit or project.test_rows or None]
@@ -199,11 +215,9 @@ def _of_project(
     return found
 
 
-def _print_project(
-    project: SimulationConfig, found: dict[str, Any], model: str, adapter: Path | None, as_json: bool
-) -> None:
+def _tell_project(found: dict[str, Any], told: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        emit_json({"model": model, "adapter": str(adapter) if adapter else None, "sources": found})
+        emit_json(told | {"sources": found})
         return
     for source, one in found.items():
         metric = one.get("metric")
@@ -220,9 +234,15 @@ class _Problems:
     def add(self, problem: str) -> None:
         self._found.append(problem)
 
-    def add_needless(self, asked: Mapping[str, object], task: str) -> None:
-        """Options about the rows of a file, where there is no file."""
-        needless = ["--" + name.replace("_", "-") for name, value in asked.items() if value is not None]
+    def add_needless(
+        self, task: str, of_rows: Mapping[str, object], of_text: Mapping[str, object], text_task: TextTask | None
+    ) -> None:
+        """Options about the rows of a file where there is no file, and about a text task where there is none."""
+        if text_task is None and (needless := [name for name, value in of_text.items() if value is not None]):
+            self.add(f"{', '.join(needless)}: only for text tasks, which {task} is not")
+        if text_task is None and not task.startswith(HOUSE_RULES):
+            return
+        needless = ["--" + name.replace("_", "-") for name, value in of_rows.items() if value is not None]
         if needless:
             self.add(f"{', '.join(needless)}: only for files of rows, which {task} is not")
 
@@ -305,30 +325,11 @@ def _rows(task: str, form: RowFormat, limit: int | None) -> list[Row]:
     return tokens_to_rows(HiddenTask((rule,)).draw(np.random.default_rng(0), count, "test"))
 
 
-def _model(name: str, adapter: Adapter | None, place: Place | None) -> tuple[Any, Any]:
-    """(model with its adapter, tokenizer)."""
-    from gradtf_fl.adapters import AdaptedModel, load_model
-
-    if adapter is None:
-        return load_model(name, place)
-    state, spec = adapter
-    adapted = AdaptedModel.load(name, spec, place)
-    return adapted.attach(state), adapted.tokenizer
-
-
-def _score(
-    model_name: str,
-    adapter: Adapter | None,
-    place: Place | None,
-    task: str,
-    rows: list[Row],
-    form: RowFormat,
-    limit: int | None,
-) -> dict[str, Any]:
+def _score_rows(scored: _Scored, task: str, rows: list[Row], form: RowFormat, limit: int | None) -> dict[str, Any]:
     """Exact match and loss; of a file also what was cut."""
     from gradtf_fl.tasks import answer_scores, encode_rows, read_tokens
 
-    model, tokenizer = _model(model_name, adapter, place)
+    model, tokenizer = scored.load()
     cut: dict[str, Any] = {}
     if task.startswith(HOUSE_RULES):
         tokens = encode_rows(rows, tokenizer)
@@ -337,7 +338,7 @@ def _score(
         tokens, cut = read.tokens, {"format": read.form.format, "cut_rows": read.counts.cut}
     scores = answer_scores(model, tokens)
     loss = scores.nats / sum(len(row.answer) for row in rows)
-    return {"exact_match": scores.exact_match, "loss_per_character": loss} | cut
+    return {"rows": len(rows), "exact_match": scores.exact_match, "loss_per_character": loss} | cut
 
 
 def _row_sentence(result: Mapping[str, Any]) -> str:
@@ -346,18 +347,12 @@ def _row_sentence(result: Mapping[str, Any]) -> str:
     return f"{figures} on {result['rows']} rows{cut}"
 
 
-def _generated(
-    model_name: str,
-    adapter: Adapter | None,
-    place: Place | None,
-    work: LoadedTask,
-    limit: int | None,
-    max_new_tokens: int | None,
-) -> dict[str, Any]:
+def _score_text(scored: _Scored, work: LoadedTask, limit: int | None, max_new_tokens: int | None) -> dict[str, Any]:
+    """The task's own metric of generated answers."""
     from gradtf_fl.reports import WorkProgress
     from gradtf_fl.tasks import score_task
 
-    model, tokenizer = _model(model_name, adapter, place)
+    model, tokenizer = scored.load()
     with WorkProgress("evaluate") as shown:
 
         def progress(done: int, total: int) -> None:
@@ -378,7 +373,7 @@ def _generated(
     }
 
 
-def _sentence(result: dict[str, Any]) -> str:
+def _text_sentence(result: dict[str, Any]) -> str:
     return (
         f"{METRIC_WORDS[result['metric']]} {result['score']:.4f} on {result['rows']} rows "
         f"({result['skipped_rows']} malformed rows skipped, {result['truncated_prompts']} prompts lost their start to "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gradtf_fl.config.base import Count, Location, Rate, Section
 
@@ -28,6 +28,8 @@ class ProviderSection(Section):
         tuning_steps: optimizer steps of a shadow set.
         tuning_batch: rows in such a step.
         tuning_rate: its learning rate.
+        last_k: LLM updates of this many last steps of a shadow set are kept, 1 to tuning_steps; with more, the
+            Grad-Transformer learns from several answers to one TinyLM update, and the tuple store grows.
         stack: shadow sets tuned at once: memory, and what a kill loses.
         backbone: the Grad-Transformer's size: small, base or large (T5's, from scratch), or T5 weights from a folder or
             hub id, such as Flan-T5 (default: a smaller one, as for the embedded pair).
@@ -47,9 +49,16 @@ class ProviderSection(Section):
     tuning_steps: Count = 60
     tuning_batch: Count = 8
     tuning_rate: Rate = 5e-3
+    last_k: Count = 1
     stack: Count = 8
     backbone: str | None = None
     objective: Objective = "mse-then-functional"
     training_steps: Count = 1000
     training_groups: Count = 16
     training_rate: Rate = 1.5e-3
+
+    @model_validator(mode="after")
+    def _last_steps_are_steps(self) -> Self:
+        if self.last_k > self.tuning_steps:
+            raise ValueError(f"last_k must be at most tuning_steps ({self.tuning_steps}), not {self.last_k}")
+        return self

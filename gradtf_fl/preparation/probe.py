@@ -66,7 +66,7 @@ def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -
     per_step: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="gradtf-probe-") as folder:
         first = Path(folder)
-        brief = replace(curation, shadow_sets=1, pair_sets=3, mixtures=0, sources=curation.sources[:1])
+        brief = replace(curation, shadow_sets=1, pair_sets=3, mixtures=0, last_k=1, sources=curation.sources[:1])
         seconds = {}
         for steps in BRIEF:
             plain, llm = (replace(recipe, steps=steps) for recipe in (curation.plain, curation.llm_recipe))
@@ -84,6 +84,9 @@ def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -
             trained.append(time.perf_counter() - began)
         step_s = max(0.0, trained[1] - trained[0]) / span
         disk = sum(file.stat().st_size for file in (first / f"tuples-{BRIEF[0]}").rglob("*.safetensors"))
+        pair = next(shard for shard in TupleStore.open(first / f"tuples-{BRIEF[0]}").shards() if "llm" in shard.tensors)
+        last_bytes = 2 * pair.tensors["llm"][0].numel() * curation.last_k if curation.last_k > 1 else 0
+    pairs = sum(group.members for name, groups in plan for group in groups if name.startswith("pairs"))
     sets_brief, sets = 4, sum(group.members for _, groups in plan for group in groups)
     curation_s = sum(
         per_set["pairs" if name.startswith("pairs") else "plain"] * curation.plain.steps * group.members
@@ -99,7 +102,7 @@ def estimate(work: ProviderWork, place: Place | None = None, workers: int = 1) -
         judging_s=_judging(curation, per_set["plain"], alone),
         shadow_set_s=per_set["pairs"] * curation.plain.steps,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        disk_bytes=disk * sets // sets_brief,
+        disk_bytes=disk * sets // sets_brief + last_bytes * pairs,
         shards_left=len(left),
         shards=len(plan),
     )

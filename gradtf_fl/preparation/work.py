@@ -62,6 +62,7 @@ class ProviderWork:
             mixtures=provider.mixtures,
             mechanisms=provider.mechanisms,
             stack=provider.stack,
+            last_k=provider.last_k,
             plain=recipe,
             llm_recipe=recipe,
             dp=DpRecipe(1, provider.tuning_steps, min(settings.batch, provider.shadow_rows), rate=provider.tuning_rate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,34 @@ def test_nearest_is_not_drawn_to_long_updates() -> None:
     tiny = np.array([[[1.0, 0.0]], [[3.0, 3.0]]], dtype=np.float32)
     llm = np.array([[[5.0]], [[6.0]]], dtype=np.float32)
     assert Controls(tiny, llm, 1.0).nearest(np.array([[2.0, 0.0]], dtype=np.float32)) == 5.0
+
+
+def test_saved_controls_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither saving nor loading, nor an answer, holds more than a few updates in memory; the file is safetensors'."""
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(update_parts, "GRAM_BYTES", 1 << 20)
+    draw = np.random.default_rng(0)
+    tiny = draw.normal(size=(64, 4, 1000)).astype(np.float32)
+    llm = draw.normal(size=(64, 8, 10_000)).astype(np.float32)
+    controls, path = Controls(tiny, llm, 0.5), tmp_path / "controls.safetensors"
+    expected = controls.ridge(tiny[3]), controls.nearest(tiny[3]), controls.mean_update()
+    tracemalloc.start()
+    controls.save(path)
+    loaded = Controls.load(path)
+    made = loaded.ridge(tiny[3]), loaded.nearest(tiny[3]), loaded.mean_update()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 10_000_000
+    assert peak < 4_000_000
+    for one, other in zip(made, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.01)
+    halves = {name: array.astype(np.float16) for name, array in (("tiny", tiny), ("llm", llm))}
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, halves[name])
+    in_memory = Controls(halves["tiny"].astype(np.float32), halves["llm"].astype(np.float32), 0.5)
+    np.testing.assert_array_equal(made[0], in_memory.ridge(tiny[3]))
+    np.testing.assert_array_equal(made[2], in_memory.mean_update())
 
 
 def test_saved_controls_load_and_damage_is_named(tmp_path: Path) -> None:

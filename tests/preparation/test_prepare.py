@@ -161,6 +161,20 @@ def test_the_project_names_the_size_of_the_grad_transformer(project: Path, tmp_p
     assert found == [SIZES["small"], *(Backbone(pretrained=n) for n in (str(tmp_path / "t5"), "google/flan-t5-large"))]
 
 
+def test_the_llm_s_last_steps_are_kept_where_the_project_asks_for_them(project: Path, tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(project.read_text() + "last_k = 3\n")
+    work = ProviderWork.of(read_project(path))
+    one = replace(work, curation=replace(work.curation, last_k=1))
+    more = estimate(work).disk_bytes - estimate(one).disk_bytes
+    kept = curate(work.curation, work.tuples)
+    lasts = [shard.tensors["llm_last"] for shard in kept.shards() if "llm" in shard.tensors]
+    assert {len(last) for last in lasts} == {3}
+    assert sum(last.nbytes for last in lasts) == more
+    path.write_text(project.read_text() + "last_k = 5\n")
+    assert "last_k must be at most tuning_steps (4), not 5" in refused(path)
+
+
 def test_a_killed_preparation_goes_on(project: Path, tmp_path: Path) -> None:
     path = tmp_path / "federation.toml"
     path.write_text(project.read_text().replace("training_steps = 4", "training_steps = 3"))

@@ -7,6 +7,7 @@ from opacus.accountants.utils import get_noise_multiplier
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.privacy import DpEvent, epsilon_pld, epsilon_prv, noise_multiplier
+from gradtf_fl.privacy.accounting import calibration
 
 DELTA = 1e-5
 SPENT = (DpEvent(1.0, 1 / 16, 50),)
@@ -73,3 +74,39 @@ def test_a_generous_budget_takes_little_noise() -> None:
     sigma = noise_multiplier(300.0, DELTA, 1.0, 1)
     assert 290 < budget_after(sigma, 1.0, 1, ()) <= 300
     assert sigma < 0.06
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DpEvent, ...]]:
+    """Every history that a search asks PRV for."""
+    asked: list[tuple[DpEvent, ...]] = []
+
+    def noted(history: tuple[DpEvent, ...], delta: float) -> float:
+        asked.append(history)
+        return epsilon_prv(history, delta)
+
+    monkeypatch.setattr(calibration, "epsilon_prv", noted)
+    calibration._calibrated.cache_clear()
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("budget", "q", "steps", "most"),
+    [
+        (0.01, 1 / 16, 1000, 7),
+        (0.1, 0.5, 20_000, 7),
+        (0.5, 0.01, 600_000, 7),
+        (0.02, 0.1, 3000, 7),
+        (0.1, 1e-4, 50, 20),  # sigma below 1, where the curve is bent
+    ],
+)
+def test_a_plan_that_is_dear_to_calibrate_takes_few_trials(
+    budget: float, q: float, steps: int, most: int, trials: list[tuple[DpEvent, ...]]
+) -> None:
+    """A node calibrates what a server asks for before it can refuse: a trial takes up to half a second."""
+    sigma = noise_multiplier(budget, DELTA, q, steps)
+    assert len(trials) <= most
+    assert budget_after(sigma, q, steps, ()) <= budget < budget_after(0.995 * sigma, q, steps, ())
+    trials.clear()
+    assert noise_multiplier(budget, DELTA, q, steps) == sigma
+    assert not trials

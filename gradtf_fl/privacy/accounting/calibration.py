@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.privacy.accounting.accountants import epsilon_prv
 from gradtf_fl.privacy.accounting.events import DpEvent, merge
+from gradtf_fl.privacy.accounting.prv import mesh_error
 from gradtf_fl.round_messages import MAX_EPSILON, MIN_DELTA, MIN_EPSILON
 
 MAX_SIGMA = 1e4
@@ -18,6 +20,9 @@ SIGMA_CLOSENESS = 2e-3
 SIGMA_DIGITS = 4
 """Sigma is rounded UP to this many decimals, so that equal plans give equal, mergeable events."""
 _NOTHING = 1e-9
+GUESSED_FROM = 20.0
+"""Sigma above which the search begins at the central limit's guess. Trials far below it take up to seconds there
+(budgets of .1 and less, many steps), and a node makes them when a server asks. Up to it they are cheap: from 1."""
 
 
 def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, spent: Iterable[DpEvent] = ()) -> float:
@@ -51,7 +56,12 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
         problems.append(f"steps must be at least 1, not {steps}")
     if problems:
         raise ConfigError(problems)
-    history = merge(spent)
+    return _calibrated(target_epsilon, delta, q, steps, merge(spent))
+
+
+@lru_cache(maxsize=256)
+def _calibrated(target_epsilon: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...]) -> float:
+    """A node is asked for the same plan in every round."""
     used = epsilon_prv(history, delta)
     if used >= target_epsilon:
         raise BudgetExhausted(f"epsilon {used:.3f} is spent already; the target is {target_epsilon:g}")
@@ -62,6 +72,12 @@ def noise_multiplier(target_epsilon: float, delta: float, q: float, steps: int, 
             raise BudgetExhausted(f"{what}, of which {used:.3f} is spent")
         raise ConfigError(f"{what}: raise it")
     return sigma
+
+
+GUESSES = 4
+"""Trials near the central limit's guess, all too little, after which it is asked whether any sigma is enough."""
+SECANTS = 9
+"""Trials after which the bracket is halved: a bent curve, or one with a step where RDP takes over, is crept along."""
 
 
 def _search(
@@ -79,14 +95,15 @@ def _search(
         return added <= target - used
 
     best = None
-    sigma = 1.0
+    guess = _central_limit(target - mesh_error(target), delta, q, steps, history)  # PRV says about as much too much
+    sigma = guess if guess > GUESSED_FROM else 1.0
     for _ in range(60):
         sigma = min(MAX_SIGMA, math.ceil(sigma * 10**SIGMA_DIGITS - 1e-6) / 10**SIGMA_DIGITS)
         if any(math.isclose(math.log(sigma), x, abs_tol=1e-12) for x, _ in tried):
             break  # the bracket is as narrow as sigma's digits
         if enough(sigma):
             best = sigma if best is None else min(best, sigma)
-        elif best is None and sigma > 100:
+        elif best is None and len(tried) == GUESSES and sigma > GUESSED_FROM:
             if not enough(MAX_SIGMA):
                 return None
             best = MAX_SIGMA
@@ -94,6 +111,19 @@ def _search(
             break
         sigma = math.exp(_next_guess(tried))
     return best
+
+
+def _central_limit(target: float, delta: float, q: float, steps: int, history: tuple[DpEvent, ...]) -> float:
+    """Sigma where all steps are taken together for one Gaussian of parameter mu (Bu et al. 2020): near, no bound."""
+    root, exp = math.sqrt(2), math.exp(min(target, 700.0))
+    low, high = -20.0, 10.0  # log mu
+    for _ in range(60):
+        mu = math.exp((low + high) / 2)
+        a, b = target / mu, mu / 2
+        enough = math.erfc((a - b) / root) / 2 - exp * math.erfc((a + b) / root) / 2 <= delta
+        low, high = ((low + high) / 2, high) if enough else (low, (low + high) / 2)
+    left = math.exp(2 * low) - sum(one.q**2 * one.steps * math.expm1(min(700.0, one.sigma**-2)) for one in history)
+    return 1.0 if left <= 0 else 1 / math.sqrt(math.log1p(left / (q * q * steps)))
 
 
 def _close(tried: list[tuple[float, float]], best: float) -> bool:
@@ -104,12 +134,15 @@ def _close(tried: list[tuple[float, float]], best: float) -> bool:
 
 
 def _next_guess(tried: list[tuple[float, float]]) -> float:
-    """Log sigma at which the line through the two best trials lies half the allowed closeness below the target."""
+    """Log sigma at which the line through the two best trials lies half the allowed closeness below the target; after
+    many trials the middle of the bracket."""
     x1, gap1 = min(tried, key=lambda trial: abs(trial[1]))
     x0, gap0 = min((t for t in tried if t[0] != x1), key=lambda t: abs(t[1]), default=(x1 - 1, gap1 + 1.7))
     slope = min((gap1 - gap0) / (x1 - x0), -0.1)
     guess = x1 - (gap1 + CLOSENESS / 2) / slope
     low = max((x for x, gap in tried if gap > 0), default=x1 - 2)
     high = min((x for x, gap in tried if gap <= 0), default=x1 + 2)
+    if len(tried) >= SECANTS:
+        return (low + high) / 2
     margin = 0.02 * (high - low)
     return min(high - margin, max(low + margin, guess))

@@ -16,9 +16,10 @@ from gradtf_fl.round_messages import MIN_DELTA
 
 ERROR = 0.01
 """Of the mesh, in epsilon, for RDP bounds of .5 to 20; below 2 % of that bound, above .05 %: see `mesh_error`."""
-MAX_POINTS = 2**23
+MAX_POINTS = 2**22
 """Points (24 bytes each and more) above which the mesh is not built: the RDP bound is returned, valid, looser.
-A billion steps at epsilon .01 would take 40 GB; 5,000 steps take 4 x 10^5 points."""
+A billion steps at epsilon .01 would take 40 GB; 5,000 steps take 4 x 10^5 points. This many take a second: two million
+steps at epsilon .5, 200,000 at epsilon 8."""
 MAX_EPSILON = 400.0
 """Above this RDP bound exp overflows on the mesh and the RDP bound itself is returned: valid, looser."""
 

@@ -26,6 +26,8 @@ MOST_SIGMA = 1e4
 """Of a sampled step; what is above counts as this. At 1e8 the divergence is below float64's rounding of 1."""
 WHOLE_ORDERS_FROM = 200.0
 """Sigma above which the series of broken orders takes seconds to minutes; the next whole order bounds each."""
+LONG_SERIES_FROM, LONG_SERIES_WITHIN = 20.0, 100.0
+"""From this sigma the same holds where q is so near to 1/2: both series begin within this of each other."""
 
 
 @lru_cache(maxsize=4096)
@@ -34,11 +36,18 @@ def step_curve(sigma: float, q: float) -> Curve:
     from opacus.accountants.analysis.rdp import compute_rdp
 
     sampled = q < 1
-    orders = np.ceil(ORDERS) if sampled and sigma > WHOLE_ORDERS_FROM else ORDERS
+    orders = np.ceil(ORDERS) if sampled and _has_long_series(sigma, q) else ORDERS
     noise = min(sigma, MOST_SIGMA) if sampled else sigma
     curve = np.asarray(compute_rdp(q=q, noise_multiplier=noise, steps=1, orders=orders), dtype=np.float64)
     curve.setflags(write=False)
     return curve
+
+
+def _has_long_series(sigma: float, q: float) -> bool:
+    """Whether broken orders take long, see the constants; ``q`` < 1."""
+    if sigma > WHOLE_ORDERS_FROM:
+        return True
+    return sigma >= LONG_SERIES_FROM and sigma**2 * abs(math.log(1 / q - 1)) < LONG_SERIES_WITHIN
 
 
 def compose(events: tuple[DpEvent, ...]) -> Curve:
