@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradtf_fl.baselines.scoring import equal_counts
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import StopRule, decode, fit_prompt
+from gradtf_fl.tasks import Generated, StopRule, decode, fit_prompt
 from gradtf_fl.training import StackedAdapters
 
 
@@ -26,7 +26,7 @@ class Decoding:
     """How text is written.
 
     Attributes:
-        max_new_tokens: tokens at most; an end-of-text token ends it sooner.
+        max_new_tokens: tokens at most; an end-of-text token ends it sooner. Text of exactly as many is not seen to end.
         temperature: 0 takes the likeliest token, else logits are divided by it and one is drawn.
         finished: as `tasks.text_tasks.TextTask.finished`: asked for the text so far after each token that holds a
             newline; where it is true the text ends, newline kept, as the answers of text tasks do.
@@ -45,6 +45,18 @@ def continue_prompts(
     seed: Sequence[int] = (0,),
     batch: int = 512,
 ) -> list[list[str]]:
+    """The text of each of `continuations` [K][R]."""
+    return [[one.text for one in own] for own in continuations(side, theta, prompts, decoding, seed, batch)]
+
+
+def continuations(
+    side: StackedAdapters,
+    theta: Tensor,
+    prompts: Sequence[Sequence[str]],
+    decoding: Decoding,
+    seed: Sequence[int] = (0,),
+    batch: int = 512,
+) -> list[list[Generated]]:
     """Continuations [K][R] of ``prompts`` [K][R] by adapters ``theta`` [K, blocks, block_dim] (absolute values).
 
     Raises:
@@ -62,15 +74,18 @@ def continue_prompts(
     room = None if side.context is None else max(1, side.context - decoding.max_new_tokens)
     stop = StopRule(model, tokenizer, decoding.max_new_tokens, decoding.finished)
     choose = partial(_choose, vocabulary=len(tokenizer), temperature=decoding.temperature, generators=generators)
-    written: list[list[str]] = [[] for _ in range(adapters)]
+    written: list[list[Generated]] = [[] for _ in range(adapters)]
     size = max(1, batch // adapters)
     for start in range(0, per_set, size):
         parts = [part[start : start + size] for part in prompts]
-        ids = [fit_prompt(tokenizer, prompt, room)[0] for part in parts for prompt in part]
-        new = decode(model, ids, stop, choose, keep_places=True)
-        texts = [_text(tokenizer, before, after) for before, after in zip(ids, new, strict=True)]
+        fitted = [fit_prompt(tokenizer, prompt, room) for part in parts for prompt in part]
+        new = decode(model, [ids for ids, _ in fitted], stop, choose, keep_places=True)
+        found = [
+            Generated(tuple(after), _text(tokenizer, before, after), dropped, stop.ended(after))
+            for (before, dropped), after in zip(fitted, new, strict=True)
+        ]
         for k in range(adapters):
-            written[k] += texts[k * len(parts[0]) : (k + 1) * len(parts[0])]
+            written[k] += found[k * len(parts[0]) : (k + 1) * len(parts[0])]
     return written
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradtf_fl.baselines.decoding import Decoding, continue_prompts
+from gradtf_fl.baselines.decoding import Decoding, continuations
 from gradtf_fl.baselines.interface import Case, Outcome, Pair, outcome_of_updates
 from gradtf_fl.baselines.losses import WeakLoss
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import IGNORED, Row, TokenRows
+from gradtf_fl.tasks import IGNORED, Generated, Row, TokenRows, WrittenRows
 from gradtf_fl.training import PlainRecipe
 
 
@@ -48,6 +48,11 @@ class RowShape:
         found = re.match(self.pattern, text, re.DOTALL)
         return Row(found["prompt"], found["answer"]) if found and found["answer"] else None
 
+    def is_all_of(self, text: str) -> bool:
+        """Whether nothing follows the row that ``text`` begins with."""
+        found = re.match(self.pattern, text, re.DOTALL)
+        return found is not None and found.end() == len(text)
+
 
 HOUSE_RULES_ROWS = RowShape("[_][_][_]", r"(?P<prompt>(?:\[[_a-m]\]){3}\d\d\?\d\d=)(?P<answer>\d\d)")
 
@@ -60,7 +65,7 @@ def with_prompt_loss(rows: TokenRows) -> TokenRows:
 
 @dataclass(frozen=True)
 class SyntheticText:
-    """Sample rows from the tuned TinyLM, tune the LLM on them.
+    """Sample rows from the tuned TinyLM, tune the LLM on them; a text that ends where its row does ended the row.
 
     Attributes:
         shape: how rows begin and are recognised; texts that are no row are dropped and counted.
@@ -88,12 +93,19 @@ class SyntheticText:
             raise ConfigError(f"{self.name}: the case has no TinyLM updates tuned on whole rows")
         prompts = [[self.shape.start] * self.rows] * case.organizations
         theta = pair.tiny.initial + updates
-        texts = continue_prompts(pair.tiny, theta, prompts, self.decoding, [case.seed, 0x53594E54])
-        parsed = [[self.shape.parse(self.shape.start + text) for text in own] for own in texts]
-        written = [[row for row in own if row is not None] for own in parsed]
+        texts = continuations(pair.tiny, theta, prompts, self.decoding, [case.seed, 0x53594E54])
+        parsed = [[found for one in own if (found := self._parse(one))] for own in texts]
+        rows = [[row for row, _ in own] for own in parsed]
         notes = {
-            "row_share": float(np.mean([len(own) / self.rows for own in written])),
-            "distinct_share": float(np.mean([len(set(own)) / max(1, len(own)) for own in written])),
+            "row_share": float(np.mean([len(own) / self.rows for own in rows])),
+            "distinct_share": float(np.mean([len(set(own)) / max(1, len(own)) for own in rows])),
         }
+        written = [WrittenRows.of(own, pair.llm.tokenizer) for own in parsed]
         updates = tune_on_written_rows(pair, written, WeakLoss(), self.llm_recipe, case.seed)
         return outcome_of_updates(pair, updates, notes)
+
+    def _parse(self, one: Generated) -> tuple[Row, bool] | None:
+        """The row that a text begins with, and whether the TinyLM ended it there."""
+        text = self.shape.start + one.text
+        row = self.shape.parse(text)
+        return None if row is None else (row, one.ended and self.shape.is_all_of(text))

@@ -13,8 +13,25 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.tasks import house_rules
     from gradtf_fl.tasks.chat import has_template
-    from gradtf_fl.tasks.decoding import StopRule, context_length, decode, fit_prompt, generate_greedily, longest_row
-    from gradtf_fl.tasks.encoding import count_encoded, encode_rows, end_token, positions, read_tokens, rows_as_tokens
+    from gradtf_fl.tasks.decoding import (
+        Generated,
+        StopRule,
+        context_length,
+        decode,
+        fit_prompt,
+        generate_greedily,
+        longest_row,
+    )
+    from gradtf_fl.tasks.encoding import (
+        WrittenRows,
+        count_encoded,
+        encode_rows,
+        encode_written,
+        end_token,
+        positions,
+        read_tokens,
+        rows_as_tokens,
+    )
     from gradtf_fl.tasks.federation import (
         DIRICHLET_ALPHA,
         MIXTURE_OPERATIONS,
@@ -51,6 +68,7 @@ __all__ = [
     "Example",
     "FederationData",
     "FolderSource",
+    "Generated",
     "HiddenTask",
     "LoadedTask",
     "OrganizationData",
@@ -62,6 +80,7 @@ __all__ = [
     "TextTask",
     "TokenRows",
     "Turn",
+    "WrittenRows",
     "answer_rouge1",
     "answer_scores",
     "code_pairs",
@@ -70,6 +89,7 @@ __all__ = [
     "count_rows",
     "decode",
     "encode_rows",
+    "encode_written",
     "end_token",
     "exact_match",
     "federation_data",

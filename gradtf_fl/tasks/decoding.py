@@ -32,11 +32,13 @@ class Generated:
     Attributes:
         tokens: new token ids, without the end-of-sequence token. text: the same as text.
         dropped: tokens of the prompt's start that did not fit into the model's context.
+        ended: by an end token; else it was cut, or the task's rule found it finished.
     """
 
     tokens: tuple[int, ...]
     text: str
     dropped: int
+    ended: bool
 
 
 def generate_greedily(
@@ -74,7 +76,7 @@ def generate_greedily(
             part = order[start : start + batch]
             new = decode(model, [fitted[i][0] for i in part], stop)
             for i, tokens in zip(part, new, strict=True):
-                generated[i] = Generated(tuple(tokens), stop.text(tokens), fitted[i][1])
+                generated[i] = Generated(tuple(tokens), stop.text(tokens), fitted[i][1], stop.ended(tokens))
             progress(len(generated), len(order))
     finally:
         model.train(training)
@@ -110,11 +112,20 @@ class StopRule:
         if token in self._end_tokens:
             return True
         tokens.append(token)
+        return not self._goes_on(tokens)
+
+    def ended(self, tokens: list[int]) -> bool:
+        """Whether it was an end token that completed a complete row of ``tokens``."""
+        return not tokens or self._goes_on(tokens)
+
+    def _goes_on(self, tokens: list[int]) -> bool:
+        """Whether nothing but an end token would complete the row now."""
         if len(tokens) >= self._max_new_tokens:
-            return True
+            return False
+        token = tokens[-1]
         if token not in self._has_newline:
             self._has_newline[token] = "\n" in self.text([token])
-        return self._has_newline[token] and self._finished(self.text(tokens))
+        return not (self._has_newline[token] and self._finished(self.text(tokens)))
 
 
 def _likeliest(logits: Tensor) -> Tensor:

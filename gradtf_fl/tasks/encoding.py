@@ -63,6 +63,32 @@ class _Encoded:
 
 
 @dataclass(frozen=True)
+class WrittenRows:
+    """Rows that one model wrote, as another is trained on them.
+
+    Attributes:
+        rows: as text.
+        end: train the end of each answer.
+    """
+
+    rows: Sequence[Row]
+    end: bool = False
+
+    @classmethod
+    def of(cls, answered: Sequence[tuple[Row, bool]], *tokenizers: Any) -> WrittenRows:
+        """Rows, each with whether its writer ended it: where most were ended, the others, which were cut, are left out
+        and the ends are trained, so that who learns from them learns to stop. Else no end is.
+
+        Args:
+            tokenizers: what reads the rows; without a token for the end in each, none is trained.
+        """
+        ended = [row for row, complete in answered if complete]
+        if 2 * len(ended) > len(answered) and all(end_token(tokenizer) is not None for tokenizer in tokenizers):
+            return cls(ended, True)
+        return cls([row for row, _ in answered])
+
+
+@dataclass(frozen=True)
 class RowTokens:
     """A file's rows, read and encoded.
 
@@ -96,7 +122,13 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKEN
     >>> int((rows.labels != -100).sum())  # tokens of the answer
     2
     """
-    return _tensors([_fitted(row, max_tokens, tokenizer) for row in _encoded(rows, tokenizer, end, "rows")])
+    return encode_written([WrittenRows(rows, end)], tokenizer, max_tokens)
+
+
+def encode_written(parts: Sequence[WrittenRows], tokenizer: Any, max_tokens: int = MAX_TOKENS) -> TokenRows:
+    """`encode_rows` of several writers' rows, one after the other; ends are trained where theirs are."""
+    found = [row for part in parts for row in _encoded(part.rows, tokenizer, part.end, "rows")]
+    return _tensors([_fitted(row, max_tokens, tokenizer) for row in found])
 
 
 def count_encoded(rows: Sequence[Row], tokenizer: Any, max_tokens: int = MAX_TOKENS, *, end: bool = False) -> RowCounts:

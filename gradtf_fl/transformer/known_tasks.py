@@ -11,7 +11,8 @@ the provider has tuned its LLM on tasks: it knows their updates and which tokens
 3. asks the first round's sum, too, which is nearly a weighted sum of what each task's update looks like (`unmixing`):
    where every organization has a task of its own, their average answers none of them, but the sum names all of them;
 4. lets the best task of each kind answer all its prompts, and tunes the LLM on these answers, from the update that it
-   would have used otherwise. That update answers the kinds that no known task explains.
+   would have used otherwise. That update answers the kinds that no known task explains. Where answers of a kind end,
+   the LLM learns to end them.
 
 Where all prompts are of one kind there is nothing to put together, and nothing changes. Privacy: post-processing of
 the sum and public prompts, as in `refinement`. It recognises tasks and learns none: a kind of prompts whose task the
@@ -29,10 +30,10 @@ import torch
 from torch import Tensor
 
 from gradtf_fl.adapters import ASSETS
-from gradtf_fl.baselines import Decoding, continue_prompts
+from gradtf_fl.baselines import Decoding, continuations
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows
+from gradtf_fl.tasks import IGNORED, Generated, Row, TokenRows, WrittenRows, encode_rows, encode_written
 from gradtf_fl.training import PlainRecipe, StackedAdapters, descend
 from gradtf_fl.transformer.unmixing import unmix
 
@@ -157,17 +158,24 @@ class KnownTasks:
         found = sort_prompts(library.could_be(_tokens_held(llm, self.prompts)), recipe.least_kind)
         self.kinds = found if len(found) > 1 else []
         """Empty where all prompts are of one kind."""
-        self._answers = [self._answer(library.updates[list(kind.tasks)], self._probes(kind)) for kind in self.kinds]
+        self._answers = [
+            _texts(self._answer(library.updates[list(kind.tasks)], self._probes(kind))) for kind in self.kinds
+        ]
 
     def _probes(self, kind: PromptKind) -> list[str]:
         return [self.prompts[n] for n in kind.prompts[: self.recipe.probes]]
 
-    def _answer(self, updates: Tensor, prompts: Sequence[str]) -> list[list[str]]:
+    def _answer(self, updates: Tensor, prompts: Sequence[str]) -> list[list[Generated]]:
         theta = self.llm.initial + updates.to(self.llm.initial.device)
-        return continue_prompts(self.llm, theta, [prompts] * len(updates), self.decoding)
+        return continuations(self.llm, theta, [prompts] * len(updates), self.decoding)
 
     def put_together(
-        self, tiny: StackedAdapters, updates: Tensor, at_hand: Tensor, firsts: Tensor | None = None
+        self,
+        tiny: StackedAdapters,
+        updates: Tensor,
+        at_hand: Tensor,
+        firsts: Tensor | None = None,
+        end: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """LLM updates for K TinyLM updates, put together where known tasks explain the TinyLM.
 
@@ -175,25 +183,29 @@ class KnownTasks:
             updates: float32 [K, L1, n1].
             at_hand: float32 [K, L2, n2], what is used otherwise.
             firsts: as ``updates``, after the first round; ``updates`` themselves where there was one only.
+            end: the TinyLM ends its answers.
 
         Returns:
             float32 [K, L2, n2], and from how many kinds of prompts each is: int64 [K], 0 where it is at hand.
         """
         made, counts = at_hand.clone(), torch.zeros(len(updates), dtype=torch.long)
         for k, (update, first) in enumerate(zip(updates, updates if firsts is None else firsts, strict=True)):
-            chosen = self.choose(tiny, update, at_hand[k], first)
+            chosen = self.choose(tiny, update, at_hand[k], first, end)
             if any(task is not None for task in chosen):
                 made[k], counts[k] = self.distil(chosen, at_hand[k]), len(chosen)
         return made, counts
 
-    def choose(self, tiny: StackedAdapters, update: Tensor, at_hand: Tensor, first: Tensor) -> list[int | None]:
+    def choose(
+        self, tiny: StackedAdapters, update: Tensor, at_hand: Tensor, first: Tensor, end: bool = False
+    ) -> list[int | None]:
         """The task that explains TinyLM update ``update`` [L1, n1], and ``first`` [L1, n1] after the first round, best,
         for each kind of prompts; None where the LLM update ``at_hand`` [L2, n2] does."""
         recipe, chosen = self.recipe, list[int | None]()
         unmixed = unmix(self.library.signatures, first.cpu(), [kind.tasks for kind in self.kinds])
         for kind, answers, residuals in zip(self.kinds, self._answers, unmixed.residuals, strict=True):
             probes = self._probes(kind)
-            scores = self.scores(tiny, update, probes, [*answers, *self._answer(at_hand[None], probes)]).mean(1)
+            offered = [*answers, *_texts(self._answer(at_hand[None], probes))]
+            scores = self.scores(tiny, update, probes, offered, end).mean(1)
             best = int((recipe.likelihood * scores[:-1] - residuals).argmax())
             explained = unmixed.unexplained < recipe.unexplained
             explained = explained or float(scores[best]) > float(scores[-1]) - recipe.handicap
@@ -201,30 +213,41 @@ class KnownTasks:
         return chosen
 
     def scores(
-        self, tiny: StackedAdapters, update: Tensor, probes: Sequence[str], answers: Sequence[Sequence[str]]
+        self,
+        tiny: StackedAdapters,
+        update: Tensor,
+        probes: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        end: bool = False,
     ) -> Tensor:
-        """log(p + floor) [E, R] of the probability that the tuned TinyLM gives to answers [E][R] to ``probes`` [R]."""
+        """log(p + floor) [E, R] of the probability that the tuned TinyLM gives to answers [E][R] to ``probes`` [R], and
+        with ``end`` to stopping there."""
         places: dict[tuple[int, str], int] = {}
         index = [[places.setdefault((n, one), len(places)) for n, one in enumerate(own)] for own in answers]
         rows = [Row(probes[n], answer) for n, answer in places]
-        tokens = encode_rows(rows, tiny.tokenizer, tiny.max_tokens).to(tiny.initial.device)
+        tokens = encode_rows(rows, tiny.tokenizer, tiny.max_tokens, end=end).to(tiny.initial.device)
         with torch.no_grad():
             shares = tiny.answer_logits(tiny.initial + update[None], tokens).float().log_softmax(-1)
         labels = tokens.answer_labels()
         chosen = shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
-        likely = torch.where((labels != IGNORED).any(1), chosen.sum(1), -torch.inf)  # no answer explains nothing
+        likely = torch.where((labels != IGNORED).sum(1) > end, chosen.sum(1), -torch.inf)  # no answer explains nothing
         return (likely.exp() + self.recipe.floor).log().cpu()[torch.tensor(index)]
 
     def distil(self, chosen: Sequence[int | None], start: Tensor) -> Tensor:
         """LLM update [L2, n2], tuned from ``start`` on what the chosen task of each kind answers to its prompts; where
         none is chosen, ``start`` answers."""
-        rows = []
+        written = []
         for kind, task in zip(self.kinds, chosen, strict=True):
             prompts = [self.prompts[n] for n in kind.prompts]
             update = start if task is None else self.library.updates[task]
             answers = self._answer(update[None], prompts)[0]
-            rows += [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
-        tokens = encode_rows(rows, self.llm.tokenizer, self.llm.max_tokens)
+            rows = [
+                (Row(prompt, one.text), one.ended) for prompt, one in zip(prompts, answers, strict=True) if one.text
+            ]
+            written.append(WrittenRows.of(rows, self.llm.tokenizer))
+        if not any(own.rows for own in written):
+            return start
+        tokens = encode_written(written, self.llm.tokenizer, self.llm.max_tokens)
         stack = self.llm
 
         def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
@@ -234,6 +257,10 @@ class KnownTasks:
         for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, start[None]):
             tuned = theta[0]
         return tuned - stack.initial
+
+
+def _texts(answers: Sequence[Sequence[Generated]]) -> list[list[str]]:
+    return [[one.text for one in own] for own in answers]
 
 
 def _tokens_held(side: StackedAdapters, prompts: Sequence[str]) -> Tensor:

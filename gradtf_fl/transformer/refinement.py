@@ -38,7 +38,7 @@ from torch import Tensor
 
 from gradtf_fl.adapters import Place, UpdateSpace
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, end_token, generate_greedily
+from gradtf_fl.tasks import IGNORED, Row, TokenRows, WrittenRows, encode_rows, generate_greedily
 from gradtf_fl.training import StackedAdapters, batch_indices
 from gradtf_fl.transformer.checkpoint import GradTransformer
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
@@ -261,29 +261,29 @@ class RefiningGenerator:
 
     def _refined(self, plain: Tensor, values: Tensor, firsts: Tensor) -> Refined:
         theta = self._tiny.initial + values
-        rows, end = self._answered(theta)
-        if len(rows) < LEAST_PROMPTS:
+        answers = self._answered(theta)
+        if len(answers.rows) < LEAST_PROMPTS:
             unknown = torch.full((1,), torch.nan)
             return Refined(
                 plain, plain, unknown, unknown, torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
             )
-        read, written = (encode_rows(rows, side.tokenizer, self._room, end=end) for side in (self._tiny, self._llm))
+        read, written = (
+            encode_rows(answers.rows, side.tokenizer, self._room, end=answers.end) for side in (self._tiny, self._llm)
+        )
         answered = Answered(written, certainty(self._tiny, theta, read))
         found = refine(self.transformer, self._llm, values, answered, self.recipe)
         if self.known is None:
             return found
-        made, kinds = self.known.put_together(self._tiny, values, found.updates, firsts)
+        made, kinds = self.known.put_together(self._tiny, values, found.updates, firsts, answers.end)
         return replace(found, updates=made, kinds=kinds)
 
-    def _answered(self, theta: Tensor) -> tuple[list[Row], bool]:
-        """Prompts with what the TinyLM answers, and whether it ends its answers; those that it answers nothing to are
-        left out, and where it ends most answers, those that it does not end."""
+    def _answered(self, theta: Tensor) -> WrittenRows:
+        """Prompts with what the TinyLM answers; those that it answers nothing to are left out."""
         self._tiny.set(theta)
         written = generate_greedily(
             self._tiny.model, self._tiny.tokenizer, self.prompts, self.max_new_tokens, batch=256
         )
-        answers = [(row.answered(one.text), one) for row, one in zip(self.prompts, written, strict=True) if one.text]
-        ended = [row for row, one in answers if len(one.tokens) < self.max_new_tokens]
-        if 2 * len(ended) > len(answers) and end_token(self._llm.tokenizer) is not None:
-            return ended, True
-        return [row for row, _ in answers], False
+        answers = [
+            (row.answered(one.text), one.ended) for row, one in zip(self.prompts, written, strict=True) if one.text
+        ]
+        return WrittenRows.of(answers, self._tiny.tokenizer, self._llm.tokenizer)

@@ -25,7 +25,7 @@ from gradtf_fl.baselines.distillation import distil_stacked
 from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.tasks import Row, encode_rows
+from gradtf_fl.tasks import Row, WrittenRows, encode_rows
 from gradtf_fl.training import StackedAdapters
 from gradtf_fl.training.stacked import PlainRecipe, fine_tune_stacked
 from tests.baselines.pair_recipes import LLM_RECIPE, TINY_RECIPE, with_tokenizer
@@ -127,10 +127,11 @@ def test_a_baseline_that_says_no_row_leaves_sees_none(pair: Pair, case: Case) ->
 
 def test_an_organization_without_usable_rows_keeps_the_llm(pair: Pair, case: Case) -> None:
     assert case.private is not None
-    updates = tune_on_written_rows(pair, [case.private[0][:8], []], WeakLoss(), LLM_RECIPE, 0)
+    nothing = WrittenRows([])
+    updates = tune_on_written_rows(pair, [WrittenRows(case.private[0][:8]), nothing], WeakLoss(), LLM_RECIPE, 0)
     assert float(updates[0].abs().max()) > 1e-3
     assert float(updates[1].abs().max()) == 0
-    assert float(tune_on_written_rows(pair, [[], []], WeakLoss(), LLM_RECIPE, 0).abs().max()) == 0
+    assert float(tune_on_written_rows(pair, [nothing] * 2, WeakLoss(), LLM_RECIPE, 0).abs().max()) == 0
 
 
 def test_soft_labels_of_two_vocabularies_are_refused(pair: Pair, case: Case) -> None:

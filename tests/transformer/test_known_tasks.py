@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtf_fl.config import HOUSE_RULES_ANSWER_TOKENS
 from gradtf_fl.curation.shadow import as_token_rows
 from gradtf_fl.errors import ConfigError, CorruptFile
-from gradtf_fl.tasks import TokenRows, encode_rows, public_rows
+from gradtf_fl.tasks import Generated, Row, TokenRows, encode_rows, end_token, public_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.federation import HiddenTask
 from gradtf_fl.training import StackedAdapters
@@ -233,3 +233,49 @@ def test_what_no_task_explains_is_answered_by_the_update_at_hand(
     kept, learned = MIXTURE.rules[:2]
     assert accuracy(kept, made) > accuracy(kept, start) - 0.1
     assert accuracy(learned, made) > accuracy(learned, start) + 0.4
+
+
+def test_answers_that_end_are_scored_with_their_ends(
+    sides: tuple[StackedAdapters, StackedAdapters], known: KnownTasks
+) -> None:
+    """A TinyLM that ends its answers finds the whole likelier than its beginning; without ends nobody could."""
+    tiny = sides[0]
+    rows = [Row(prompt, "77") for prompt in (row.prompt for row in public_rows("same", 32, 3))]
+    tokens = encode_rows(rows, tiny.tokenizer, end=True)
+    recipe = PlainRecipe(steps=100, batch=16, rate=2e-2)
+    update = fine_tune_stacked(tiny, tokens, 1, recipe, [[3]], [recipe.steps])[0][0]
+    prompts = [row.prompt for row in rows]
+    whole, start, nothing = known.scores(tiny, update, prompts, [[text] * 32 for text in ("77", "7", "")], end=True)
+    assert bool((whole > start + 1).all())
+    assert nothing.tolist() == pytest.approx([np.log(QUICK.floor)] * 32)
+    expected = (torch.exp(-3 * tiny.row_losses((tiny.initial + update)[None], tokens)) + QUICK.floor).log()
+    torch.testing.assert_close(whole, expected.reshape(-1))
+    whole, start = known.scores(tiny, update, prompts, [["77"] * 32, ["7"] * 32])
+    assert bool((whole <= start).all())
+
+
+def test_the_llm_learns_to_end_the_kinds_whose_answers_end(sides: tuple[StackedAdapters, StackedAdapters]) -> None:
+    """Two known tasks, the first of which ends its answers."""
+    llm, shipped = sides[1], embedded_tasks()
+    two = [SEEN.index(rule) for rule in MIXTURE.rules[:2]]
+    prompts = [row.prompt for row in public_rows("mixed", 192, 11)]
+    tokens = encode_rows([Row(prompt, "77") for prompt in prompts], llm.tokenizer, end=True)
+    recipe = PlainRecipe(steps=40, batch=32, rate=1.5e-2)
+    ending = fine_tune_stacked(llm, tokens, 1, recipe, [[3]], [recipe.steps])[0][0]
+    tasks = TaskLibrary(torch.stack([ending, shipped.updates[two[1]]]), shipped.signatures[two], shipped.tokens[two])
+    quick = replace(QUICK, probes=4, tuning=PlainRecipe(steps=50, batch=32, rate=1.5e-2))
+    known = KnownTasks(llm, tasks, prompts, 6, quick)
+    assert sorted(kind.tasks for kind in known.kinds) == [(0,), (1,)]
+    made = known.distil([kind.tasks[0] for kind in known.kinds], torch.zeros_like(ending))
+
+    def end_after_two(task: int) -> float:
+        kind = next(kind for kind in known.kinds if kind.tasks == (task,))
+        asked = encode_rows([Row(prompts[n], "77") for n in kind.prompts], llm.tokenizer, end=True)
+        shares = llm.answer_logits(llm.initial + made[None], asked).softmax(-1)[:, -1]
+        return float(shares[:, end_token(llm.tokenizer)].mean())
+
+    assert end_after_two(0) > 0.3
+    assert end_after_two(1) < 0.01
+    silent = KnownTasks(llm, tasks, prompts, 6, quick)
+    silent._answer = lambda updates, asked: [[Generated((), "", 0, ended=True)] * len(asked)]  # type: ignore[method-assign]
+    assert torch.equal(silent.distil([0, 1], ending), ending)  # nobody said anything

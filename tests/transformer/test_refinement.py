@@ -88,7 +88,7 @@ def test_who_agrees_on_half_is_overruled_only_by_a_sure_tinylm(
     transformer: GradTransformer, generator: RefiningGenerator, updates: Tensor
 ) -> None:
     """The same search, judged with and without an agreement that counts as enough."""
-    rows = generator._answered(generator._tiny.initial + updates[1:])[0]
+    rows = generator._answered(generator._tiny.initial + updates[1:]).rows
     tokens = encode_rows(rows, generator._llm.tokenizer)
     taken = [
         bool(refine(transformer, generator._llm, updates[1:], Answered(tokens, torch.tensor([sure])), recipe).taken)
@@ -101,7 +101,7 @@ def test_who_agrees_on_half_is_overruled_only_by_a_sure_tinylm(
 def test_updates_are_refined_alike_alone_and_side_by_side(
     transformer: GradTransformer, generator: RefiningGenerator, updates: Tensor
 ) -> None:
-    both = [generator._answered(generator._tiny.initial + updates[k : k + 1])[0] for k in range(2)]
+    both = [generator._answered(generator._tiny.initial + updates[k : k + 1]).rows for k in range(2)]
     tokens = encode_rows([row for rows in both for row in rows], generator._llm.tokenizer)
     sure = torch.tensor([0.5, 0.5])
     side_by_side = refine(transformer, generator._llm, updates, Answered(tokens, sure), QUICK)
@@ -112,7 +112,7 @@ def test_updates_are_refined_alike_alone_and_side_by_side(
 
 def test_certainty_is_the_mean_probability_of_the_answers(generator: RefiningGenerator, updates: Tensor) -> None:
     tiny, theta = generator._tiny, generator._tiny.initial + updates
-    rows = encode_rows(generator._answered(theta[1:])[0][:4], generator._tiny.tokenizer)
+    rows = encode_rows(generator._answered(theta[1:]).rows[:4], generator._tiny.tokenizer)
     both = stack_rows([rows, rows])
     found = certainty(tiny, theta, both)
     tiny.set(theta[1:])
@@ -225,13 +225,13 @@ def test_what_a_tiny_model_ends_the_llm_learns_to_end(
     """Of 64 prompts 60 are answered with one digit and an end, 4 run to the limit."""
     rows = [Row(row.prompt, "") for row in public_rows("same", 64, 1)]
     generator = RefiningGenerator(transformer, rows, 2, QUICK)
-    ended, running = Generated((3,), "3", 0), Generated((3, 4), "34", 0)
+    ended, running = Generated((3,), "3", 0, ended=True), Generated((3, 4), "34", 0, ended=False)
     monkeypatch.setattr(refinement, "generate_greedily", lambda *_, **__: [ended] * 60 + [running] * 4)
-    answered, end = generator._answered(generator._tiny.initial + updates[1:2])
-    assert (len(answered), end) == (60, True)
-    assert {row.answer for row in answered} == {"3"}
+    answered = generator._answered(generator._tiny.initial + updates[1:2])
+    assert (len(answered.rows), answered.end) == (60, True)
+    assert {row.answer for row in answered.rows} == {"3"}
     found = generator.refined(updates[1].numpy())
     assert not bool(found.before.isnan())
     monkeypatch.setattr(refinement, "generate_greedily", lambda *_, **__: [ended] * 4 + [running] * 60)
-    answered, end = generator._answered(generator._tiny.initial + updates[1:2])
-    assert (len(answered), end) == (64, False)
+    answered = generator._answered(generator._tiny.initial + updates[1:2])
+    assert (len(answered.rows), answered.end) == (64, False)
