@@ -63,8 +63,8 @@ class HalfSplit:
             order = np.random.default_rng([case.seed, 0x48414C46, k]).permutation(len(rows))
             first.append([rows[i] for i in order[: len(rows) // 2]])
             second.append([rows[i].prompt for i in order[len(rows) // 2 :]])
-        rows = list(chain.from_iterable(first))
-        tokens = encode_rows(rows, pair.tiny.tokenizer, pair.tiny.max_tokens, end=self.end)
+        halves = list(chain.from_iterable(first))
+        tokens = encode_rows(halves, pair.tiny.tokenizer, pair.tiny.max_tokens, end=self.end)
         count, recipe = case.organizations, self.tiny_recipe
         seeds = [[case.seed, 0x5745414B, k] for k in range(count)]
         weak = fine_tune_stacked(pair.tiny, tokens, count, recipe, seeds, [recipe.steps])[0]

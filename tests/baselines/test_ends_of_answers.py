@@ -86,8 +86,8 @@ def test_a_half_that_trains_ends_teaches_them(pair: Pair, case: Case, test_rows:
         assert (end_probability(pair.llm, updates[0], list(test_rows[0])) > 0.3) == end
 
 
-def test_rows_that_a_tinylm_writes_and_ends_teach_the_end(pair: Pair, case: Case) -> None:
-    """Its texts are replayed: a TinyLM this small that writes rows and ends them would take minutes to tune."""
+def test_a_written_row_is_ended_where_nothing_follows_it() -> None:
+    """What counts as ended, of given texts; how the rows are then learned from is the same for all."""
     assert HOUSE_RULES_ROWS.is_all_of("[_][_][_]12?34=46")
     assert not HOUSE_RULES_ROWS.is_all_of("[_][_][_]12?34=4699")
     method = SyntheticText(HOUSE_RULES_ROWS, LLM_RECIPE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, encode_rows, public_rows, read_prompts, write_rows
 from gradtf_fl.tasks import house_rules as hr
 from gradtf_fl.tasks.decoding import Generated
+from gradtf_fl.tasks.federation import tokens_to_rows
 from gradtf_fl.training.stacked import PlainRecipe, StackedAdapters, fine_tune_stacked, stack_rows
 from gradtf_fl.transformer import GradTransformer, embedded_checkpoint, refinement
+from gradtf_fl.transformer.known_tasks import KnownTasks, embedded_tasks
 from gradtf_fl.transformer.refinement import (
     Answered,
     RefinementRecipe,
@@ -235,3 +238,27 @@ def test_what_a_tiny_model_ends_the_llm_learns_to_end(
     monkeypatch.setattr(refinement, "generate_greedily", lambda *_, **__: [ended] * 4 + [running] * 60)
     answered = generator._answered(generator._tiny.initial + updates[1:2])
     assert (len(answered.rows), answered.end) == (64, False)
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_known_tasks_hear_whether_the_tiny_model_ends(
+    transformer: GradTransformer, updates: Tensor, monkeypatch: pytest.MonkeyPatch, end: bool
+) -> None:
+    """A TinyLM that trained the ends of its answers, asked for more tokens than they have, and one that did not."""
+    rows = single_task(SEEN).draw(np.random.default_rng([7, SEEN.index]), 256, "private")
+    tiny = StackedAdapters.load("embedded:tiny", transformer.source.spec)
+    recipe = PlainRecipe(steps=200, batch=16, rate=2e-2)
+    update = fine_tune_stacked(
+        tiny, encode_rows(tokens_to_rows(rows), tiny.tokenizer, end=end), 1, recipe, [[1]], [recipe.steps]
+    )[0]
+    heard = []
+
+    def scores(known: KnownTasks, tiny: Any, update: Any, probes: Any, answers: Any, end: bool) -> Tensor:
+        heard.append(end)
+        return torch.zeros(len(answers), len(probes))
+
+    monkeypatch.setattr(KnownTasks, "scores", scores)
+    monkeypatch.setattr(KnownTasks, "distil", lambda known, chosen, start: start)
+    prompts = [row.prompt for row in public_rows("mixed", 128, 5)]
+    RefiningGenerator(transformer, prompts, 4, replace(QUICK, steps=2), embedded_tasks()).refined(update[0].numpy())
+    assert set(heard) == {end}
