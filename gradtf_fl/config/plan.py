@@ -118,7 +118,7 @@ class FederationPlan(RoundSettings):
         join_s: how long the run waits for the organizations' nodes, in seconds.
         prompts: file with public prompts of the organizations' task; the LLM update is then refined on what the
             tuned TinyLM answers to them (`gradtf_fl.transformer.refinement`).
-        answer_tokens: length of such an answer, in tokens.
+        answer_tokens: length of such an answer, in tokens; one more than the longest where ends are trained.
         out: folder of records, checkpoints and adapters.
         provider_key: PEM file of the Ed25519 key that signs LLM adapters.
         organizations_dir: simulation only: the organizations' folders.
