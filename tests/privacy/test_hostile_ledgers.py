@@ -98,7 +98,7 @@ def test_one_that_costs_too_much_stops_no_other(tmp_path: Path, monkeypatch: pyt
 
     readings = [read_for_report(foreign(tmp_path / f"{n}", USUAL, f"org-{n}")) for n in range(2)]
     strange = read_for_report(foreign(tmp_path / "hostile", HOSTILE["steps"]))
-    monkeypatch.setattr(audit_limits, "limited", lambda reading, points: "not computed")
+    monkeypatch.setattr(audit_limits, "limited", lambda reading, points, seconds: "not computed")
     reports, problems = report_each([readings[0], strange, readings[1]])
     assert [report.organization for report in reports] == ["org-0", "org-1"]
     assert problems == [f"{tmp_path / 'hostile'}: not computed"]
@@ -122,3 +122,12 @@ def test_a_foreign_name_forges_no_line_and_moves_no_cursor(verb: str, tmp_path: 
         assert all(line.isprintable() for line in lines), lines
         assert not [line for line in lines if line.startswith(("/srv/bank", "gradtf: /srv/bank"))]
     assert done.returncode == 5
+
+
+@pytest.mark.long
+def test_one_ledger_of_many_kinds_of_step_is_reported_alone(tmp_path: Path) -> None:
+    """An organization that raised its declared figure again and again: 4 seconds were too few for 33 kinds."""
+    events = [DpEvent(4.0 + n / 100, 0.008 - n / 50_000, 50) for n in range(40)]
+    reports, problems = report_each([read_for_report(foreign(tmp_path / "many", events))])
+    assert problems == []
+    assert 0.1 < reports[0].epsilon.pld <= reports[0].epsilon.prv < 1.0
