@@ -12,6 +12,7 @@ take no notice of others). What is random even so is refused before a row is rea
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def _states(devices: Sequence[torch.device]) -> list[tuple[str, object]]:
     states: list[tuple[str, object]] = [
         ("torch", torch.get_rng_state().numpy().tobytes()),
         ("random", random.getstate()),
-        ("numpy", repr(np.random.get_state(legacy=False))),
+        ("numpy", pickle.dumps(np.random.get_state(legacy=False))),
     ]
     for device in devices:
         if device.type == "cuda":

@@ -264,10 +264,13 @@ def attack(target: Attacked, count: int, epsilons: Sequence[float]) -> tuple[lis
 REFUSED = ((REFUSAL, "policy"),)
 FAST = 24, (200.0,)
 SLOW = 10_000, (8.0, 20.0, 100.0, 300.0)
+LONG = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize(
-    ("count", "epsilons"), [FAST, pytest.param(*SLOW, marks=pytest.mark.slow)], ids=["24", "10000"]
+    ("count", "epsilons"),
+    [FAST, pytest.param(*SLOW, marks=LONG)],
+    ids=["24", "10000"],
 )
 def test_a_server_learns_nothing_of_the_number_of_rows(
     make_kit: MakeKit, count: int, epsilons: Sequence[float]
