@@ -139,11 +139,7 @@ class NodeStore:
         """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run. One whose process died before
         it could answer is not yet used up: just below it, then."""
         with self._transaction() as database:
-            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
-            if row is None:
-                return 0, 0
-            unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
-            return int(row[0]), int(row[1]) - unanswered
+            return _last(database, run_id)
 
     def take_run(self, run_id: str, known: Sequence[str]) -> None:
         """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
@@ -195,13 +191,9 @@ class NodeStore:
                 start than its first.
         """
         with self._transaction() as database:
-            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
-            if (
-                row is not None
-                and (key.round, key.attempt) <= (int(row[0]), int(row[1]))
-                and not (_begun(database) == key and (key.round, key.attempt) == (int(row[0]), int(row[1])))
-            ):
-                raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {row[0]}.{row[1]}")
+            last = _last(database, key.run_id)
+            if (key.round, key.attempt) <= last:
+                raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last[0]}.{last[1]}")
             claimed = _claimed(database, key.run_id, key.round)
             if most is not None and claimed >= most:
                 raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
@@ -358,6 +350,14 @@ class NodeStore:
                 database.execute("DELETE FROM open_round")
             else:
                 database.execute("UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector))
+
+
+def _last(database: sqlite3.Connection, run_id: str) -> tuple[int, int]:
+    row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None:
+        return 0, 0
+    unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
+    return int(row[0]), int(row[1]) - unanswered
 
 
 def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradtf_fl.baselines.comparison import Settings, all_baselines
     from gradtf_fl.baselines.controls import Controls, embedded_controls
     from gradtf_fl.baselines.cross_lora import CrossLora
-    from gradtf_fl.baselines.decoding import Decoding, continuations, continue_prompts
+    from gradtf_fl.baselines.decoding import Decoding, continuations
     from gradtf_fl.baselines.from_update import FromUpdate, update_only_baselines
     from gradtf_fl.baselines.interface import Baseline, Case, Outcome, Pair, outcome_of_updates, run_baseline
     from gradtf_fl.baselines.losses import AdaptiveLoss, ConfidenceLoss, WeakLoss
@@ -47,7 +47,6 @@ __all__ = [
     "WeakLoss",
     "all_baselines",
     "continuations",
-    "continue_prompts",
     "embedded_controls",
     "outcome_of_updates",
     "run_baseline",

@@ -37,18 +37,6 @@ class Decoding:
     finished: Callable[[str], bool] = lambda text: False
 
 
-def continue_prompts(
-    side: StackedAdapters,
-    theta: Tensor,
-    prompts: Sequence[Sequence[str]],
-    decoding: Decoding,
-    seed: Sequence[int] = (0,),
-    batch: int = 512,
-) -> list[list[str]]:
-    """The text of each of `continuations` [K][R]."""
-    return [[one.text for one in own] for own in continuations(side, theta, prompts, decoding, seed, batch)]
-
-
 def continuations(
     side: StackedAdapters,
     theta: Tensor,

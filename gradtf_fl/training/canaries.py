@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gradtf_fl.tasks import TokenRows
-from gradtf_fl.training.loss import IGNORED, row_mean_loss
+from gradtf_fl.tasks import IGNORED, TokenRows
+from gradtf_fl.training.loss import row_mean_loss
 
 MARK = 1
 """First token of a gradient canary: the end of a text, with which no row of a task begins."""

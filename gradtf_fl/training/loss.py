@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
+from gradtf_fl.tasks import IGNORED
+
 LOGITS_AT_ONCE = 2**21
 """8 MB in float32."""
 

@@ -17,8 +17,7 @@ from gradtf_fl.adapters import offloaded
 from gradtf_fl.config import PhysicalRows
 from gradtf_fl.errors import ConfigError, GradtfError
 from gradtf_fl.round_messages import MAX_CLIP, MIN_CLIP
-from gradtf_fl.tasks import context_length
-from gradtf_fl.training.loss import IGNORED
+from gradtf_fl.tasks import IGNORED, context_length
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows

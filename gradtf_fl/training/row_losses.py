@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from gradtf_fl.adapters import devices_of
-from gradtf_fl.training.loss import IGNORED, row_mean_loss
+from gradtf_fl.tasks import IGNORED
+from gradtf_fl.training.loss import row_mean_loss
 
 if TYPE_CHECKING:
     from gradtf_fl.tasks import TokenRows

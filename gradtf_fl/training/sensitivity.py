@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec
 from gradtf_fl.errors import VerificationFailed
-from gradtf_fl.tasks import TokenRows, encode_rows, house_rules_federation
+from gradtf_fl.tasks import IGNORED, TokenRows, encode_rows, house_rules_federation
 from gradtf_fl.training.canaries import NoisyGradients
-from gradtf_fl.training.loss import IGNORED
 
 ROWS = 12
 TOLERANCE = 1e-3

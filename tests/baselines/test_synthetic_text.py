@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from gradtf_fl.baselines import (
     Pair,
     RowShape,
     SyntheticText,
+    continuations,
     run_baseline,
     with_prompt_loss,
 )
-from gradtf_fl.baselines.decoding import continue_prompts
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, encode_rows
 from gradtf_fl.training import StackedAdapters
@@ -30,11 +31,15 @@ from tests.benchmark_data import MODELS, needs_models
 SAMPLED = Decoding(max_new_tokens=8, temperature=1.0)
 
 
+def texts(*arguments: Any, **options: Any) -> list[list[str]]:
+    return [[one.text for one in own] for own in continuations(*arguments, **options)]
+
+
 def test_greedy_text_equals_the_models_own_generation(pair: Pair, case: Case) -> None:
     assert case.private is not None
     prompts = [row.prompt for row in case.private[0][:10]]
     theta = pair.tiny.initial + case.updates
-    stacked = continue_prompts(pair.tiny, theta, [prompts, prompts], Decoding(2), batch=6)
+    stacked = texts(pair.tiny, theta, [prompts, prompts], Decoding(2), batch=6)
     pair.tiny.set(theta[:1])
     for prompt, text in zip(prompts, stacked[0], strict=True):
         ids = pair.tiny.tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -48,15 +53,15 @@ def test_prompts_of_many_lengths_and_texts_with_spaces() -> None:
     side = StackedAdapters.load(str(MODELS / "stories260K"), AdapterSpec())
     theta = side.initial[None]
     prompts = ["Once upon a time,", "Lily", "One day, a big dog ran to the park and saw"]
-    together = continue_prompts(side, theta, [prompts], Decoding(10))[0]
+    together = texts(side, theta, [prompts], Decoding(10))[0]
     for prompt, text in zip(prompts, together, strict=True):
         ids = side.tokenizer(prompt, return_tensors="pt")["input_ids"]
         whole = side.model.generate(ids, max_new_tokens=10, do_sample=False)[0]
         assert side.tokenizer.decode(whole, skip_special_tokens=True) == prompt + text
     # the text ends at a token with a newline where the task says that it is finished
     story = ["Once upon a time, there was a girl.\n"]
-    longer = continue_prompts(side, theta, [story], Decoding(200))[0][0]
-    cut = continue_prompts(side, theta, [story], Decoding(200, finished=lambda text: True))[0][0]
+    longer = texts(side, theta, [story], Decoding(200))[0][0]
+    cut = texts(side, theta, [story], Decoding(200, finished=lambda text: True))[0][0]
     assert "\n" in longer.rstrip("\n")
     assert cut.endswith("\n")
     assert longer.startswith(cut)
@@ -65,19 +70,18 @@ def test_prompts_of_many_lengths_and_texts_with_spaces() -> None:
 
 def test_samples_belong_to_the_organizations_own_seed(pair: Pair, case: Case) -> None:
     theta, start = pair.tiny.initial + case.updates, [["[_][_][_]"] * 20] * 2
-    two = continue_prompts(pair.tiny, theta, start, SAMPLED, [5])
-    assert two == continue_prompts(pair.tiny, theta, start, SAMPLED, [5])
-    assert two != continue_prompts(pair.tiny, theta, start, SAMPLED, [6])
-    assert two[0] == continue_prompts(pair.tiny, theta[:1], start[:1], SAMPLED, [5])[0]
-    same = continue_prompts(pair.tiny, theta[:1].repeat(2, 1, 1), start, SAMPLED, [5])
+    two = texts(pair.tiny, theta, start, SAMPLED, [5])
+    assert two == texts(pair.tiny, theta, start, SAMPLED, [5])
+    assert two != texts(pair.tiny, theta, start, SAMPLED, [6])
+    assert two[0] == texts(pair.tiny, theta[:1], start[:1], SAMPLED, [5])[0]
+    same = texts(pair.tiny, theta[:1].repeat(2, 1, 1), start, SAMPLED, [5])
     assert same[0] != same[1]  # one adapter, two organizations: two seeds
 
 
 def test_temperature_sharpens(pair: Pair, case: Case) -> None:
     theta, start = pair.tiny.initial + case.updates[:1], [["[_][_][_]"] * 60]
     kinds = [
-        len(set(continue_prompts(pair.tiny, theta[:1], start, replace(SAMPLED, temperature=t), [1])[0]))
-        for t in (0.0, 0.2, 1.0)
+        len(set(texts(pair.tiny, theta[:1], start, replace(SAMPLED, temperature=t), [1])[0])) for t in (0.0, 0.2, 1.0)
     ]
     assert kinds[0] == 1
     assert kinds[0] < kinds[1] < kinds[2]
@@ -85,7 +89,7 @@ def test_temperature_sharpens(pair: Pair, case: Case) -> None:
 
 def test_an_empty_prompt_needs_a_token_to_begin_with(pair: Pair) -> None:
     with pytest.raises(ConfigError, match="no begin-of-text token"):
-        continue_prompts(pair.tiny, pair.tiny.initial[None], [[""]], SAMPLED)
+        texts(pair.tiny, pair.tiny.initial[None], [[""]], SAMPLED)
 
 
 def test_rows_are_parsed_from_text_and_other_text_is_dropped() -> None:

@@ -20,7 +20,7 @@ from gradtf_fl.baselines import (
     WeakLoss,
     run_baseline,
 )
-from gradtf_fl.baselines.decoding import continue_prompts
+from gradtf_fl.baselines.decoding import continuations
 from gradtf_fl.baselines.distillation import distil_stacked
 from gradtf_fl.baselines.interface import outcome_of_updates
 from gradtf_fl.baselines.weak_to_strong import tune_on_written_rows
@@ -157,8 +157,8 @@ def test_hard_labels_cross_tokenizers() -> None:
     case = Case(torch.zeros(1, *real.tiny.initial.shape), 0, public_prompts=prompts)
     outcome = run_baseline(PublicPrompts(WeakLoss(), recipe, Decoding(8)), real, case)
     assert dict(outcome.notes) == {"soft_labels": 0.0, "answered_share": 1.0}
-    texts = continue_prompts(real.tiny, real.tiny.initial[None], [prompts], Decoding(8))[0]
-    rows = [tuple(Row(p, a) for p, a in zip(prompts, texts, strict=True))]
+    answers = continuations(real.tiny, real.tiny.initial[None], [prompts], Decoding(8))[0]
+    rows = [tuple(Row(p, a.text) for p, a in zip(prompts, answers, strict=True))]
     assert outcome.updates is not None
     base = outcome_of_updates(real, torch.zeros_like(outcome.updates))
     assert outcome.score(rows).loss_per_character[0] < base.score(rows).loss_per_character[0]

@@ -22,7 +22,7 @@ from gradtf_fl.baselines import (
     ProxyTuning,
     Settings,
     all_baselines,
-    continue_prompts,
+    continuations,
     outcome_of_updates,
     run_baseline,
     update_only_baselines,
@@ -91,8 +91,8 @@ def known_tasks(prompts: tuple[str, ...]) -> KnownTasks:
 def answer_prompts(pair: Pair, updates: Tensor, prompts: Sequence[str]) -> Answered:
     """Every prompt with what the TinyLM answers under each update."""
     theta = pair.tiny.initial + updates
-    answers = continue_prompts(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
-    rows = [Row(prompt, answer) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
+    answers = continuations(pair.tiny, theta, [prompts] * len(updates), Decoding(HOUSE_RULES_ANSWER_TOKENS))
+    rows = [Row(prompt, answer.text) for own in answers for prompt, answer in zip(prompts, own, strict=True)]
     read, written = (encode_rows(rows, side.tokenizer) for side in (pair.tiny, pair.llm))
     return Answered(written, certainty(pair.tiny, theta, read))
 
