@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ def write_whole(out: Path, text: str, mode: int = 0o666) -> None:
         replace_file(out, text.encode(), mode)
     except OSError as error:
         raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove everything in ``folder``; what links there lead to stays."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -41,7 +41,7 @@ from gradtf_fl.file_names import (
 from gradtf_fl.files import PRIVATE, PUBLIC, exposed, replace_file
 from gradtf_fl.privacy import Unit
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import Persons, read_rows
+from gradtf_fl.tasks import count_units, read_rows
 
 
 def make_organization(
@@ -91,8 +91,7 @@ def make_organization(
     for what, path in (("data", data), ("test", test)):
         try:
             if path is not None and path.exists():
-                read = read_rows(path, None, RowFormat(**rows), person if what == "data" else None)
-                counts[what] = len(read) if person is None or what == "test" else len(Persons.of(read, 1))
+                counts[what] = count_units(read_rows(path, None, RowFormat(**rows), person if what == "data" else None))
         except ConfigError as error:
             problems += [f"--{what}: {problem}" for problem in error.problems]
     found = counts.get("data", 0)

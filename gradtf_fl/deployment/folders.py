@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.files import alive
+from gradtf_fl.files import alive, empty_folder
 
 GLANCE_SECONDS = 0.3  # `server status` holds a lock for a moment, to see whether it is free
 LEAVING_SECONDS = 10.0  # until what a killed process leaves behind is gone, on a busy machine
@@ -46,8 +45,7 @@ def filled(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        empty_folder(folder)
         if not there:
             folder.rmdir()
         raise

@@ -29,7 +29,7 @@ from gradtf_fl.simulation.setup import (
     check_rows,
     claimed_out,
 )
-from gradtf_fl.tasks import FederationData, federation_data
+from gradtf_fl.tasks import FederationData, count_units, federation_data
 
 if TYPE_CHECKING:
     from strategies import RoundEvent
@@ -213,7 +213,7 @@ def _organizations(
             accuracy={name: values.score[number] for name, values in figures.items()},
             loss={name: values.loss[number] for name, values in figures.items()},
             rows=len(organization.train),
-            persons=None if config.person is None else len({row.person for row in organization.train}),
+            persons=None if config.person is None else count_units(organization.train),
             test_rows=len(organization.test),
             holds=organization.holds,
         )

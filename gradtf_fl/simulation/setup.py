@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import numpy as np
 from gradtf_fl.adapters import load_encoder, model_folder
 from gradtf_fl.config import (
     NO_TRANSFORMER,
-    ROW,
     DataSection,
     DropPoint,
     ModelsSection,
@@ -29,11 +27,11 @@ from gradtf_fl.config import (
 )
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
-from gradtf_fl.files import PRIVATE, replace_file
+from gradtf_fl.files import PRIVATE, empty_folder, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
 from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA, Stage
 from gradtf_fl.secagg import Identity
-from gradtf_fl.tasks import FederationData, Persons, rows_as_tokens, write_rows
+from gradtf_fl.tasks import FederationData, count_units, rows_as_tokens, write_rows
 
 PUBLIC_PROMPTS = 1536
 RUN_MARKERS = ("report.json", "organizations", ROUNDS)
@@ -127,8 +125,7 @@ def claimed_out(out: Path | None) -> Iterator[Path]:
         yield out
     except BaseException:
         if not any(out.glob(f"organizations/*/{LEDGER}")):
-            for path in out.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            empty_folder(out)
             if made:
                 out.rmdir()
         raise
@@ -178,7 +175,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
             privacy=PrivacySection(
                 budget=config.lifetime_budget,
                 delta=config.delta,
-                declared=len(organization.train if config.unit == ROW else Persons.of(organization.train, 1)),
+                declared=count_units(organization.train),
                 unit=config.unit,
                 rows_per_person=config.rows_per_person,
             ),

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from gradtf_fl.tasks.house_rules import code_pairs, rule_named
     from gradtf_fl.tasks.own_tasks import load_own_task
     from gradtf_fl.tasks.paper_datasets import PAPER_TASKS
-    from gradtf_fl.tasks.persons import Persons
+    from gradtf_fl.tasks.persons import Persons, count_units
     from gradtf_fl.tasks.row_forms import count_rows, read_prompts, read_rows, told_form
     from gradtf_fl.tasks.rows import IGNORED, Row, RowCounts, TokenRows, Turn, refuse_unscored, write_rows
     from gradtf_fl.tasks.scoring import answer_rouge1, loss_per_character, score_task
@@ -87,6 +87,7 @@ __all__ = [
     "context_length",
     "count_encoded",
     "count_rows",
+    "count_units",
     "decode",
     "encode_rows",
     "encode_written",

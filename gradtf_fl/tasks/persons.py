@@ -96,6 +96,11 @@ def grouped(names: Iterable[K]) -> dict[K, list[int]]:
     return found
 
 
+def count_units(rows: Iterable[Row]) -> int:
+    """How many are drawn as one: persons where ``rows`` name theirs, else the rows."""
+    return len(of_each([row.person for row in rows]))
+
+
 def of_each(names: Sequence[str | None]) -> list[list[int]]:
     """Places of each person's rows; where nobody is named, every row for itself."""
     if None in names:

@@ -69,7 +69,9 @@ def make_server(
     except ConfigError as error:
         problems += error.problems
     else:
-        checked = checked.model_copy(update=located(checked, problems))
+        absolute = located(checked, problems)
+        problems += [] if problems else _other_pair(checked)
+        checked = checked.model_copy(update=absolute)
     if len(found) < 3 and not given.get("allow_two") and not problems:
         problems.append(f"--enrolment: {len(found)} organizations; with 2 each learns the other's update: at least 3")
     if problems:
@@ -107,8 +109,6 @@ def located(plan: FederationPlan, problems: list[str]) -> dict[str, Any]:
             model_folder(name)
         except ConfigError as error:
             problems += [f"plan: {problem}" for problem in error.problems]
-    if not problems:
-        problems += _other_pair(plan)
     absolute = {name: path.absolute() for name, path in files.items()}
     return {name: str(path) if name == "transformer" else path for name, path in absolute.items()}
 
