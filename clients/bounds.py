@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import OrganizationConfig, PolicySection, PrivacySection
+from gradtf_fl.flower import Refused
 from gradtf_fl.privacy import ROUNDING, DpEvent, Unit, epsilon_prv
 from gradtf_fl.round_messages import MIN_CLIP, Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig

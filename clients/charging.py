@@ -18,11 +18,11 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clients.node_store import NodeStore, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import Organization, load_organization
-from clients.refusals import Refused
 from gradtf_fl.errors import BudgetExhausted, ConfigError
 from gradtf_fl.file_names import TRAINING
+from gradtf_fl.flower import Refused, RoundKey
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, Unit, epsilon_rdp, noise_multiplier
 from gradtf_fl.round_messages import Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members

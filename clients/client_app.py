@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from clients.handlers import HANDLERS, handle
 from clients.organization import organization_folder, organization_of
-from clients.refusals import answered, reply_to
+from gradtf_fl.flower import answered, reply_to
 
 app = ClientApp()
 

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from clients.adapters.kept import follow, next_delivery, runs_kept, set_aside
 from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
-from clients.refusals import Refused, keep_cause
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import EVALUATIONS, LLM_ADAPTER
+from gradtf_fl.flower import Refused, keep_cause
 from gradtf_fl.round_messages import AdapterDelivery, Fields, Refusal
 
 if TYPE_CHECKING:

@@ -15,18 +15,20 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.round_messages import (
     DELIVER_TYPE,
     MESSAGE_TYPES,
+    STAGES,
     AdapterDelivery,
     BeginRound,
     Fields,
     MalformedFields,
+    Stage,
     StagePayload,
 )
 
 Handler = Callable[[Organization, Mapping[str, Any]], Fields]
 
 
-def _stage(answer: Callable[[Organization, StagePayload], StagePayload]) -> Handler:
-    return lambda organization, fields: answer(organization, StagePayload.from_fields(fields)).to_fields()
+def _stage(stage: Stage) -> Handler:
+    return lambda organization, fields: stages.answer(organization, stage, StagePayload.from_fields(fields)).to_fields()
 
 
 def _begin(organization: Organization, fields: Mapping[str, Any]) -> Fields:
@@ -42,11 +44,7 @@ def _adapter(organization: Organization, fields: Mapping[str, Any]) -> Fields:
 #: Flower message type -> handler
 HANDLERS: dict[str, Handler] = {
     MESSAGE_TYPES["advertise"]: _begin,
-    MESSAGE_TYPES["share"]: _stage(stages.share),
-    MESSAGE_TYPES["accept"]: _stage(stages.accept),
-    MESSAGE_TYPES["mask"]: _stage(stages.mask),
-    MESSAGE_TYPES["consistency"]: _stage(stages.consistency),
-    MESSAGE_TYPES["unmask"]: _stage(stages.unmask),
+    **{MESSAGE_TYPES[stage]: _stage(stage) for stage in STAGES[1:]},
     DELIVER_TYPE: _adapter,
 }
 

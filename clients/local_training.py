@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from clients.bounds import require_noise, require_rows, spec_reasons
 from clients.charging import OpenCharge, client_level, open_ledger, planned_event, training_id
-from clients.node_store import NodeStore, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import Organization
-from clients.refusals import Refused, keep_cause
 from gradtf_fl.adapters import (
     AdaptedModel,
     AdapterSpec,
@@ -29,6 +28,7 @@ from gradtf_fl.adapters import (
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import OWN_UPDATE
+from gradtf_fl.flower import Refused, RoundKey, keep_cause
 from gradtf_fl.privacy import DpEvent, Unit
 from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig

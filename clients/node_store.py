@@ -1,95 +1,31 @@
-"""An organization's protocol state between two messages: one SQLite file, mode 0600.
+"""An organization's protocol state between two messages: a member's, and what its ledger and adapters need beside it.
 
-In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
-restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt), its start and the plan of
-each run, the secure-aggregation state, the update vector until it is masked, the members of the sums taken part in, and
-the hash of the last delivered global update. A stage's new state is committed before its reply can leave. Deleted pages
-are overwritten with zeros (``secure_delete``); what the file system keeps beyond that is out of reach.
+Beside `MemberStore`'s tables: the ledger's reservation that is trained for, plans that were too dear, runs whose
+adapters came, and the hash of the last delivered global update.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from clients.refusals import Refused
+from gradtf_fl.flower import MemberStore, Refused, RoundKey
 from gradtf_fl.round_messages import RUN_START, Refusal, TrainingPlan
-from gradtf_fl.secagg import TakenSum
-
-BUSY_SECONDS = 60.0
-KEY = 32  # bytes of an identity key
-KEPT_SUMS = 1000  # the newest ones, with which a new sum is compared
 
 LOOKED_AT = 0.5
 """Share of a refused plan's cost that another plan may cost at most, to be compared with the budget at all."""
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS last_round (
-    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS attempts (
-    run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, claimed INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS open_round (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    protocol BLOB NOT NULL, vector BLOB, weight REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS trained (
-    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, training BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS begun (
-    one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL
-);
 CREATE TABLE IF NOT EXISTS unfinished (
     one INTEGER PRIMARY KEY CHECK (one = 1), run_id TEXT NOT NULL, round INTEGER NOT NULL, reservation INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS start_of_round (run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, start BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS plan_of_run (run_id TEXT PRIMARY KEY, plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS too_dear (dataset TEXT PRIMARY KEY, budget REAL NOT NULL, epsilon REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS adapter_runs (number INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS delivered (
     run_id TEXT PRIMARY KEY, round INTEGER NOT NULL, update_sha256 BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS sums (
-    number INTEGER PRIMARY KEY, start BLOB NOT NULL, roster BLOB NOT NULL, members BLOB NOT NULL,
-    UNIQUE (start, roster, members)
-);
 """
-
-
-@dataclass(frozen=True)
-class RoundKey:
-    """Which round a stage belongs to; ``(round, attempt)`` only ever grows within a run."""
-
-    run_id: str
-    round: int
-    attempt: int
-
-
-@dataclass
-class OpenRound:
-    """The round in progress. A stage changes the fields; `NodeStore.stage` writes them back.
-
-    Attributes:
-        protocol: state of the secure-aggregation client. vector: float32 bytes, None once it is masked.
-        weight: this organization's weight in the mean.
-        earlier: the sums that this organization has signed for, in this or any other run.
-        signed: the sum that this stage signs for; kept with the others.
-    """
-
-    key: RoundKey
-    protocol: bytes
-    vector: bytes | None
-    weight: float
-    finished: bool = False
-    earlier: Callable[[], list[TakenSum]] = list
-    signed: TakenSum | None = None
 
 
 def started(run_id: str) -> str:
@@ -98,48 +34,14 @@ def started(run_id: str) -> str:
     return found[0] if found else ""
 
 
-def goes_on(pinned: str, plan: str) -> bool:
-    """Whether a run that began with the plan ``pinned`` may go on with ``plan``; each as `TrainingPlan.canonical`."""
-    return plan == pinned or TrainingPlan.from_canonical(plan).goes_on_from(TrainingPlan.from_canonical(pinned))
+class NodeStore(MemberStore):
+    """The file of a whole organization."""
 
+    schema: str = MemberStore.schema + _SCHEMA
 
-class NodeStore:
-    """The file. Each operation is one transaction; two processes are serialised by SQLite.
-
-    Args:
-        durable: wait for the disk at every commit, so that a power cut cannot bring back a used state. A killed
-            process never can. Simulations do without: the disk's latency would be most of their time.
-    """
-
-    def __init__(self, path: Path, durable: bool = True) -> None:
-        self.path, self.durable = path, durable
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        os.chmod(path, 0o600)
-        with self._transaction() as database:
-            for statement in _SCHEMA.split(";"):
-                database.execute(statement)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-        try:
-            database.execute("PRAGMA secure_delete = ON")
-            database.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'OFF'}")
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                yield database
-            except BaseException:
-                database.execute("ROLLBACK")
-                raise
-            database.execute("COMMIT")
-        finally:
-            database.close()
-
-    def last_round(self, run_id: str) -> tuple[int, int]:
-        """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run. One whose process died before
-        it could answer is not yet used up: just below it, then."""
-        with self._transaction() as database:
-            return _last(database, run_id)
+    def goes_on(self, pinned: str, plan: str) -> bool:
+        """Whether a run that began with ``pinned`` may go on with ``plan``; each as `TrainingPlan.canonical`."""
+        return plan == pinned or TrainingPlan.from_canonical(plan).goes_on_from(TrainingPlan.from_canonical(pinned))
 
     def take_run(self, run_id: str, known: Sequence[str]) -> None:
         """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
@@ -162,68 +64,6 @@ class NodeStore:
                         Refusal.ADAPTER, f"run {run_id!r} is older than {newest[0]!r}, whose adapters came since"
                     )
             database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
-
-    def attempts(self, run_id: str, round_number: int) -> int:
-        """How often the round was claimed, whatever numbers the server gave to its attempts; 0 for an earlier round."""
-        with self._transaction() as database:
-            return _claimed(database, run_id, round_number)
-
-    def claim(
-        self, key: RoundKey, plan: str, training: bytes, most: int | None = None, start: bytes = b""
-    ) -> bytes | None:
-        """Take (round, attempt) and forget the state of any earlier one.
-
-        It is used up once it is answered or refused (`give_up`). Where the process died in between, nothing of it left,
-        and the same one may be claimed again.
-
-        Args:
-            plan: of the run; the first one of a run is pinned, but for more rounds.
-            training: SHA-256 of all that decides what is trained in this round, whatever the attempt.
-            most: claims that one round may have, None for any number.
-            start: hash of the model that the round starts from; the first one of a round is pinned.
-
-        Returns: float32 bytes of an update that an earlier attempt at this round trained, from the same, and never
-        masked. It was in no sum: masking it now releases it for the first time. It leaves the store here.
-
-        Raises:
-            Refused: with ``stale`` when it is not above the last one, whoever took that; with ``policy`` for another
-                plan than the run's first, or when the round had its ``most`` claims; with ``model_hash`` for another
-                start than its first.
-        """
-        with self._transaction() as database:
-            last = _last(database, key.run_id)
-            if (key.round, key.attempt) <= last:
-                raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last[0]}.{last[1]}")
-            claimed = _claimed(database, key.run_id, key.round)
-            if most is not None and claimed >= most:
-                raise Refused(Refusal.POLICY, f"round {key.round} had {claimed} attempts here, [policy] has {most}")
-            pinned = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (key.run_id,)).fetchone()
-            if pinned is not None and not goes_on(pinned[0], plan):
-                raise Refused(Refusal.POLICY, f"the plan is another one than this run began with ({pinned[0]})")
-            begins = database.execute(
-                "SELECT start FROM start_of_round WHERE run_id = ? AND round = ?", (key.run_id, key.round)
-            ).fetchone()
-            if begins is not None and begins[0] != start:
-                raise Refused(Refusal.MODEL_HASH, f"an earlier attempt at round {key.round} started from another model")
-            database.execute("INSERT OR REPLACE INTO start_of_round VALUES (?, ?, ?)", (key.run_id, key.round, start))
-            database.execute("INSERT OR REPLACE INTO plan_of_run VALUES (?, ?)", (key.run_id, plan))
-            database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
-            database.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (key.run_id, key.round, claimed + 1))
-            kept = database.execute(
-                "SELECT vector FROM open_round JOIN trained USING (run_id, round)"
-                " WHERE run_id = ? AND round = ? AND training = ? AND vector IS NOT NULL",
-                (key.run_id, key.round, training),
-            ).fetchone()
-            database.execute("DELETE FROM open_round")
-            database.execute("DELETE FROM trained")
-            database.execute("INSERT OR REPLACE INTO begun VALUES (1, ?, ?, ?)", (key.run_id, key.round, key.attempt))
-            return None if kept is None else bytes(kept[0])
-
-    def give_up(self, key: RoundKey) -> None:
-        """The claimed attempt is refused: it is used up."""
-        with self._transaction() as database:
-            if _begun(database) == key:
-                database.execute("DELETE FROM begun")
 
     def unfinished(self, key: RoundKey) -> int | None:
         """The ledger's reservation for a training of this round that is not at its end; None where there is none.
@@ -264,26 +104,6 @@ class NodeStore:
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO too_dear VALUES (?, ?, ?)", (dataset, budget, epsilon))
 
-    def open(self, opened: OpenRound, training: bytes) -> None:
-        """Keep the state of the round just begun.
-
-        Args:
-            training: as `claim` has it.
-
-        Raises:
-            Refused: with ``stale`` when a later round was claimed meanwhile, or another process opened this one.
-        """
-        key = opened.key
-        with self._transaction() as database:
-            if _begun(database) != key:
-                raise Refused(Refusal.STALE, "another round was claimed while this one was trained, or this one opened")
-            database.execute(
-                "INSERT OR REPLACE INTO open_round VALUES (1, ?, ?, ?, ?, ?, ?)",
-                (key.run_id, key.round, key.attempt, opened.protocol, opened.vector, opened.weight),
-            )
-            database.execute("INSERT OR REPLACE INTO trained VALUES (1, ?, ?, ?)", (key.run_id, key.round, training))
-            database.execute("DELETE FROM begun")
-
     def deliver(self, run_id: str, round_number: int, update_sha256: bytes) -> None:
         """Note the global update that a signed adapter of ``round_number`` came with; only later rounds replace it.
 
@@ -315,79 +135,7 @@ class NodeStore:
         if known is not None and known[0] == round_number - 1 and known[1] != hashlib.sha256(update).digest():
             raise Refused(Refusal.MODEL_HASH, f"the round does not start where round {known[0]} was signed to end")
 
-    def sums(self) -> list[TakenSum]:
-        """The sums that this organization has signed for, oldest first; the newest `KEPT_SUMS`."""
-        with self._transaction() as database:
-            return _sums(database)
-
-    @contextmanager
-    def stage(self, round_number: int, attempt: int) -> Iterator[OpenRound]:
-        """The open round for one stage: yielded under the write lock, written back when the body ends well.
-
-        With ``finished`` set the keys are deleted; so they are when the body raises, for a refusal is
-        final: a server must not try the same stage with another message.
-
-        Raises:
-            Refused: with ``stale`` when (round, attempt) is not the open one.
-        """
-        with self._transaction() as database:
-            row = database.execute("SELECT run_id, round, attempt, protocol, vector, weight FROM open_round").fetchone()
-            if row is None or (row[1], row[2]) != (round_number, attempt):
-                raise Refused(Refusal.STALE, f"round {round_number}.{attempt} is not open")
-            opened = OpenRound(
-                RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5], earlier=lambda: _sums(database)
-            )
-            try:
-                yield opened
-            except BaseException:
-                database.execute("DELETE FROM open_round")
-                database.execute("COMMIT")
-                database.execute("BEGIN")
-                raise
-            if opened.signed is not None:
-                _keep(database, opened.signed)
-            if opened.finished:
-                database.execute("DELETE FROM open_round")
-            else:
-                database.execute("UPDATE open_round SET protocol = ?, vector = ?", (opened.protocol, opened.vector))
-
-
-def _last(database: sqlite3.Connection, run_id: str) -> tuple[int, int]:
-    row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
-    if row is None:
-        return 0, 0
-    unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
-    return int(row[0]), int(row[1]) - unanswered
-
-
-def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> int:
-    row = database.execute(
-        "SELECT claimed FROM attempts WHERE run_id = ? AND round = ?", (run_id, round_number)
-    ).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _begun(database: sqlite3.Connection) -> RoundKey | None:
-    """The attempt that was claimed and neither answered nor refused."""
-    row = database.execute("SELECT run_id, round, attempt FROM begun").fetchone()
-    return None if row is None else RoundKey(row[0], int(row[1]), int(row[2]))
-
 
 def _delivered(database: sqlite3.Connection, run_id: str) -> tuple[int, bytes] | None:
     row = database.execute("SELECT round, update_sha256 FROM delivered WHERE run_id = ?", (run_id,)).fetchone()
     return (int(row[0]), bytes(row[1])) if row else None
-
-
-def _sums(database: sqlite3.Connection) -> list[TakenSum]:
-    rows = database.execute("SELECT start, roster, members FROM sums ORDER BY number").fetchall()
-    return [
-        TakenSum(start, roster, frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY)))
-        for start, roster, keys in rows
-    ]
-
-
-def _keep(database: sqlite3.Connection, taken: TakenSum) -> None:
-    row = taken.start, taken.roster, b"".join(sorted(taken.members))
-    database.execute("INSERT OR REPLACE INTO sums (start, roster, members) VALUES (?, ?, ?)", row)
-    newest = "SELECT number FROM sums ORDER BY number DESC LIMIT ?"
-    database.execute(f"DELETE FROM sums WHERE number NOT IN ({newest})", (KEPT_SUMS,))

@@ -11,8 +11,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from clients.node_store import NodeStore, RoundKey
-from clients.refusals import Vanished
+from clients.node_store import NodeStore
 from gradtf_fl.config import OrganizationConfig, OrganizationSimulation, read_toml, validate
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import (
@@ -25,6 +24,7 @@ from gradtf_fl.file_names import (
     STATE,
 )
 from gradtf_fl.files import exposed
+from gradtf_fl.flower import Member, RoundKey, Vanished
 from gradtf_fl.secagg import ClientPolicy, Identity, Randomness, Roster
 
 NOBODY = "0" * 64
@@ -77,6 +77,10 @@ class Organization:
     def store(self) -> NodeStore:
         """The protocol state."""
         return NodeStore(self.folder / STATE, durable=self.simulation is None)
+
+    def member(self) -> Member:
+        """The organization as a member of its rounds."""
+        return Member(self.identity, self.roster, self.policy, self.store(), self.config.policy.min_difference)
 
     def training_seed(self, key: RoundKey) -> int | None:
         """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""

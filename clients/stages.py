@@ -1,22 +1,20 @@
-"""What an organization does in each stage of a round. Only `begin` imports anything heavy."""
+"""What an organization does in each stage of a round: the first is its own, the others are `Member`'s."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-
-import numpy as np
 
 from clients.bounds import policy_reasons
-from clients.node_store import NodeStore, OpenRound, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import Organization
-from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.flower import OpenRound, Refused, RoundKey
 from gradtf_fl.round_messages import (
     MAX_CONFIGS,
     BeginRound,
     MalformedFields,
     Refusal,
+    Stage,
     StagePayload,
     TrainingPlan,
 )
@@ -24,9 +22,7 @@ from gradtf_fl.secagg import (
     ProtocolViolation,
     RoundConfig,
     SecAggClient,
-    TooSmallDifference,
     UnknownIdentity,
-    check_difference,
     decode_configs,
     group_members,
 )
@@ -134,70 +130,7 @@ def _permitted_client(
     return client
 
 
-def share(organization: Organization, message: StagePayload) -> StagePayload:
-    """Adverts of U1 -> encrypted shares for every neighbour."""
-    return _stage(organization, "share", message, lambda client, _: client.share(message.payload))
-
-
-def accept(organization: Organization, message: StagePayload) -> StagePayload:
-    """Ciphertexts from U2 -> complaints about those that do not open."""
-    return _stage(organization, "accept", message, lambda client, _: client.accept(message.payload))
-
-
-def mask(organization: Organization, message: StagePayload) -> StagePayload:
-    """The accepted members -> the masked update; the plain one is deleted."""
-
-    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
-        if opened.vector is None:
-            raise Refused(Refusal.STALE, "the update was masked before")
-        vector = np.frombuffer(opened.vector, dtype="<f4")
-        opened.vector = None
-        return client.mask(message.payload, vector, opened.weight)
-
-    return _stage(organization, "mask", message, answer)
-
-
-def consistency(organization: Organization, message: StagePayload) -> StagePayload:
-    """The survivors U3 -> a signature over (C, U2, U3), where their sum tells no more than earlier ones do.
-
-    From here on the sum counts as opened: the others can do that without this organization.
-    """
-
-    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
-        vote = client.consistency(message.payload)
-        try:
-            check_difference(client.sum, opened.earlier(), organization.config.policy.min_difference)
-        except TooSmallDifference as error:
-            raise Refused(Refusal.POLICY, f"{error} ([policy] min_difference)") from error
-        opened.signed = client.sum
-        return vote
-
-    return _stage(organization, "consistency", message, answer)
-
-
-def unmask(organization: Organization, message: StagePayload) -> StagePayload:
-    """Signed views -> one share per neighbour; the round's keys are deleted."""
-
-    def answer(client: SecAggClient, opened: OpenRound) -> bytes:
-        opened.finished = True
-        return client.unmask(message.payload)
-
-    return _stage(organization, "unmask", message, answer)
-
-
-def _stage(
-    organization: Organization,
-    name: str,
-    message: StagePayload,
-    answer: Callable[[SecAggClient, OpenRound], bytes],
-) -> StagePayload:
-    organization.vanish_if_told(name, message.round)
-    if message.round < 1 or message.attempt < 0:
-        raise MalformedFields("round or attempt is out of range")
-    with organization.store().stage(message.round, message.attempt) as opened:
-        client = SecAggClient.from_bytes(
-            opened.protocol, organization.policy, organization.roster, organization.identity
-        )
-        payload = answer(client, opened)
-        opened.protocol = client.to_bytes()
-    return StagePayload(message.round, message.attempt, payload)
+def answer(organization: Organization, stage: Stage, message: StagePayload) -> StagePayload:
+    """The answer to a stage after the first, as `Member.answer`."""
+    organization.vanish_if_told(stage, message.round)
+    return organization.member().answer(stage, message)

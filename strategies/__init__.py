@@ -11,10 +11,8 @@ if TYPE_CHECKING:
     from strategies.checkpoints import read_records, write_roster
     from strategies.engines.in_process import InProcessGrid
     from strategies.engines.ray_engine import run_on_ray
-    from strategies.federation import SecureFederation
-    from strategies.groups import combine_groups
+    from strategies.federation import FederationResult, SecureFederation
     from strategies.provider import Provider, load_transformer, tiny_spec
-    from strategies.records import FederationResult, RoundEvent, RoundRecord
     from strategies.server.run import ServerRun, progress
     from strategies.server.setup import make_server
     from strategies.server_app import run_server
@@ -25,12 +23,9 @@ __all__ = [
     "FederationResult",
     "InProcessGrid",
     "Provider",
-    "RoundEvent",
-    "RoundRecord",
     "SecureFederation",
     "ServerRun",
     "checkpoints",
-    "combine_groups",
     "load_transformer",
     "make_server",
     "progress",

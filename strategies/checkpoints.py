@@ -30,7 +30,7 @@ from gradtf_fl.deployment import held
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import FEDERATION, GLOBAL_UPDATE, LOCK, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
-from strategies.records import RoundRecord
+from gradtf_fl.flower import RoundRecord
 
 
 @dataclass(frozen=True)

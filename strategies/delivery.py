@@ -11,8 +11,8 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from gradtf_fl.adapters import UpdateSpace
+from gradtf_fl.flower import TTL_MARGIN, Answer, exchange, messages_for, patience
 from gradtf_fl.round_messages import DELIVER_TYPE, AdapterDelivery
-from strategies.exchange import TTL_MARGIN, Answer, exchange, messages_for, patience
 from strategies.provider import GeneratedAdapter
 
 

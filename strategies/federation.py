@@ -19,8 +19,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,19 +33,45 @@ from numpy.typing import NDArray
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.file_names import LLM_ADAPTER
+from gradtf_fl.flower import (
+    CONNECT,
+    TTL_MARGIN,
+    EventKind,
+    OnEvent,
+    RoundEvent,
+    RoundLog,
+    RoundRecord,
+    SecureRound,
+    combine_groups,
+    gate,
+    groups_needed,
+    messages_for,
+    patience,
+    wait_for_nodes,
+)
 from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
 from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
 from strategies.delivery import PendingDelivery, deliver, fill_begin
-from strategies.exchange import CONNECT, TTL_MARGIN, messages_for, patience, wait_for_nodes
-from strategies.groups import combine_groups, gate, groups_needed
 from strategies.provider import Provider, start_hash, update_bytes
-from strategies.records import EventKind, FederationResult, OnEvent, RoundEvent, RoundRecord
-from strategies.secure_round import RoundLog, SecureRound
 
 RETURN_S = 20.0  # for a node that was started again between two rounds
 logger = logging.getLogger("gradtf.server")
+
+
+@dataclass(frozen=True)
+class FederationResult:
+    """A finished run.
+
+    Attributes:
+        rounds: records of all attempts, aborted ones too, those of earlier starts included.
+        global_update: U, float32 [blocks, block_dim]. out: the folder of checkpoints.
+    """
+
+    rounds: list[RoundRecord]
+    global_update: NDArray[np.float32]
+    out: Path
 
 
 class SecureFederation(Strategy):  # type: ignore[misc]

@@ -11,12 +11,12 @@ from flwr.serverapp import Grid, ServerApp
 from gradtf_fl.config import FederationPlan, OrganizationConfig, load_toml
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ORGANIZATION_CONFIG, ROSTER
+from gradtf_fl.flower import OnEvent, RoundEvent
 from gradtf_fl.secagg import Roster
 from strategies import checkpoints
 from strategies.failures import note_failure
-from strategies.federation import SecureFederation
+from strategies.federation import FederationResult, SecureFederation
 from strategies.provider import Generator, Provider
-from strategies.records import FederationResult, OnEvent, RoundEvent
 from strategies.server.observation import Observer, tell_all
 from strategies.server.tracking import open_tracker
 

@@ -11,7 +11,7 @@ from typing import Any
 from clients.flower_private import RunNotRunningException
 from clients.node.flower_tasks import TaskSource
 from clients.node.worker_link import WorkerLink
-from clients.refusals import MOST_TYPE, reply_to
+from gradtf_fl.flower import MOST_TYPE, reply_to
 from gradtf_fl.round_messages import REFUSAL, Fields
 from gradtf_fl.shown import shown
 

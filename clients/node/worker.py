@@ -23,8 +23,8 @@ from typing import Any
 from clients.handlers import handle
 from clients.node.worker_link import PING, read_frame, socket_address, write_frame
 from clients.organization import load_organization
-from clients.refusals import Vanished, answered, keep_cause
 from gradtf_fl.errors import ConfigError, GradtfError
+from gradtf_fl.flower import Vanished, answered, keep_cause
 from gradtf_fl.shown import shown
 
 PAGE = resource.getpagesize()

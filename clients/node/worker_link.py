@@ -20,10 +20,10 @@ from typing import Any
 
 import msgpack
 
-from clients.refusals import MOST_TYPE, Vanished
 from gradtf_fl.deployment import ChildProcess, environment
 from gradtf_fl.errors import GradtfError
 from gradtf_fl.file_names import FLOWER_HOME, WORKER_LOG, WORKER_SOCKET
+from gradtf_fl.flower import MOST_TYPE, Vanished
 from gradtf_fl.round_messages import Fields
 from gradtf_fl.shown import shown
 

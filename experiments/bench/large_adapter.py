@@ -27,8 +27,9 @@ from gradtf_fl.adapters import (
 )
 from gradtf_fl.deployment import load_server, read_lines
 from gradtf_fl.file_names import EVENTS, LLM_ADAPTER
+from gradtf_fl.flower import RoundEvent
 from gradtf_fl.transformer import Backbone, GradTransformer, GradTransformerModel, PartitionPlan, Standardisation
-from strategies import RoundEvent, ServerRun
+from strategies import ServerRun
 
 ROUNDS, RANK, CHUNK = 2, 544, 16_384
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -21,7 +21,8 @@ from typing import Any
 from experiments.bench.federation import OURS, FederationBench, deployment, nodes
 from experiments.measuring import machine
 from gradtf_fl.deployment import load_server
-from strategies import RoundEvent, ServerRun
+from gradtf_fl.flower import RoundEvent
+from strategies import ServerRun
 
 SETTLED = 5  # rounds after which nothing should grow any more
 PROGRAMS = {  # what a command line shows -> what the program is called here

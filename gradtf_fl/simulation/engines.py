@@ -14,7 +14,7 @@ from gradtf_fl.reports import State
 from gradtf_fl.simulation.setup import FederationFolders
 
 if TYPE_CHECKING:
-    from strategies import RoundEvent, RoundRecord
+    from gradtf_fl.flower import RoundEvent, RoundRecord
 
 OnRound = Callable[["RoundEvent"], None]
 

@@ -17,6 +17,7 @@ from clients import example_weight
 from gradtf_fl.adapters import AdaptedModel, AdapterSpec, Place, Vector, adapter_state, set_adapter_state
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.file_names import GLOBAL_UPDATE, IDENTITY_KEY, OWN_UPDATE, ROUNDS
+from gradtf_fl.flower import combine_groups
 from gradtf_fl.preparation import from_library
 from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
@@ -31,12 +32,12 @@ from gradtf_fl.tasks import (
     score_task,
 )
 from gradtf_fl.transformer import TaskLibrary
-from strategies import combine_groups, tiny_spec
+from strategies import tiny_spec
 
 if TYPE_CHECKING:
     import torch
 
-    from strategies import RoundRecord
+    from gradtf_fl.flower import RoundRecord
 
     State = Mapping[str, torch.Tensor]
 

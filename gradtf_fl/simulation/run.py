@@ -32,7 +32,7 @@ from gradtf_fl.simulation.setup import (
 from gradtf_fl.tasks import FederationData, count_units, federation_data
 
 if TYPE_CHECKING:
-    from strategies import RoundEvent
+    from gradtf_fl.flower import RoundEvent
 
 OnEvent = Callable[[SimulationEvent], None]
 

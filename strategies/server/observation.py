@@ -18,8 +18,8 @@ from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ExchangeStatus, JsonLog, NodeStatus, PlanStatus, RunState, RunStatus
 from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.file_names import EVENTS
+from gradtf_fl.flower import NodeOutcome, OnEvent, RoundEvent, RoundRecord
 from gradtf_fl.round_messages import Refusal
-from strategies.records import NodeOutcome, OnEvent, RoundEvent, RoundRecord
 from strategies.server.tracking import Tracker, scalars_of
 
 REPLY_EVERY_S = 0.25  # a thousand replies to a stage do not mean a thousand files

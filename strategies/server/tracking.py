@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gradtf_fl.errors import ConfigError
-from strategies.records import RoundRecord
+from gradtf_fl.flower import RoundRecord
 
 EXPERIMENT = "gradtf"
 WAITING_ROUNDS = 64  # that a slow tracker may be behind; later ones are lost

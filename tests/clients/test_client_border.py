@@ -24,11 +24,11 @@ from clients.handlers import handle
 from clients.node import worker
 from clients.node_store import NodeStore, OpenRound, RoundKey
 from clients.organization import assemble, load_organization, organization_of
-from clients.refusals import Refused, answered
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.flower import Refused, answered, messages_for
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
     DELIVER_TYPE,
@@ -46,7 +46,6 @@ from gradtf_fl.tasks import Row, write_rows
 from gradtf_fl.training import physical_batch
 from gradtf_fl.training.dp_sgd import train_dp
 from strategies import InProcessGrid, Provider, SecureFederation, provider
-from strategies.exchange import messages_for
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
 from tests.cli.conftest import gradtf
@@ -562,7 +561,7 @@ def test_a_stage_in_a_process_of_its_own_imports_nothing_heavy(bench: Bench) -> 
 import sys
 from clients.organization import Organization, organization_of
 from clients.stages import share
-from clients.refusals import code_of
+from gradtf_fl.flower.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
 node = {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}

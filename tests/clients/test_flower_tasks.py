@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients.flower_private import TaskType, identify, pull_and_inflate_object_from_tree
 from clients.node.executor import Executor
 from clients.node.flower_tasks import TaskSource
-from clients.refusals import Vanished
 from gradtf_fl.deployment.processes import free_port
+from gradtf_fl.flower import Vanished
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields
 from tests.flower_private import (
     Fab,

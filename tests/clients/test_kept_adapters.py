@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clients.adapters.kept import current, follow, is_pinned, kept, newest, pin, unpin
 from clients.delivery import receive_adapter
 from clients.organization import load_organization
-from clients.refusals import Refused
 from gradtf_fl.adapters import AdapterSpec, load_adapter, model_hash, pack_adapter
 from gradtf_fl.adapters.proof import UNUSED
 from gradtf_fl.adapters.switches import COMPARED, HARMLESS, switches
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.flower import Refused
 from gradtf_fl.round_messages import AdapterDelivery
 from gradtf_fl.safetensors_header import metadata_of
 from gradtf_fl.secagg import Identity

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from clients.adapters.statements import read_statement
+from gradtf_fl.flower import RoundRecord
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.privacy.accounting.accountants import epsilon_prv
 from gradtf_fl.privacy.ledger.reading import LedgerReading
 from gradtf_fl.privacy.ledger.records import Charge
 from gradtf_fl.secagg.client_state import ClientState
-from strategies.records import RoundRecord
 from tests.deployment.deployed_kit import Deployment
 from tests.deployment.fault_report import RECORDS, FaultRecord
 from tests.deployment.members import Member

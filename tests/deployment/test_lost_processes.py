@@ -14,7 +14,7 @@ import pytest
 import clients.node.run
 import clients.node.supernode
 import clients.node.worker_link
-import clients.refusals
+import gradtf_fl.flower.refusals
 import strategies.server.run
 from clients.node.run import NodeRun, boot_id
 from clients.node.worker_link import WorkerLink
@@ -129,7 +129,7 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from clients.refusals import Refusal, Refused, answered\n"
+        "from gradtf_fl.flower import Refusal, Refused, answered\n"
         "def work():\n"
         "    raise Refused(Refusal.POLICY, 'x')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
@@ -143,13 +143,13 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
 
 def test_refusals_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends rubbish all day makes two generations of the log at most."""
-    monkeypatch.setattr(clients.refusals, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(gradtf_fl.flower.refusals, "MAX_LOG_BYTES", 1000)
 
     def work() -> dict[str, object]:
         raise ValueError("x" * 100)
 
     for _ in range(50):
-        clients.refusals.answered(work, "train.begin", lambda: tmp_path)  # type: ignore[arg-type]
+        gradtf_fl.flower.refusals.answered(work, "train.begin", lambda: tmp_path)  # type: ignore[arg-type]
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["client.log", "client.log.1"]
     assert all((tmp_path / name).stat().st_size < 2500 for name in files)

@@ -25,8 +25,9 @@ from gradtf_fl.deployment.node_key import write_node_key
 from gradtf_fl.deployment.server_files import holds_lock
 from gradtf_fl.deployment.server_view import health, view_server
 from gradtf_fl.errors import ConfigError, RoundAborted
+from gradtf_fl.flower import RoundEvent
 from gradtf_fl.secagg import Identity
-from strategies import RoundEvent, checkpoints, run_server
+from strategies import checkpoints, run_server
 from strategies.server.observation import Observer, tell_all
 from tests.deployment.test_server_view import rendered
 from tests.strategies.federation_kit import Kit

@@ -10,9 +10,9 @@ import pytest
 
 from clients import check_organization
 from clients.organization import load_organization
-from clients.refusals import Refused
 from gradtf_fl.config import DropPoint, PolicySection
 from gradtf_fl.errors import RoundAborted, RoundRejected
+from gradtf_fl.flower import Refused
 from gradtf_fl.round_messages import Refusal
 from strategies import read_records, run_server
 from tests.strategies.federation_kit import Kit

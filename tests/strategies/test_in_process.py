@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from gradtf_fl.errors import RoundAborted
+from gradtf_fl.flower import Answer, exchange, messages_for, wait_for_nodes
 from gradtf_fl.round_messages import REFUSAL, SECTION, Fields, Refusal
 from strategies.engines.in_process import InProcessGrid
-from strategies.exchange import Answer, exchange, messages_for, wait_for_nodes
 
 
 def _echo_app() -> ClientApp:

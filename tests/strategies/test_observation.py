@@ -17,9 +17,10 @@ from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.json_logs import WITHHELD, read_lines
 from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted, RoundRejected
+from gradtf_fl.flower import RoundEvent
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import Identity
-from strategies import RoundEvent, checkpoints, run_server, server_app
+from strategies import checkpoints, run_server, server_app
 from strategies.server.observation import Observer, state_of, tell_all
 from tests.strategies.federation_kit import Kit
 

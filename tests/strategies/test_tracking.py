@@ -16,7 +16,8 @@ from flwr.app import Context, Message, RecordDict
 
 from gradtf_fl.config import FederationPlan, validate
 from gradtf_fl.errors import ConfigError
-from strategies import RoundRecord, run_server, server_app
+from gradtf_fl.flower import RoundRecord
+from strategies import run_server, server_app
 from strategies.engines.flower_app import write_app
 from strategies.server.observation import Observer
 from strategies.server.tracking import Background, open_tracker, scalars_of

@@ -14,7 +14,7 @@ from gradtf_fl.file_names import INVITATION, SERVER_CONFIG
 from gradtf_fl.shown import shown
 
 if TYPE_CHECKING:
-    from strategies import RoundEvent
+    from gradtf_fl.flower import RoundEvent
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 PEM = click.Path(path_type=Path)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -112,17 +108,3 @@ class RoundEvent:
 
 
 OnEvent = Callable[[RoundEvent], None]
-
-
-@dataclass(frozen=True)
-class FederationResult:
-    """A finished run.
-
-    Attributes:
-        rounds: records of all attempts, aborted ones too, those of earlier starts included.
-        global_update: U, float32 [blocks, block_dim]. out: the folder of checkpoints.
-    """
-
-    rounds: list[RoundRecord]
-    global_update: NDArray[np.float32]
-    out: Path

@@ -17,11 +17,11 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from gradtf_fl.errors import RoundAborted
+from gradtf_fl.flower.exchanges import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
+from gradtf_fl.flower.groups import groups_needed
+from gradtf_fl.flower.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
 from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
-from strategies.exchange import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
-from strategies.groups import groups_needed
-from strategies.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
 
 logger = logging.getLogger("gradtf.server")
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code

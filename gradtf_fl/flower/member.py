@@ -1,0 +1,86 @@
+"""A member's answers to the five stages after the first: bytes in, bytes out, its state on disk in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradtf_fl.flower.member_store import MemberStore, OpenRound
+from gradtf_fl.flower.refusals import Refused
+from gradtf_fl.round_messages import MalformedFields, Refusal, Stage, StagePayload
+from gradtf_fl.secagg import (
+    ClientPolicy,
+    Identity,
+    Roster,
+    SecAggClient,
+    TooSmallDifference,
+    check_difference,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who answers, by which rules, and where its state lies.
+
+    Attributes:
+        identity: its key.
+        roster: the organizations that it pins.
+        policy: what it allows a round to be.
+        store: its state between two messages.
+        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
+    """
+
+    identity: Identity
+    roster: Roster
+    policy: ClientPolicy
+    store: MemberStore
+    min_difference: int = 1
+
+    def answer(self, stage: Stage, message: StagePayload) -> StagePayload:
+        """The answer to a stage of the round that is open, from "share" on.
+
+        Raises:
+            Refused, ProtocolViolation, MalformedFields: final for the round, its keys are deleted.
+        """
+        if message.round < 1 or message.attempt < 0:
+            raise MalformedFields("round or attempt is out of range")
+        answers: dict[Stage, Callable[[SecAggClient, OpenRound, bytes], bytes]] = {
+            "share": lambda client, _, payload: client.share(payload),
+            "accept": lambda client, _, payload: client.accept(payload),
+            "mask": self._mask,
+            "consistency": self._consistency,
+            "unmask": self._unmask,
+        }
+        with self.store.stage(message.round, message.attempt) as opened:
+            client = SecAggClient.from_bytes(opened.protocol, self.policy, self.roster, self.identity)
+            payload = answers[stage](client, opened, message.payload)
+            opened.protocol = client.to_bytes()
+        return StagePayload(message.round, message.attempt, payload)
+
+    def _mask(self, client: SecAggClient, opened: OpenRound, accepted: bytes) -> bytes:
+        """The masked update; the plain one is deleted."""
+        if opened.vector is None:
+            raise Refused(Refusal.STALE, "the update was masked before")
+        vector = np.frombuffer(opened.vector, dtype="<f4")
+        opened.vector = None
+        return client.mask(accepted, vector, opened.weight)
+
+    def _consistency(self, client: SecAggClient, opened: OpenRound, survivors: bytes) -> bytes:
+        """A signature over (C, U2, U3), where the sum over U3 tells no more than earlier ones do.
+
+        From here on the sum counts as opened: the others can do that without this member.
+        """
+        vote = client.consistency(survivors)
+        try:
+            check_difference(client.sum, opened.earlier(), self.min_difference)
+        except TooSmallDifference as error:
+            raise Refused(Refusal.POLICY, f"{error} ([policy] min_difference)") from error
+        opened.signed = client.sum
+        return vote
+
+    def _unmask(self, client: SecAggClient, opened: OpenRound, votes: bytes) -> bytes:
+        """One share for each neighbour; the round's keys are deleted."""
+        opened.finished = True
+        return client.unmask(votes)
