@@ -161,10 +161,10 @@ class SecureSums:
         self._gathered = True
         return nodes
 
-    def gathered(self, grid: Grid, number: int, attempt: int = 0) -> list[int]:
+    def gathered(self, grid: Grid, number: int, attempt: int = 0, least: int = 0) -> list[int]:
         """`connected` before an attempt at a round, which is recorded as aborted where too few came."""
         try:
-            return self.connected(grid)
+            return self.connected(grid, max(self.quorum, least))
         except RoundAborted as aborted:
             joined = aborted.counts["connected"]
             self.record(RoundRecord(number, attempt, "aborted", joined=joined, aborted_at=CONNECT))
@@ -176,11 +176,13 @@ class SecureSums:
         number: int,
         start: RoundStart,
         begin: Callable[[list[int], list[RoundConfig]], list[Message]],
+        nodes: list[int] | None = None,
     ) -> Opened:
         """One attempt at a round. An aborted one is recorded here, a finished one by the caller.
 
         Args:
             begin: messages that open the round at these nodes.
+            nodes: whom to ask; None asks all that are connected.
 
         Raises:
             RoundAborted: too few organizations, at some stage. RoundRejected: the gate rejects the sum.
@@ -188,7 +190,8 @@ class SecureSums:
         self.tell("round", number)
         configs = self.next_attempt(number, start)
         config = configs[0]
-        nodes = self.gathered(grid, number, config.attempt)
+        if nodes is None:
+            nodes = self.gathered(grid, number, config.attempt)
         secure = SecureRound(grid, configs, self.roster, self.rounds, self.on_event, self.message_type)
         try:
             sums = secure.sums(begin(nodes, configs))

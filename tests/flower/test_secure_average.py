@@ -416,3 +416,22 @@ def test_a_member_that_is_killed_while_it_trains_trains_again(tmp_path: Path) ->
     result = strategy.start(kit.grid(), initial(), 1, train_config=ConfigRecord(CONFIG))
     assert [(one.joined, one.unmasked) for one in strategy.sums.state.records] == [(3, 0), (5, 5)]
     np.testing.assert_allclose(moved_by(result), plain_mean(kit, 5), atol=6 * STEP)
+
+
+def test_a_strategy_that_waits_for_more_nodes_than_are_there_ends_the_run(tmp_path: Path) -> None:
+    """Flower's own sampling would wait without an end."""
+    kit = make_kit(tmp_path, 5)
+    strategy = secure(kit, FedAvg(min_available_nodes=5), join_s=0.01)
+    kit.folders = kit.folders[:4]
+    with pytest.raises(RoundAborted, match="5 are needed") as aborted:
+        strategy.start(kit.grid(), initial(), 1)
+    assert aborted.value.stage == "connect"
+
+
+def test_an_evaluation_that_waits_for_more_nodes_than_are_there_is_skipped(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path, 5, metrics=("accuracy",))
+    strategy = secure(kit, FedAvg(min_evaluate_nodes=5), join_s=0.01)
+    kit.folders = kit.folders[:4]
+    result = strategy.start(kit.grid(), initial(), 1)
+    assert result.evaluate_metrics_clientapp == {}
+    assert kit.calls == dict.fromkeys(range(4), 1)
