@@ -8,7 +8,7 @@ from clients.bounds import policy_reasons
 from clients.node_store import NodeStore
 from clients.organization import Organization
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.flower import OpenRound, Refused, RoundKey
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, beacon_of, draw, rest_reasons
 from gradtf_fl.round_messages import (
     MAX_CONFIGS,
     BeginRound,
@@ -24,7 +24,7 @@ from gradtf_fl.secagg import (
     SecAggClient,
     UnknownIdentity,
     decode_configs,
-    group_members,
+    round_members,
 )
 
 RUN_ID = r"[A-Za-z0-9._-]{1,128}"
@@ -46,6 +46,9 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     config = _own_config(organization, message.configs)
     if not re.fullmatch(RUN_ID, config.run_id):
         raise MalformedFields("the run's name is empty, too long or has characters that a log should not show")
+    if config.round == 0:
+        organization.vanish_if_told("advertise", config.round)
+        return draw(organization.member(), config, organization.randomness(RoundKey(config.run_id, 0, config.attempt)))
     plan = TrainingPlan.from_canonical(config.dp)
     spec = _spec_of(plan)
     delivery = message.delivery(config.run_id, plan)
@@ -55,7 +58,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
         receive_adapter(organization, delivery)
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
-    client = _permitted_client(organization, config, plan, spec, store)
+    client = _permitted_client(organization, config, plan, spec, store, message.beacon)
     if len(message.update) != 4 * config.dim:
         raise Refused(Refusal.MODEL_HASH, f"the global update has {len(message.update)} bytes, not {4 * config.dim}")
     store.check_start(key.run_id, key.round, message.update)
@@ -87,11 +90,11 @@ def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
         raise Refused(Refusal.PROTOCOL, f"round configuration: {len(configs)} bytes are more than {MAX_CONFIGS}")
     try:
         for config in decode_configs(configs):
-            if me in group_members(organization.roster, config.groups, config.group):
+            if me in round_members(config, organization.roster):
                 return config
     except ProtocolViolation as error:
         raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
-    raise Refused(Refusal.POLICY, "no configuration is for this organization's group")
+    raise Refused(Refusal.POLICY, "this organization is in no group, or not in the sample, of the round")
 
 
 def _spec_of(plan: TrainingPlan) -> AdapterSpec:
@@ -102,7 +105,12 @@ def _spec_of(plan: TrainingPlan) -> AdapterSpec:
 
 
 def _permitted_client(
-    organization: Organization, config: RoundConfig, plan: TrainingPlan, spec: AdapterSpec, store: NodeStore
+    organization: Organization,
+    config: RoundConfig,
+    plan: TrainingPlan,
+    spec: AdapterSpec,
+    store: NodeStore,
+    proof: bytes,
 ) -> SecAggClient:
     """The client of a round that nothing in ``organization.toml`` forbids.
 
@@ -113,7 +121,9 @@ def _permitted_client(
     last_round = store.last_round(key.run_id)
     if (key.round, key.attempt) <= last_round:
         raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
+    member = organization.member()
     reasons = policy_reasons(organization.config, config, plan, spec, store.attempts(key.run_id, key.round))
+    reasons += rest_reasons(member, config)
     try:
         client = SecAggClient(
             config,
@@ -122,6 +132,7 @@ def _permitted_client(
             organization.identity,
             last_round=last_round,
             randomness=organization.randomness(key),
+            beacon=beacon_of(member, config, proof),
         )
     except ProtocolViolation as error:
         reasons.append(str(error))

@@ -194,6 +194,8 @@ class BeginRound(_Message):
         adapter_round: round of the LLM adapter that rides along (see `AdapterDelivery`); 0 without one.
         adapter: that adapter; empty without one.
         signature: the provider's signature of it.
+        beacon: `gradtf_fl.secagg.BeaconProof` of the beacon that draws this round's sample; empty without one, and
+            for organizations that have verified it.
     """
 
     configs: bytes
@@ -201,6 +203,7 @@ class BeginRound(_Message):
     adapter_round: int = 0
     adapter: bytes = b""
     signature: bytes = b""
+    beacon: bytes = b""
 
     def delivery(self, run_id: str, plan: TrainingPlan) -> AdapterDelivery | None:
         """The adapter that rides along, which is of this very run; None without one."""

@@ -50,7 +50,7 @@ from gradtf_fl.flower import (
     wait_for_nodes,
 )
 from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
-from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
+from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_size, topology
 from strategies import checkpoints
 from strategies.checkpoints import RunState
 from strategies.delivery import PendingDelivery, deliver, fill_begin
@@ -107,7 +107,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         if (t := self.plan.threshold) is not None:
             return [Topology(len(self.roster) - 1, t, t)]
         groups = self.plan.groups
-        sizes = (len(group_members(self.roster, groups, group)) for group in range(groups))
+        sizes = (group_size(len(self.roster), groups, group) for group in range(groups))
         return [topology(size, self.plan.colluders, self.plan.dropouts) for size in sizes]
 
     @property
@@ -258,7 +258,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         plan = self.plan
         training = self._training_plan()
         nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), start_hash(self.provider.tiny, self._update)
-        sizes = (len(group_members(self.roster, plan.groups, group)) for group in range(plan.groups))
+        sizes = (group_size(len(self.roster), plan.groups, group) for group in range(plan.groups))
         noisers = [certain_noisers(*sized, plan.colluders) for sized in zip(sizes, self.shapes, strict=True)]
         return [
             RoundConfig(

@@ -114,6 +114,8 @@ class SecAggSection(Section):
         max_weight: largest weight that one organization may have in a sum.
         allow_two: accept sums over two organizations, in which each learns the other's update.
         colluders: share of the organizations that may collude with the server; rounded up, and at least one.
+        trials: beacons that this organization helps to draw, over all runs, before it refuses: more let a server choose
+            among more samples, and every sample then has to withstand more colluders.
         min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
     """
 
@@ -127,6 +129,7 @@ class SecAggSection(Section):
     max_weight: Norm = 1.0
     allow_two: bool = False
     colluders: Share = 0.1
+    trials: int = Field(default=2**20, ge=1, le=2**40)
     min_noise: NoiseMultiplier = 0.0
 
     @model_validator(mode="after")

@@ -33,7 +33,8 @@ class PolicySection(Section):
         attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
         min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
-            sums from one model need 2 in any case. With 2, a round that one organization misses is refused.
+            sums from one model need 3 in any case. With 2, a round that one organization misses is refused.
+        rest_rounds: rounds that this organization sits out after one for which it masked an update.
     """
 
     clip: Clips = (1e-3, 100.0)
@@ -49,6 +50,7 @@ class PolicySection(Section):
     attempts: Count = 4
     hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
     min_difference: Count = 1
+    rest_rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradtf_fl.flower.member_store import MemberStore, OpenRound, RoundKey
     from gradtf_fl.flower.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
     from gradtf_fl.flower.refusals import MOST_TYPE, Refused, Vanished, answered, keep_cause, reply_to
+    from gradtf_fl.flower.sampling import beacon_of, draw, rest_reasons
     from gradtf_fl.flower.secure_round import RoundLog, SecureRound
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -36,7 +37,9 @@ __all__ = [
     "SecureRound",
     "Vanished",
     "answered",
+    "beacon_of",
     "combine_groups",
+    "draw",
     "exchange",
     "gate",
     "groups_needed",
@@ -44,5 +47,6 @@ __all__ = [
     "messages_for",
     "patience",
     "reply_to",
+    "rest_reasons",
     "wait_for_nodes",
 ]

@@ -79,7 +79,7 @@ def test_below_a_hundred_the_graph_is_complete() -> None:
     for n in (2, 5, 99):
         assert topology(n) == complete(n) == Topology(n - 1, default_threshold(n), default_threshold(n))
     assert topology(100).degree == 42
-    assert topology(100, colluders=0.4, dropouts=0.1) == complete(100)  # k would reach n - 1
+    assert topology(100, colluders=0.4, dropouts=0.1) == complete(100, 40)  # k would reach n - 1
 
 
 @pytest.mark.parametrize(
