@@ -89,10 +89,13 @@ def colluding(n: int, share: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def colluders_in_sample(population: int, share: float, drawn: int, trials: int) -> int:
-    """c: colluders that ``drawn`` of ``population`` organizations hold at most, except with probability 2^-40.
+def colluders_in_sample(
+    population: int, share: float, drawn: int, trials: int, privacy_bits: int = PRIVACY_BITS
+) -> int:
+    """c: colluders that ``drawn`` of ``population`` organizations hold at most, except with probability
+    2^-privacy_bits.
 
-    The smallest c with trials * P[X > c] <= 2^-PRIVACY_BITS for X hypergeometric: ``drawn`` without replacement, of
+    The smallest c with trials * P[X > c] <= 2^-privacy_bits for X hypergeometric: ``drawn`` without replacement, of
     which `colluding` are marked. Whole numbers throughout, so two machines never differ.
 
     >>> from gradtf_fl.secagg import colluders_in_sample
@@ -107,7 +110,7 @@ def colluders_in_sample(population: int, share: float, drawn: int, trials: int) 
     ways = math.comb(bad, hits) * math.comb(population - bad, drawn - hits)
     while hits > 1:
         tail += ways  # tail / total = P[X >= hits]
-        if (trials * tail) << PRIVACY_BITS > total:
+        if (trials * tail) << privacy_bits > total:
             break
         ways = ways * hits * (population - bad - drawn + hits) // ((bad - hits + 1) * (drawn - hits + 1))
         hits -= 1
@@ -174,7 +177,11 @@ def starvation_log2(n: int, degree: int, threshold: int, quorum: int) -> float:
 
 
 def hypergeometric_tail_log2(population: int, marked: int, drawn: int, least: int) -> float:
-    """log2 P[X >= least], X = number of marked ones among ``drawn`` of ``population``, without replacement."""
+    """log2 P[X >= least], X = number of marked ones among ``drawn`` of ``population``, without replacement.
+
+    Who draws more than there are gets all of them: k neighbours of fewer than k members that are left.
+    """
+    drawn = min(drawn, population)
     most = min(marked, drawn)
     least = max(least, drawn - (population - marked), 0)
     total = -math.inf

@@ -163,7 +163,7 @@ class ClientPolicy:
             return
         shape = Topology(config.degree, config.threshold, config.quorum)
         bits = -privacy_failure_log2(n, shape, self.colluders, bad) - GRINDING_BITS
-        if bits < PRIVACY_BITS - _ROUNDING_BITS:
+        if not bits >= PRIVACY_BITS - _ROUNDING_BITS:
             what = f"degree {config.degree} and threshold {config.threshold}"
             yield f"{what} fail with probability 2^-{bits:.0f}, not 2^-{PRIVACY_BITS}"
 
