@@ -136,9 +136,7 @@ def _bound(plan: SamplingBench, trials: int) -> dict[str, Any]:
     return {"trials": trials, "colluders": c, "quorum": shape.quorum, "threshold": shape.threshold}
 
 
-def _tried(
-    plan: SamplingBench, found: NDArray[np.int64], chances: NDArray[np.float64], trials: int
-) -> dict[str, Any]:
+def _tried(plan: SamplingBench, found: NDArray[np.int64], chances: NDArray[np.float64], trials: int) -> dict[str, Any]:
     best = found[: len(found) // trials * trials].reshape(-1, trials).max(axis=1)
     coarse = colluders_in_sample(plan.organizations, plan.share, plan.sample, trials, COARSE_BITS)
     return {

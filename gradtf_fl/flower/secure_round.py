@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -20,9 +20,28 @@ from gradtf_fl.errors import RoundAborted
 from gradtf_fl.flower.exchanges import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from gradtf_fl.flower.groups import groups_needed
 from gradtf_fl.flower.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
-from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
-from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
+from gradtf_fl.round_messages import (
+    MESSAGE_TYPES,
+    METRICS,
+    STAGE,
+    Fields,
+    MalformedFields,
+    Refusal,
+    Stage,
+    StagePayload,
+)
+from gradtf_fl.secagg import (
+    BeaconProof,
+    ProtocolViolation,
+    Roster,
+    RoundConfig,
+    SecAggServer,
+    SecureSum,
+    WrongRound,
+    commitment_of,
+)
 
+T = TypeVar("T")
 logger = logging.getLogger("gradtf.server")
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
@@ -37,6 +56,7 @@ class RoundLog:
         cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
             complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
         seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
+        metrics: node -> what came with its advert in clear, as it came.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -47,6 +67,7 @@ class RoundLog:
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, object] = field(default_factory=dict)
 
     def record(self, config: RoundConfig, state: Literal["completed", "aborted"]) -> RoundRecord:
         """The attempt's record, without what comes after the sum."""
@@ -83,6 +104,7 @@ class SecureRound:
 
     Args:
         configs: one for each group; they differ in group and graph only.
+        message_type: the one type under which all stages travel, each with its name; None gives each its own type.
     """
 
     def __init__(
@@ -92,8 +114,10 @@ class SecureRound:
         roster: Roster,
         rounds: int,
         on_event: OnEvent | None = None,
+        message_type: str | None = None,
     ) -> None:
         self.log = RoundLog()
+        self._message_type = message_type
         self._grid = grid
         self._config = configs[0]
         self._groups = {config.commitment: _Group(SecAggServer(config, roster)) for config in configs}
@@ -107,6 +131,14 @@ class SecureRound:
         Raises:
             RoundAborted: fewer than the threshold at some stage (of too many groups); nothing was decoded.
         """
+        return self._through(begin, self._decoded)
+
+    def draw(self, begin: list[Message]) -> BeaconProof:
+        """All stages of round 0, as `sums`: the proof of the run's beacon."""
+        (group,) = self._groups.values()
+        return self._through(begin, group.server.close_draw)
+
+    def _through(self, begin: list[Message], end: Callable[[], T]) -> T:
         started = time.monotonic()
         self._stage("advertise", begin, self._receive_advert)
         self.log.seconds["train"] = time.monotonic() - started
@@ -121,7 +153,7 @@ class SecureRound:
             self._exchange("consistency", survivors, lambda server: server.receive_consistency)
             votes = self._close(SecAggServer.close_consistency)
             self._exchange("unmask", votes, lambda server: server.receive_unmask)
-            return self._decoded()
+            return end()
         finally:
             self.log.seconds["aggregate"] = time.monotonic() - started
 
@@ -188,8 +220,8 @@ class SecureRound:
         receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
     ) -> None:
         ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
-        fields = {node: self._fields(payload) for node, payload in outgoing.items()}
-        messages = messages_for(fields, MESSAGE_TYPES[stage], self._label, ttl)
+        fields = {node: self._fields(stage, payload) for node, payload in outgoing.items()}
+        messages = messages_for(fields, self._message_type or MESSAGE_TYPES[stage], self._label, ttl)
 
         def take(node: int, payload: bytes) -> None:
             group = next(group for group in self._groups.values() if node in group.nodes)
@@ -198,8 +230,9 @@ class SecureRound:
 
         self._stage(stage, messages, take)
 
-    def _fields(self, payload: bytes) -> Fields:
-        return StagePayload(self._config.round, self._config.attempt, payload).to_fields()
+    def _fields(self, stage: Stage, payload: bytes) -> Fields:
+        fields = StagePayload(self._config.round, self._config.attempt, payload).to_fields()
+        return fields if self._message_type is None else {STAGE: stage, **fields}
 
     def _receive_advert(self, node: int, payload: bytes) -> None:
         group = self._groups.get(commitment_of(payload))
@@ -224,6 +257,8 @@ class SecureRound:
             elif answer.fields is not None and self._usable(answer, take):
                 outcomes[answer.node] = ANSWERED
                 good.add(answer.node)
+                if METRICS in answer.fields:
+                    self.log.metrics[answer.node] = answer.fields[METRICS]
             else:
                 outcomes[answer.node] = UNUSABLE
             tell("reply", [answer.node])
