@@ -206,7 +206,7 @@ def main() -> None:
     text = json.dumps(document, indent=1) + "\n"
     print(text, end="")
     if arguments.out is not None:
-        write_whole(arguments.out, text.encode())
+        write_whole(arguments.out, text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ A stage's new state is committed before its reply can leave. Deleted pages are o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS sums (
     number INTEGER PRIMARY KEY, start BLOB NOT NULL, roster BLOB NOT NULL, members BLOB NOT NULL,
     UNIQUE (start, roster, members)
 );
+CREATE TABLE IF NOT EXISTS rosters (hash BLOB PRIMARY KEY, keys BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS beacon_of_run (
     run_id TEXT PRIMARY KEY, beacon BLOB NOT NULL, sample INTEGER NOT NULL, groups INTEGER NOT NULL
 );
@@ -341,14 +343,19 @@ def _begun(database: sqlite3.Connection) -> RoundKey | None:
 
 def _sums(database: sqlite3.Connection) -> list[TakenSum]:
     rows = database.execute("SELECT start, roster, members FROM sums ORDER BY number").fetchall()
-    return [
-        TakenSum(start, roster, frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY)))
-        for start, roster, keys in rows
-    ]
+    rosters = {name: _split(keys) for name, keys in database.execute("SELECT hash, keys FROM rosters")}
+    return [TakenSum(start, rosters.get(name, _split(keys)), _split(keys)) for start, name, keys in rows]
+
+
+def _split(keys: bytes) -> frozenset[bytes]:
+    return frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY))
 
 
 def _keep(database: sqlite3.Connection, taken: TakenSum) -> None:
-    row = taken.start, taken.roster, b"".join(sorted(taken.members))
+    roster = b"".join(sorted(taken.roster))
+    name = hashlib.sha256(roster).digest()
+    database.execute("INSERT OR IGNORE INTO rosters VALUES (?, ?)", (name, roster))
+    row = taken.start, name, b"".join(sorted(taken.members))
     database.execute("INSERT OR REPLACE INTO sums (start, roster, members) VALUES (?, ?, ?)", row)
     newest = "SELECT number FROM sums ORDER BY number DESC LIMIT ?"
     database.execute(f"DELETE FROM sums WHERE number NOT IN ({newest})", (KEPT_SUMS,))

@@ -126,7 +126,7 @@ class SecAggClient:
     def sum(self) -> TakenSum:
         """The sum over U3 that this client has signed for, once "consistency" was answered."""
         members = frozenset(self._roster.keys[member] for member in self._state.survivors)
-        return TakenSum(self.config.model_hash, self.config.roster_hash, members)
+        return TakenSum(self.config.model_hash, frozenset(self._roster.keys), members)
 
     def to_bytes(self) -> bytes:
         """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""

@@ -33,12 +33,12 @@ class TakenSum:
 
     Attributes:
         start: SHA-256 of the model that it started from.
-        roster: hash of the roster.
+        roster: identity keys of the organizations that could be in it.
         members: identity keys of the organizations in it.
     """
 
     start: bytes
-    roster: bytes
+    roster: frozenset[bytes]
     members: frozenset[bytes]
 
 
@@ -46,12 +46,14 @@ def check_difference(new: TakenSum, earlier: Iterable[TakenSum], minimum: int) -
     """`TooSmallDifference` where ``new`` and earlier sums differ, but by too few organizations.
 
     >>> from gradtf_fl.secagg import TakenSum, check_difference
-    >>> first = TakenSum(bytes(32), bytes(32), frozenset({b"a", b"b", b"c", b"d", b"e", b"f"}))
-    >>> check_difference(TakenSum(bytes(32), bytes(32), frozenset({b"a", b"b", b"c"})), [first], 1)
+    >>> roster = frozenset({b"a", b"b", b"c", b"d", b"e", b"f"})
+    >>> first = TakenSum(bytes(32), roster, roster)
+    >>> check_difference(TakenSum(bytes(32), roster, frozenset({b"a", b"b", b"c"})), [first], 1)
 
     Args:
-        minimum: of the policy; 1 allows any difference. All combinations of sums from one model and over one roster
-            are about `SAME_START` organizations at least, or about ``minimum`` where that is more.
+        minimum: of the policy; 1 allows any difference. All combinations of sums from one model are about
+            `SAME_START` organizations at least, or about ``minimum`` where that is more. Where their rosters differ,
+            that is said of the organizations on all of them: who came or left is what the new roster is about.
     """
     known = list(earlier)
     for old in known:
@@ -60,9 +62,10 @@ def check_difference(new: TakenSum, earlier: Iterable[TakenSum], minimum: int) -
             raise TooSmallDifference(
                 f"this sum's members differ from an earlier sum's by {apart}, at least {minimum} are needed"
             )
-    alike = {old.members for old in known if (old.start, old.roster) == (new.start, new.roster)}
-    least = max(minimum, SAME_START)
-    if alike - {new.members} and _singles_out([*alike, new.members], least):
+    alike = [old for old in known if old.start == new.start]
+    always = new.roster.intersection(*(old.roster for old in alike))
+    sums, least = {one.members & always for one in (*alike, new)} - {frozenset()}, max(minimum, SAME_START)
+    if len(sums) > 1 and _singles_out(list(sums), least):
         raise TooSmallDifference(
             f"together with earlier sums from one model this sum would be about fewer than {least} organizations"
         )

@@ -220,3 +220,44 @@ def test_a_sample_with_too_low_a_threshold_is_refused(members: Members) -> None:
     i = round_members(config, members[0].roster)[0]
     with pytest.raises(PolicyViolation, match="threshold 2 is below"):
         begun(members[i], config, proof.encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"attempt": 1}, id="another attempt"),
+        pytest.param({"round": 7}, id="a round number that jumps"),
+        pytest.param({"run_id": "other"}, id="another run"),
+        pytest.param({"run_id": "other", "round": 7, "groups": 1}, id="both"),
+    ],
+)
+def test_a_second_sum_from_one_model_without_one_is_never_opened(members: Members, changes: dict[str, int]) -> None:
+    """The first sum is opened, and said to have been lost. Whatever the second one is called, nobody signs for it."""
+    roster, shape = members[0].roster, topology(N)
+    config = replace(
+        sampled_config(Draw(N), b"b" * 32),
+        sample=0,
+        beacon=bytes(32),
+        degree=shape.degree,
+        threshold=shape.threshold,
+        quorum=shape.quorum,
+    )
+    proof = drawn(members)
+    assert trained(members, config, proof).close_unmask().clients == N
+    again = replace(config, nonce=bytes(32), **changes)  # type: ignore[arg-type]
+    server, who = SecAggServer(again, roster), members[:-1]
+    for member in who:
+        server.receive_advert(begun(member, again, b"").payload)
+    sent = server.close_advertise()
+    closes = server.close_share, server.close_accept, server.close_mask
+    for stage, receive, close in zip(
+        STAGES[1:4], (server.receive_shares, server.receive_accept, server.receive_masked), closes, strict=True
+    ):
+        for member in who:
+            message = StagePayload(again.round, again.attempt, sent[member.identity.public])
+            receive(member.answer(stage, message).payload)
+        sent = close()
+    for member in who:
+        with pytest.raises(Refused, match="fewer than 3 organizations"):
+            member.answer("consistency", StagePayload(again.round, again.attempt, sent[member.identity.public]))
+        assert len(member.store.sums()) == 1

@@ -11,11 +11,16 @@ import pytest
 from gradtf_fl.secagg import Roster, TakenSum, TooSmallDifference, check_difference, identifiability
 from gradtf_fl.secagg.graph import group_members
 
-START, LATER, ROSTER = b"s" * 32, b"t" * 32, b"r" * 32
+START, LATER = b"s" * 32, b"t" * 32
+EVERYBODY = "abcdefghijklmnopqrstuvwxyz"
 
 
-def taken(members: str, start: bytes = START, roster: bytes = ROSTER) -> TakenSum:
-    return TakenSum(start, roster, frozenset(letter.encode() * 32 for letter in members))
+def keys(letters: str) -> frozenset[bytes]:
+    return frozenset(letter.encode() * 32 for letter in letters)
+
+
+def taken(members: str, start: bytes = START, roster: str = EVERYBODY) -> TakenSum:
+    return TakenSum(start, keys(roster), keys(members))
 
 
 @pytest.mark.parametrize(
@@ -32,12 +37,15 @@ def taken(members: str, start: bytes = START, roster: bytes = ROSTER) -> TakenSu
         pytest.param(taken("abcd", LATER), 2, True, id="one fewer, a round later, the policy wants two"),
         pytest.param(taken("abcf", LATER), 3, False, id="three apart"),
         pytest.param(taken("abcf", LATER), 4, True, id="three apart, the policy wants four"),
-        pytest.param(taken("abcdef", roster=LATER), 1, False, id="a new roster, which every organization has joined"),
-        pytest.param(taken("abcdef", roster=LATER), 2, True, id="a new roster, the policy wants two"),
+        pytest.param(taken("abcdk", roster="abcdk"), 1, False, id="a new roster, where one left and another came"),
+        pytest.param(taken("abcd", roster="abcd"), 1, False, id="a new roster without one"),
+        pytest.param(taken("abcd", roster="abcdek"), 1, True, id="a new roster, and one of the old one is silent"),
+        pytest.param(taken("abcdk", roster="abcdek"), 1, True, id="a new roster, and a newcomer for a silent one"),
+        pytest.param(taken("abcd", roster="abcd"), 2, True, id="a new roster, the policy wants two"),
     ],
 )
 def test_which_sum_is_refused(new: TakenSum, minimum: int, refused: bool) -> None:
-    earlier = [taken("vwxyz", LATER), taken("abcde")]
+    earlier = [taken("vwxyz", LATER), taken("abcde", roster="abcdefghij")]
     if refused:
         with pytest.raises(TooSmallDifference, match="earlier sum"):
             check_difference(new, earlier, minimum)
@@ -63,7 +71,7 @@ def test_many_large_sums_with_a_few_silent_each_are_taken() -> None:
     earlier: list[TakenSum] = []
     for _ in range(8):
         silent = {everybody[i] for i in rng.choice(300, 10, replace=False)}
-        new = TakenSum(START, ROSTER, frozenset(everybody) - silent)
+        new = TakenSum(START, frozenset(everybody), frozenset(everybody) - silent)
         check_difference(new, earlier, 1)
         earlier.append(new)
     assert max(identifiability([one.members for one in earlier]).shares.values()) < 0.5
