@@ -58,6 +58,8 @@ def sum_reasons(config: RoundConfig, claimed: int, most: int) -> Iterator[str]:
         claimed: attempts that this round had here.
         most: attempts that the organization pays for.
     """
+    if config.round < 1:
+        yield f"there is no round {config.round}"
     if config.clip < MIN_CLIP:
         yield f"an update's clip of {config.clip:g} is below {MIN_CLIP:g}"
     if config.max_weight < MIN_CLIP:

@@ -308,11 +308,13 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             }
         except MalformedFields as error:
             raise ConfigError(f"{name}: {inner}: {error}") from error
-        if len(found) > 1 or len(set(asked)) < len(asked):
+        if len(found) > 1:
             raise ConfigError(
                 f"{name}: {inner} sends different content to different nodes: models that differ would tell updates "
                 "apart, so all get the same"
             )
+        if len(set(asked)) < len(asked):
+            raise ConfigError(f"{name}: {inner} asks a node twice")
         (message, sent), *_ = found.values()
         if dimension(sent.model) == 0:
             raise ConfigError(f"{name}: the model has no float arrays: there is nothing to sum")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -55,6 +59,8 @@ class Kit:
         folders: of the members. keys: their public keys (hex).
         calls: node -> trainings of its app so far.
         silent: (node, stage) -> does not answer it. fails: nodes whose app raises.
+        killed: nodes that answer each message in a process of its own, which is killed "after" its answer, or "while"
+            its app trains.
     """
 
     folders: list[Path]
@@ -62,6 +68,7 @@ class Kit:
     calls: dict[int, int] = field(default_factory=dict)
     silent: set[tuple[int, Stage]] = field(default_factory=set)
     fails: set[int] = field(default_factory=set)
+    killed: dict[int, Literal["after", "while"]] = field(default_factory=dict)
     train: Callable[[Model, int, Mapping[str, Any]], Model] = trained
 
     def change(self, number: int, **values: object) -> None:
@@ -87,6 +94,8 @@ class Kit:
         def train(message: Message, context: Context) -> Message:
             node = int(context.node_config["partition-id"])
             self.calls[node] = self.calls.get(node, 0) + 1
+            if self.killed.get(node) == "while":
+                os.kill(os.getpid(), signal.SIGKILL)
             if node in self.fails:
                 raise RuntimeError("row 12: patient-7431")
             arrays = self.train(decoded(message.content["arrays"]), node, message.content["config"])
@@ -114,7 +123,34 @@ class Kit:
         record = message.content.get(SECTION, {})
         if (int(context.node_config["partition-id"]), record.get(STAGE)) in self.silent:
             raise RuntimeError("gone")
+        if int(context.node_config["partition-id"]) in self.killed:
+            return in_killed_process(lambda: app(message, context))
         return app(message, context)
+
+
+def in_killed_process(answer: Callable[[], Message]) -> Message:
+    """What ``answer`` gives in a child of this process, which sends it and is killed.
+
+    Raises:
+        RuntimeError: it was killed before it had an answer.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            theirs.send_bytes(pickle.dumps(answer()))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    theirs.close()
+    try:
+        reply: Message = pickle.loads(ours.recv_bytes())
+    except EOFError:
+        raise RuntimeError("killed") from None
+    finally:
+        ours.close()
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    return reply
 
 
 def make_kit(folder: Path, members: int = 3, **policy: object) -> Kit:
