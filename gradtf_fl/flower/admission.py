@@ -43,7 +43,7 @@ def own_config(identity: Identity, roster: Roster, configs: bytes) -> RoundConfi
             if me in round_members(config, roster):
                 break
         else:
-            raise Refused(Refusal.POLICY, "this organization is in no group, or not in the sample, of the round")
+            raise Refused(Refusal.POLICY, "no configuration is for its group, or it is not in the sample")
     except ProtocolViolation as error:
         raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
     if not re.fullmatch(RUN_ID, config.run_id):
