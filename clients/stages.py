@@ -5,7 +5,7 @@ from __future__ import annotations
 from clients.bounds import policy_reasons
 from clients.organization import Organization
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.flower import OpenRound, Refused, RoundKey, own_config, permitted_client
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, draw, own_config, permitted_client
 from gradtf_fl.round_messages import BeginRound, MalformedFields, Refusal, Stage, StagePayload, TrainingPlan
 
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
@@ -24,6 +24,9 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
             along is wrong; ``policy`` with every bound that the round breaks.
     """
     config = own_config(organization.identity, organization.roster, message.configs)
+    if config.round == 0:  # it draws the run's beacon, and nothing is trained
+        organization.vanish_if_told("advertise", config.round)
+        return draw(organization.member(), config, organization.randomness(RoundKey(config.run_id, 0, config.attempt)))
     plan = TrainingPlan.from_canonical(config.dp)
     spec = _spec_of(plan)
     delivery = message.delivery(config.run_id, plan)
@@ -34,7 +37,8 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
     reasons = policy_reasons(organization.config, config, plan, spec, store.attempts(key.run_id, key.round))
-    client = permitted_client(organization.member(), config, reasons, organization.randomness(key))
+    member, randomness = organization.member(), organization.randomness(key)
+    client = permitted_client(member, config, reasons, randomness, message.beacon)
     if len(message.update) != 4 * config.dim:
         raise Refused(Refusal.MODEL_HASH, f"the global update has {len(message.update)} bytes, not {4 * config.dim}")
     store.check_start(key.run_id, key.round, message.update)

@@ -43,6 +43,7 @@ ROSTER = "roster.txt"  # Ed25519 keys of the organizations, one hex key a line
 FEDERATION = "federation.json"  # the run so far (`strategies.checkpoints`)
 FAILURE = "failure.json"  # why the ServerApp ended by an error; gone when it is started again
 ARRAYS = "arrays.npz"  # of a secure average: the model after its last finished round (`flower.average_files`)
+BEACON = "beacon.bin"  # proof of the beacon that draws the samples of the run (`secagg.BeaconProof`)
 STATUS = "status.json"  # where the run stands right now
 SUPEREXEC_SECRET = "superexec.secret"  # in flower/, 0600: between the SuperLink and its SuperExec
 GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/

@@ -165,7 +165,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
-        self.sums.save = lambda state: save_run(out, state)
+        self.sums.save, self.sums.folder = lambda state: save_run(out, state), out
         state = open_run(out, origin, self._run_name())
         last = checkpoints.last_checkpoint(out)
         if last is not None:
@@ -247,7 +247,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             **fill_begin(self._pending),
         )
         ttl = self.sums.ttl(grid, len(nodes))
-        outgoing = dict.fromkeys(nodes, begin.to_fields())
+        outgoing = {node: replace(begin, beacon=self.sums.proof_for(node)).to_fields() for node in nodes}
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
     def _note_begin_deliveries(self, opened: Opened) -> None:

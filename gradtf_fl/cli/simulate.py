@@ -59,6 +59,7 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     help="Organizations that vanish at advertise, share, accept, mask, consistency or unmask. Repeatable.",
 )
 @click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
+@click.option("--sample", type=int, help="Organizations a round, drawn by a beacon nobody steers.  [default: all]")
 @click.option(
     "--noise-multiplier",
     type=float,

@@ -22,6 +22,8 @@ class SumLimits(Section):
         max_weight: largest weight that one organization may have in a sum.
         allow_two: accept sums over two organizations, in which each learns the other's update.
         colluders: share of the organizations that may collude with the server; rounded up, and at least one.
+        trials: beacons that this organization helps to draw, over all runs, before it refuses: more let a server choose
+            among more samples, and every sample then has to withstand more colluders.
         min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
     """
 
@@ -32,6 +34,7 @@ class SumLimits(Section):
     max_weight: Norm = 1.0
     allow_two: bool = False
     colluders: Share = 0.1
+    trials: int = Field(default=2**20, ge=1, le=2**40)
     min_noise: NoiseMultiplier = 0.0
 
     def check_roster(self, roster: Sequence[str]) -> None:
@@ -54,13 +57,15 @@ class RoundLimits(Section):
         groups: number of groups that the roster is split into, always the same: other groups would be other sums.
         attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
         min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
-            sums from one model need 2 in any case. With 2, a round that one organization misses is refused.
+            sums from one model need 3 in any case. With 2, a round that one organization misses is refused.
+        rest_rounds: rounds that this organization sits out after one for which it masked an update.
     """
 
     weight_rules: Annotated[tuple[WeightRule, ...], Field(strict=False, min_length=1)] = ("uniform",)
     groups: Groups = 1
     attempts: Count = 4
     min_difference: Count = 1
+    rest_rounds: int = Field(default=0, ge=0, le=10_000)
 
     def broken_by_sum(self, weight_rule: str, groups: int) -> list[str]:
         """The bounds that a sum breaks, in words."""

@@ -10,6 +10,7 @@ from gradtf_fl.config.base import Bits, Count, NoiseMultiplier, Norm, Seconds, S
 from gradtf_fl.config.plan import Combine, Groups, WeightRule
 from gradtf_fl.config.roster_size import (
     refuse_noisy_weights,
+    refuse_other_samples,
     refuse_other_thresholds,
     refuse_small_groups,
     refuse_two,
@@ -26,6 +27,7 @@ class SumSettings(Section):
         weight_rule: whether organizations count alike (uniform) or by their examples.
         groups: the roster is summed in this many groups, whose means are combined; 1 is one sum over all.
         combine: how the means of groups are combined.
+        sample: organizations of a round, drawn by a beacon that no party can steer; 0 for all of them.
         threshold: organizations that must stay to the end (default: by the roster's size).
         colluders: share of the organizations that a round must withstand as colluders; rounded up, and at least one.
         dropouts: the share that it must withstand as dropouts.
@@ -43,6 +45,7 @@ class SumSettings(Section):
     weight_rule: WeightRule = "uniform"
     groups: Groups = 1
     combine: Combine = "trimmed-mean"
+    sample: int = Field(default=0, ge=0)
     threshold: int | None = Field(default=None, ge=2)
     colluders: Share = 0.1
     dropouts: Share = 0.1
@@ -56,7 +59,8 @@ class SumSettings(Section):
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
-        refuse_other_thresholds(self.organizations, self.threshold)
+        refuse_other_samples(self.organizations, self.sample, self.groups)
+        refuse_other_thresholds(self.sample or self.organizations, self.threshold)
         refuse_small_groups(self.organizations, self.groups, self.threshold)
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         return self

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradtf_fl.flower.records import NodeOutcome, OnEvent, RoundEvent, RoundRecord
     from gradtf_fl.flower.refusals import MOST_TYPE, Refused, Vanished, answered, keep_cause, reply_to
     from gradtf_fl.flower.run_state import locked_run, open_run, read_records, save_run
+    from gradtf_fl.flower.sampling import beacon_of, draw, rest_reasons
     from gradtf_fl.flower.secure_average import SecureAverage
     from gradtf_fl.flower.secure_sums import Opened, RoundStart, SecureSums
 else:
@@ -42,7 +43,9 @@ __all__ = [
     "SecureSums",
     "Vanished",
     "answered",
+    "beacon_of",
     "combine_groups",
+    "draw",
     "exchange",
     "gate",
     "groups_needed",
@@ -56,6 +59,7 @@ __all__ = [
     "permitted_client",
     "read_records",
     "reply_to",
+    "rest_reasons",
     "save_run",
     "secagg_mod",
     "sum_reasons",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from gradtf_fl.flower.member import Member
 from gradtf_fl.flower.member_store import RoundKey
 from gradtf_fl.flower.refusals import Refused
+from gradtf_fl.flower.sampling import beacon_of, rest_reasons
 from gradtf_fl.round_messages import MAX_CONFIGS, MIN_CLIP, MalformedFields, Refusal
 from gradtf_fl.secagg import (
     Identity,
@@ -18,7 +19,7 @@ from gradtf_fl.secagg import (
     SecAggClient,
     UnknownIdentity,
     decode_configs,
-    group_members,
+    round_members,
 )
 
 RUN_ID = r"[A-Za-z0-9._-]{1,128}"
@@ -39,10 +40,10 @@ def own_config(identity: Identity, roster: Roster, configs: bytes) -> RoundConfi
         raise Refused(Refusal.PROTOCOL, f"round configuration: {len(configs)} bytes are more than {MAX_CONFIGS}")
     try:
         for config in decode_configs(configs):
-            if me in group_members(roster, config.groups, config.group):
+            if me in round_members(config, roster):
                 break
         else:
-            raise Refused(Refusal.POLICY, "no configuration is for this organization's group")
+            raise Refused(Refusal.POLICY, "no configuration is for its group, or it is not in the sample")
     except ProtocolViolation as error:
         raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
     if not re.fullmatch(RUN_ID, config.run_id):
@@ -68,12 +69,13 @@ def sum_reasons(config: RoundConfig, claimed: int, most: int) -> Iterator[str]:
 
 
 def permitted_client(
-    member: Member, config: RoundConfig, reasons: Sequence[str], randomness: Randomness
+    member: Member, config: RoundConfig, reasons: Sequence[str], randomness: Randomness, proof: bytes = b""
 ) -> SecAggClient:
     """The client of a round that nothing in the member's own files forbids.
 
     Args:
         reasons: what speaks against the round besides its protocol.
+        proof: of the beacon that drew the round's sample, see `beacon_of`.
 
     Raises:
         Refused: ``stale``, or ``policy`` with all reasons at once.
@@ -82,10 +84,16 @@ def permitted_client(
     last_round = member.store.last_round(key.run_id)
     if (key.round, key.attempt) <= last_round:
         raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
-    found = list(reasons)
+    found = [*reasons, *rest_reasons(member, config)]
     try:
         client = SecAggClient(
-            config, member.policy, member.roster, member.identity, last_round=last_round, randomness=randomness
+            config,
+            member.policy,
+            member.roster,
+            member.identity,
+            last_round=last_round,
+            randomness=randomness,
+            beacon=beacon_of(member, config, proof),
         )
     except ProtocolViolation as error:
         found.append(str(error))

@@ -69,7 +69,8 @@ class AppMember:
     def member(self) -> Member:
         """The organization as a member of its rounds."""
         limits = ClientPolicy(**{field.name: getattr(self.rules, field.name) for field in fields(ClientPolicy)})
-        return Member(self.identity, self.roster, limits, self.store, self.rules.min_difference)
+        rules = self.rules
+        return Member(self.identity, self.roster, limits, self.store, rules.min_difference, rules.rest_rounds)
 
 
 def load_member(policy: Path) -> AppMember:

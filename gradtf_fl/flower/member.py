@@ -30,6 +30,7 @@ class Member:
         policy: what it allows a round to be.
         store: its state between two messages.
         min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
+        rest_rounds: rounds that it sits out after one for which it masked an update.
     """
 
     identity: Identity
@@ -37,6 +38,7 @@ class Member:
     policy: ClientPolicy
     store: MemberStore
     min_difference: int = 1
+    rest_rounds: int = 0
 
     def answer(self, stage: Stage, message: StagePayload) -> StagePayload:
         """The answer to a stage of the round that is open, from "share" on.
@@ -44,7 +46,7 @@ class Member:
         Raises:
             Refused, ProtocolViolation, MalformedFields: final for the round, its keys are deleted.
         """
-        if message.round < 1 or message.attempt < 0:
+        if message.round < 0 or message.attempt < 0:
             raise MalformedFields("round or attempt is out of range")
         answers: dict[Stage, Callable[[SecAggClient, OpenRound, bytes], bytes]] = {
             "share": lambda client, _, payload: client.share(payload),
@@ -54,8 +56,10 @@ class Member:
             "unmask": self._unmask,
         }
         with self.store.stage(message.round, message.attempt) as opened:
-            client = SecAggClient.from_bytes(opened.protocol, self.policy, self.roster, self.identity)
+            policy = self.policy if message.round else self.policy.for_beacon()
+            client = SecAggClient.from_bytes(opened.protocol, policy, self.roster, self.identity)
             payload = answers[stage](client, opened, message.payload)
+            opened.masked = stage == "mask" and message.round > 0
             opened.protocol = client.to_bytes()
         return StagePayload(message.round, message.attempt, payload)
 
@@ -73,6 +77,11 @@ class Member:
         From here on the sum counts as opened: the others can do that without this member.
         """
         vote = client.consistency(survivors)
+        if client.config.round == 0:
+            opened.drawn += 1
+            if opened.drawn > self.policy.trials:
+                raise Refused(Refusal.POLICY, "[secagg] trials: this organization has helped to draw as many beacons")
+            return vote
         try:
             check_difference(client.sum, opened.earlier(), self.min_difference)
         except TooSmallDifference as error:

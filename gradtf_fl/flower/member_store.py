@@ -2,13 +2,15 @@
 
 In deployment every Flower message starts a new process, and Flower's own context is lost when the SuperNode
 restarts, so whatever a stage leaves for the next one lies here: the last (round, attempt), its start and the plan of
-each run, the secure-aggregation state, the update vector until it is masked, and the members of the sums taken part in.
+each run, the secure-aggregation state, the update vector until it is masked, the members of the sums taken part in, the
+beacon of each run, and how many beacons this organization has helped to draw.
 A stage's new state is committed before its reply can leave. Deleted pages are overwritten with zeros
 (``secure_delete``); what the file system keeps beyond that is out of reach.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -48,6 +50,12 @@ CREATE TABLE IF NOT EXISTS sums (
     number INTEGER PRIMARY KEY, start BLOB NOT NULL, roster BLOB NOT NULL, members BLOB NOT NULL,
     UNIQUE (start, roster, members)
 );
+CREATE TABLE IF NOT EXISTS rosters (hash BLOB PRIMARY KEY, keys BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS beacon_of_run (
+    run_id TEXT PRIMARY KEY, beacon BLOB NOT NULL, sample INTEGER NOT NULL, groups INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS drawn (one INTEGER PRIMARY KEY CHECK (one = 1), beacons INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS masked (run_id TEXT PRIMARY KEY, round INTEGER NOT NULL);
 """
 
 
@@ -69,6 +77,8 @@ class OpenRound:
         weight: this organization's weight in the mean.
         earlier: the sums that this organization has signed for, in this or any other run.
         signed: the sum that this stage signs for; kept with the others.
+        masked: whether this stage masks an update: the organization's last use in its run.
+        drawn: beacons that this organization has helped to draw, this stage's vote included.
     """
 
     key: RoundKey
@@ -78,6 +88,23 @@ class OpenRound:
     finished: bool = False
     earlier: Callable[[], list[TakenSum]] = list
     signed: TakenSum | None = None
+    masked: bool = False
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the rounds of a run choose their members: the same from its first round to its last.
+
+    Attributes:
+        beacon: 32 bytes; zeros in a run of the whole roster.
+        sample: organizations a round; 0 in a run of the whole roster.
+        groups: groups that they are split into.
+    """
+
+    beacon: bytes
+    sample: int
+    groups: int
 
 
 class MemberStore:
@@ -115,7 +142,7 @@ class MemberStore:
             database.close()
 
     def last_round(self, run_id: str) -> tuple[int, int]:
-        """The highest (round, attempt) ever claimed in ``run_id``; (0, 0) for a new run. One whose process died before
+        """The highest (round, attempt) ever claimed in ``run_id``; (0, -1) for a new run. One whose process died before
         it could answer is not yet used up: just below it, then."""
         with self._transaction() as database:
             return _last(database, run_id)
@@ -176,6 +203,46 @@ class MemberStore:
             database.execute("INSERT OR REPLACE INTO begun VALUES (1, ?, ?, ?)", (key.run_id, key.round, key.attempt))
             return None if kept is None else bytes(kept[0])
 
+    def claim_draw(self, key: RoundKey) -> None:
+        """Take an attempt at round 0, in which nothing is trained, and forget the state of any earlier round.
+
+        Raises:
+            Refused: with ``stale`` when it is not above the last one.
+        """
+        with self._transaction() as database:
+            last = _last(database, key.run_id)
+            if (key.round, key.attempt) <= last:
+                raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last[0]}.{last[1]}")
+            database.execute("INSERT OR REPLACE INTO last_round VALUES (?, ?, ?)", (key.run_id, key.round, key.attempt))
+            database.execute("DELETE FROM open_round")
+            database.execute("DELETE FROM trained")
+            database.execute("INSERT OR REPLACE INTO begun VALUES (1, ?, ?, ?)", (key.run_id, key.round, key.attempt))
+
+    def drawn(self) -> int:
+        """Beacons that this organization has helped to draw, over all runs."""
+        with self._transaction() as database:
+            return _drawn(database)
+
+    def sampling(self, run_id: str) -> Sampling | None:
+        """How the run chooses the members of its rounds, as its first round here did; None before that."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT beacon, sample, groups FROM beacon_of_run WHERE run_id = ?", (run_id,)
+            ).fetchone()
+        return None if row is None else Sampling(bytes(row[0]), int(row[1]), int(row[2]))
+
+    def pin_sampling(self, run_id: str, sampling: Sampling) -> None:
+        """All later rounds of the run choose their members so, whatever another process pins now."""
+        row = run_id, sampling.beacon, sampling.sample, sampling.groups
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO beacon_of_run VALUES (?, ?, ?, ?)", row)
+
+    def last_masked(self, run_id: str) -> int | None:
+        """The last round of the run for which this organization masked an update; None for none."""
+        with self._transaction() as database:
+            row = database.execute("SELECT round FROM masked WHERE run_id = ?", (run_id,)).fetchone()
+        return None if row is None else int(row[0])
+
     def give_up(self, key: RoundKey) -> None:
         """The claimed attempt is refused: it is used up."""
         with self._transaction() as database:
@@ -228,6 +295,7 @@ class MemberStore:
             opened = OpenRound(
                 RoundKey(row[0], row[1], row[2]), row[3], row[4], row[5], earlier=lambda: _sums(database)
             )
+            opened.drawn = before = _drawn(database)
             try:
                 yield opened
             except BaseException:
@@ -237,6 +305,10 @@ class MemberStore:
                 raise
             if opened.signed is not None:
                 _keep(database, opened.signed)
+            if opened.masked:
+                database.execute("INSERT OR REPLACE INTO masked VALUES (?, ?)", (opened.key.run_id, opened.key.round))
+            if opened.drawn != before:
+                database.execute("INSERT OR REPLACE INTO drawn VALUES (1, ?)", (opened.drawn,))
             if opened.finished:
                 database.execute("DELETE FROM open_round")
             else:
@@ -246,7 +318,7 @@ class MemberStore:
 def _last(database: sqlite3.Connection, run_id: str) -> tuple[int, int]:
     row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (run_id,)).fetchone()
     if row is None:
-        return 0, 0
+        return 0, -1
     unanswered = _begun(database) == RoundKey(run_id, int(row[0]), int(row[1]))
     return int(row[0]), int(row[1]) - unanswered
 
@@ -258,6 +330,11 @@ def _claimed(database: sqlite3.Connection, run_id: str, round_number: int) -> in
     return int(row[0]) if row else 0
 
 
+def _drawn(database: sqlite3.Connection) -> int:
+    row = database.execute("SELECT beacons FROM drawn").fetchone()
+    return int(row[0]) if row else 0
+
+
 def _begun(database: sqlite3.Connection) -> RoundKey | None:
     """The attempt that was claimed and neither answered nor refused."""
     row = database.execute("SELECT run_id, round, attempt FROM begun").fetchone()
@@ -266,14 +343,19 @@ def _begun(database: sqlite3.Connection) -> RoundKey | None:
 
 def _sums(database: sqlite3.Connection) -> list[TakenSum]:
     rows = database.execute("SELECT start, roster, members FROM sums ORDER BY number").fetchall()
-    return [
-        TakenSum(start, roster, frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY)))
-        for start, roster, keys in rows
-    ]
+    rosters = {name: _split(keys) for name, keys in database.execute("SELECT hash, keys FROM rosters")}
+    return [TakenSum(start, rosters.get(name, _split(keys)), _split(keys)) for start, name, keys in rows]
+
+
+def _split(keys: bytes) -> frozenset[bytes]:
+    return frozenset(keys[at : at + KEY] for at in range(0, len(keys), KEY))
 
 
 def _keep(database: sqlite3.Connection, taken: TakenSum) -> None:
-    row = taken.start, taken.roster, b"".join(sorted(taken.members))
+    roster = b"".join(sorted(taken.roster))
+    name = hashlib.sha256(roster).digest()
+    database.execute("INSERT OR IGNORE INTO rosters VALUES (?, ?)", (name, roster))
+    row = taken.start, name, b"".join(sorted(taken.members))
     database.execute("INSERT OR REPLACE INTO sums (start, roster, members) VALUES (?, ?, ?)", row)
     newest = "SELECT number FROM sums ORDER BY number DESC LIMIT ?"
     database.execute(f"DELETE FROM sums WHERE number NOT IN ({newest})", (KEPT_SUMS,))

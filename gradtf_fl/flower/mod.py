@@ -35,7 +35,9 @@ from gradtf_fl.flower.app_task import AppTask, Sent
 from gradtf_fl.flower.arrays import decoded, difference, dimension
 from gradtf_fl.flower.member_store import OpenRound, RoundKey
 from gradtf_fl.flower.refusals import Refused, answered
+from gradtf_fl.flower.sampling import draw
 from gradtf_fl.round_messages import (
+    BEACON,
     CONFIGS,
     METRICS,
     SECTION,
@@ -138,11 +140,13 @@ def _train(member: AppMember, message: Message, app: Callable[[Message], Message
     if stage not in STAGES:
         raise MalformedFields("a message of no stage")
     if stage == STAGES[0]:
-        return _begin(member, message, fields.get(CONFIGS), app)
+        return _begin(member, message, fields, app)
     return member.member().answer(stage, StagePayload.from_fields(fields)).to_fields()
 
 
-def _begin(member: AppMember, message: Message, configs: object, app: Callable[[Message], Message]) -> Fields:
+def _begin(
+    member: AppMember, message: Message, fields: Mapping[str, object], app: Callable[[Message], Message]
+) -> Fields:
     """Check the round against the member's own policy, train, keep the difference, and advertise keys.
 
     The app is not called before the policy and the round counter are settled, and (round, attempt) is used up on disk.
@@ -151,9 +155,12 @@ def _begin(member: AppMember, message: Message, configs: object, app: Callable[[
         Refused, MalformedFields: with nothing trained; ``policy`` with every bound that the round breaks;
             ``model_hash`` or ``protocol`` where what was sent is not what C binds.
     """
-    if not isinstance(configs, bytes):
-        raise MalformedFields("the round's configurations are missing")
+    configs, proof = fields.get(CONFIGS), fields.get(BEACON, b"")
+    if not isinstance(configs, bytes) or not isinstance(proof, bytes):
+        raise MalformedFields("the round's configurations are missing, or its beacon's proof is none")
     config = own_config(member.identity, member.roster, configs)
+    if config.round == 0:  # it draws the run's beacon, and the app is not called
+        return draw(member.member(), config, os.urandom).to_fields()
     task = AppTask.from_canonical(config.dp)
     key, rules, own = RoundKey(config.run_id, config.round, config.attempt), member.rules, member.member()
     store = member.store
@@ -162,7 +169,7 @@ def _begin(member: AppMember, message: Message, configs: object, app: Callable[[
         *rules.broken_by_sum(config.weight_rule, config.groups),
         *sum_reasons(config, claimed, rules.attempts),
     ]
-    client = permitted_client(own, config, reasons, os.urandom)
+    client = permitted_client(own, config, reasons, os.urandom, proof)
     sent = Sent.of(message.content)
     _check_sent(sent, message.metadata.message_type, config, task)
     training = hashlib.sha256(config.model_hash + config.dp.encode()).digest()

@@ -36,7 +36,7 @@ from gradtf_fl.flower.exchanges import CONNECT
 from gradtf_fl.flower.records import OnEvent
 from gradtf_fl.flower.run_state import RunState, locked_run, open_run, save_run
 from gradtf_fl.flower.secure_sums import Opened, RoundStart, SecureSums
-from gradtf_fl.round_messages import CONFIGS, SECTION, STAGE, STAGES, MalformedFields
+from gradtf_fl.round_messages import BEACON, CONFIGS, SECTION, STAGE, STAGES, MalformedFields
 from gradtf_fl.secagg import Roster, RoundConfig, encode_configs
 
 WEIGHTED_BY = "num-examples"  # of a strategy that has no weighted_by_key
@@ -108,6 +108,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         threshold: organizations that must stay to the end (default: by the roster's size).
         groups: the roster is summed in this many groups, whose means are combined.
         combine: how: "mean", "median" or "trimmed-mean".
+        sample: organizations of each round, drawn by a beacon that no party can steer (default: all of them).
+        fraction: the same as a share of the roster, rounded up.
         noise_multiplier: standard deviation of the Skellam noise on a sum, in units of ``clip``; 0 for none.
         deadline_s: seconds that the organizations have for a stage, training included (default: ``timeout`` of
             `start`).
@@ -138,6 +140,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         threshold: int | None = None,
         groups: int = 1,
         combine: Combine = "trimmed-mean",
+        sample: int | None = None,
+        fraction: float | None = None,
         noise_multiplier: float = 0.0,
         deadline_s: float | None = None,
         join_s: float = 600.0,
@@ -155,6 +159,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             "weight_rule": weights,
             "groups": groups,
             "combine": combine,
+            "sample": _sample_of(sample, fraction, len(members)),
             "threshold": threshold,
             "colluders": colluders,
             "dropouts": dropouts,
@@ -165,7 +170,11 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             "allow_two": allow_two,
             **({} if deadline_s is None else {"deadline_s": float(deadline_s)}),
         }
-        problems = [*_strategy_problems(strategy, len(members)), *_example_problems(weights, max_examples)]
+        problems = [
+            *_strategy_problems(strategy, len(members)),
+            *_sample_problems(sample, fraction),
+            *_example_problems(weights, max_examples),
+        ]
         try:
             settings = validate(SumSettings, values, lambda key: f"SecureAverage: {_ARGUMENTS.get(key, key)}".rstrip())
         except ConfigError as error:
@@ -255,7 +264,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             self.sums.state = RunState(name, {})
             return 0, initial
         folder = self._state
-        self.sums.save = lambda state: save_run(folder, state)
+        self.sums.save, self.sums.folder = lambda state: save_run(folder, state), folder
         self.sums.keep(open_run(folder, {"roster": self.sums.roster.hash.hex()}, name))
         kept = load_arrays(folder)
         if kept is None:
@@ -329,10 +338,15 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         self.sums.message_type = asked.message_type
 
         def begin(nodes: list[int], configs: list[RoundConfig]) -> list[Message]:
-            ours = ConfigRecord({STAGE: STAGES[0], CONFIGS: encode_configs(configs)})
-            content = RecordDict({**asked.content, SECTION: ours})
-            ttl, group = self.sums.ttl(grid, len(nodes)), f"{number}.{configs[0].attempt}"
-            return [Message(content, node, asked.message_type, ttl=ttl, group_id=group) for node in nodes]
+            config, fields = configs[0], {STAGE: STAGES[0], CONFIGS: encode_configs(configs)}
+            ttl, group = self.sums.ttl(grid, len(nodes)), f"{config.round}.{config.attempt}"
+            sent = asked.content if config.round else {}  # round 0 draws a beacon and trains nothing
+
+            def opening(node: int) -> RecordDict:
+                ours = ConfigRecord({**fields, BEACON: self.sums.proof_for(node)})
+                return RecordDict({**sent, SECTION: ours})
+
+            return [Message(opening(node), node, asked.message_type, ttl=ttl, group_id=group) for node in nodes]
 
         nodes: list[int] | None = asked.nodes
         for left in reversed(range(self.sums.settings.attempts)):
@@ -467,6 +481,21 @@ def _strategy_problems(strategy: Strategy, members: int) -> list[str]:
 def _least_nodes(strategy: Strategy, what: str) -> int:
     """Nodes that a strategy of Flower's waits for without an end."""
     return max(getattr(strategy, "min_available_nodes", 0), getattr(strategy, f"min_{what}_nodes", 0))
+
+
+def _sample_of(sample: int | None, fraction: float | None, members: int) -> int:
+    if fraction is None or sample is not None:
+        return sample or 0
+    size = math.ceil(round(fraction * members, 9)) if 0 < fraction <= 1 else 0
+    return 0 if size == members else size
+
+
+def _sample_problems(sample: int | None, fraction: float | None) -> list[str]:
+    if sample is not None and fraction is not None:
+        return ["SecureAverage: sample and fraction say the same: give one of them"]
+    if fraction is not None and not 0 < fraction <= 1:
+        return ["SecureAverage: fraction is a share of the organizations, above 0 and at most 1"]
+    return []
 
 
 def _example_problems(weights: str, max_examples: int | None) -> list[str]:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -30,8 +30,18 @@ from gradtf_fl.round_messages import (
     Stage,
     StagePayload,
 )
-from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
+from gradtf_fl.secagg import (
+    BeaconProof,
+    ProtocolViolation,
+    Roster,
+    RoundConfig,
+    SecAggServer,
+    SecureSum,
+    WrongRound,
+    commitment_of,
+)
 
+T = TypeVar("T")
 logger = logging.getLogger("gradtf.server")
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
@@ -121,6 +131,14 @@ class SecureRound:
         Raises:
             RoundAborted: fewer than the threshold at some stage (of too many groups); nothing was decoded.
         """
+        return self._through(begin, self._decoded)
+
+    def draw(self, begin: list[Message]) -> BeaconProof:
+        """All stages of round 0, as `sums`: the proof of the run's beacon."""
+        (group,) = self._groups.values()
+        return self._through(begin, group.server.close_draw)
+
+    def _through(self, begin: list[Message], end: Callable[[], T]) -> T:
         started = time.monotonic()
         self._stage("advertise", begin, self._receive_advert)
         self.log.seconds["train"] = time.monotonic() - started
@@ -135,7 +153,7 @@ class SecureRound:
             self._exchange("consistency", survivors, lambda server: server.receive_consistency)
             votes = self._close(SecAggServer.close_consistency)
             self._exchange("unmask", votes, lambda server: server.receive_unmask)
-            return self._decoded()
+            return end()
         finally:
             self.log.seconds["aggregate"] = time.monotonic() - started
 

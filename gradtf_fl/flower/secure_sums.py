@@ -5,9 +5,11 @@ What `SecureAverage` and the federation of this project share. A round of either
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,21 @@ from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
 from gradtf_fl.flower.exchanges import CONNECT, TTL_MARGIN, patience, wait_for_nodes
 from gradtf_fl.flower.groups import combine_groups, gate, groups_needed
 from gradtf_fl.flower.records import EventKind, OnEvent, RoundEvent, RoundRecord
+from gradtf_fl.flower.run_beacon import RunBeacon, colluders_of, keep_beacon, kept_beacon, sample_plan
 from gradtf_fl.flower.run_state import RunState
 from gradtf_fl.flower.secure_round import RoundLog, SecureRound
-from gradtf_fl.secagg import Roster, RoundConfig, SecureSum, Topology, certain_noisers, group_members, topology
+from gradtf_fl.secagg import (
+    Roster,
+    RoundConfig,
+    SecureSum,
+    Topology,
+    certain_noisers,
+    draw_config,
+    group_size,
+    topology,
+)
 
+log = logging.getLogger("flwr").info  # where a run's log comes from
 RETURN_S = 20.0  # for a node that was started again between two rounds
 
 
@@ -83,6 +96,8 @@ class SecureSums:
         on_event: is told what happens.
         message_type: the one type under which all stages travel; None gives each its own.
         fresh: 32 bytes for a purpose, unpredictable but in a simulation.
+        folder: where the run is kept, and with it the proof of its beacon; None keeps it in memory alone.
+        beacon: draws the samples of the run; None before its first round, and for rounds of the whole roster.
     """
 
     settings: SumSettings
@@ -93,20 +108,25 @@ class SecureSums:
     on_event: OnEvent | None = None
     message_type: str | None = None
     fresh: Callable[[str], bytes] = system_randomness
+    folder: Path | None = None
+    beacon: RunBeacon | None = None
     _gathered: bool = False  # whether the organizations were waited for, as before the first round
 
     def __post_init__(self) -> None:
         if len(self.roster) != self.settings.organizations:
             members = self.settings.organizations
             raise ConfigError(f"the roster has {len(self.roster)} keys, the plan {members} organizations")
+        if self.settings.sample:
+            _ = self.shapes  # ConfigError where a sample of that size may hold too many colluders
 
     @property
     def shapes(self) -> list[Topology]:
         """Graph, threshold and quorum of each group."""
         settings = self.settings
         if (t := settings.threshold) is not None:
-            return [Topology(len(self.roster) - 1, t, t)]
-        return [topology(size, settings.colluders, settings.dropouts) for size in self._sizes()]
+            return [Topology(self._sizes()[0] - 1, t, t)]
+        shares = settings.colluders, settings.dropouts
+        return [topology(size, *shares, bad=colluders_of(settings, size)) for size in self._sizes()]
 
     @property
     def quorum(self) -> int:
@@ -115,12 +135,12 @@ class SecureSums:
 
     def next_attempt(self, number: int, start: RoundStart) -> list[RoundConfig]:
         """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
-        last_round, last_attempt = self.state.last
-        attempt = last_attempt + 1 if last_round == number else 0
-        self.keep(replace(self.state, last=(number, attempt)))
-        settings, shapes = self.settings, self.shapes
+        attempt, settings, shapes = self._attempt(number), self.settings, self.shapes
         nonce = self.fresh(f"nonce/{number}/{attempt}")
-        noisers = [certain_noisers(*sized, settings.colluders) for sized in zip(self._sizes(), shapes, strict=True)]
+        noisers = [
+            certain_noisers(size, shape, settings.colluders, colluders_of(settings, size))
+            for size, shape in zip(self._sizes(), shapes, strict=True)
+        ]
         return [
             RoundConfig(
                 run_id=self.state.run_id,
@@ -136,6 +156,8 @@ class SecureSums:
                 roster_hash=self.roster.hash,
                 groups=settings.groups,
                 group=group,
+                sample=settings.sample,
+                beacon=bytes(32) if self.beacon is None else self.beacon.value,
                 degree=shape.degree,
                 threshold=shape.threshold,
                 quorum=shape.quorum,
@@ -145,6 +167,12 @@ class SecureSums:
             )
             for group, shape in enumerate(shapes)
         ]
+
+    def _attempt(self, number: int) -> int:
+        last_round, last_attempt = self.state.last
+        attempt = last_attempt + 1 if last_round == number else 0
+        self.keep(replace(self.state, last=(number, attempt)))
+        return attempt
 
     def connected(self, grid: Grid, least: int | None = None) -> list[int]:
         """The nodes to ask. Who did not come to the first round is not waited for at length before every other one.
@@ -181,17 +209,22 @@ class SecureSums:
         """One attempt at a round. An aborted one is recorded here, a finished one by the caller.
 
         Args:
-            begin: messages that open the round at these nodes.
-            nodes: whom to ask; None asks all that are connected.
+            begin: messages that open the round at these nodes; before the first round of a run with samples also those
+                that open round 0, for which only the configuration matters.
+            nodes: whom to ask; None asks all that are connected. Of a sample, those that are in it.
 
         Raises:
             RoundAborted: too few organizations, at some stage. RoundRejected: the gate rejects the sum.
         """
         self.tell("round", number)
+        if self.settings.sample and (self.beacon is None or self.beacon.run_id != self.state.run_id):
+            self.beacon = self._drawn(grid, begin)
         configs = self.next_attempt(number, start)
         config = configs[0]
         if nodes is None:
             nodes = self.gathered(grid, number, config.attempt)
+        if self.beacon is not None:
+            nodes = self.beacon.asked(nodes, configs, self.roster)
         secure = SecureRound(grid, configs, self.roster, self.rounds, self.on_event, self.message_type)
         try:
             sums = secure.sums(begin(nodes, configs))
@@ -200,7 +233,57 @@ class SecureSums:
             record = secure.log.record(config, "aborted")
             self.record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
             raise
+        finally:
+            if self.beacon is not None:
+                self.beacon.organizations |= secure.log.organizations
+                self.beacon.knowing |= secure.log.organizations.keys()
         return Opened(configs, combine_groups(sums, self.settings.combine), sums, secure.log, len(nodes))
+
+    def _drawn(self, grid: Grid, begin: Callable[[list[int], list[RoundConfig]], list[Message]]) -> RunBeacon:
+        """The run's beacon, from its folder or by round 0.
+
+        Raises:
+            ConfigError: rounds have begun without it. RoundAborted: too few organizations, at the last attempt.
+        """
+        settings, roster = self.settings, self.roster
+        if self.folder is not None:
+            kept = kept_beacon(self.folder, self.state.run_id, roster, settings)
+            if kept is not None:
+                return kept
+        if self.state.last[0] > 0:
+            raise ConfigError(
+                "the run began without samples, or its beacon is lost: a run keeps either; begin a new one"
+            )
+        shape = topology(len(roster), settings.colluders, settings.dropouts)
+        for left in reversed(range(settings.attempts)):
+            attempt = self._attempt(0)
+            config = draw_config(
+                roster,
+                sample_plan(settings),
+                shape,
+                run_id=self.state.run_id,
+                attempt=attempt,
+                nonce=self.fresh(f"nonce/0/{attempt}"),
+                deadline_s=settings.deadline_s,
+            )
+            nodes = self.connected(grid, shape.quorum)
+            secure = SecureRound(grid, [config], roster, self.rounds, None, self.message_type)
+            try:
+                beacon = RunBeacon.of(secure.draw(begin(nodes, [config])), roster, settings)
+            except RoundAborted as aborted:
+                if left == 0:
+                    raise
+                log("%s; %s more attempts at the beacon", aborted, left)
+                continue
+            beacon.organizations |= secure.log.organizations
+            if self.folder is not None:
+                keep_beacon(self.folder, beacon)
+            return beacon
+        raise AssertionError("the beacon has at least one attempt")
+
+    def proof_for(self, node: int) -> bytes:
+        """What the first message of a round brings to ``node`` for its sample."""
+        return b"" if self.beacon is None else self.beacon.proof_for(node)
 
     def ttl(self, grid: Grid, nodes: int) -> float:
         """Seconds that a message to this many nodes lives."""
@@ -222,5 +305,5 @@ class SecureSums:
             self.on_event(RoundEvent(kind, number, self.rounds, **values))
 
     def _sizes(self) -> list[int]:
-        groups = self.settings.groups
-        return [len(group_members(self.roster, groups, group)) for group in range(groups)]
+        groups, members = self.settings.groups, self.settings.sample or len(self.roster)
+        return [group_size(members, groups, group) for group in range(groups)]

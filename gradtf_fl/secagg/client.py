@@ -19,7 +19,8 @@ from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.differencing import TakenSum
 from gradtf_fl.secagg.evidence import channel_context, check_sender, opened, possession_context
-from gradtf_fl.secagg.graph import Graph, group_members
+from gradtf_fl.secagg.graph import Graph
+from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import pack, word_dtype
 from gradtf_fl.secagg.policy import ClientPolicy
 from gradtf_fl.secagg.quantization import Floats
@@ -39,6 +40,7 @@ from gradtf_fl.secagg.violations import (
     UndecryptableShare,
     UnknownIdentity,
     UpdateRejected,
+    WrongBeacon,
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
@@ -78,9 +80,11 @@ class SecAggClient:
         identity: this organization's key; must be on the roster.
         last_round: (round, attempt) of the last round taken part in, from the counter on disk.
         randomness: source of the round's one 32-byte seed.
+        beacon: of the run, as this organization has verified it (`BeaconProof.verified`); a round that sums a sample
+            needs it.
 
     Raises:
-        PolicyViolation (and StaleRound, RosterMismatch, TooFewMembers), UnknownIdentity.
+        PolicyViolation (and StaleRound, RosterMismatch, TooFewMembers, WrongBeacon), UnknownIdentity.
     """
 
     def __init__(
@@ -92,16 +96,20 @@ class SecAggClient:
         *,
         last_round: tuple[int, int],
         randomness: crypto.Randomness = crypto.system_randomness,
+        beacon: bytes | None = None,
     ) -> None:
         policy.check(config, roster, last_round)
+        if config.sample and config.beacon != beacon:
+            raise WrongBeacon("the round's sample is drawn by a beacon that this organization has no proof of")
         self._bind(ClientState(config, seed=randomness(ELEMENT_BYTES)), policy, roster, identity)
 
     def _bind(self, state: ClientState, policy: ClientPolicy, roster: Roster, identity: Identity) -> None:
         self._state, self._policy, self._roster, self._identity = state, policy, roster, identity
         self._me = roster.index(identity.public)
-        self._members = frozenset(group_members(roster, state.config.groups, state.config.group))
+        self._members = frozenset(round_members(state.config, roster))
         if self._me not in self._members:
-            raise UnknownIdentity(f"this organization is not in group {state.config.group} of {state.config.groups}")
+            where = f"group {state.config.group} of {state.config.groups}" + ", in a sample" * bool(state.config.sample)
+            raise UnknownIdentity(f"this organization is not in {where}")
         self._commitment = state.config.commitment
 
     @property
@@ -118,7 +126,7 @@ class SecAggClient:
     def sum(self) -> TakenSum:
         """The sum over U3 that this client has signed for, once "consistency" was answered."""
         members = frozenset(self._roster.keys[member] for member in self._state.survivors)
-        return TakenSum(self.config.model_hash, self.config.roster_hash, members)
+        return TakenSum(self.config.model_hash, frozenset(self._roster.keys), members)
 
     def to_bytes(self) -> bytes:
         """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""
@@ -322,7 +330,7 @@ class SecAggClient:
         n = len(self._members)
         if self.config.degree >= n - 1:
             return None
-        return sample(votes, n, self._policy.bad(n), self._state.vote_key)
+        return sample(votes, n, self._policy.colluders_of(self.config, self._roster), self._state.vote_key)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 

@@ -243,8 +243,9 @@ class PlayedRound:
             self.policy,
             self.roster,
             self.identities[i],
-            last_round=(0, 0),
+            last_round=(0, -1),
             randomness=lambda size: self.seeds[i],
+            beacon=self.config.beacon,
         )
 
     def reload(self, i: int) -> SecAggClient:

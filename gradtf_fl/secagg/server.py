@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg.beacon import BeaconProof
 from gradtf_fl.secagg.crypto.agreement_proof import check_provable
 from gradtf_fl.secagg.crypto.masks import Words, add_masks
 from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.evidence import Evidence, check_sender
-from gradtf_fl.secagg.graph import Graph, group_members
+from gradtf_fl.secagg.graph import Graph
+from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
 from gradtf_fl.secagg.recovery import Recovery
 from gradtf_fl.secagg.roster import Roster
@@ -101,7 +103,7 @@ class SecAggServer:
             raise RosterMismatch("the configuration is for another roster")
         self.config = config
         self.roster = roster
-        self.members = group_members(roster, config.groups, config.group)
+        self.members = round_members(config, roster)
         if not max(config.degree, config.quorum - 1) < len(self.members):
             raise RosterMismatch(f"degree or quorum do not fit the {len(self.members)} organizations of the round")
         self.counts: dict[str, int] = {}
@@ -213,7 +215,6 @@ class SecAggServer:
         honest = {member for member in self._complaints if self.roster.keys[member] not in self.cheaters}
         self._u2 = self._close("accept", honest)
         self._leave_only(self._u2)
-        self._advert_messages.clear()
         self._share_messages.clear()
         self._complaints.clear()
         self._sum = np.zeros(self._encoding.size + 1, dtype=word_dtype(self.config.bits))
@@ -295,13 +296,33 @@ class SecAggServer:
             RoundAborted: too few shares, or a total weight that no honest clients can have.
             ReconstructionMismatch: shares that do not give what was advertised.
         """
-        self._close("unmask", self._unmaskings)
-        words, self._sum, self._stage = self._sum, None, _ENDED
+        recovery = self._close_unmask()
+        words, self._sum = self._sum, None
         assert words is not None
-        recovery = Recovery(self.config, self._adverts, self._around, self._unmaskings, self.counts)
         plus, minus = recovery.masks_left_in_the_sum(self._u2, self._u3)
         add_masks(words, plus=plus, minus=minus)
         return self._decoded(self._encoding.integers(words))
+
+    def close_draw(self) -> BeaconProof:
+        """Ends round 0 in place of `close_unmask`: what proves the beacon. Nobody looks at the sum of zeros.
+
+        Raises:
+            RoundAborted, ReconstructionMismatch: as `close_unmask`.
+        """
+        recovery, self._sum = self._close_unmask(), None
+        return BeaconProof(
+            config=self.config,
+            hashes=self._hashes,
+            u2=self._u2,
+            adverts=tuple(self._advert_messages[member] for member in self._u3),
+            votes=self._votes,
+            secrets={member: recovery.self_secret(member) for member in self._u3},
+        )
+
+    def _close_unmask(self) -> Recovery:
+        self._close("unmask", self._unmaskings)
+        self._stage = _ENDED
+        return Recovery(self.config, self._adverts, self._around, self._unmaskings, self.counts)
 
     def _decoded(self, integers: NDArray[np.int64]) -> SecureSum:
         clients = len(self._u3)

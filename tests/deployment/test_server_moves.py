@@ -478,7 +478,7 @@ def test_every_bound_of_the_policy_is_kept(hostile: Hostile, name: str, monkeypa
 
 
 def test_every_key_of_the_policy_is_played() -> None:
-    assert set(POLICIES) | {"min_difference"} == set(PolicySection.model_fields)
+    assert set(POLICIES) | {"min_difference", "rest_rounds"} == set(PolicySection.model_fields)
 
 
 def test_examples_are_an_organizations_own_choice(hostile: Hostile) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pytest
 
 from gradtf_fl.round_messages import Stage
-from gradtf_fl.secagg import RoundConfig, encode_configs
+from gradtf_fl.secagg import RoundConfig, SamplePlan, encode_configs
 
 ATTEMPTS = 4  # of the default policy
 
@@ -105,6 +105,13 @@ def junk_then_again(server: HostileServer) -> list[str | None]:
     return [first, *(server.stage_code("share", b"junk") for _ in range(2))]
 
 
+def draws(server: HostileServer) -> list[str | None]:
+    """Two attempts at a beacon, and the first one again: no model comes along, and nothing is trained."""
+    draw = {"round": 0, "dim": 1, "model_hash": bytes(32), "dp": SamplePlan(4).canonical()}
+    begins = [encode_configs([server.config(attempt=attempt, **draw)]) for attempt in (0, 1, 0)]
+    return [server.begin_code(begin) for begin in begins]
+
+
 MOVES: dict[str, Move] = {
     "honest": config(None, trained=1),
     # the configuration
@@ -114,8 +121,22 @@ MOVES: dict[str, Move] = {
     ),
     "a largest weight of 2": config("policy", "max_weight 2.0 is above 1", weight_rule="examples", max_weight=2.0),
     "three groups": configs(three_groups, "policy", "split into 3 groups, not 1"),
-    "round 0": config("stale", "round 0.0 is not above (0, 0)", round=0, attempt=0),
-    "round 0 again": config("policy", "there is no round 0", round=0, attempt=1),
+    "round 0 with a model": config("policy", "in a round 0 over one zero", round=0, attempt=0),
+    "round 0": config(None, round=0, dim=1, model_hash=bytes(32), dp=SamplePlan(4).canonical()),
+    "round 0 twice": Move(draws, (None, None, "stale")),
+    "round 0 with a low threshold": config(
+        "policy",
+        "threshold 3 is below 4",
+        round=0,
+        dim=1,
+        model_hash=bytes(32),
+        dp=SamplePlan(4).canonical(),
+        threshold=3,
+        quorum=3,
+    ),
+    "a sample by a beacon of its own": config(
+        "policy", "sample", sample=4, beacon=b"b" * 32, degree=3, threshold=4, quorum=4
+    ),
     "clip 100": config("policy", "clip 100.0 is above 64", clip=100.0),
     "clip denormal": config("policy", "clip of 1e-310 is below", clip=1e-310),
     "threshold 2": config("policy", "threshold 2 is below 4", threshold=2, quorum=2),
@@ -131,7 +152,7 @@ MOVES: dict[str, Move] = {
     "no patience": config(None, deadline_s=1e-300, trained=1),
     "a nonce of zeros": config(None, nonce=bytes(32), trained=1),
     "noise that overflows": config("policy", "bits", noise_multiplier=1e6, noisers=2),
-    "protocol version 1": configs(old_version, "protocol", "version must be 2"),
+    "protocol version 1": configs(old_version, "protocol", "version must be 3"),
     "3 MB of configurations": configs(lambda _: bytes(3_000_000), "protocol", "3000000 bytes are more than"),
     "no configuration": configs(lambda _: encode_configs([]), "policy", "no configuration"),
     "junk for a configuration": configs(lambda _: b"junk", "protocol"),

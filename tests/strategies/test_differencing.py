@@ -44,7 +44,7 @@ def test_a_sum_that_was_opened_is_not_opened_again_without_one(make_kit: MakeKit
         run_server(kit.grid(), kit.plan, None, kit.generator)
     assert aborted.value.stage == "consistency"
     assert read_records(kit.plan.out)[-1].refused == {"policy": 3}
-    assert "differ from an earlier sum's by 1, at least 2 are needed between sums from one model" in last_words(kit, 0)
+    assert "earlier sums from one model this sum would be about fewer than 3 organizations" in last_words(kit, 0)
     assert [len(load_organization(folder, simulated=True).store().sums()) for folder in kit.folders] == [1] * 4
 
 
