@@ -20,6 +20,7 @@ from gradtf_fl.round_messages import (
     BeginRound,
     Fields,
     MalformedFields,
+    PieceRequest,
     Stage,
     StagePayload,
 )
@@ -28,7 +29,8 @@ Handler = Callable[[Organization, Mapping[str, Any]], Fields]
 
 
 def _stage(stage: Stage) -> Handler:
-    return lambda organization, fields: stages.answer(organization, stage, StagePayload.from_fields(fields)).to_fields()
+    kind = PieceRequest if stage == "mask" else StagePayload
+    return lambda organization, fields: stages.answer(organization, stage, kind.from_fields(fields)).to_fields()
 
 
 def _begin(organization: Organization, fields: Mapping[str, Any]) -> Fields:

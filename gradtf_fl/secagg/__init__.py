@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
     from gradtf_fl.secagg.packing import packed_size
     from gradtf_fl.secagg.policy import ClientPolicy
-    from gradtf_fl.secagg.quantization import Quantizer
+    from gradtf_fl.secagg.quantization import Floats, Quantizer, Vector, chunks_of
     from gradtf_fl.secagg.roster import Identity, Roster
     from gradtf_fl.secagg.round_config import (
         RoundConfig,
@@ -77,6 +77,7 @@ __all__ = [
     "DuplicateKey",
     "DuplicateMessage",
     "Evidence",
+    "Floats",
     "Identifiability",
     "Identity",
     "IncompleteShares",
@@ -110,9 +111,11 @@ __all__ = [
     "UnjustEvidence",
     "UnknownIdentity",
     "UpdateRejected",
+    "Vector",
     "WrongRound",
     "certain_noisers",
     "check_difference",
+    "chunks_of",
     "combine",
     "commitment_of",
     "decode_configs",

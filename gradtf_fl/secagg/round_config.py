@@ -14,7 +14,7 @@ from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.violations import MalformedMessage
 from gradtf_fl.secagg.wire.encoding import MAX_INDEX, MAX_U64, Reader, Writer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 WeightRule = Literal["uniform", "examples"]
 WEIGHT_RULES: tuple[WeightRule, ...] = ("uniform", "examples")
 _MAGIC = b"GSAC"

@@ -30,6 +30,7 @@ from gradtf_fl.round_messages import (
     AdapterDelivery,
     BeginRound,
     Fields,
+    PieceRequest,
     StagePayload,
     TrainingPlan,
     global_model_hash,
@@ -218,7 +219,10 @@ def stages(*names: str) -> Callable[[Hostile], Messages]:
 
     def messages(hostile: Hostile) -> Messages:
         asked = [("advertise", hostile.begin())] if names[0] == "advertise" else []
-        rest = [(name, StagePayload(1, 0, b"").to_fields()) for name in names[len(asked) :]]
+        rest = [
+            (name, (PieceRequest(1, 0, b"", 0) if name == "mask" else StagePayload(1, 0, b"")).to_fields())
+            for name in names[len(asked) :]
+        ]
         return [(MESSAGE_TYPES[name], fields) for name, fields in [*asked, *rest]]  # type: ignore[index]
 
     return messages
