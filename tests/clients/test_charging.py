@@ -18,10 +18,10 @@ import pytest
 from clients.bounds import require_rows
 from clients.handlers import handle
 from clients.node.worker import tell_unusable_rows
-from clients.node_store import NodeStore, OpenRound, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import load_organization
 from gradtf_fl.config import PolicySection, PrivacySection
-from gradtf_fl.flower import Refused, answered
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, answered
 from gradtf_fl.privacy import DpEvent, epsilon_prv, import_ledger, ledger_rows, noise_multiplier, read_ledger
 from gradtf_fl.round_messages import MESSAGE_TYPES, REFUSAL, TrainingPlan
 from gradtf_fl.secagg import decode_configs, encode_configs

@@ -22,13 +22,13 @@ from clients import local_training
 from clients.client_app import app
 from clients.handlers import handle
 from clients.node import worker
-from clients.node_store import NodeStore, OpenRound, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import assemble, load_organization, organization_of
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.flower import Refused, answered, messages_for
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, answered, messages_for
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
     DELIVER_TYPE,
