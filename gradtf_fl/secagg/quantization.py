@@ -166,6 +166,8 @@ def chunks_of(vector: Vector, size: int = CHUNK) -> Iterator[Floats]:
     """
     if isinstance(vector, Iterator):
         raise UpdateRejected("an update vector is read more than once: give the arrays as a list, not as an iterator")
+    if not isinstance(vector, Iterable):
+        raise UpdateRejected("an update vector must be a float32 or float64 array, or several")
     rest: Floats | None = None
     for part in (vector,) if isinstance(vector, np.ndarray) else vector:
         if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype not in (np.float32, np.float64):
