@@ -47,12 +47,12 @@ class LocalUpdate:
     """What an organization masks.
 
     Attributes:
-        vector: the clipped update, float32 [blocks * block_dim].
+        vector: the clipped update, float32 [blocks * block_dim]; None for that of an earlier attempt, in the store.
         training: SHA-256 of what it was trained by (`training_id`).
         ledger_head: of the ledger that was charged for it (32 bytes).
     """
 
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] | None
     training: bytes
     ledger_head: bytes
 
@@ -87,8 +87,8 @@ def train_update(
     key = RoundKey(config.run_id, config.round, config.attempt)
     training = training_id(organization, config, event)
     kept = store.claim(key, config.dp, training, policy.attempts, config.model_hash)
-    if kept is not None:
-        return LocalUpdate(np.frombuffer(kept, dtype="<f4"), training, open_ledger(organization).head)
+    if kept:
+        return LocalUpdate(None, training, open_ledger(organization).head)
     try:
         charge = OpenCharge.reserve(organization, store, key, event, client_level(organization, config))
         _train(organization, tiny, model, plan, event, charge)

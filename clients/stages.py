@@ -51,7 +51,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     if config.weight_rule == "examples":
         weight = config.max_weight * example_weight(organization.config.privacy.declared)
     advert = client.advertise(update.ledger_head)
-    store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight), update.training)
+    store.open(OpenRound(key, client.to_bytes(), update.vector, weight), update.training)
     return StagePayload(key.round, key.attempt, advert)
 
 

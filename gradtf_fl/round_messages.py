@@ -10,7 +10,7 @@ train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refus
                      | the last adapter     |
 train.share          | `StagePayload`       | `StagePayload`
 train.accept         | `StagePayload`       | `StagePayload`
-train.mask           | `StagePayload`       | `StagePayload`
+train.mask           | `PieceRequest`       | `StagePayload`, once for each piece of the masked vector
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
 evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization
@@ -229,6 +229,21 @@ class StagePayload(_Message):
     round: int
     attempt: int
     payload: bytes
+
+
+@dataclass(frozen=True)
+class PieceRequest(StagePayload):
+    """Asks for one piece of the masked vector.
+
+    What is masked follows from the first request's payload; every later answer has the bytes that were made then.
+    """
+
+    piece: int
+
+
+def stage_request(stage: Stage, values: Mapping[str, Any]) -> StagePayload:
+    """The server's message for a stage after the first; `MalformedFields` as `from_fields`."""
+    return (PieceRequest if stage == "mask" else StagePayload).from_fields(values)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from gradtf_fl.errors import CorruptFile
 from gradtf_fl.file_names import GLOBAL_UPDATE, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
 from gradtf_fl.flower import RoundRecord
+from gradtf_fl.secagg import Floats
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def new_round(out: Path, round_number: int) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_update(folder: Path, global_update: NDArray[np.float32], mean: NDArray[np.float64]) -> None:
+def write_update(folder: Path, global_update: NDArray[np.float32], mean: Floats) -> None:
     """Write U and this round's mean into a round's folder."""
     from safetensors.numpy import save_file
 

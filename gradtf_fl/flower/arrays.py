@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from gradtf_fl.round_messages import MalformedFields
+from gradtf_fl.secagg import Floats
 
 Arrays = dict[str, NDArray[np.generic]]
 Model = Mapping[str, NDArray[np.generic]]
@@ -77,7 +78,7 @@ def difference(before: Model, after: Model) -> NDArray[np.float32]:
     return vector
 
 
-def moved(before: Model, mean: NDArray[np.float64]) -> Arrays:
+def moved(before: Model, mean: Floats) -> Arrays:
     """``before`` plus a mean difference [`dimension`], each array in its own type; those not float as before."""
     arrays, at = dict(before), 0
     for name in floats(before):

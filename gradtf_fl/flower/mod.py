@@ -47,6 +47,7 @@ from gradtf_fl.round_messages import (
     MalformedFields,
     Refusal,
     StagePayload,
+    stage_request,
 )
 from gradtf_fl.secagg import RoundConfig
 
@@ -141,7 +142,7 @@ def _train(member: AppMember, message: Message, app: Callable[[Message], Message
         raise MalformedFields("a message of no stage")
     if stage == STAGES[0]:
         return _begin(member, message, fields, app)
-    return member.member().answer(stage, StagePayload.from_fields(fields)).to_fields()
+    return member.member().answer(stage, stage_request(stage, fields)).to_fields()
 
 
 def _begin(
@@ -174,7 +175,7 @@ def _begin(
     _check_sent(sent, message.metadata.message_type, config, task)
     training = hashlib.sha256(config.model_hash + config.dp.encode()).digest()
     kept = store.claim(key, replace(task, records="").canonical(), training, rules.attempts, config.model_hash)
-    trained = _kept(store, key, kept)
+    trained = _kept(store, key) if kept else None
     if trained is None:
         try:
             del message.content[SECTION]
@@ -184,7 +185,7 @@ def _begin(
             raise
         store.keep_reply(key, trained.weight, trained.metrics)
     advert = client.advertise()
-    store.open(OpenRound(key, client.to_bytes(), trained.vector.tobytes(), trained.weight), training)
+    store.open(OpenRound(key, client.to_bytes(), trained.vector, trained.weight), training)
     told = {name: trained.metrics[name] for name in task.metrics if name in trained.metrics and name in rules.metrics}
     return StagePayload(key.round, key.attempt, advert).to_fields() | {METRICS: json.dumps(told)}
 
@@ -204,22 +205,20 @@ class _Trained:
     """What the app made of a round.
 
     Attributes:
-        vector: difference to what was sent, float32 [dim].
+        vector: difference to what was sent, float32 [dim]; None where an earlier attempt left it in the store.
         weight: in (0, 1].
         metrics: of its reply that the round asks for, whether or not the policy lets them out.
     """
 
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] | None
     weight: float
     metrics: dict[str, Any]
 
 
-def _kept(store: AppStore, key: RoundKey, vector: bytes | None) -> _Trained | None:
+def _kept(store: AppStore, key: RoundKey) -> _Trained | None:
     """What an earlier attempt at this round trained and never masked."""
     reply = store.reply(key)
-    if vector is None or reply is None:
-        return None
-    return _Trained(np.frombuffer(vector, "<f4"), *reply)
+    return None if reply is None else _Trained(None, *reply)
 
 
 def _trained(content: RecordDict, sent: Sent, config: RoundConfig, task: AppTask) -> _Trained:

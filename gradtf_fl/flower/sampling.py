@@ -47,7 +47,7 @@ def draw(member: Member, config: RoundConfig, randomness: Randomness) -> StagePa
     except ProtocolViolation as error:
         raise Refused(Refusal.POLICY, f"round 0: {error}") from error
     advert = client.advertise()
-    store.open(OpenRound(key, client.to_bytes(), np.zeros(1, "<f4").tobytes(), 1.0), _DRAWN)
+    store.open(OpenRound(key, client.to_bytes(), np.zeros(1, "<f4"), 1.0), _DRAWN)
     return StagePayload(key.round, key.attempt, advert)
 
 

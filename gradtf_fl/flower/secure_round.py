@@ -1,8 +1,9 @@
 """The server's side of one round's secure sums over Flower's grid: stage by stage, each with a deadline.
 
-advertise -> share -> accept -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
-stage is out of the round from there on; the protocol decides whether enough remain. A round has one sum, or one
-for each group of organizations; all groups go through a stage together.
+advertise -> share -> accept -> mask -> consistency -> unmask; mask takes an exchange for each piece of the vector.
+Whoever is silent, refuses or breaks the protocol at a stage is out of the round from there on; the protocol decides
+whether enough remain. A round has one sum, or one for each group of organizations; all groups go through a stage
+together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -24,8 +26,8 @@ from gradtf_fl.round_messages import (
     MESSAGE_TYPES,
     METRICS,
     STAGE,
-    Fields,
     MalformedFields,
+    PieceRequest,
     Refusal,
     Stage,
     StagePayload,
@@ -145,13 +147,14 @@ class SecureRound:
         started = time.monotonic()
         try:
             directories = self._close_advertise(len(begin))
-            self._exchange("share", directories, lambda server: server.receive_shares)
-            self._exchange("accept", self._close(SecAggServer.close_share), lambda server: server.receive_accept)
+            self._exchange("share", self._payloads(directories), lambda server: server.receive_shares)
+            deliveries = self._payloads(self._close(SecAggServer.close_share))
+            self._exchange("accept", deliveries, lambda server: server.receive_accept)
             accepted = self._close_accept()
-            self._exchange("mask", accepted, lambda server: server.receive_masked)
-            survivors = self._close(SecAggServer.close_mask)
+            self._collect(accepted)
+            survivors = self._payloads(self._close(SecAggServer.close_mask))
             self._exchange("consistency", survivors, lambda server: server.receive_consistency)
-            votes = self._close(SecAggServer.close_consistency)
+            votes = self._payloads(self._close(SecAggServer.close_consistency))
             self._exchange("unmask", votes, lambda server: server.receive_unmask)
             return end()
         finally:
@@ -198,11 +201,29 @@ class SecureRound:
                 names = ", ".join(sorted(key[:16] for key in self.log.cheated))
                 logger.warning("round %s: members that cheated, shut out: %s", self._label, names)
 
+    def _collect(self, accepted: Mapping[int, bytes]) -> None:
+        """The masked vectors, one exchange for each piece, until each piece holds those of all that are left.
+
+        A piece that a lost member is in is collected again from the others.
+        """
+        config = self._config
+        while groups := [group for group in self._groups.values() if group.server.piece is not None]:
+            requests = {
+                node: PieceRequest(config.round, config.attempt, accepted[node], group.server.piece or 0)
+                for group in groups
+                for node in group.nodes
+            }
+            self._exchange("mask", requests, lambda server: server.receive_masked)
+            for group in groups:
+                group.server.close_piece()
+        self.log.answered["mask"] = sum(len(group.nodes) for group in self._groups.values())
+
     def _decoded(self) -> list[SecureSum]:
         decoded: list[SecureSum] = []
         for commitment, group in list(self._groups.items()):
             try:
-                decoded.append(group.server.close_unmask())
+                large = group.server.pieces > 1  # float32 in the sum's own memory: twice as much again is too much
+                decoded.append(group.server.close_unmask(np.float32 if large else np.float64))
                 self.log.included += (tuple(sorted(key.hex() for key in group.server.included)),)
             except RoundAborted as aborted:
                 self._lose(commitment, aborted)
@@ -216,11 +237,12 @@ class SecureRound:
     def _exchange(
         self,
         stage: Stage,
-        outgoing: Mapping[int, bytes],
+        outgoing: Mapping[int, StagePayload],
         receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
     ) -> None:
         ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
-        fields = {node: self._fields(stage, payload) for node, payload in outgoing.items()}
+        named = {} if self._message_type is None else {STAGE: stage}
+        fields = {node: named | message.to_fields() for node, message in outgoing.items()}
         messages = messages_for(fields, self._message_type or MESSAGE_TYPES[stage], self._label, ttl)
 
         def take(node: int, payload: bytes) -> None:
@@ -230,9 +252,9 @@ class SecureRound:
 
         self._stage(stage, messages, take)
 
-    def _fields(self, stage: Stage, payload: bytes) -> Fields:
-        fields = StagePayload(self._config.round, self._config.attempt, payload).to_fields()
-        return fields if self._message_type is None else {STAGE: stage, **fields}
+    def _payloads(self, outgoing: Mapping[int, bytes]) -> dict[int, StagePayload]:
+        config = self._config
+        return {node: StagePayload(config.round, config.attempt, payload) for node, payload in outgoing.items()}
 
     def _receive_advert(self, node: int, payload: bytes) -> None:
         group = self._groups.get(commitment_of(payload))
@@ -272,7 +294,7 @@ class SecureRound:
                 group.nodes.pop(node, None)
         self.log.answered[stage] = len(good)
         if lost:
-            self.log.dropped[stage] = len(lost)
+            self.log.dropped[stage] = self.log.dropped.get(stage, 0) + len(lost)
         outcomes = {node: SILENT if outcome == WAITING else outcome for node, outcome in outcomes.items()}
         tell("closed", asked)
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from gradtf_fl.config import SumSettings
 from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
@@ -26,6 +24,7 @@ from gradtf_fl.flower.run_beacon import RunBeacon, colluders_of, keep_beacon, ke
 from gradtf_fl.flower.run_state import RunState
 from gradtf_fl.flower.secure_round import RoundLog, SecureRound
 from gradtf_fl.secagg import (
+    Floats,
     Roster,
     RoundConfig,
     SecureSum,
@@ -66,14 +65,14 @@ class Opened:
 
     Attributes:
         configs: the attempt's configuration for each group.
-        mean: float64 [dim], the groups' means combined.
+        mean: float64 [dim] (float32 where it came in several pieces), the groups' means combined.
         sums: the groups' own.
         log: what happened on the way.
         asked: nodes that the round was opened at.
     """
 
     configs: Sequence[RoundConfig]
-    mean: NDArray[np.float64]
+    mean: Floats
     sums: Sequence[SecureSum]
     log: RoundLog
     asked: int

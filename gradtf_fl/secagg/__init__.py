@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
     from gradtf_fl.secagg.packing import packed_size
     from gradtf_fl.secagg.policy import ClientPolicy
-    from gradtf_fl.secagg.quantization import Quantizer
+    from gradtf_fl.secagg.quantization import Floats, Quantizer, Vector, chunks_of
     from gradtf_fl.secagg.roster import Identity, Roster
     from gradtf_fl.secagg.round_config import (
         RoundConfig,
@@ -81,6 +81,7 @@ __all__ = [
     "DuplicateKey",
     "DuplicateMessage",
     "Evidence",
+    "Floats",
     "Identifiability",
     "Identity",
     "IncompleteShares",
@@ -115,11 +116,13 @@ __all__ = [
     "UnjustEvidence",
     "UnknownIdentity",
     "UpdateRejected",
+    "Vector",
     "WrongBeacon",
     "WrongRound",
     "certain_noisers",
     "check_difference",
     "check_draw",
+    "chunks_of",
     "colluders_in_sample",
     "combine",
     "commitment_of",

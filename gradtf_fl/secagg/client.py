@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, groupby
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
 from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.crypto.agreement_proof import PROOF_BYTES, check_possession, prove, prove_possession
-from gradtf_fl.secagg.crypto.masks import MaskStreams
+from gradtf_fl.secagg.crypto.masks import MaskStreams, Words
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.differencing import TakenSum
@@ -22,8 +23,9 @@ from gradtf_fl.secagg.evidence import channel_context, check_sender, opened, pos
 from gradtf_fl.secagg.graph import Graph
 from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import pack, word_dtype
+from gradtf_fl.secagg.pieces import cut, piece_count
 from gradtf_fl.secagg.policy import ClientPolicy
-from gradtf_fl.secagg.quantization import Floats
+from gradtf_fl.secagg.quantization import Vector
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.vectors import encoding_of
@@ -121,6 +123,11 @@ class SecAggClient:
     def next_stage(self) -> str:
         """The stage to be called next, or "finished" or "refused"."""
         return self._state.next_stage
+
+    @property
+    def pieces(self) -> int:
+        """How many messages the masked vector is."""
+        return piece_count(encoding_of(self.config, len(self._members)).size + 1)
 
     @property
     def sum(self) -> TakenSum:
@@ -245,13 +252,20 @@ class SecAggClient:
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
-    def mask(self, accepted: bytes, vector: Floats, weight: float = 1.0) -> bytes:
+    def mask(self, accepted: bytes, vector: Vector, weight: float = 1.0) -> Iterator[bytes]:
         """From the members that are left to y_i = encode(x_i) + self mask + pair masks, packed to b bits.
+
+        All checks are made, and the vector's norm is measured, before this returns. The pieces are made one after the
+        other as they are asked for.
 
         Args:
             accepted: the server's `Accepted`.
-            vector: float32 or float64 [dim]; scaled down to the round's clip where its L2 norm is above.
+            vector: float32 or float64 [dim], or arrays of it that follow each other; read twice (with noise more often)
+                and scaled down to the round's clip where its L2 norm is above.
             weight: in (0, max_weight]; 1 under the rule "uniform".
+
+        Returns:
+            The signed messages, one for each of the `pieces`.
 
         Raises:
             UpdateRejected: the own vector or weight cannot be encoded; leave the round, tell nobody why.
@@ -266,28 +280,35 @@ class SecAggClient:
                 raise UndecryptableShare(f"members {cheats} are left, and their shares did not open")
             held = {j: state.held[j] for j in neighbours}
             held[self._me] = self._secrets().shares([*state.peers, self._me], self.config.threshold)[self._me]
-            message = self._masked(neighbours, vector, weight)
+            masked = self._masked(neighbours, vector, weight)
             state.members, state.held = left, held
             state.vote_key, state.seed = self._secrets().vote_key, b""
-            return message
+        return self._packed(masked)
 
-    def _masked(self, partners: Collection[int], vector: Floats, weight: float) -> bytes:
+    def _masked(self, partners: Collection[int], vector: Vector, weight: float) -> Iterator[Words]:
+        """The masked words in chunks, the weight's last."""
         config = self.config
         if config.weight_rule == "uniform" and weight != 1.0:
             raise UpdateRejected(f"weight {weight} under the rule 'uniform'")
-        if getattr(vector, "shape", None) != (config.dim,):
-            raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
         encoding, secrets = encoding_of(config, len(self._members)), self._secrets()
         masks = MaskStreams(
             *secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners}), word_dtype(config.bits)
         )
 
-        def packed() -> Iterator[bytes]:
-            for words in encoding.words(vector, float(weight), secrets):
-                masks.add_to(words)
-                yield pack(words, config.bits)
+        def masked(words: Words) -> Words:
+            masks.add_to(words)
+            return words
 
-        return self._signed(MessageKind.MASKED, packed())
+        return map(masked, encoding.words(vector, float(weight), secrets))
+
+    def _packed(self, masked: Iterator[Words]) -> Iterator[bytes]:
+        try:
+            for number, parts in groupby(cut(masked), key=lambda part: part[0]):
+                packed = (pack(words, self.config.bits) for _, words in parts)
+                yield self._signed(MessageKind.MASKED, chain([number.to_bytes(4, "big")], packed))
+        except Exception:
+            self._state = ClientState(self.config, REFUSED)
+            raise
 
     # -- stage 4 ------------------------------------------------------------------------------------------
 

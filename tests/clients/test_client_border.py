@@ -519,7 +519,8 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
     store = NodeStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 1, 0)
     store.claim(key, "plan", b"training")
-    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0), b"training")
+    vector = np.frombuffer(b"private-vector..", np.float32)
+    store.open(OpenRound(key, b"secret-protocol-state", vector, 1.0), b"training")
     with store.stage(1, 0) as opened:
         opened.finished = True
     data = (tmp_path / "state.sqlite").read_bytes()

@@ -89,7 +89,7 @@ class Moment:
         if self.stage == "advertise":
             return client.advertise()
         if self.stage == "mask":
-            return client.mask(message, self.federation.vectors[0])
+            return next(client.mask(message, self.federation.vectors[0]))
         answer: bytes = getattr(client, self.stage)(message)
         return answer
 
