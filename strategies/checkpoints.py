@@ -30,7 +30,7 @@ from gradtf_fl.deployment import held
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.file_names import FEDERATION, GLOBAL_UPDATE, LOCK, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
-from gradtf_fl.flower import RoundRecord
+from gradtf_fl.flower import RoundKey, RoundRecord
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,17 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
     path = out / FEDERATION
     if not path.exists():
         return RunState(run_id, dict(origin))
+    state = _read_run(path)
+    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
+    if differing:
+        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
+    return state
+
+
+def _read_run(path: Path) -> RunState:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        state = RunState(
+        return RunState(
             run_id=str(document["run_id"]),
             origin=dict(document["origin"]),
             last=(int(document["last"][0]), int(document["last"][1])),
@@ -92,10 +100,6 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
-    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
-    if differing:
-        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
-    return state
 
 
 def save_run(out: Path, state: RunState) -> None:
@@ -109,6 +113,29 @@ def save_run(out: Path, state: RunState) -> None:
         "records": [record.to_json() for record in state.records],
     }
     replace_file(out / FEDERATION, json.dumps(document, indent=1).encode(), PUBLIC)
+
+
+def interrupted_attempt(out: Path) -> RoundKey | None:
+    """The attempt that was sent out and that no finished round came of; None where there is none."""
+    if not (out / FEDERATION).exists():
+        return None
+    state = _read_run(out / FEDERATION)
+    last = last_checkpoint(out)
+    if state.last == (0, 0) or (last is not None and state.last[0] <= last.round):
+        return None
+    return RoundKey(state.run_id, *state.last)
+
+
+def forget_attempt(out: Path, key: RoundKey) -> None:
+    """Of a simulation alone: the next attempt is ``key`` itself, with the same nonce, and it has no record yet.
+
+    Everything that it sent out was in the process that died (the organizations take it back first), so a round that is
+    played again is the same round.
+    """
+    state = _read_run(out / FEDERATION)
+    records = tuple(one for one in state.records if (one.round, one.attempt) != (key.round, key.attempt))
+    before = (key.round, key.attempt - 1) if key.attempt else (key.round - 1, 0)
+    save_run(out, replace(state, last=before, records=records))
 
 
 def read_records(out: Path) -> list[RoundRecord]:
