@@ -130,12 +130,13 @@ def forget_attempt(out: Path, key: RoundKey) -> None:
     """Of a simulation alone: the next attempt is ``key`` itself, with the same nonce, and it has no record yet.
 
     Everything that it sent out was in the process that died (the organizations take it back first), so a round that is
-    played again is the same round.
+    played again is the same round. The adapter of the round before goes out with it again.
     """
     state = _read_run(out / FEDERATION)
     records = tuple(one for one in state.records if (one.round, one.attempt) != (key.round, key.attempt))
     before = (key.round, key.attempt - 1) if key.attempt else (key.round - 1, 0)
-    save_run(out, replace(state, last=before, records=records))
+    delivered = min(state.delivered, max(0, key.round - 2))
+    save_run(out, replace(state, last=before, delivered=delivered, records=records))
 
 
 def read_records(out: Path) -> list[RoundRecord]:

@@ -135,7 +135,8 @@ def _accuracy_table(report: SimulationReport, first: str, *last: str) -> Table:
 def _organization_quantiles(report: SimulationReport) -> Table:
     """How figures spread over many organizations, and who has the worst and the best."""
     shown, spread, count = _columns(report), report.quantiles, len(report.organizations)
-    table = _accuracy_table(report, f"{count:,} organi-\nzations", "epsilon\nspent", "training\nrows")
+    table = _accuracy_table(report, "", "epsilon\nspent", "rows")
+    table.title = f"{table.title}: quantiles over {count:,} organizations, the worst and the best"
     epsilon, rows = spread["epsilon"], spread["rows"]
     for name, share in QUANTILES.items():
         figures = [_cell(spread["accuracy"][key][name]) for key in shown]
@@ -163,7 +164,8 @@ def _holding_quantiles(report: SimulationReport) -> Table:
     """Of many organizations: how many training rows of each label one holds."""
     held = [organization.holds for organization in report.organizations]
     labels = largest_labels(held)
-    table = _table("Training rows of each label at an organization", ["label", *QUANTILES], None)
+    table = _table("Training rows of each label at an organization", ["label", *QUANTILES])
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # names of files, say
     for label in labels:
         found = quantiles([count_of(one, label, labels) for one in held])
         table.add_row(label, *(_number(found[name], ",.0f") for name in QUANTILES))
