@@ -107,8 +107,10 @@ def differing(settings: SimulationConfig, path: Path | None, options: Mapping[st
     """
     problems: list[str] = []
     in_file = _from_tables(path, problems) if path is not None else {}
-    given = {tuple(name.split(".")): value for name, value in options.items() if value is not None and value != ()}
-    names = {place: f"{path}: {key}" for place, key in KEYS.items() if _at(in_file, place) is not None}
+    tables = read_toml(path) if path is not None else {}
+    chosen = {name: value for name, value in options.items() if value is not None and value != ()}
+    given = {tuple(name.split(".")): value for name, value in chosen.items()}
+    names = {place: f"{path}: {key}" for place, key in KEYS.items() if _at(tables, tuple(key.split("."))) is not None}
     names |= {place: "--" + place[-1].replace("_", "-") for place in given}
     values = settings.model_dump(mode="json")
     for place in names:
@@ -116,7 +118,7 @@ def differing(settings: SimulationConfig, path: Path | None, options: Mapping[st
     try:
         asked = located(SimulationConfig.model_validate(values), folder)
     except ValueError:  # the values by themselves may be wrong, or only together with the others
-        asked = located(read_project(path, options), folder)
+        asked = located(read_project(path, chosen), folder)
     now, then = asked.model_dump(mode="json"), settings.model_dump(mode="json")
     if problems:
         raise ConfigError(problems)
