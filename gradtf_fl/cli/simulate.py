@@ -21,7 +21,7 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 
 @click.command(
     epilog="Example: gradtf simulate --organizations 8 --epsilon 1 --drop mask:1 --out build/run\n\n"
-    "After Ctrl-C, a kill or a power cut: gradtf simulate --resume build/run\n\n"
+    "After Ctrl-C or a kill: gradtf simulate --resume build/run\n\n"
     "Exit codes: 0 done, 2 bad options, 3 budget exhausted (finished rounds are kept), 4 round aborted, "
     "130 interrupted."
 )
