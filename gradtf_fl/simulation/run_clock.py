@@ -18,7 +18,7 @@ LEAST_MEASURED_S = 5.0
 """Seconds of a federation before which nothing is said about the rest."""
 FIGURES_SHARE = 0.6
 """Seconds of the figures to those of all training at the organizations: the TinyLM is tuned alone as often as in the
-federation, and everything is scored. Measured: .41, .66 and .80 in three runs of 3 to 5 organizations, 2 rounds each."""
+federation, and everything is scored. Measured: .41, .66 and .80 in three runs of 3 to 5 organizations and 2 rounds."""
 
 
 @dataclass
