@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gradtf_fl.reports.holdings_chart import _by_main_label, draw_holdings
 from gradtf_fl.reports.quantiles import quantiles
 from gradtf_fl.reports.simulation import print_report
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport, gap_recovered, mean
@@ -168,3 +169,17 @@ def test_the_document_keeps_every_organization_and_has_the_quantiles() -> None:
     assert document["quantiles"]["accuracy"]["llm_base"]["max"] is None
     assert (document["worst"], document["best"]) == (["org-0", "org-1", "org-2"], ["org-100", "org-99", "org-98"])
     json.dumps(document, allow_nan=False)
+
+
+def test_many_organizations_share_one_picture_of_the_same_size(tmp_path: Path) -> None:
+    heights = {}
+    for count in (60, 61, 300):
+        draw_holdings([(f"org-{i}", {"a": i, "b": 100}) for i in range(count)], tmp_path / "holdings.png")
+        heights[count] = int.from_bytes((tmp_path / "holdings.png").read_bytes()[20:24], "big")  # PNG's IHDR
+    assert heights[60] > 2000  # a line each
+    assert heights[61] == heights[300] < 700
+
+
+def test_many_organizations_stand_by_their_main_label_and_size() -> None:
+    held = [("small a", {"a": 2}), ("b", {"a": 1, "b": 5}), ("large a", {"a": 6, "b": 3})]
+    assert [name for name, _ in _by_main_label(held, ["a", "b"])] == ["large a", "small a", "b"]
