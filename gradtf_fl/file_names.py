@@ -49,6 +49,13 @@ SUPEREXEC_SECRET = "superexec.secret"  # in flower/, 0600: between the SuperLink
 GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/
 ROUND_RECORD = "round.json"  # in rounds/ROUND/: record, hashes and signature
 
+# A simulation's folder, which is also its server's
+SIMULATION = "simulation.toml"  # `config.SimulationConfig`: what the run was started with; written before all else
+SIMULATION_LOCK = ".simulation.lock"  # held by the process that runs the simulation
+ORGANIZATIONS = "organizations"  # organizations/NAME/, one folder for each
+PROMPTS = "public_prompts.jsonl"  # that the provider refines on
+REPORT = "report.json"  # `reports.SimulationReport`; the last file that a run writes
+
 ORGANIZATION_PRIVATE = (
     ORGANIZATION_CONFIG,
     IDENTITY_KEY,

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gradtf_fl.errors import CorruptFile
 from gradtf_fl.file_names import GLOBAL_UPDATE, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
-from gradtf_fl.flower import RoundRecord
+from gradtf_fl.flower import RoundKey, RoundRecord, read_run, save_run
 from gradtf_fl.secagg import Floats
 
 
@@ -40,6 +40,31 @@ class Checkpoint:
     round: int
     global_update: NDArray[np.float32]
     record: RoundRecord
+
+
+def interrupted_attempt(out: Path) -> RoundKey | None:
+    """The attempt that was sent out and that no finished round came of; None where there is none."""
+    state = read_run(out)
+    if state is None:
+        return None
+    last = last_checkpoint(out)
+    if state.last == (0, 0) or (last is not None and state.last[0] <= last.round):
+        return None
+    return RoundKey(state.run_id, *state.last)
+
+
+def forget_attempt(out: Path, key: RoundKey) -> None:
+    """Of a simulation alone: the next attempt is ``key`` itself, with the same nonce, and it has no record yet.
+
+    Everything that it sent out was in the process that died (the organizations take it back first), so a round that is
+    played again is the same round. The adapter of the round before goes out with it again.
+    """
+    state = read_run(out)
+    assert state is not None
+    records = tuple(one for one in state.records if (one.round, one.attempt) != (key.round, key.attempt))
+    before = (key.round, key.attempt - 1) if key.attempt else (key.round - 1, 0)
+    delivered = min(state.delivered, max(0, key.round - 2))
+    save_run(out, replace(state, last=before, delivered=delivered, records=records))
 
 
 def round_folder(out: Path, round_number: int) -> Path:

@@ -111,7 +111,7 @@ def report_error(error: BaseException, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        _say("interrupted")
+        _say(str(error) or "interrupted")
         return INTERRUPTED
     if isinstance(error, GradtfError):
         lines = error.problems if isinstance(error, ConfigError | VerificationFailed) else str(error).splitlines()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings, WeightRule
     from gradtf_fl.config.policy import PolicySection
-    from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
+    from gradtf_fl.config.project import FEDERATION, differing, located, plan_values, project_toml, read_project
     from gradtf_fl.config.provider import Mechanism
     from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
@@ -98,7 +98,9 @@ __all__ = [
     "TaskSection",
     "WeightRule",
     "declared_of",
+    "differing",
     "load_toml",
+    "located",
     "pieces_of",
     "placeholders",
     "plan_values",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradtf_fl.flower.mod import secagg_mod
     from gradtf_fl.flower.records import NodeOutcome, OnEvent, RoundEvent, RoundRecord
     from gradtf_fl.flower.refusals import MOST_TYPE, Refused, Vanished, answered, keep_cause, reply_to
-    from gradtf_fl.flower.run_state import locked_run, open_run, read_records, save_run
+    from gradtf_fl.flower.run_state import locked_run, open_run, read_records, read_run, save_run
     from gradtf_fl.flower.sampling import beacon_of, draw, rest_reasons
     from gradtf_fl.flower.secure_average import SecureAverage
     from gradtf_fl.flower.secure_sums import Opened, RoundStart, SecureSums
@@ -58,6 +58,7 @@ __all__ = [
     "patience",
     "permitted_client",
     "read_records",
+    "read_run",
     "reply_to",
     "rest_reasons",
     "save_run",

@@ -297,6 +297,17 @@ class MemberStore:
             if _begun(database) == key:
                 database.execute("DELETE FROM begun")
 
+    def take_back(self, key: RoundKey) -> None:
+        """Of a simulation alone: its process died with all that this attempt sent, so it may be claimed once more."""
+        with self._transaction() as database:
+            row = database.execute("SELECT round, attempt FROM last_round WHERE run_id = ?", (key.run_id,)).fetchone()
+            if row is None or (int(row[0]), int(row[1])) != (key.round, key.attempt):
+                return
+            database.execute("INSERT OR REPLACE INTO begun VALUES (1, ?, ?, ?)", (key.run_id, key.round, key.attempt))
+            database.execute(
+                "UPDATE attempts SET claimed = ? WHERE run_id = ? AND round = ?", (key.attempt, key.run_id, key.round)
+            )
+
     def goes_on(self, pinned: str, plan: str) -> bool:
         """Whether a run that began with the plan ``pinned`` may go on with ``plan``: only with the same."""
         return plan == pinned

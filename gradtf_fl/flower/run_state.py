@@ -54,12 +54,23 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
         ConfigError: the run there was started with other models, another transformer or another roster.
         CorruptFile: unreadable.
     """
+    state = read_run(out)
+    if state is None:
+        return RunState(run_id, dict(origin))
+    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
+    if differing:
+        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
+    return state
+
+
+def read_run(out: Path) -> RunState | None:
+    """The state of the run in ``out``, None where there is none; `CorruptFile` where it cannot be read."""
     path = out / FEDERATION
     if not path.exists():
-        return RunState(run_id, dict(origin))
+        return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        state = RunState(
+        return RunState(
             run_id=str(document["run_id"]),
             origin=dict(document["origin"]),
             last=(int(document["last"][0]), int(document["last"][1])),
@@ -68,10 +79,6 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
-    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
-    if differing:
-        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
-    return state
 
 
 def save_run(out: Path, state: RunState) -> None:
