@@ -35,6 +35,7 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
+STAGE, CONFIGS, METRICS = "stage", "configs", "metrics"  # fields of a secure average's messages, besides a payload's
 RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
 MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
 MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left

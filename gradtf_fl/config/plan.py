@@ -28,7 +28,12 @@ from gradtf_fl.config.base import (
     validate,
 )
 from gradtf_fl.config.compute import PlaceSection
-from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
+from gradtf_fl.config.roster_size import (
+    refuse_noisy_weights,
+    refuse_other_thresholds,
+    refuse_small_groups,
+    refuse_two,
+)
 from gradtf_fl.round_messages import MAX_RANK
 
 WeightRule = Literal["uniform", "examples"]
@@ -141,11 +146,7 @@ class FederationPlan(RoundSettings):
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
-        least = (self.organizations + 1) // 2 + 1  # 2t > n + 1: else one of them could sign two views
-        if self.threshold is not None and not least <= self.threshold <= self.organizations:
-            raise ValueError(
-                f"threshold must be in {least}..{self.organizations} for {self.organizations} organizations"
-            )
+        refuse_other_thresholds(self.organizations, self.threshold)
         refuse_small_groups(self.organizations, self.groups, self.threshold)
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:

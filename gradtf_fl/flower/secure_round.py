@@ -20,7 +20,16 @@ from gradtf_fl.errors import RoundAborted
 from gradtf_fl.flower.exchanges import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from gradtf_fl.flower.groups import groups_needed
 from gradtf_fl.flower.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
-from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
+from gradtf_fl.round_messages import (
+    MESSAGE_TYPES,
+    METRICS,
+    STAGE,
+    Fields,
+    MalformedFields,
+    Refusal,
+    Stage,
+    StagePayload,
+)
 from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
 
 logger = logging.getLogger("gradtf.server")
@@ -37,6 +46,7 @@ class RoundLog:
         cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
             complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
         seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
+        metrics: node -> what came with its advert in clear, as it came.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -47,6 +57,7 @@ class RoundLog:
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, object] = field(default_factory=dict)
 
     def record(self, config: RoundConfig, state: Literal["completed", "aborted"]) -> RoundRecord:
         """The attempt's record, without what comes after the sum."""
@@ -83,6 +94,7 @@ class SecureRound:
 
     Args:
         configs: one for each group; they differ in group and graph only.
+        message_type: the one type under which all stages travel, each with its name; None gives each its own type.
     """
 
     def __init__(
@@ -92,8 +104,10 @@ class SecureRound:
         roster: Roster,
         rounds: int,
         on_event: OnEvent | None = None,
+        message_type: str | None = None,
     ) -> None:
         self.log = RoundLog()
+        self._message_type = message_type
         self._grid = grid
         self._config = configs[0]
         self._groups = {config.commitment: _Group(SecAggServer(config, roster)) for config in configs}
@@ -188,8 +202,8 @@ class SecureRound:
         receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
     ) -> None:
         ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
-        fields = {node: self._fields(payload) for node, payload in outgoing.items()}
-        messages = messages_for(fields, MESSAGE_TYPES[stage], self._label, ttl)
+        fields = {node: self._fields(stage, payload) for node, payload in outgoing.items()}
+        messages = messages_for(fields, self._message_type or MESSAGE_TYPES[stage], self._label, ttl)
 
         def take(node: int, payload: bytes) -> None:
             group = next(group for group in self._groups.values() if node in group.nodes)
@@ -198,8 +212,9 @@ class SecureRound:
 
         self._stage(stage, messages, take)
 
-    def _fields(self, payload: bytes) -> Fields:
-        return StagePayload(self._config.round, self._config.attempt, payload).to_fields()
+    def _fields(self, stage: Stage, payload: bytes) -> Fields:
+        fields = StagePayload(self._config.round, self._config.attempt, payload).to_fields()
+        return fields if self._message_type is None else {STAGE: stage, **fields}
 
     def _receive_advert(self, node: int, payload: bytes) -> None:
         group = self._groups.get(commitment_of(payload))
@@ -224,6 +239,8 @@ class SecureRound:
             elif answer.fields is not None and self._usable(answer, take):
                 outcomes[answer.node] = ANSWERED
                 good.add(answer.node)
+                if METRICS in answer.fields:
+                    self.log.metrics[answer.node] = answer.fields[METRICS]
             else:
                 outcomes[answer.node] = UNUSABLE
             tell("reply", [answer.node])

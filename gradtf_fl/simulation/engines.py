@@ -41,6 +41,7 @@ def run_engine(config: SimulationConfig, folders: FederationFolders, on_round: O
         FlowerFailed: the run on Ray ended without a reason on disk (names its log).
     """
     from clients import refused_for_budget
+    from gradtf_fl.flower import read_records
     from strategies import checkpoints
 
     plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
@@ -59,7 +60,7 @@ def run_engine(config: SimulationConfig, folders: FederationFolders, on_round: O
         if poor:
             reason += f"; the privacy budget of {poor} organizations does not allow it"
     last = checkpoints.last_checkpoint(folders.out)
-    records = tuple(checkpoints.read_records(folders.out))
+    records = tuple(read_records(folders.out))
     return Outcome(state, reason, records, None if last is None else last.global_update)
 
 

@@ -66,7 +66,7 @@ class Bench:
 
     def begin(self, round_number: int = 1, **changes: Any) -> BeginRound:
         """A ``train.begin`` message; ``changes`` go into the round's configuration, those of ``dp`` into its plan."""
-        configs = self.federation._next_attempt(round_number)
+        configs = self.federation.sums.next_attempt(round_number, self.federation._start())
         if isinstance(changes.get("dp"), dict):
             plan = TrainingPlan.from_canonical(configs[0].dp)
             changes["dp"] = replace(plan, **changes["dp"]).canonical()
@@ -332,7 +332,7 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
 
 def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
     good, begin = delivery(bench), bench.begin(2)
-    good = replace(good, run_id=bench.federation._state.run_id)
+    good = replace(good, run_id=bench.federation.sums.state.run_id)
     good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
     riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}
     forged = replace(begin, **{**riding, "signature": Identity.generate().sign(good.signed_bytes)})

@@ -21,10 +21,9 @@ from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import EVENTS
-from gradtf_fl.flower import RoundRecord
+from gradtf_fl.flower import RoundRecord, read_records
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import write_rows
-from strategies.checkpoints import read_records
 from strategies.server.setup import make_server
 from tests.deployment.members import Member, until
 from tests.deployment.proxy import Proxy

@@ -14,8 +14,8 @@ from gradtf_fl.config import OrganizationConfig, load_toml, to_toml
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.deployment.server_config import load_server
+from gradtf_fl.flower import read_records
 from gradtf_fl.tasks import house_rules_federation, write_rows
-from strategies.checkpoints import read_records
 from strategies.server.run import ServerRun
 from strategies.server.setup import make_server
 from tests.deployment.wiretap import Wiretap

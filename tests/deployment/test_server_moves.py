@@ -77,7 +77,7 @@ class Hostile:
 
     def config(self, round_number: int = 1, **changes: Any) -> RoundConfig:
         """An honest round's configuration, but for ``changes``."""
-        (config,) = self.federation._next_attempt(round_number)
+        (config,) = self.federation.sums.next_attempt(round_number, self.federation._start())
         return replace(config, **changes)
 
     def plan(self) -> TrainingPlan:
@@ -112,9 +112,9 @@ class Hostile:
     def delivery(self, run_id: str = "", **changes: Any) -> AdapterDelivery:
         """The provider's signed adapter of round 1."""
         provider, update = self.federation.provider, self.federation._update
-        adapter = provider.generate(run_id or self.federation._state.run_id, 1, update)
+        adapter = provider.generate(run_id or self.federation.sums.state.run_id, 1, update)
         honest = AdapterDelivery(
-            run_id or self.federation._state.run_id,
+            run_id or self.federation.sums.state.run_id,
             1,
             adapter.packed,
             adapter.signature,

@@ -12,9 +12,9 @@ from clients import check_organization
 from clients.organization import load_organization
 from gradtf_fl.config import DropPoint, PolicySection
 from gradtf_fl.errors import RoundAborted, RoundRejected
-from gradtf_fl.flower import Refused
+from gradtf_fl.flower import Refused, read_records
 from gradtf_fl.round_messages import Refusal
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]

@@ -1,0 +1,223 @@
+"""The attempts of a run at its rounds: numbers that are used once, the nodes asked, the sum, its gate, its record.
+
+What `SecureAverage` and the federation of this project share. A round of either is `SecureSums.open`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from gradtf_fl.config import SumSettings
+from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.flower.exchanges import CONNECT, TTL_MARGIN, patience, wait_for_nodes
+from gradtf_fl.flower.groups import combine_groups, gate, groups_needed
+from gradtf_fl.flower.records import EventKind, OnEvent, RoundEvent, RoundRecord
+from gradtf_fl.flower.run_state import RunState
+from gradtf_fl.flower.secure_round import RoundLog, SecureRound
+from gradtf_fl.secagg import Roster, RoundConfig, SecureSum, Topology, certain_noisers, group_members, topology
+
+RETURN_S = 20.0  # for a node that was started again between two rounds
+
+
+def system_randomness(purpose: str) -> bytes:
+    """32 bytes of the operating system's entropy, whatever for."""
+    return os.urandom(32)
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What C binds of a round, besides how it is summed.
+
+    Attributes:
+        model_hash: SHA-256 of the model that it starts from.
+        dim: coordinates of an update vector.
+        dp: what each organization computes, as canonical JSON.
+    """
+
+    model_hash: bytes
+    dim: int
+    dp: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished sum.
+
+    Attributes:
+        configs: the attempt's configuration for each group.
+        mean: float64 [dim], the groups' means combined.
+        sums: the groups' own.
+        log: what happened on the way.
+        asked: nodes that the round was opened at.
+    """
+
+    configs: Sequence[RoundConfig]
+    mean: NDArray[np.float64]
+    sums: Sequence[SecureSum]
+    log: RoundLog
+    asked: int
+
+    def record(self) -> RoundRecord:
+        """The attempt's record, without what comes after the sum."""
+        return self.log.record(self.configs[0], "completed")
+
+
+@dataclass
+class SecureSums:
+    """A run's secure sums.
+
+    Attributes:
+        settings: how they are summed.
+        roster: the organizations.
+        rounds: of the run.
+        state: the run's memory; replaced as it grows.
+        save: keeps it where a killed process finds it again, before anything goes out.
+        on_event: is told what happens.
+        message_type: the one type under which all stages travel; None gives each its own.
+        fresh: 32 bytes for a purpose, unpredictable but in a simulation.
+    """
+
+    settings: SumSettings
+    roster: Roster
+    rounds: int = 0
+    state: RunState = field(default_factory=lambda: RunState("", {}))
+    save: Callable[[RunState], None] = lambda state: None
+    on_event: OnEvent | None = None
+    message_type: str | None = None
+    fresh: Callable[[str], bytes] = system_randomness
+    _gathered: bool = False  # whether the organizations were waited for, as before the first round
+
+    def __post_init__(self) -> None:
+        if len(self.roster) != self.settings.organizations:
+            members = self.settings.organizations
+            raise ConfigError(f"the roster has {len(self.roster)} keys, the plan {members} organizations")
+
+    @property
+    def shapes(self) -> list[Topology]:
+        """Graph, threshold and quorum of each group."""
+        settings = self.settings
+        if (t := settings.threshold) is not None:
+            return [Topology(len(self.roster) - 1, t, t)]
+        return [topology(size, settings.colluders, settings.dropouts) for size in self._sizes()]
+
+    @property
+    def quorum(self) -> int:
+        """Organizations without which no round can end."""
+        return sum(sorted(shape.quorum for shape in self.shapes)[: groups_needed(self.settings.groups)])
+
+    def next_attempt(self, number: int, start: RoundStart) -> list[RoundConfig]:
+        """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
+        last_round, last_attempt = self.state.last
+        attempt = last_attempt + 1 if last_round == number else 0
+        self.keep(replace(self.state, last=(number, attempt)))
+        settings, shapes = self.settings, self.shapes
+        nonce = self.fresh(f"nonce/{number}/{attempt}")
+        noisers = [certain_noisers(*sized, settings.colluders) for sized in zip(self._sizes(), shapes, strict=True)]
+        return [
+            RoundConfig(
+                run_id=self.state.run_id,
+                round=number,
+                attempt=attempt,
+                nonce=nonce,
+                model_hash=start.model_hash,
+                dim=start.dim,
+                bits=settings.bits,
+                clip=settings.clip,
+                weight_rule=settings.weight_rule,
+                dp=start.dp,
+                roster_hash=self.roster.hash,
+                groups=settings.groups,
+                group=group,
+                degree=shape.degree,
+                threshold=shape.threshold,
+                quorum=shape.quorum,
+                noise_multiplier=settings.noise_multiplier,
+                noisers=noisers[group] if settings.noise_multiplier > 0 else 0,
+                deadline_s=settings.deadline_s,
+            )
+            for group, shape in enumerate(shapes)
+        ]
+
+    def connected(self, grid: Grid, least: int | None = None) -> list[int]:
+        """The nodes to ask. Who did not come to the first round is not waited for at length before every other one.
+
+        Args:
+            least: nodes without which there is nothing to do (default: the quorum).
+
+        Raises:
+            RoundAborted: fewer came in time.
+        """
+        all_s = RETURN_S if self._gathered else None
+        least = self.quorum if least is None else least
+        nodes = wait_for_nodes(grid, self.settings.organizations, least, self.settings.join_s, all_s)
+        self._gathered = True
+        return nodes
+
+    def gathered(self, grid: Grid, number: int, attempt: int = 0) -> list[int]:
+        """`connected` before an attempt at a round, which is recorded as aborted where too few came."""
+        try:
+            return self.connected(grid)
+        except RoundAborted as aborted:
+            joined = aborted.counts["connected"]
+            self.record(RoundRecord(number, attempt, "aborted", joined=joined, aborted_at=CONNECT))
+            raise
+
+    def open(
+        self,
+        grid: Grid,
+        number: int,
+        start: RoundStart,
+        begin: Callable[[list[int], list[RoundConfig]], list[Message]],
+    ) -> Opened:
+        """One attempt at a round. An aborted one is recorded here, a finished one by the caller.
+
+        Args:
+            begin: messages that open the round at these nodes.
+
+        Raises:
+            RoundAborted: too few organizations, at some stage. RoundRejected: the gate rejects the sum.
+        """
+        self.tell("round", number)
+        configs = self.next_attempt(number, start)
+        config = configs[0]
+        nodes = self.gathered(grid, number, config.attempt)
+        secure = SecureRound(grid, configs, self.roster, self.rounds, self.on_event, self.message_type)
+        try:
+            sums = secure.sums(begin(nodes, configs))
+            gate(sums, config, self.settings.max_norm)
+        except RoundAborted as error:
+            record = secure.log.record(config, "aborted")
+            self.record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
+            raise
+        return Opened(configs, combine_groups(sums, self.settings.combine), sums, secure.log, len(nodes))
+
+    def ttl(self, grid: Grid, nodes: int) -> float:
+        """Seconds that a message to this many nodes lives."""
+        return patience(grid, self.settings.deadline_s, nodes) + TTL_MARGIN
+
+    def record(self, record: RoundRecord) -> None:
+        """Keep an attempt's record, and tell that it is over."""
+        self.keep(self.state.recorded(record))
+        self.tell("end", record.round, record=record)
+
+    def keep(self, state: RunState) -> None:
+        """Replace the run's memory."""
+        self.state = state
+        self.save(state)
+
+    def tell(self, kind: EventKind, number: int, **values: Any) -> None:
+        """Live progress."""
+        if self.on_event is not None:
+            self.on_event(RoundEvent(kind, number, self.rounds, **values))
+
+    def _sizes(self) -> list[int]:
+        groups = self.settings.groups
+        return [len(group_members(self.roster, groups, group)) for group in range(groups)]
