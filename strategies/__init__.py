@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from strategies import checkpoints
     from strategies.checkpoints import read_records, write_roster
     from strategies.engines.in_process import InProcessGrid
-    from strategies.engines.ray_engine import run_on_ray
+    from strategies.engines.ray_engine import RayShares, run_on_ray
+    from strategies.engines.worker_grid import WorkerGrid
+    from strategies.engines.worker_pool import WorkerDied, WorkerPool, share_of_threads
     from strategies.federation import FederationResult, SecureFederation
     from strategies.provider import Provider, load_transformer, tiny_spec
     from strategies.server.run import ServerRun, progress
@@ -23,8 +25,12 @@ __all__ = [
     "FederationResult",
     "InProcessGrid",
     "Provider",
+    "RayShares",
     "SecureFederation",
     "ServerRun",
+    "WorkerDied",
+    "WorkerGrid",
+    "WorkerPool",
     "checkpoints",
     "load_transformer",
     "make_server",
@@ -32,6 +38,7 @@ __all__ = [
     "read_records",
     "run_on_ray",
     "run_server",
+    "share_of_threads",
     "tiny_spec",
     "write_roster",
 ]
