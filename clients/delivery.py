@@ -62,7 +62,8 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
     """
     verify(organization, delivery)
     organization.store().deliver(delivery.run_id, delivery.round, hashlib.sha256(delivery.update).digest())
-    from gradtf_fl.adapters import AdaptedModel, Place, model_folder, save_adapter, unpack_adapter
+    from clients.local_training import base_model
+    from gradtf_fl.adapters import model_folder, save_adapter, unpack_adapter
 
     base_name = organization.config.models.llm
     try:
@@ -74,7 +75,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         packed = unpack_adapter(delivery.adapter)
         state, spec = packed.state, packed.spec
         _refuse_unusable(state, spec)
-        llm = AdaptedModel.load(base_name, spec, Place.of(organization.config.compute))
+        llm = base_model(organization, base_name, spec, "LLM")
         if packed.base_sha256 != llm.space.model_sha256:
             raise ConfigError(
                 f"the adapter was made for another LLM ({packed.base_model}, {packed.base_sha256[:16] or 'no hash'}) "

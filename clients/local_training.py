@@ -6,8 +6,9 @@ sizes and the number of rows do not leave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from gradtf_fl.adapters import (
     AdaptedModel,
     AdapterSpec,
     Place,
+    SharedModel,
     adapter_state,
     model_hash,
     update_vector,
@@ -31,7 +33,7 @@ from gradtf_fl.flower import Refused, RoundKey, keep_cause
 from gradtf_fl.privacy import DpEvent, Unit
 from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
 from gradtf_fl.secagg import RoundConfig
-from gradtf_fl.tasks import Persons, longest_row, read_tokens
+from gradtf_fl.tasks import IGNORED, Persons, longest_row, read_tokens
 from gradtf_fl.training import AnotherRun, DpCheckpoint, check_rows, check_trainable, rehearse, train_dp
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
     from gradtf_fl.tasks import TokenRows
     from gradtf_fl.training import DpOutcome
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,12 @@ def train_update(
     model = tiny.attach(start)
     try:
         longest = longest_row(tiny.model, organization.config.data.max_tokens)
-        check_trainable(model, organization.config.compute.sampler, tokenizer=tiny.tokenizer, max_tokens=longest)
+        sampler = organization.config.compute.sampler
+        _once(
+            tiny,
+            ("trainable", sampler, longest),
+            lambda: check_trainable(model, sampler, tokenizer=tiny.tokenizer, max_tokens=longest),
+        )
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"the round's adapter cannot be trained privately: {error}") from error
     key = RoundKey(config.run_id, config.round, config.attempt)
@@ -138,7 +147,7 @@ def _train(
             steps=plan.steps,
             rate=plan.rate,
             seed=organization.training_seed(charge.key),
-            physical_batch=_rehearsed(model, data, persons, max(1, round(event.q * units)), compute),
+            physical_batch=_rehearsed(tiny, model, data, persons, max(1, round(event.q * units)), compute),
             checkpoint=DpCheckpoint(charge.state),
             sampler=compute.sampler,
             gradient_checkpointing=compute.gradient_checkpointing,
@@ -173,7 +182,19 @@ def _same_llm(organization: Organization, llm_hash: bytes) -> None:
         )
 
 
-def _rehearsed(model: nn.Module, data: TokenRows, persons: Persons | None, batch: int, compute: ComputeSection) -> int:
+def _once(tiny: AdaptedModel, what: tuple[object, ...], find: Callable[[], T]) -> T:
+    """What ``find`` returns; of a model that organizations share it is asked once for each ``what``."""
+    return tiny.once(what, find) if isinstance(tiny, SharedModel) else find()
+
+
+def _rehearsed(
+    tiny: AdaptedModel,
+    model: nn.Module,
+    data: TokenRows,
+    persons: Persons | None,
+    batch: int,
+    compute: ComputeSection,
+) -> int:
     """How many rows go through the model at once.
 
     Raises:
@@ -181,7 +202,9 @@ def _rehearsed(model: nn.Module, data: TokenRows, persons: Persons | None, batch
     """
     try:
         most = 1 if persons is None else min(persons.most, max(persons.sizes))
-        return rehearse(model, data, batch, compute, most)
+        width, first = data.attention_mask.sum(1).max(), (data.labels != IGNORED).int().argmax(1).min()
+        what = ("physical batch", int(width), int(first), batch, most, compute.model_dump_json())
+        return _once(tiny, what, lambda: rehearse(model, data, batch, compute, most))
     except ConfigError as error:
         raise Refused(Refusal.POLICY, f"a training step does not work here: {error}") from error
 
@@ -200,11 +223,22 @@ def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -
         raise Refused(Refusal.PROTOCOL, str(error)) from error
     if reasons := spec_reasons(organization.config.policy, spec):
         raise Refused(Refusal.POLICY, "; ".join(reasons))
-    place = Place.of(organization.config.compute)
-    tiny = AdaptedModel.load(organization.config.models.tiny, spec, place, kept=True)
+    tiny = base_model(organization, organization.config.models.tiny, spec, "TinyLM")
     if tiny.space.initial_hash != initial_hash:
         raise Refused(Refusal.MODEL_HASH, "the shared initial adapter differs from ours")
     return tiny
+
+
+def base_model(organization: Organization, name: str, spec: AdapterSpec, role: str) -> AdaptedModel:
+    """A base model with its adapter; in a simulation the one that all organizations of this process share.
+
+    Raises:
+        ConfigError: as `AdaptedModel.load`.
+    """
+    place = Place.of(organization.config.compute)
+    if organization.simulation is not None and not place.is_spread:
+        return AdaptedModel.shared(name, spec, place, role)
+    return AdaptedModel.load(name, spec, place, kept=role == "TinyLM")
 
 
 def start_of(tiny: AdaptedModel, update: bytes) -> tuple[dict[str, torch.Tensor], bytes]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def organization_folder(context: Context) -> Path:
     parent, number = context.run_config.get("organizations-dir"), context.node_config.get("partition-id")
     if not parent or number is None:
         raise ConfigError("node config: organization-dir is missing")
-    folders = sorted(path.parent for path in Path(str(parent)).glob(f"*/{ORGANIZATION_CONFIG}"))
+    folders = _folders_in(Path(str(parent)), Path(str(parent)).stat().st_mtime_ns) if Path(str(parent)).is_dir() else ()
     if not 0 <= int(number) < len(folders):
         raise ConfigError(f"{parent}: no organization number {number}")
     return folders[int(number)]
@@ -141,13 +142,33 @@ def organization_of(context: Context) -> Organization:
     Raises:
         ConfigError: as that, and for a folder that only the run config names and that is no simulation's.
     """
-    own = context.node_config.get("organization-dir")
-    organization = load_organization(
-        organization_folder(context), simulated=not own or bool(context.node_config.get("simulated"))
-    )
+    own, folder = context.node_config.get("organization-dir"), organization_folder(context)
+    simulated = not own or bool(context.node_config.get("simulated"))
+    organization = _simulated(folder, _signature(folder)) if simulated else load_organization(folder)
     if not own and organization.config.simulation is None:
         raise ConfigError(f"{organization.folder}: a run config may only choose folders that have a [simulation] table")
     return organization
+
+
+@lru_cache(maxsize=16)
+def _folders_in(parent: Path, changed: int) -> tuple[Path, ...]:
+    """The organizations' folders in ``parent``, which was last ``changed`` then: a listing of N for each of N nodes."""
+    return tuple(sorted(path.parent for path in parent.glob(f"*/{ORGANIZATION_CONFIG}")))
+
+
+@lru_cache(maxsize=4096)
+def _simulated(folder: Path, signature: tuple[tuple[int, int, int], ...]) -> Organization:
+    """`load_organization` of a simulation, once for the same files: each names all N organizations."""
+    return load_organization(folder, simulated=True)
+
+
+def _signature(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """What tells that an organization's settings or key were replaced; nothing where one is missing."""
+    try:
+        found = [(folder / name).stat() for name in (ORGANIZATION_CONFIG, IDENTITY_KEY)]
+    except OSError:
+        return ()
+    return tuple((one.st_size, one.st_ino, one.st_mtime_ns) for one in found)
 
 
 def load_organization(folder: Path, *, simulated: bool = False) -> Organization:
@@ -175,15 +196,22 @@ def load_organization(folder: Path, *, simulated: bool = False) -> Organization:
 
 def assemble(folder: Path, config: OrganizationConfig, identity: Identity, simulated: bool = False) -> Organization:
     """An organization from the parts that were read."""
-    limits = config.secagg
+    keys, roster = _pinned(config.secagg.roster)
+    limits = config.secagg.model_copy(update={"roster": keys})  # one list in memory for all that pin it
     return Organization(
         folder=folder,
-        config=config,
+        config=config.model_copy(update={"secagg": limits}),
         identity=identity,
-        roster=Roster(tuple(bytes.fromhex(key) for key in limits.roster)),
+        roster=roster,
         policy=ClientPolicy(**{field.name: getattr(limits, field.name) for field in fields(ClientPolicy)}),
         simulated=simulated,
     )
+
+
+@lru_cache(maxsize=4)
+def _pinned(keys: tuple[str, ...]) -> tuple[tuple[str, ...], Roster]:
+    """A roster as its file has it, and decoded."""
+    return keys, Roster(tuple(bytes.fromhex(key) for key in keys))
 
 
 def read_config(folder: Path) -> OrganizationConfig:

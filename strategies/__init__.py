@@ -9,8 +9,11 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from strategies import checkpoints
     from strategies.checkpoints import write_roster
+    from strategies.engines.flower_processes import flwr, superlink_command, write_connection
     from strategies.engines.in_process import InProcessGrid
-    from strategies.engines.ray_engine import run_on_ray
+    from strategies.engines.ray_engine import RayShares, run_on_ray
+    from strategies.engines.worker_grid import WorkerGrid
+    from strategies.engines.worker_pool import WorkerDied, WorkerPool, share_of_threads
     from strategies.federation import FederationResult, SecureFederation
     from strategies.provider import Provider, load_transformer, tiny_spec
     from strategies.server.run import ServerRun, progress
@@ -23,14 +26,22 @@ __all__ = [
     "FederationResult",
     "InProcessGrid",
     "Provider",
+    "RayShares",
     "SecureFederation",
     "ServerRun",
+    "WorkerDied",
+    "WorkerGrid",
+    "WorkerPool",
     "checkpoints",
+    "flwr",
     "load_transformer",
     "make_server",
     "progress",
     "run_on_ray",
     "run_server",
+    "share_of_threads",
+    "superlink_command",
     "tiny_spec",
+    "write_connection",
     "write_roster",
 ]

@@ -22,7 +22,8 @@ from gradtf_fl.flower_versions import require_tested
 require_tested(flwr.__version__)
 
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as WireMessage
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -32,12 +33,13 @@ __all__ = [
     "ErrorCode",
     "NodeInfo",
     "Run",
+    "WireMessage",
     "flower_superlink",
     "from_registered_node",
     "identify",
+    "message_from_proto",
+    "message_to_proto",
     "put_first",
-    "recorddict_from_proto",
-    "recorddict_to_proto",
     "set_message_id",
 ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.cli.build import build_fab_from_disk
+from flwr.cli.flower_config import read_superlink_connection as read_connection
 from flwr.common.config import get_fab_config, validate_config
 from flwr.common.constant import FAB_MAX_SIZE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
@@ -37,6 +38,7 @@ __all__ = [
     "iterate_object_tree",
     "no_object_id_recompute",
     "node_headers",
+    "read_connection",
     "start_client_internal",
     "superlink",
     "validate_config",

@@ -4,6 +4,8 @@ Three organizations and a server on loopback, as deployed (TLS, node authenticat
 ``gradtf org run`` (resident worker, our executor), and with ``flower-supernode`` as it is, which starts a process for
 every message that unpacks the app bundle and imports what its handler needs. Same rows, same models, same plan, same
 handlers. Figures are the server's own clock: from the first message of a stage to the last answer that counted.
+
+Then simulations of 10 to 1,000 organizations (`experiments.bench.federation_size`).
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clients import join_federation, make_organization
+from experiments.bench.federation_size import TASK, USUAL, SizeBench, bench_sizes, size_rows
 from experiments.measuring import Progress, Row, machine
 from gradtf_fl.deployment import (
     ChildProcess,
@@ -43,13 +46,21 @@ FLOWER_POLL_S = 3.0
 
 @dataclass(frozen=True)
 class FederationBench:
-    """``rounds`` measured after one that warms up; ``steps`` of DP-SGD in each."""
+    """What is measured.
+
+    Attributes:
+        rounds: of the deployments, after one that warms up.
+        steps: of DP-SGD in each.
+        sizes: the simulations; None for none.
+    """
 
     rounds: int
     steps: int = 5
+    sizes: SizeBench | None = None
 
 
-FULL_FEDERATION, QUICK_FEDERATION = FederationBench(rounds=4), FederationBench(rounds=1)
+FULL_FEDERATION = FederationBench(rounds=4, sizes=SizeBench())
+QUICK_FEDERATION = FederationBench(rounds=1, sizes=SizeBench((10, 30), (), ()))
 
 
 def bench_federation(plan: FederationBench, progress: Progress) -> dict[str, Any]:
@@ -67,7 +78,15 @@ def bench_federation(plan: FederationBench, progress: Progress) -> dict[str, Any
         _row("an exchange of the secure aggregation", size, found, STAGES[1:], plan),
         _row("a whole round's exchanges", size, found, STAGES, plan, whole=True),
     ]
-    return {"machine": machine(PACKAGES), "rows": [row.to_json() for row in rows]}
+    runs = [] if plan.sizes is None else bench_sizes(plan.sizes, progress)
+    rows += size_rows(runs)
+    return {
+        "machine": machine(PACKAGES),
+        "rows": [row.to_json() for row in rows],
+        "task": TASK,
+        "usual task": USUAL,
+        "runs": [asdict(run) for run in runs],
+    }
 
 
 def _row(

@@ -1,8 +1,8 @@
 """``python -m experiments.demos.flower_nodes APP.py``: a Flower app on real nodes, all on this machine's loopback.
 
-A SuperLink, a SuperNode for each of three members, and a process of Flower's for each message, until the run ends. APP.py
-holds the ``client`` and the ``server`` app. It runs in a folder of its own with ``members/N/`` (a key and a policy for
-each node, which is also its partition-id) and ``members/roster.txt``. Prints what the server app prints.
+A SuperLink, a SuperNode for each of three members, and a process of Flower's for each message, until the run ends.
+APP.py holds the ``client`` and the ``server`` app. It runs in a folder of its own with ``members/N/`` (a key and a
+policy for each node, which is also its partition-id) and ``members/roster.txt``. Prints what the server app prints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tomlkit
 from gradtf_fl.deployment import ChildProcess, environment, free_port
 from gradtf_fl.flower import new_member
 from gradtf_fl.flower_versions import REQUIREMENT, TARGET
-from strategies.engines.flower_processes import flwr, superlink_command, write_connection
+from strategies import flwr, superlink_command, write_connection
 
 NODES = 3
 LOGGED = re.compile(r"\s*$|\x1b|\s|[A-Z]+ ?:|[0-9]{4}-")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradtf_fl.adapters.spec import AdapterSpec
     from gradtf_fl.adapters.state import adapter_state, attach, initial_state, set_adapter_state, state_hash
     from gradtf_fl.adapters.targets import Target, resolve_targets
-    from gradtf_fl.adapters.update_space import AdaptedModel, UpdateSpace
+    from gradtf_fl.adapters.update_space import AdaptedModel, SharedModel, UpdateSpace
     from gradtf_fl.adapters.update_vectors import BlockLayout, Columns, Slot, Vector, apply_update, update_vector
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -43,6 +43,7 @@ __all__ = [
     "BlockLayout",
     "Columns",
     "Place",
+    "SharedModel",
     "Slot",
     "Target",
     "UpdateSpace",

@@ -94,6 +94,11 @@ def _xs_parameters(peft_model: Any) -> dict[str, Any]:
     }
 
 
+def _lora_parameters(peft_model: Any) -> dict[str, Any]:
+    """Parameters of an attached plain LoRA by the names that PEFT saves them under."""
+    return {name.replace(".default", ""): p for name, p in peft_model.named_parameters() if ".lora_" in name}
+
+
 def initial_state(model: Any, spec: AdapterSpec) -> dict[str, torch.Tensor]:
     """The shared initial adapter for ``model`` (a plain model; it is left as it was).
 
@@ -116,33 +121,31 @@ def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     >>> adapter_state(attach(model, spec)).keys() == initial.keys()
     True
     """
-    from peft import get_peft_model_state_dict
-
-    state = _xs_parameters(peft_model) or get_peft_model_state_dict(
-        peft_model, save_embedding_layers=False
-    )  # base weights are no adapter
+    state = _xs_parameters(peft_model) or _lora_parameters(peft_model)
     return {name: tensor.detach().to("cpu").float().clone() for name, tensor in state.items()}
 
 
 def set_adapter_state(peft_model: Any, state: State) -> None:
     """Load ``state``, of any kind, into the attached adapter; ConfigError when names differ."""
     import torch
-    from peft import set_peft_model_state_dict
 
-    own = _xs_parameters(peft_model)
-    state = state if own else to_plain_lora(state)
-    expected = set(own or adapter_state(peft_model))
+    xs = _xs_parameters(peft_model)
+    state = state if xs else to_plain_lora(state)
+    own = xs or _lora_parameters(peft_model)
+    expected = set(own)
     if expected != set(state):
         stray = sorted(expected ^ set(state))[:3]
         raise ConfigError(
             f"the adapter does not fit this model: {len(expected ^ set(state))} names differ, e.g. {stray}"
         )
-    if own:
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-    else:
-        set_peft_model_state_dict(peft_model, dict(state))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise ConfigError(
+                    f"the adapter does not fit this model: {name} is {tuple(state[name].shape)} there and "
+                    f"{tuple(parameter.shape)} here"
+                )
+            parameter.copy_(state[name])
 
 
 def state_hash(state: State) -> bytes:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradtf_fl.adapters.kinds import initial_values
 from gradtf_fl.adapters.models import kept_model, load_model, load_shapes, model_hash, weights_hash
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from gradtf_fl.adapters.device import Place
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,21 @@ class AdaptedModel:
         space = UpdateSpace(name, model_sha256, spec, layout, state_hash(initial).hex())
         return cls(model, tokenizer, space, initial)
 
+    @classmethod
+    def shared(cls, name: str, spec: AdapterSpec, place: Place | None = None, role: str = "") -> SharedModel:
+        """`load`, once in this process: whoever asks for the same gets the same model.
+
+        Args:
+            name: as `load`.
+            spec: as `load`.
+            place: as `load`.
+            role: models of two roles are two, so that both can be in use at once.
+
+        Raises:
+            ConfigError: as `load`.
+        """
+        return _shared(name, spec, place, role, model_hash(name))
+
     def attach(self, state: State | None = None) -> PeftModel:
         """The base model wrapped in PEFT, in place, with adapter ``state`` (default: the initial one).
 
@@ -177,3 +195,44 @@ class AdaptedModel:
     def state_at(self, update: Vector) -> dict[str, torch.Tensor]:
         """The adapter's whole state at an update vector [blocks, block_dim]."""
         return apply_update(self.space.layout, self.initial, update)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedModel(AdaptedModel):
+    """An `AdaptedModel` whose users come one after the other: `attach` gives all of them one PEFT model.
+
+    Attributes:
+        shown: what was shown to hold for this model and need not be shown again, by what was asked.
+    """
+
+    shown: dict[Hashable, Any] = field(default_factory=dict)
+
+    def attach(self, state: State | None = None) -> PeftModel:
+        """As `AdaptedModel.attach`; what the last user did to the model is undone."""
+        wrapped, modes, trained = self._wrapped
+        for module, mode in modes:
+            module.training = mode
+        for parameter, trains in trained:
+            parameter.grad = None
+            parameter.requires_grad_(trains)
+        set_adapter_state(wrapped, self.initial if state is None else state)
+        return wrapped
+
+    @cached_property
+    def _wrapped(self) -> tuple[PeftModel, list[tuple[Any, bool]], list[tuple[Any, bool]]]:
+        wrapped = attach(self.model, self.space.spec, self.initial)
+        modes = [(module, module.training) for module in wrapped.modules()]
+        return wrapped, modes, [(parameter, parameter.requires_grad) for parameter in wrapped.parameters()]
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """What ``find`` returns, asked once for each ``what``. An exception passes and is asked for again."""
+        if what not in self.shown:
+            self.shown[what] = find()
+        found: T = self.shown[what]
+        return found
+
+
+@lru_cache(maxsize=4)
+def _shared(name: str, spec: AdapterSpec, place: Place | None, role: str, files_hash: str) -> SharedModel:
+    loaded = AdaptedModel.load(name, spec, place)
+    return SharedModel(loaded.model, loaded.tokenizer, loaded.space, loaded.initial)

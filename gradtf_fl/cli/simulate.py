@@ -58,6 +58,10 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     help="Whether the provider refines the LLM update on public prompts.  [default: refine]",
 )
 @click.option("--engine", metavar="in-process|ray", help="Where clients run.  [default: in-process]")
+@click.option("--workers", type=int, help="Processes that share organizations and evaluation.  [default: 1]")
+@click.option("--ray-cpus", type=int, help="Cores that an organization takes on Ray.  [default: 1]")
+@click.option("--ray-gpus", type=float, help="GPUs that an organization takes on Ray, as 0.25.  [default: 0]")
+@click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster.  [default: one of this run's own]")
 @click.option(
     "--drop",
     multiple=True,

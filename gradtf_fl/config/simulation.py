@@ -18,6 +18,7 @@ from gradtf_fl.config.unit import ROW, UnitSection
 from gradtf_fl.round_messages import STAGES, Stage
 
 Engine = Literal["in-process", "ray"]
+MAX_WORKERS = 1024
 
 
 class DropRule(Section):
@@ -49,6 +50,12 @@ class SimulationConfig(RoundSettings, SharingOut, UnitSection):
         task: whose rows.
         budget: lifetime epsilon in each ledger (default: ``epsilon``).
         refine: whether the provider refines the LLM update on public prompts (default: for house-rules).
+        engine: where organizations run: here, or on Ray.
+        workers: processes that share organizations and evaluation out among them, each with its share of the cores.
+            The figures are the same with any number of them.
+        ray_cpus: cores of a Ray cluster that each organization takes.
+        ray_gpus: GPUs that each organization takes there; 0.25 puts four of them on one.
+        ray_address: of a running Ray cluster, whose machines see the same paths (default: one of this run's own).
         controls: baselines file alongside the transformer (mean, nearest, ridge).
         compute: ``[compute]`` of every organization, and of the server.
         provider: what `gradtf prepare` does.
@@ -58,6 +65,10 @@ class SimulationConfig(RoundSettings, SharingOut, UnitSection):
     budget: Epsilon | None = None
     refine: bool | None = None
     engine: Engine = "in-process"
+    workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    ray_cpus: int = Field(default=1, ge=1)
+    ray_gpus: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    ray_address: str | None = Field(default=None, min_length=1)
     drop: tuple[DropRule, ...] = Field(default=(), strict=False)
     out: Location | None = None
     controls: ModelName = "embedded"
@@ -94,6 +105,12 @@ class SimulationConfig(RoundSettings, SharingOut, UnitSection):
             raise ValueError(f"sizes has {len(self.sizes)} shares, there are {self.organizations} organizations")
         if self.partition == "natural" and self.by is None:
             raise ValueError("partition 'natural' needs by, the field that names a row's organization")
+        if self.engine == "ray" and self.workers > 1:
+            raise ValueError("workers are this machine's processes; Ray shares organizations out itself (ray_cpus)")
+        shares = ("ray_cpus", "ray_gpus", "ray_address")
+        strays = [name for name in shares if getattr(self, name) != type(self).model_fields[name].default]
+        if self.engine != "ray" and strays:
+            raise ValueError(f"{', '.join(strays)}: only engine 'ray' takes shares of a cluster")
         gone = sum(rule.count for rule in self.drop)
         if gone > self.organizations:
             raise ValueError(f"drop names {gone} organizations, there are {self.organizations}")

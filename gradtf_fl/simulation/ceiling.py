@@ -1,4 +1,4 @@
-"""The LLM ceiling of a simulation, tuned in a second process while the federation runs.
+"""The LLM ceiling of a simulation, tuned in a second process while the federation runs, or in a worker after it.
 
 It is half of a simulation's arithmetic and needs nothing from the federation but the number of finished rounds.
 """
@@ -18,7 +18,9 @@ from gradtf_fl.deployment import end_with_parent
 
 if TYPE_CHECKING:
     from gradtf_fl.simulation.figures import Figures
+    from strategies import WorkerPool
 
+CEILING = "the ceiling"
 WORTH_A_PROCESS = 20_000
 """Examples from which on a second process (5 s of imports) pays."""
 
@@ -48,13 +50,14 @@ class CeilingWorker:
     config: SimulationConfig
     _process: BaseProcess | None = None
     _answer: Connection | None = None
+    _pool: WorkerPool | None = None
 
     def __enter__(self) -> CeilingWorker:
         config, cores = self.config, len(os.sched_getaffinity(0))
         examples = config.rounds * config.steps * config.batch * config.organizations
         cut_short = config.lifetime_budget < config.epsilon  # the number of rounds is not known beforehand
         small = config.task.is_house_rules and examples < WORTH_A_PROCESS
-        if cores < 2 or small or cut_short:
+        if cores < 2 or small or cut_short or config.workers > 1:
             return self
         import torch
 
@@ -73,8 +76,17 @@ class CeilingWorker:
             self._process.join()
             self._process = None
 
+    def begin(self, pool: WorkerPool | None, rounds: int) -> None:
+        """Have a worker of ``pool`` compute the figures after ``rounds`` finished rounds, beside other work."""
+        if pool is not None and len(pool) > 1:
+            self._pool = pool
+            pool.give(pool.idle()[-1], CEILING, ceiling_figures, self.config, rounds)
+
     def figures(self, rounds: int) -> Figures:
         """The figures after ``rounds`` finished rounds; computed here when the background has no answer to that."""
+        if self._pool is not None:
+            told: Figures = self._pool.answer(CEILING)
+            return told
         if self._answer is not None and rounds == self.config.rounds:
             try:
                 found: Figures | None = self._answer.recv()

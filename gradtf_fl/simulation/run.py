@@ -19,8 +19,8 @@ from gradtf_fl.privacy import DpEvent, Ledger, Unit, epsilon_prv, epsilon_skella
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
-from gradtf_fl.simulation.engines import Outcome, run_engine
-from gradtf_fl.simulation.figures import Figures, llm_figures, sum_error, tiny_figures
+from gradtf_fl.simulation.engines import Outcome, run_engine, worker_pool
+from gradtf_fl.simulation.figures import Figures, Scorer, llm_figures, sum_error, tiny_figures
 from gradtf_fl.simulation.run_clock import OnEvent, RunClock, TimeLeft
 from gradtf_fl.simulation.run_folder import folders_of, interrupted_run, new_run, placed, rounds_kept
 from gradtf_fl.simulation.setup import FederationFolders, build_folders, check_inputs, check_rows
@@ -28,6 +28,7 @@ from gradtf_fl.tasks import FederationData, count_units, federation_data
 
 if TYPE_CHECKING:
     from gradtf_fl.flower import RoundEvent
+    from strategies import WorkerPool
 
 STAGES_BESIDE_ROUNDS = 6  # load, set up, and the four groups of figures
 HOLDINGS = "holdings.png"
@@ -99,9 +100,9 @@ def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, be
     check_rows(config, data)
     folders = folders_of(config, data, out) or build_folders(config, data, out)
     clock.enter("federation")
-    with CeilingWorker(config) as ceiling:
-        outcome = _run_federation(config, folders, clock)
-        figures = _measure(config, data, outcome, folders, ceiling, clock)
+    with CeilingWorker(config) as ceiling, worker_pool(config) as pool:
+        outcome = _run_federation(config, folders, clock, pool)
+        figures = _measure(Scorer(config, data, pool), outcome, folders, ceiling, clock)
     clock.leave()
     report = SimulationReport(
         config=config.model_dump(mode="json") | {"budget": config.lifetime_budget, "out": str(out)},
@@ -131,7 +132,9 @@ def _tell_nobody(_: SimulationEvent) -> None:
     """Progress that nobody watches."""
 
 
-def _run_federation(config: SimulationConfig, folders: FederationFolders, clock: RunClock) -> Outcome:
+def _run_federation(
+    config: SimulationConfig, folders: FederationFolders, clock: RunClock, pool: WorkerPool | None
+) -> Outcome:
     def show(event: RoundEvent) -> None:
         clock.left.note(event)
         if event.kind == "closed":  # told with the stage's last reply
@@ -140,7 +143,7 @@ def _run_federation(config: SimulationConfig, folders: FederationFolders, clock:
         clock.replies = clock.replies + 1 if event.kind == "reply" else 0
         clock.on_event(_shown(event, clock, folders, config))
 
-    return run_engine(config, folders, show)
+    return run_engine(config, folders, show, pool)
 
 
 def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, config: SimulationConfig) -> SimulationEvent:
@@ -170,12 +173,7 @@ def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, confi
 
 
 def _measure(
-    config: SimulationConfig,
-    data: FederationData,
-    outcome: Outcome,
-    folders: FederationFolders,
-    ceiling: CeilingWorker,
-    clock: RunClock,
+    scorer: Scorer, outcome: Outcome, folders: FederationFolders, ceiling: CeilingWorker, clock: RunClock
 ) -> Mapping[str, Figures]:
     """Figures by name, one value per organization; none when no round was finished (nothing to compare)."""
     finished = sum(record.state == "completed" for record in outcome.records)
@@ -183,10 +181,11 @@ def _measure(
         return {}
     clock.left.figures_begin()
     generated, spec, _ = load_adapter(folders.out / ROUNDS / str(finished) / LLM_ADAPTER)
-    figures = tiny_figures(config, data, outcome.global_update, finished, clock.enter)
-    figures |= llm_figures(config, spec, data, outcome.global_update, generated, clock.enter)
+    ceiling.begin(scorer.pool, finished)
+    figures = tiny_figures(scorer, outcome.global_update, finished, clock.enter)
+    figures |= llm_figures(scorer, spec, outcome.global_update, generated, clock.enter)
     clock.enter("tune without DP (ceiling)")
-    name = "tiny_ceiling" if config.transformer == NO_TRANSFORMER else "llm_ceiling"
+    name = "tiny_ceiling" if scorer.config.transformer == NO_TRANSFORMER else "llm_ceiling"
     return figures | {name: ceiling.figures(finished)}
 
 

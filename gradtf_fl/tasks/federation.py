@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class FederationData:
     """All organizations' rows.
 
     Attributes:
+        organizations: in their order; those of House Rules are drawn when they are asked for, and not kept.
         metric: ``exact_match`` or ``rouge1`` of answers, or ``loss``: nats a character, of which less is better.
         tasks: by label of `Example`, how answers are read out of generated texts; without one an answer has a fixed
             length, and exact match needs no generation.
@@ -62,7 +63,7 @@ class FederationData:
         public: rows that the provider has; what it asks models is their prompts.
     """
 
-    organizations: list[OrganizationData]
+    organizations: Sequence[OrganizationData]
     metric: FederationMetric
     tasks: Mapping[str, TextTask]
     end: bool
@@ -84,8 +85,8 @@ def federation_data(
         ConfigError: rows that can't be read, scored or shared out in this way.
     """
     if task.is_house_rules:
-        held = house_rules_federation(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
-        return FederationData(held, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
+        drawn = DrawnOrganizations(task.rules, organizations, sharing.rows, sharing.test_rows, seed)
+        return FederationData(drawn, "exact_match", {}, False, public_rows(task.rules, PUBLIC_PROMPTS, seed))
     parts = _parts(task, sharing, person)
     metric = _metric(task, parts)
     private = [example for part in parts for example in part.private]
@@ -222,17 +223,56 @@ def house_rules_federation(
 
     ``mixed``: each organization's rows are a Dirichlet(``alpha``) mixture of the three rules, test rows included.
     """
-    rng = np.random.default_rng([seed, 0x484F5553])
-    task = draw_task(rules, rng)
-    words = "; ".join(f"{rule.name}: {rule.describe()}" for rule in task.rules)
-    made = []
-    for number in range(1, organizations + 1):
-        weights = rng.dirichlet([alpha] * len(task.rules)) if len(task.rules) > 1 else None
-        train = tokens_to_rows(task.draw(rng, rows, "private", weights))
-        test = tokens_to_rows(task.draw(rng, test_rows, "test", weights))
+    return list(DrawnOrganizations(rules, organizations, rows, test_rows, seed, alpha))
+
+
+class DrawnOrganizations(Sequence[OrganizationData]):
+    """`house_rules_federation`, each organization drawn when it is asked for: a thousand take no more memory than one.
+
+    What is kept is the random generator's state before each of them.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        organizations: int,
+        rows: int,
+        test_rows: int,
+        seed: int,
+        alpha: float = DIRICHLET_ALPHA,
+    ) -> None:
+        rng = np.random.default_rng([seed, 0x484F5553])
+        self._task = draw_task(rules, rng)
+        self._words = "; ".join(f"{rule.name}: {rule.describe()}" for rule in self._task.rules)
+        self._sizes, self._alpha = (rows, test_rows), alpha
+        self._states = []
+        for _ in range(organizations):
+            self._states.append(rng.bit_generator.state)
+            self._tokens(rng)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @overload
+    def __getitem__(self, number: int) -> OrganizationData: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[OrganizationData]: ...
+    def __getitem__(self, number: int | slice) -> OrganizationData | list[OrganizationData]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        place = range(len(self))[number]
+        rng = np.random.default_rng()
+        rng.bit_generator.state = self._states[place]
+        tokens, test_tokens, weights = self._tokens(rng)
+        train, test = tokens_to_rows(tokens), tokens_to_rows(test_tokens)
         examples = [Example(row, (row.answer,), row.prompt, HOUSE_RULES) for row in test]
-        made.append(OrganizationData(f"org-{number}", train, examples, words, _holds(task, train, weights)))
-    return made
+        return OrganizationData(f"org-{place + 1}", train, examples, self._words, _holds(self._task, train, weights))
+
+    def _tokens(self, rng: np.random.Generator) -> tuple[hr.Ints, hr.Ints, np.ndarray | None]:
+        """Train [rows, 11] and test tokens [test_rows, 11] of the next organization, and its share of each rule."""
+        task, (rows, test_rows) = self._task, self._sizes
+        weights = rng.dirichlet([self._alpha] * len(task.rules)) if len(task.rules) > 1 else None
+        return task.draw(rng, rows, "private", weights), task.draw(rng, test_rows, "test", weights), weights
 
 
 def _holds(task: HiddenTask, train: Sequence[Row], weights: np.ndarray | None) -> dict[str, int]:

@@ -21,9 +21,10 @@ from strategies.flower_private import (
     ErrorCode,
     NodeInfo,
     Run,
+    WireMessage,
     identify,
-    recorddict_from_proto,
-    recorddict_to_proto,
+    message_from_proto,
+    message_to_proto,
     set_message_id,
 )
 
@@ -51,20 +52,10 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
         self._client_app = client_app
-        self._contexts = {
-            FIRST_NODE_ID + number: Context(
-                RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config or {})
-            )
-            for number, node_config in enumerate(node_configs)
-        }
+        self._contexts = contexts_of(node_configs, run_config)
         self._waiting: deque[Message] = deque()
         self._run = Run.create_empty(RUN_ID)
-        self._identify()
-
-    @staticmethod
-    def _identify() -> None:
-        """Make this process the ServerApp's task; `Message(...)` raises without it."""
-        identify(task_id=1, run_id=RUN_ID, node_id=SUPERLINK_NODE_ID)
+        be_the_server()
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -127,18 +118,44 @@ class InProcessGrid(Grid):  # type: ignore[misc]
 
     def _run_client(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
-        sent = Message(content=_over_the_wire(message.content), metadata=message.metadata)
         try:
-            reply = self._client_app(sent, context)
-        except Exception as error:  # as the real node does: the exception's text travels (so handlers must not raise)
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=sent)
+            return unwired(client_reply(self._client_app, context, wired(message)))
         finally:
-            self._identify()
-        set_message_id(reply, str(uuid4()))
-        if reply.has_content():
-            reply.content = _over_the_wire(reply.content)
-        return reply
+            be_the_server()
 
 
-def _over_the_wire(content: RecordDict) -> RecordDict:
-    return recorddict_from_proto(recorddict_to_proto(content))
+def be_the_server() -> None:
+    """Make this process the ServerApp's task; `Message(...)` raises without it."""
+    identify(task_id=1, run_id=RUN_ID, node_id=SUPERLINK_NODE_ID)
+
+
+def contexts_of(node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any] | None) -> dict[int, Context]:
+    """Each node's context, by its id."""
+    return {
+        FIRST_NODE_ID + number: Context(
+            RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config or {})
+        )
+        for number, node_config in enumerate(node_configs)
+    }
+
+
+def wired(message: Message) -> bytes:
+    """A message as Flower's wire carries it."""
+    found: bytes = message_to_proto(message).SerializeToString()
+    return found
+
+
+def unwired(wire: bytes) -> Message:
+    """The message that `wired` wrote."""
+    return message_from_proto(WireMessage.FromString(wire))
+
+
+def client_reply(client_app: ClientApp, context: Context, wire: bytes) -> bytes:
+    """A node's reply to a message, both in their wire form. An exception becomes an error message, as at a node."""
+    message = unwired(wire)
+    try:
+        reply = client_app(message, context)
+    except Exception as error:  # as the real node does: the exception's text travels (so handlers must not raise)
+        reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
+    set_message_id(reply, str(uuid4()))
+    return wired(reply)

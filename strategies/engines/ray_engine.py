@@ -10,7 +10,9 @@ import contextlib
 import importlib.util
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
@@ -22,15 +24,45 @@ from strategies.engines.flower_processes import flwr, superlink_command, write_c
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
 STATUS_SECONDS = 10.0  # `flwr list` costs a second of CPU: not more often than this
-CLIENT_CPUS = 1  # Flower's default of 2 would halve the parallel clients
 
 
-def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s: float = 24 * 3600.0) -> None:
+@dataclass(frozen=True)
+class RayShares:
+    """What of a Ray cluster each organization's app takes, and which cluster.
+
+    Attributes:
+        cpus: CPU cores; Flower's default of 2 would halve the parallel clients.
+        gpus: GPUs, 0.25 for four organizations on one.
+        address: of a running cluster, as `ray.init` takes it ("auto" for the one that RAY_ADDRESS or this machine
+            has); None for one of this run's own. Its machines see the same paths.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    address: str | None = None
+
+    def backend(self) -> dict[str, Any]:
+        """Flower's options of the Ray backend."""
+        return {"client-resources": {"num-cpus": self.cpus, "num-gpus": self.gpus}}
+
+    def environment(self) -> dict[str, str]:
+        """What the simulation's process finds the cluster by. Flower's options have no place for an address."""
+        return {} if self.address is None else {"RAY_ADDRESS": self.address}
+
+
+def run_on_ray(
+    plan: FederationPlan,
+    on_event: OnEvent | None = None,
+    timeout_s: float = 24 * 3600.0,
+    shares: RayShares | None = None,
+) -> None:
     """Run the plan's rounds on Ray; results lie in ``plan.out`` as after `run_server`.
 
     Args:
         plan: must name ``organizations_dir``; every folder there needs a ``[simulation]`` table.
         on_event: gets an ``end`` event for each round as it appears on disk (stages are not seen from outside).
+        timeout_s: seconds that the run may take.
+        shares: what each organization takes of the cluster, and which cluster; default: one core of one's own.
 
     Raises:
         ConfigError: Ray is not installed, or the plan names no organizations.
@@ -40,23 +72,16 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
         raise ConfigError('--engine ray: Ray is not installed; pip install "gradtf-fl[ray]"')
     if plan.organizations_dir is None:
         raise ConfigError("--engine ray: the plan names no organizations_dir")
-    plan = absolute(plan)
+    plan, shares = absolute(plan), shares or RayShares()
     plan.out.mkdir(parents=True, exist_ok=True)
     log = plan.out / "flower.log"
     with tempfile.TemporaryDirectory(prefix="gradtf-flower-") as scratch:
         home, port = Path(scratch) / "home", free_port()
-        app, env = write_app(Path(scratch) / "app", plan), environment(home)
+        app, env = write_app(Path(scratch) / "app", plan), environment(home) | shares.environment()
         write_connection(
             home,
             "simulation",
-            {
-                "address": f"127.0.0.1:{port}",
-                "insecure": True,
-                "options": {
-                    "num-supernodes": plan.organizations,
-                    "backend": {"client-resources": {"num-cpus": CLIENT_CPUS}},
-                },
-            },
+            simulation_connection(port, plan.organizations, shares),
         )
         command = superlink_command(port, "--insecure", "--simulation", "--isolation", "subprocess")
         with ChildProcess(command, env, log) as superlink:
@@ -64,6 +89,15 @@ def run_on_ray(plan: FederationPlan, on_event: OnEvent | None = None, timeout_s:
             run_id = str(flwr(["run", str(app), "simulation"], env, START_SECONDS)["run-id"])
             status = wait_for_run("simulation", run_id, env, plan, on_event, timeout_s, superlink)
     raise_failure(status, plan.out, log)
+
+
+def simulation_connection(port: int, organizations: int, shares: RayShares) -> dict[str, Any]:
+    """Settings of Flower's connection to the run's own SuperLink."""
+    return {
+        "address": f"127.0.0.1:{port}",
+        "insecure": True,
+        "options": {"num-supernodes": organizations, "backend": shares.backend()},
+    }
 
 
 def wait_for_run(
