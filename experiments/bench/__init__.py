@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from experiments.bench.flower_secagg import FlowerClient, Residues, ServerView, pair_mask_sign, play_round
     from experiments.bench.secagg import FULL_SECAGG, QUICK_SECAGG, bench_secagg
     from experiments.bench.secagg_round import MeasuredRound
+    from experiments.bench.vector_sizes import ALL_SIZES, QUICK_SIZES, bench_sizes
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ALL_SIZES",
     "FULL_DP",
     "FULL_FEDERATION",
     "FULL_SECAGG",
     "QUICK_DP",
     "QUICK_FEDERATION",
     "QUICK_SECAGG",
+    "QUICK_SIZES",
     "FlowerClient",
     "Key",
     "MeasuredRound",
@@ -37,6 +40,7 @@ __all__ = [
     "bench_dp",
     "bench_federation",
     "bench_secagg",
+    "bench_sizes",
     "dequantize",
     "generate_key_pairs",
     "generate_shared_key",

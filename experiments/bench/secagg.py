@@ -22,10 +22,13 @@ from experiments.bench.flower_private import PEER
 from experiments.bench.flower_secagg_steps import MEASURED_OWNERS, FlowerRound
 from experiments.bench.noise import noise_rows
 from experiments.bench.secagg_round import BITS, MeasuredRound
+from experiments.bench.server_floor import measure_against_floor
 from experiments.measuring import Progress, Row, cpu_seconds, machine, median
 from gradtf_fl.secagg import CHUNK_BYTES, MaskStreams, combine, element_bytes, lagrange_weights, point
 
 PACKAGES = ("numpy", "cryptography", "flwr", "pycryptodome")
+FLOOR_DIM = 10**6
+"""Largest vector whose floor is measured: all clients' masked vectors lie in memory twice."""
 KEY_DIM = 16
 """Coordinates of the rounds that measure what does not depend on d."""
 
@@ -162,6 +165,8 @@ def _round_rows(n: int, sizes: Sizes, limits: MachineLimits) -> Iterator[Row]:
         yield replace(client, beside={"server_ours": server.ours, "server_theirs": theirs})
         if n == max(sizes.members):
             yield server
+            if dim <= FLOOR_DIM:
+                yield _floor_row(n, dim, sizes.runs)
 
 
 def _flower_masking(
@@ -209,6 +214,16 @@ def _server_row(
     return Row(
         "server: receive, recover, unmask", size, "CPU s", median(seconds), PEER, theirs, limit, runs=runs, note=note
     )
+
+
+def _floor_row(n: int, dim: int, runs: int) -> Row:
+    ours, floor = measure_against_floor(n, dim, runs)
+    note = (
+        f"{ours / floor.seconds:.2f} times the same bytes through SHA-256 ({floor.sha:.3g} s), unpacking and addition "
+        f"({floor.fold:.3g} s), AES and addition ({floor.masks:.3g} s); each the least of {runs}"
+    )
+    size = {"d": dim, "n": n, "bits": BITS, "dropped": -(-n // 10)}
+    return Row("server, against this machine's floor", size, "CPU s", ours, limit=floor.seconds, runs=runs, note=note)
 
 
 def _share_row(round_: MeasuredRound, flower: FlowerRound, dropped: range, recovery_s: float) -> Row:

@@ -42,6 +42,7 @@ EARLIER = {
     "clip_audit": "python -m experiments.paper.clip_audit --out experiments/results/clip_audit.json",
     "dp_step": "gradtf bench dp --json",
     "secagg": "gradtf bench secagg --json",
+    "vector_sizes": "gradtf bench secagg --sizes --json",
     "bench_federation": "gradtf bench federation --json",
     "sampling": "python -m experiments.bench.sampling --out experiments/results/sampling.json",
     "known_tasks": "python -m experiments.embedded.tune_known_tasks --install",

@@ -17,15 +17,21 @@ def bench() -> None:
 
 @bench.command(epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.")
 @click.option("--quick", is_flag=True, help="Small sizes: a first look in ten seconds.")
+@click.option("--sizes", is_flag=True, help="Only vectors of 10^6 to 1.5 * 10^9: memory, 14 GB of disk.")
 @json_option
-def secagg(quick: bool, as_json: bool) -> None:
+def secagg(quick: bool, sizes: bool, as_json: bool) -> None:
     """Secure aggregation: CPU seconds of client and server beside Flower's own functions, bytes, limits."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench secagg") as progress:
-        from experiments.bench import FULL_SECAGG, QUICK_SECAGG, bench_secagg  # imports flwr
+        if sizes:
+            from experiments.bench import ALL_SIZES, QUICK_SIZES, bench_sizes
 
-        document = bench_secagg(QUICK_SECAGG if quick else FULL_SECAGG, progress.show)
+            document = bench_sizes(QUICK_SIZES if quick else ALL_SIZES, progress.show)
+        else:
+            from experiments.bench import FULL_SECAGG, QUICK_SECAGG, bench_secagg  # imports flwr
+
+            document = bench_secagg(QUICK_SECAGG if quick else FULL_SECAGG, progress.show)
     if as_json:
         emit_json(document)
     else:

@@ -12,7 +12,7 @@ from gradtf_fl.secagg.crypto.masks import Words
 from gradtf_fl.secagg.violations import MalformedMessage
 
 BIT_WIDTHS = (16, 20, 24, 32)
-_CHUNK = 1 << 15  # residues; a multiple of 4, so that chunks end on byte boundaries
+_CHUNK = 1 << 16  # residues; a multiple of 4, so that chunks end on byte boundaries
 
 
 def word_dtype(bits: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
@@ -57,6 +57,8 @@ def _column(packed: Any, dtype: str, offset: int, bits: int) -> NDArray[Any]:
 def unpack_chunks(packed: memoryview, bits: int, size: int) -> Iterator[tuple[slice, Words]]:
     """(slice, words) chunk by chunk; words are right modulo 2^bits, their higher bits are arbitrary.
 
+    Words are valid until the next chunk is asked for: a fresh 256 KiB for each costs more than unpacking into it.
+
     Raises:
         MalformedMessage: wrong length, or padding bits that are not zero.
     """
@@ -64,18 +66,18 @@ def unpack_chunks(packed: memoryview, bits: int, size: int) -> Iterator[tuple[sl
         raise MalformedMessage(f"{len(packed)} bytes for {size} residues of {bits} bits")
     if bits * size % 8 and packed[-1] >> (bits * size % 8):
         raise MalformedMessage("padding bits are not zero")
-    chunk_bytes = _CHUNK * bits // 8
+    chunk_bytes, buffer = _CHUNK * bits // 8, np.empty(min(_CHUNK, size), dtype="<u4")
     for start in range(0, size, _CHUNK):
         where = slice(start, min(start + _CHUNK, size))
         part = packed[start * bits // 8 : start * bits // 8 + chunk_bytes]
-        yield where, _unpack(part, bits, where.stop - where.start)
+        yield where, _unpack(part, bits, buffer[: where.stop - start])
 
 
-def _unpack(part: memoryview, bits: int, size: int) -> Words:
+def _unpack(part: memoryview, bits: int, words: NDArray[np.uint32]) -> Words:
+    size = words.size
     if bits in (16, 32):
         return np.frombuffer(part, dtype="<u2" if bits == 16 else "<u4")
     if bits == 24:  # the fourth byte read is the next word's first, which higher bits may hold
-        words = np.empty(size, dtype="<u4")
         words[:-1] = np.ndarray(size - 1, "<u4", part, 0, (3,))
         words[-1] = int.from_bytes(part[-3:], "little")
         return words

@@ -14,6 +14,7 @@ import pytest
 from experiments.bench.flower_secagg_steps import FlowerRound
 from experiments.bench.secagg import Sizes
 from experiments.bench.secagg_round import MeasuredRound
+from experiments.bench.server_floor import measure_against_floor
 from experiments.measuring.benchmark import Row
 from tests.cli.conftest import gradtf
 
@@ -106,3 +107,18 @@ def test_our_round_is_whole_and_a_wrong_sum_is_seen() -> None:
     assert not twin.is_exact(replace(result, mean=off), [0, 1, 2, 4])
     assert twin.server_total_s() > 0
     assert not round_.server_s["mask"], "a fork must not play its original on"
+
+
+def test_sizes_are_measured_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.bench.QUICK_SIZES", (70_000,))
+    result = gradtf("bench", "secagg", "--sizes", "--quick", "--json")
+    assert result.exit_code == 0, result.output
+    (one,) = json.loads(result.stdout)["sizes"]
+    assert [client["bytes_up"] for client in one["client"]] == [41 + 4 + 3 * 70_001 + 64] * 3
+    assert one["server"]["error"] < 2 * 3 / 2**23
+
+
+@pytest.mark.alone
+def test_the_server_costs_at_most_a_quarter_more_than_this_machine_needs_for_its_bytes() -> None:
+    ours, floor = measure_against_floor(50, 10**6, runs=8)
+    assert ours <= 1.25 * floor.seconds, (ours, floor)

@@ -158,7 +158,7 @@ class OurVictim:
         message = self.federation.answer("mask", 0)
         body = open_signed(message, MessageKind.MASKED, commitment, self.federation.roster)[1]
         chunks = unpack_chunks(piece_of(body)[1], config.bits, config.dim + 1)
-        self.masked = np.concatenate([words for _, words in chunks])
+        self.masked = np.concatenate([words.copy() for _, words in chunks])
         q_max = encoding_of(config, 2).q_max
         self.window = Window(1 << config.bits, -q_max, q_max)
         secrets = self.federation.secrets(0)

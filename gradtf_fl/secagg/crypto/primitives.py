@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -158,9 +159,15 @@ def unsealed(secret: bytes, commitment: bytes, source: int, target: int, sealed:
 def verify(public: bytes, signature: bytes, message: bytes) -> None:
     """`BadSignature` unless ``signature`` is ``public``'s Ed25519 signature of ``message``."""
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        _verifier(public).verify(signature, message)
     except (InvalidSignature, ValueError) as error:
         raise BadSignature("an Ed25519 signature does not verify") from error
+
+
+@lru_cache(maxsize=1 << 12)
+def _verifier(public: bytes) -> Ed25519PublicKey:
+    """The key object, kept: a server verifies a member's key in every stage."""
+    return Ed25519PublicKey.from_public_bytes(public)
 
 
 def keystream(key: bytes, size: int) -> bytes:
