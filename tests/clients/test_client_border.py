@@ -560,14 +560,14 @@ def test_a_stage_in_a_process_of_its_own_imports_nothing_heavy(bench: Bench) -> 
     code = f"""
 import sys
 from clients.organization import Organization, organization_of
-from clients.stages import share
+from clients.stages import answer
 from gradtf_fl.flower.refusals import code_of
 from gradtf_fl.round_messages import StagePayload
 from flwr.app import Context, RecordDict
 node = {{"organization-dir": {str(bench.kit.folders[0])!r}, "simulated": True}}
 org = organization_of(Context(1, 1, node, RecordDict(), {{}}))
 try:
-    share(org, StagePayload(1, 0, b"junk"))
+    answer(org, "share", StagePayload(1, 0, b"junk"))
 except Exception as error:
     assert code_of(error) == "protocol", error
 sys.exit(", ".join(sorted({{"torch", "transformers", "peft", "opacus", "scipy"}} & set(sys.modules))) or 0)
