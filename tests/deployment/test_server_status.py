@@ -25,7 +25,7 @@ from gradtf_fl.deployment.node_key import write_node_key
 from gradtf_fl.deployment.server_files import holds_lock
 from gradtf_fl.deployment.server_view import health, view_server
 from gradtf_fl.errors import ConfigError, RoundAborted
-from gradtf_fl.flower import RoundEvent
+from gradtf_fl.flower import RoundEvent, locked_run, read_records
 from gradtf_fl.secagg import Identity
 from strategies import checkpoints, run_server
 from strategies.server.observation import Observer, tell_all
@@ -89,7 +89,7 @@ def test_a_finished_run_as_a_document(finished: Kit) -> None:
     assert document["status_age_s"] >= 0
     assert document["refused"] == {"policy": 1}
     assert document["last_adapter"]["round"] == 3
-    records = checkpoints.read_records(finished.plan.out)
+    records = read_records(finished.plan.out)
     assert document["last_adapter"]["sha256"] == records[-1].llm_adapter_sha256
     assert document["status"]["plan"]["epsilon"] == 2.0
     assert [o["name"] for o in document["organizations"]] == NAMES
@@ -115,7 +115,7 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert key(finished, 0)[:8] in rows["st-anna"]
     assert "policy 1" in text
     assert "2 at delta 1e-05 for each organization, all 3 rounds" in text
-    assert checkpoints.read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
+    assert read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
     told = " ".join(text.split())
     assert "Not known here: any organization's accuracy, number of rows or remaining privacy budget" in told
 
@@ -234,7 +234,7 @@ def test_what_is_no_servers_folder(tmp_path: Path) -> None:
 def test_whether_a_server_lives_is_in_its_lock(tmp_path: Path) -> None:
     assert not holds_lock(tmp_path)
     assert not (tmp_path / ".lock").exists()  # looking leaves nothing behind
-    with checkpoints.locked(tmp_path):
+    with locked_run(tmp_path):
         assert holds_lock(tmp_path)
     assert not holds_lock(tmp_path)
     with (tmp_path / ".lock").open() as other:

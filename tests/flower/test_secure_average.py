@@ -435,3 +435,34 @@ def test_an_evaluation_that_waits_for_more_nodes_than_are_there_is_skipped(tmp_p
     result = strategy.start(kit.grid(), initial(), 1)
     assert result.evaluate_metrics_clientapp == {}
     assert kit.calls == dict.fromkeys(range(4), 1)
+
+
+def test_metrics_of_who_is_not_in_the_sum_do_not_count(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path, 5, metrics=("loss",))
+    kit.silent = {(4, "share")}
+    result = secure(kit, metrics=("loss",)).start(kit.grid(), initial(), 1)
+    assert dict(result.train_metrics_clientapp[1]) == {"loss": 2.5}  # 1, 2, 3 and 4; not 5
+
+
+def test_a_rejected_round_is_not_tried_again(kit: Kit) -> None:
+    """Its sum was opened: another attempt would open another one from the same model."""
+    strategy = secure(kit, max_norm=1e-3, attempts=3)
+    with pytest.raises(RoundRejected):
+        strategy.start(kit.grid(), initial(), 1)
+    assert [record.aborted_at for record in strategy.sums.state.records] == ["gate"]
+
+
+def test_a_server_that_is_killed_in_a_round_does_not_use_its_attempt_again(kit: Kit, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(event: RoundEvent) -> None:
+        if event.stage == "mask":
+            raise Killed
+
+    with pytest.raises(Killed):
+        secure(kit, state=tmp_path / "state", on_event=kill).start(kit.grid(), initial(), 1)
+    strategy = secure(kit, state=tmp_path / "state")
+    strategy.start(kit.grid(), initial(), 1)
+    assert [(record.attempt, record.state) for record in strategy.sums.state.records] == [(1, "completed")]
+    assert kit.calls == dict.fromkeys(range(3), 1)  # what was never masked is taken

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from gradtf_fl.config import PrivacySection
 from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted
-from gradtf_fl.flower import RoundEvent, read_records
+from gradtf_fl.flower import RoundEvent, locked_run, read_records
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.transformer import GradTransformer
@@ -179,9 +179,9 @@ def test_damaged_checkpoints_are_named(make_kit: MakeKit) -> None:
 def test_two_servers_cannot_share_a_folder(make_kit: MakeKit) -> None:
     kit = make_kit()
     with (
-        checkpoints.locked(kit.plan.out),
+        locked_run(kit.plan.out),
         pytest.raises(ConfigError, match="another server"),
-        checkpoints.locked(kit.plan.out),
+        locked_run(kit.plan.out),
     ):
         pass
 
