@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gradtf_fl.config import MemberPolicy, load_toml, read_toml, to_toml, validate
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import CLIENT_LOG, IDENTITY_KEY, POLICY, STATE
+from gradtf_fl.file_names import CLIENT_LOG, POLICY, STATE
 from gradtf_fl.files import PRIVATE, exposed, place_new
 from gradtf_fl.flower.member import Member
 from gradtf_fl.flower.member_store import MemberStore, RoundKey
@@ -122,6 +122,6 @@ def new_member(folder: FolderName, policy: MemberPolicy | None = None) -> str:
     if problems := exposed([place]):
         raise ConfigError(problems)
     identity = Identity.generate()
-    identity.save(place / (rules.identity if policy else IDENTITY_KEY))
+    identity.save(place / rules.identity)
     place_new(place / POLICY, to_toml(rules).encode(), PRIVATE)
     return identity.public.hex()

@@ -107,7 +107,7 @@ def model_digest(arrays: Model) -> bytes:
         digest.update(array.ndim.to_bytes(8, "big"))
         for size in (*array.shape, array.nbytes):
             digest.update(size.to_bytes(8, "big"))
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 

@@ -66,6 +66,8 @@ def secagg_mod(policy: str | os.PathLike[str]) -> Mod:
         policy: the member's ``policy.toml``, from `new_member`; ``{partition-id}`` or another key in braces stands for
             that value of the node's own config, so that one app serves many nodes of a simulation.
 
+    Name it first: mods before it get to see what leaves only, mods after it work on what is summed.
+
     What it does with a message of each kind:
 
     - train: a stage of a round. Without one it is refused: secure aggregation is required.

@@ -67,11 +67,13 @@ class _Round:
     """What the inner strategy sends in a round.
 
     Attributes:
+        nodes: whom it asks first.
         message_type: Flower's type of all messages.
         content: the one content of all messages.
         sent: the same, as both sides hash it.
     """
 
+    nodes: list[int]
     message_type: str
     content: RecordDict
     sent: Sent
@@ -230,7 +232,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         """
         if not self._own_deadline:
             self.sums.settings = self.sums.settings.model_copy(update={"deadline_s": float(timeout)})
-        self.sums.rounds = num_rounds
+        self.sums.rounds, self._evaluates = num_rounds, True
         self.summary()
         result = Result()
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -291,7 +293,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             RoundAborted: too few nodes are there.
             ConfigError: it sends different content to different nodes, or not to all of them, or nothing to sum.
         """
-        nodes = self.sums.gathered(grid, number)
+        nodes = self.sums.gathered(grid, number, least=_least_nodes(self.strategy, "train"))
         messages = list(self.strategy.configure_train(number, arrays, config, grid))
         name, inner = f"round {number}", type(self.strategy).__name__
         asked = [message.metadata.dst_node_id for message in messages]
@@ -320,7 +322,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             raise ConfigError(f"{name}: the model has no float arrays: there is nothing to sum")
         if number == 1 and (others := sorted(sent.model.keys() - set(floats(sent.model)))):
             log("not float, so not summed: they stay as the server has them: %s", ", ".join(others))
-        return _Round(message.metadata.message_type, message.content, sent)
+        return _Round(sorted(asked), message.metadata.message_type, message.content, sent)
 
     def _opened(self, grid: Grid, number: int, asked: _Round) -> Opened:
         """The round's sum, after as many attempts as the settings allow."""
@@ -346,15 +348,17 @@ class SecureAverage(Strategy):  # type: ignore[misc]
 
             return [Message(opening(node), node, asked.message_type, ttl=ttl, group_id=group) for node in nodes]
 
+        nodes: list[int] | None = asked.nodes
         for left in reversed(range(self.sums.settings.attempts)):
             try:
-                return self.sums.open(grid, number, start, begin)
+                return self.sums.open(grid, number, start, begin, nodes)
             except RoundRejected:
                 raise
             except RoundAborted as aborted:
                 if left == 0 or aborted.stage == CONNECT:
                     raise
                 log("%s; %s more attempts", aborted, left)
+                nodes = None  # whoever is connected then
         raise AssertionError("a round has at least one attempt")
 
     def _reply(self, asked: _Round, opened: Opened) -> Message:
@@ -389,6 +393,13 @@ class SecureAverage(Strategy):  # type: ignore[misc]
     ) -> MetricRecord | None:
         """What the inner strategy makes of the metrics that organizations let out; None where none does."""
         if not self._evaluates:
+            return None
+        if len(nodes := list(grid.get_node_ids())) < (least := _least_nodes(self.strategy, "evaluate")):
+            log(
+                "evaluation at the organizations is skipped: %s nodes are connected, %s are asked for",
+                len(nodes),
+                least,
+            )
             return None
         messages = list(self.strategy.configure_evaluate(number, arrays, config, grid))
         if not messages:
@@ -461,7 +472,7 @@ def _strategy_problems(strategy: Strategy, members: int) -> list[str]:
             f"SecureAverage: {name} has fraction_train={fraction:g}: a part of the nodes is chosen by SecureAverage, "
             "see sample="
         )
-    for key in ("min_available_nodes", "min_train_nodes"):
+    for key in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
         if (least := getattr(strategy, key, 0)) > members:
             problems.append(f"SecureAverage: {name} waits for {key}={least} nodes, the roster has {members}")
     return problems
@@ -480,6 +491,11 @@ def _sample_problems(sample: int | None, fraction: float | None) -> list[str]:
     if fraction is not None and not 0 < fraction <= 1:
         return ["SecureAverage: fraction is a share of the organizations, above 0 and at most 1"]
     return []
+
+
+def _least_nodes(strategy: Strategy, what: str) -> int:
+    """Nodes that a strategy of Flower's waits for without an end."""
+    return max(getattr(strategy, "min_available_nodes", 0), getattr(strategy, f"min_{what}_nodes", 0))
 
 
 def _example_problems(weights: str, max_examples: int | None) -> list[str]:

@@ -189,10 +189,10 @@ class SecureSums:
         self._gathered = True
         return nodes
 
-    def gathered(self, grid: Grid, number: int, attempt: int = 0) -> list[int]:
+    def gathered(self, grid: Grid, number: int, attempt: int = 0, least: int = 0) -> list[int]:
         """`connected` before an attempt at a round, which is recorded as aborted where too few came."""
         try:
-            return self.connected(grid)
+            return self.connected(grid, max(self.quorum, least))
         except RoundAborted as aborted:
             joined = aborted.counts["connected"]
             self.record(RoundRecord(number, attempt, "aborted", joined=joined, aborted_at=CONNECT))
@@ -204,12 +204,14 @@ class SecureSums:
         number: int,
         start: RoundStart,
         begin: Callable[[list[int], list[RoundConfig]], list[Message]],
+        nodes: list[int] | None = None,
     ) -> Opened:
         """One attempt at a round. An aborted one is recorded here, a finished one by the caller.
 
         Args:
             begin: messages that open the round at these nodes; before the first round of a run with samples also those
                 that open round 0, for which only the configuration matters.
+            nodes: whom to ask; None asks all that are connected. Of a round with a sample, those that may be in it.
 
         Raises:
             RoundAborted: too few organizations, at some stage. RoundRejected: the gate rejects the sum.
@@ -219,7 +221,8 @@ class SecureSums:
             self.beacon = self._drawn(grid, begin)
         configs = self.next_attempt(number, start)
         config = configs[0]
-        nodes = self.gathered(grid, number, config.attempt)
+        if nodes is None:
+            nodes = self.gathered(grid, number, config.attempt)
         if self.beacon is not None:
             nodes = self.beacon.asked(nodes, configs, self.roster)
         secure = SecureRound(grid, configs, self.roster, self.rounds, self.on_event, self.message_type)

@@ -165,7 +165,7 @@ MOVES: dict[str, Move] = {
         attempts(0, 1, 7, 2**20, 2**31, 2**32 - 1),
         (None,) * ATTEMPTS + ("policy",) * 2,
         1,
-        f"had {ATTEMPTS} attempts here",
+        f"had {ATTEMPTS} attempts here, not fewer than",
     ),
     "another start for an attempt": Move(another_start, (None, "model_hash"), 1, "started from another model"),
     "share without a begin": Move(stages("share"), ("stale",)),

@@ -38,7 +38,7 @@ class HostileAverage:
         """What an honest server sends: the ``start``-th model and settings."""
         model = first_model()
         model["weight"] = model["weight"] + np.float32(start)
-        return RecordDict({"arrays": encoded(model), "config": ConfigRecord({"rate": 0.1, "names": ["a", "b"]})})
+        return RecordDict({"arrays": encoded(model), "config": ConfigRecord({"rate": 0.1, "flags": [True]})})
 
     def task(self, **changes: Any) -> AppTask:
         """What an honest round asks."""
@@ -99,11 +99,11 @@ class TestAppRounds(RoundMoves):
 
 
 def other_settings(content: RecordDict) -> None:
-    content["config"] = ConfigRecord({"rate": 0.2, "names": ["a", "b"]})
+    content["config"] = ConfigRecord({"rate": 0.2, "flags": [True]})
 
 
-def an_integer_for_a_float(content: RecordDict) -> None:
-    content["config"] = ConfigRecord({"rate": 0.1, "names": ["a"], "b": "b"})
+def a_text_for_a_truth(content: RecordDict) -> None:
+    content["config"] = ConfigRecord({"rate": 0.1, "flags": ["True"]})
 
 
 def one_more_record(content: RecordDict) -> None:
@@ -147,7 +147,7 @@ def no_model(content: RecordDict) -> None:
 
 SENT = {
     other_settings: "protocol",
-    an_integer_for_a_float: "protocol",
+    a_text_for_a_truth: "protocol",
     one_more_record: "protocol",
     figures_for_settings: "protocol",
     renamed: "protocol",
@@ -265,6 +265,13 @@ def test_arrays_that_are_no_update_of_the_model_stay_at_home(hostile: HostileAve
     hostile.kit.train = lambda model, node, config: model
     assert hostile.code(hostile.begin(hostile.config())) is None  # the next attempt trains again
     assert hostile.trained() == 2
+
+
+def test_an_attempt_whose_training_failed_is_used_up(hostile: HostileAverage) -> None:
+    hostile.kit.fails = {0}
+    begin = encode_configs([hostile.config()])
+    assert [hostile.begin_code(begin) for _ in range(2)] == ["internal", "stale"]
+    assert hostile.trained() == 1
 
 
 def test_a_folder_that_others_can_read_answers_nothing(hostile: HostileAverage) -> None:

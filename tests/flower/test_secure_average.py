@@ -416,3 +416,53 @@ def test_a_member_that_is_killed_while_it_trains_trains_again(tmp_path: Path) ->
     result = strategy.start(kit.grid(), initial(), 1, train_config=ConfigRecord(CONFIG))
     assert [(one.joined, one.unmasked) for one in strategy.sums.state.records] == [(3, 0), (5, 5)]
     np.testing.assert_allclose(moved_by(result), plain_mean(kit, 5), atol=6 * STEP)
+
+
+def test_a_strategy_that_waits_for_more_nodes_than_are_there_ends_the_run(tmp_path: Path) -> None:
+    """Flower's own sampling would wait without an end."""
+    kit = make_kit(tmp_path, 5)
+    strategy = secure(kit, FedAvg(min_available_nodes=5), join_s=0.01)
+    kit.folders = kit.folders[:4]
+    with pytest.raises(RoundAborted, match="5 are needed") as aborted:
+        strategy.start(kit.grid(), initial(), 1)
+    assert aborted.value.stage == "connect"
+
+
+def test_an_evaluation_that_waits_for_more_nodes_than_are_there_is_skipped(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path, 5, metrics=("accuracy",))
+    strategy = secure(kit, FedAvg(min_evaluate_nodes=5), join_s=0.01)
+    kit.folders = kit.folders[:4]
+    result = strategy.start(kit.grid(), initial(), 1)
+    assert result.evaluate_metrics_clientapp == {}
+    assert kit.calls == dict.fromkeys(range(4), 1)
+
+
+def test_metrics_of_who_is_not_in_the_sum_do_not_count(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path, 5, metrics=("loss",))
+    kit.silent = {(4, "share")}
+    result = secure(kit, metrics=("loss",)).start(kit.grid(), initial(), 1)
+    assert dict(result.train_metrics_clientapp[1]) == {"loss": 2.5}  # 1, 2, 3 and 4; not 5
+
+
+def test_a_rejected_round_is_not_tried_again(kit: Kit) -> None:
+    """Its sum was opened: another attempt would open another one from the same model."""
+    strategy = secure(kit, max_norm=1e-3, attempts=3)
+    with pytest.raises(RoundRejected):
+        strategy.start(kit.grid(), initial(), 1)
+    assert [record.aborted_at for record in strategy.sums.state.records] == ["gate"]
+
+
+def test_a_server_that_is_killed_in_a_round_does_not_use_its_attempt_again(kit: Kit, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(event: RoundEvent) -> None:
+        if event.stage == "mask":
+            raise Killed
+
+    with pytest.raises(Killed):
+        secure(kit, state=tmp_path / "state", on_event=kill).start(kit.grid(), initial(), 1)
+    strategy = secure(kit, state=tmp_path / "state")
+    strategy.start(kit.grid(), initial(), 1)
+    assert [(record.attempt, record.state) for record in strategy.sums.state.records] == [(1, "completed")]
+    assert kit.calls == dict.fromkeys(range(3), 1)  # what was never masked is taken
