@@ -478,11 +478,6 @@ def _strategy_problems(strategy: Strategy, members: int) -> list[str]:
     return problems
 
 
-def _least_nodes(strategy: Strategy, what: str) -> int:
-    """Nodes that a strategy of Flower's waits for without an end."""
-    return max(getattr(strategy, "min_available_nodes", 0), getattr(strategy, f"min_{what}_nodes", 0))
-
-
 def _sample_of(sample: int | None, fraction: float | None, members: int) -> int:
     if fraction is None or sample is not None:
         return sample or 0

@@ -210,7 +210,7 @@ class SecureSums:
         Args:
             begin: messages that open the round at these nodes; before the first round of a run with samples also those
                 that open round 0, for which only the configuration matters.
-            nodes: whom to ask; None asks all that are connected. Of a sample, those that are in it.
+            nodes: whom to ask; None asks all that are connected. Of a round with a sample, those that may be in it.
 
         Raises:
             RoundAborted: too few organizations, at some stage. RoundRejected: the gate rejects the sum.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from gradtf_fl.secagg.crypto.primitives import USAGE_GRAPH, USAGE_GROUPS, digest, index_bytes, keystream
 from gradtf_fl.secagg.roster import Roster
 
@@ -23,9 +25,9 @@ def point(member: int) -> int:
 
 def shuffled(members: Collection[int], key: bytes) -> list[int]:
     """``members`` in an order that AES-256-CTR under ``key`` [32 bytes] decides."""
-    stream = keystream(key, _KEY_BYTES * len(members))
-    chunks = (stream[at : at + _KEY_BYTES] for at in range(0, len(stream), _KEY_BYTES))
-    return [member for _, member in sorted(zip(chunks, sorted(members), strict=True))]
+    ordered = sorted(members)
+    keys = np.frombuffer(keystream(key, _KEY_BYTES * len(ordered)), dtype=">u8").reshape(-1, 2)
+    return [ordered[place] for place in np.lexsort((keys[:, 1], keys[:, 0]))]
 
 
 class Graph:

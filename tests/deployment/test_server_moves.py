@@ -330,7 +330,7 @@ MOVES: dict[str, Move] = {
     "an LLM's hash in capitals": plan("protocol", "range: llm_sha256", llm_sha256="A" * 64),
     "another initial adapter": plan("model_hash", "initial adapter differs", initial_sha256="0" * 64),
     # the round; what it may not be for any member is in `RoundMoves`
-    "round 0": config("policy", "round 0 is outside the plan's 3", round=0, attempt=1),
+    "round 0": config("policy", "over one zero", round=0, attempt=1),
     "round 4 of 3": config("policy", "round 4 is outside the plan's 3", round=4),
     "dim 5": config("model_hash", "bytes, not 20", dim=5),
     "the fields of version 1": one(
