@@ -161,14 +161,24 @@ def tuned_alone(tests: OrganizationTests, rounds: int, numbers: Sequence[int]) -
 
 def ceiling(tests: OrganizationTests, rounds: int) -> Figures:
     """The model tuned without DP on all organizations' rows together, seeing as many examples as the federation."""
-    from gradtf_fl.training import fine_tune
+    from gradtf_fl.training import LOGIT_BYTES, fine_tune
 
     config, organizations = tests.config, tests.data.organizations
     rows = joined([tests.encoded(organization.train) for organization in organizations])
     set_adapter_state(tests.model, tests.adapted.initial)
     steps, batch = rounds * config.steps, config.batch * len(organizations)
     rate = HOUSE_RULES_CEILING_RATE if config.task.is_house_rules else config.provider.tuning_rate
-    fine_tune(tests.model, rows, steps=steps, batch=batch, rate=rate, seed=config.seed)
+    vocabulary = tests.model.get_input_embeddings().weight.shape[0]
+    bound = 4 * vocabulary * rows.input_ids.shape[1] * config.batch * TOGETHER  # float32 logits of so many batches
+    fine_tune(
+        tests.model,
+        rows,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        seed=config.seed,
+        logit_bytes=min(LOGIT_BYTES, bound),
+    )
     tuned = adapter_state(tests.model)
     return together([tests.of(tuned, number) for number in range(len(organizations))])
 
