@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from clients.adapters.kept import KeptAdapter, current, is_pinned, kept, newest, of_round, pin, unpin
     from clients.charging import refused_for_budget
     from clients.client_app import app
+    from clients.kept_update import take_back_attempt
     from clients.node.checks import check_organization
     from clients.node.run import NodeRun, describe
     from clients.node.setup import join_federation, make_organization
@@ -38,5 +39,6 @@ __all__ = [
     "pin",
     "refuse_occupied",
     "refused_for_budget",
+    "take_back_attempt",
     "unpin",
 ]

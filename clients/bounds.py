@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import OrganizationConfig, PolicySection, PrivacySection
-from gradtf_fl.flower import Refused
+from gradtf_fl.flower import Refused, sum_reasons
 from gradtf_fl.privacy import ROUNDING, DpEvent, Unit, epsilon_prv
-from gradtf_fl.round_messages import MIN_CLIP, Refusal, TrainingPlan
+from gradtf_fl.round_messages import Refusal, TrainingPlan
 from gradtf_fl.secagg import RoundConfig
 
 
@@ -25,7 +24,9 @@ def policy_reasons(
     reasons = policy.broken_by(
         clip=plan.clip, rate=plan.rate, steps=plan.steps, weight_rule=config.weight_rule, groups=config.groups
     )
-    reasons += [*spec_reasons(policy, spec), *_round_reasons(policy, config, attempts)]
+    reasons += [*spec_reasons(policy, spec), *sum_reasons(config, attempts, policy.attempts)]
+    if not within_hours(policy.hours, now := utc_now()):
+        reasons.append(f"{now:%H:%M} UTC is outside {', '.join(policy.hours)}")
     if not 1 <= config.round <= plan.rounds:
         reasons.append(f"round {config.round} is outside the plan's {plan.rounds} rounds")
     if plan.delta > organization.privacy.delta:
@@ -71,14 +72,3 @@ def within_hours(hours: tuple[str, ...], now: datetime) -> bool:
 def utc_now() -> datetime:
     """The time that ``hours`` is about."""
     return datetime.now(UTC)
-
-
-def _round_reasons(policy: PolicySection, config: RoundConfig, attempts: int) -> Iterator[str]:
-    if config.clip < MIN_CLIP:
-        yield f"an update's clip of {config.clip:g} is below {MIN_CLIP:g}"
-    if config.max_weight < MIN_CLIP:
-        yield f"max_weight {config.max_weight:g} is below {MIN_CLIP:g}"
-    if attempts >= policy.attempts:
-        yield f"round {config.round} had {attempts} attempts here, not fewer than {policy.attempts}"
-    if not within_hours(policy.hours, now := utc_now()):
-        yield f"{now:%H:%M} UTC is outside {', '.join(policy.hours)}"

@@ -25,7 +25,7 @@ from gradtf_fl.file_names import TRAINING
 from gradtf_fl.flower import Refused, RoundKey
 from gradtf_fl.privacy import DpEvent, Ledger, SkellamEvent, Unit, epsilon_rdp, noise_multiplier
 from gradtf_fl.round_messages import Refusal, TrainingPlan
-from gradtf_fl.secagg import RoundConfig, distributed_noise, group_members
+from gradtf_fl.secagg import RoundConfig, distributed_noise, round_members
 
 
 def planned_event(organization: Organization, plan: TrainingPlan) -> DpEvent:
@@ -52,8 +52,7 @@ def client_level(organization: Organization, config: RoundConfig) -> SkellamEven
     """What the sum of this round tells of one whole organization, where it carries Skellam noise."""
     if config.noise_multiplier == 0:
         return None
-    members = group_members(organization.roster, config.groups, config.group)
-    noise = distributed_noise(config, len(members))
+    noise = distributed_noise(config, len(round_members(config, organization.roster)))
     return SkellamEvent(noise.honest_variance, noise.l2, noise.l1, releases=1, noisers=noise.noisers)
 
 

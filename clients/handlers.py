@@ -21,14 +21,14 @@ from gradtf_fl.round_messages import (
     Fields,
     MalformedFields,
     Stage,
-    StagePayload,
+    stage_request,
 )
 
 Handler = Callable[[Organization, Mapping[str, Any]], Fields]
 
 
 def _stage(stage: Stage) -> Handler:
-    return lambda organization, fields: stages.answer(organization, stage, StagePayload.from_fields(fields)).to_fields()
+    return lambda organization, fields: stages.answer(organization, stage, stage_request(stage, fields)).to_fields()
 
 
 def _begin(organization: Organization, fields: Mapping[str, Any]) -> Fields:

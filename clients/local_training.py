@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from clients.bounds import require_noise, require_rows, spec_reasons
 from clients.charging import OpenCharge, client_level, open_ledger, planned_event, training_id
+from clients.kept_update import keep_update, take_kept_update
 from clients.node_store import NodeStore
 from clients.organization import Organization
 from gradtf_fl.adapters import (
@@ -29,7 +29,6 @@ from gradtf_fl.adapters import (
 )
 from gradtf_fl.config import ComputeSection
 from gradtf_fl.errors import ConfigError, CorruptFile
-from gradtf_fl.file_names import OWN_UPDATE
 from gradtf_fl.flower import Refused, RoundKey, keep_cause
 from gradtf_fl.privacy import DpEvent, Unit
 from gradtf_fl.round_messages import MAX_CLIP, BeginRound, Refusal, TrainingPlan, global_model_hash
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gradtf_fl.tasks import TokenRows
+    from gradtf_fl.training import DpOutcome
 
 T = TypeVar("T")
 
@@ -51,12 +51,12 @@ class LocalUpdate:
     """What an organization masks.
 
     Attributes:
-        vector: the clipped update, float32 [blocks * block_dim].
+        vector: the clipped update, float32 [blocks * block_dim]; None for that of an earlier attempt, in the store.
         training: SHA-256 of what it was trained by (`training_id`).
         ledger_head: of the ledger that was charged for it (32 bytes).
     """
 
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32] | None
     training: bytes
     ledger_head: bytes
 
@@ -96,18 +96,21 @@ def train_update(
     key = RoundKey(config.run_id, config.round, config.attempt)
     training = training_id(organization, config, event)
     kept = store.claim(key, config.dp, training, policy.attempts, config.model_hash)
-    if kept is not None:
-        return LocalUpdate(np.frombuffer(kept, dtype="<f4"), training, open_ledger(organization).head)
+    vector = None if kept else take_kept_update(organization, store, key, training)
+    if kept or vector is not None:
+        return LocalUpdate(vector, training, open_ledger(organization).head)
     try:
         charge = OpenCharge.reserve(organization, store, key, event, client_level(organization, config))
-        _train(organization, tiny, model, plan, event, charge)
+        outcome = _train(organization, tiny, model, plan, event, charge)
+        try:
+            moved = update_vector(tiny.space.layout, adapter_state(model), start)
+            vector = clip_update(moved.reshape(-1), config.clip)
+            keep_update(organization, key, training, outcome.noise, vector)
+        finally:
+            charge.settle(outcome.event, outcome.noise)
     except BaseException:
         store.give_up(key)
         raise
-    moved = update_vector(tiny.space.layout, adapter_state(model), start)
-    vector = clip_update(moved.reshape(-1), config.clip)
-    if organization.simulation is not None and organization.simulation.keep_updates:
-        _keep(organization.round_folder(key.round), vector)
     return LocalUpdate(vector, training, charge.ledger.head)
 
 
@@ -118,8 +121,8 @@ def _train(
     plan: TrainingPlan,
     event: DpEvent,
     charge: OpenCharge,
-) -> None:
-    """Train ``model``'s adapter in place and settle the charge, or say what becomes of it.
+) -> DpOutcome:
+    """Train ``model``'s adapter in place, or say what becomes of the charge.
 
     Raises:
         Refused: ``policy`` where the rows, or this machine, can't be used.
@@ -157,7 +160,7 @@ def _train(
         if isinstance(error, ConfigError):
             raise Refused(Refusal.POLICY, str(error)) from error
         raise
-    charge.settle(outcome.event, outcome.noise)
+    return outcome
 
 
 def _same_llm(organization: Organization, llm_hash: bytes) -> None:
@@ -259,10 +262,3 @@ def clip_update(vector: NDArray[np.float32], clip: float) -> NDArray[np.float32]
         raise Refused(Refusal.INTERNAL, "the trained update is not finite")
     scaled: NDArray[np.float32] = (vector * min(1.0, clip / norm)).astype(np.float32) if norm > 0 else vector
     return scaled
-
-
-def _keep(folder: Path, vector: NDArray[np.float32]) -> None:
-    from safetensors.numpy import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"update": vector}, folder / OWN_UPDATE)

@@ -81,7 +81,8 @@ class Organization:
 
     def member(self) -> Member:
         """The organization as a member of its rounds."""
-        return Member(self.identity, self.roster, self.policy, self.store(), self.config.policy.min_difference)
+        policy = self.config.policy
+        return Member(self.identity, self.roster, self.policy, self.store(), policy.min_difference, policy.rest_rounds)
 
     def training_seed(self, key: RoundKey) -> int | None:
         """Seed of this round's DP-SGD; None (operating system entropy) but in a seeded simulation."""

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from clients.bounds import policy_reasons
-from clients.node_store import NodeStore
 from clients.organization import Organization
 from gradtf_fl.adapters import AdapterSpec
-from gradtf_fl.flower import OpenRound, Refused, RoundKey
-from gradtf_fl.round_messages import (
-    MAX_CONFIGS,
-    BeginRound,
-    MalformedFields,
-    Refusal,
-    Stage,
-    StagePayload,
-    TrainingPlan,
-)
-from gradtf_fl.secagg import (
-    ProtocolViolation,
-    RoundConfig,
-    SecAggClient,
-    UnknownIdentity,
-    decode_configs,
-    group_members,
-)
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, draw, own_config, permitted_client
+from gradtf_fl.round_messages import BeginRound, MalformedFields, Refusal, Stage, StagePayload, TrainingPlan
 
-RUN_ID = r"[A-Za-z0-9._-]{1,128}"
 REFERENCE_ROWS = 8192  # weight rule "examples": rows that count as the full weight
 
 
@@ -43,9 +23,10 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
         Refused, BudgetExhausted, Vanished, MalformedFields: with nothing trained; ``adapter`` when the one that rides
             along is wrong; ``policy`` with every bound that the round breaks.
     """
-    config = _own_config(organization, message.configs)
-    if not re.fullmatch(RUN_ID, config.run_id):
-        raise MalformedFields("the run's name is empty, too long or has characters that a log should not show")
+    config = own_config(organization.identity, organization.roster, message.configs)
+    if config.round == 0:  # it draws the run's beacon, and nothing is trained
+        organization.vanish_if_told("advertise", config.round)
+        return draw(organization.member(), config, organization.randomness(RoundKey(config.run_id, 0, config.attempt)))
     plan = TrainingPlan.from_canonical(config.dp)
     spec = _spec_of(plan)
     delivery = message.delivery(config.run_id, plan)
@@ -55,7 +36,9 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
         receive_adapter(organization, delivery)
     key = RoundKey(config.run_id, config.round, config.attempt)
     store = organization.store()
-    client = _permitted_client(organization, config, plan, spec, store)
+    reasons = policy_reasons(organization.config, config, plan, spec, store.attempts(key.run_id, key.round))
+    member, randomness = organization.member(), organization.randomness(key)
+    client = permitted_client(member, config, reasons, randomness, message.beacon)
     if len(message.update) != 4 * config.dim:
         raise Refused(Refusal.MODEL_HASH, f"the global update has {len(message.update)} bytes, not {4 * config.dim}")
     store.check_start(key.run_id, key.round, message.update)
@@ -68,7 +51,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
     if config.weight_rule == "examples":
         weight = config.max_weight * example_weight(organization.config.privacy.declared)
     advert = client.advertise(update.ledger_head)
-    store.open(OpenRound(key, client.to_bytes(), update.vector.tobytes(), weight), update.training)
+    store.open(OpenRound(key, client.to_bytes(), update.vector, weight), update.training)
     return StagePayload(key.round, key.attempt, advert)
 
 
@@ -77,57 +60,11 @@ def example_weight(rows: int) -> float:
     return min(1.0, rows / REFERENCE_ROWS)
 
 
-def _own_config(organization: Organization, configs: bytes) -> RoundConfig:
-    """The configuration of the group that this organization's own roster puts it in."""
-    try:
-        me = organization.roster.index(organization.identity.public)
-    except UnknownIdentity as error:
-        raise Refused(Refusal.POLICY, "the roster that this organization pins is without itself") from error
-    if len(configs) > MAX_CONFIGS:
-        raise Refused(Refusal.PROTOCOL, f"round configuration: {len(configs)} bytes are more than {MAX_CONFIGS}")
-    try:
-        for config in decode_configs(configs):
-            if me in group_members(organization.roster, config.groups, config.group):
-                return config
-    except ProtocolViolation as error:
-        raise Refused(Refusal.PROTOCOL, f"round configuration: {error}") from error
-    raise Refused(Refusal.POLICY, "no configuration is for this organization's group")
-
-
 def _spec_of(plan: TrainingPlan) -> AdapterSpec:
     try:
         return AdapterSpec.from_canonical(plan.spec)
     except ValueError as error:
         raise MalformedFields(str(error)) from error
-
-
-def _permitted_client(
-    organization: Organization, config: RoundConfig, plan: TrainingPlan, spec: AdapterSpec, store: NodeStore
-) -> SecAggClient:
-    """The client of a round that nothing in ``organization.toml`` forbids.
-
-    Raises:
-        Refused: ``stale``, or ``policy`` with all reasons at once.
-    """
-    key = RoundKey(config.run_id, config.round, config.attempt)
-    last_round = store.last_round(key.run_id)
-    if (key.round, key.attempt) <= last_round:
-        raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
-    reasons = policy_reasons(organization.config, config, plan, spec, store.attempts(key.run_id, key.round))
-    try:
-        client = SecAggClient(
-            config,
-            organization.policy,
-            organization.roster,
-            organization.identity,
-            last_round=last_round,
-            randomness=organization.randomness(key),
-        )
-    except ProtocolViolation as error:
-        reasons.append(str(error))
-    if reasons:
-        raise Refused(Refusal.POLICY, "; ".join(reasons))
-    return client
 
 
 def answer(organization: Organization, stage: Stage, message: StagePayload) -> StagePayload:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradtf_fl.config import FederationPlan, SimulationConfig
     from gradtf_fl.curation import CurationConfig, curate
     from gradtf_fl.errors import ConfigError
+    from gradtf_fl.flower import SecureAverage, new_member, secagg_mod
     from gradtf_fl.privacy import DpEvent, Ledger, Unit, epsilons, noise_multiplier
     from gradtf_fl.secagg import (
         ClientPolicy,
@@ -70,6 +71,7 @@ __all__ = [
     "Row",
     "SecAggClient",
     "SecAggServer",
+    "SecureAverage",
     "SecureFederation",
     "SimulationConfig",
     "TokenRows",
@@ -83,12 +85,14 @@ __all__ = [
     "epsilons",
     "initial_state",
     "load_model",
+    "new_member",
     "noise_multiplier",
     "read_rows",
     "resolve_targets",
     "run_baseline",
     "run_secure_sum",
     "save_adapter",
+    "secagg_mod",
     "simulate",
     "train_dp",
     "train_grad_transformer",

@@ -32,6 +32,9 @@ OWN_UPDATE = "own_update.safetensors"  # in rounds/ROUND/, of a simulation that 
 CURRENT_ADAPTER = "current_adapter"  # link to the adapter in use (`clients.adapters.kept`)
 NEWEST_ADAPTER = "newest_adapter"  # link to the adapter that was delivered last
 
+# A member's folder, of secure averages of any Flower app; with IDENTITY_KEY, STATE, CLIENT_LOG and ROSTER
+POLICY = "policy.toml"  # `config.MemberPolicy`, 0600
+
 # A server's folder
 SERVER_CONFIG = "server.toml"  # where it listens, and the plan; 0600 (`deployment.load_server`)
 PROVIDER_KEY = "provider.key"  # Ed25519 key that signs LLM adapters, 0600
@@ -39,10 +42,19 @@ ENROLMENTS = "enrolments"  # enrolments/NAME.json, one for each organization
 ROSTER = "roster.txt"  # Ed25519 keys of the organizations, one hex key a line
 FEDERATION = "federation.json"  # the run so far (`strategies.checkpoints`)
 FAILURE = "failure.json"  # why the ServerApp ended by an error; gone when it is started again
+ARRAYS = "arrays.npz"  # of a secure average: the model after its last finished round (`flower.average_files`)
+BEACON = "beacon.bin"  # proof of the beacon that draws the samples of the run (`secagg.BeaconProof`)
 STATUS = "status.json"  # where the run stands right now
 SUPEREXEC_SECRET = "superexec.secret"  # in flower/, 0600: between the SuperLink and its SuperExec
 GLOBAL_UPDATE = "global_update.safetensors"  # in rounds/ROUND/
 ROUND_RECORD = "round.json"  # in rounds/ROUND/: record, hashes and signature
+
+# A simulation's folder, which is also its server's
+SIMULATION = "simulation.toml"  # `config.SimulationConfig`: what the run was started with; written before all else
+SIMULATION_LOCK = ".simulation.lock"  # held by the process that runs the simulation
+ORGANIZATIONS = "organizations"  # organizations/NAME/, one folder for each
+PROMPTS = "public_prompts.jsonl"  # that the provider refines on
+REPORT = "report.json"  # `reports.SimulationReport`; the last file that a run writes
 
 ORGANIZATION_PRIVATE = (
     ORGANIZATION_CONFIG,

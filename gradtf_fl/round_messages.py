@@ -10,7 +10,7 @@ train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refus
                      | the last adapter     |
 train.share          | `StagePayload`       | `StagePayload`
 train.accept         | `StagePayload`       | `StagePayload`
-train.mask           | `StagePayload`       | `StagePayload`
+train.mask           | `PieceRequest`       | `StagePayload`, once for each piece of the masked vector
 train.consistency    | `StagePayload`       | `StagePayload`
 train.unmask         | `StagePayload`       | `StagePayload`
 evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization
@@ -35,6 +35,8 @@ Fields = dict[str, FieldValue]
 
 SECTION = "gradtf"  # name of the one record in every message
 REFUSAL = "refusal"  # name of the field that carries a `Refusal`
+# fields of a secure average's messages, besides a payload's
+STAGE, CONFIGS, METRICS, BEACON = "stage", "configs", "metrics", "beacon"
 RUN_START = re.compile(r"[0-9]{8}T[0-9]{6}Z(?=-)")  # of a deployed run's name: when it began (UTC), signed with it
 MIN_EPSILON, MAX_EPSILON = 0.01, 1000.0  # of a plan; an accountant's own error leaves nothing to calibrate below
 MIN_DELTA = 1e-12  # of a plan; below, the accountants' floating-point sums have no digits left
@@ -194,6 +196,8 @@ class BeginRound(_Message):
         adapter_round: round of the LLM adapter that rides along (see `AdapterDelivery`); 0 without one.
         adapter: that adapter; empty without one.
         signature: the provider's signature of it.
+        beacon: `gradtf_fl.secagg.BeaconProof` of the beacon that draws this round's sample; empty without one, and
+            for organizations that have verified it.
     """
 
     configs: bytes
@@ -201,6 +205,7 @@ class BeginRound(_Message):
     adapter_round: int = 0
     adapter: bytes = b""
     signature: bytes = b""
+    beacon: bytes = b""
 
     def delivery(self, run_id: str, plan: TrainingPlan) -> AdapterDelivery | None:
         """The adapter that rides along, which is of this very run; None without one."""
@@ -224,6 +229,21 @@ class StagePayload(_Message):
     round: int
     attempt: int
     payload: bytes
+
+
+@dataclass(frozen=True)
+class PieceRequest(StagePayload):
+    """Asks for one piece of the masked vector.
+
+    What is masked follows from the first request's payload; every later answer has the bytes that were made then.
+    """
+
+    piece: int
+
+
+def stage_request(stage: Stage, values: Mapping[str, Any]) -> StagePayload:
+    """The server's message for a stage after the first; `MalformedFields` as `from_fields`."""
+    return (PieceRequest if stage == "mask" else StagePayload).from_fields(values)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from strategies import checkpoints
-    from strategies.checkpoints import read_records, write_roster
+    from strategies.checkpoints import write_roster
     from strategies.engines.in_process import InProcessGrid
     from strategies.engines.ray_engine import RayShares, run_on_ray
     from strategies.engines.worker_grid import WorkerGrid
@@ -35,7 +35,6 @@ __all__ = [
     "load_transformer",
     "make_server",
     "progress",
-    "read_records",
     "run_on_ray",
     "run_server",
     "share_of_threads",

@@ -19,39 +19,18 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtf_fl.deployment import held
-from gradtf_fl.errors import ConfigError, CorruptFile
-from gradtf_fl.file_names import FEDERATION, GLOBAL_UPDATE, LOCK, ROSTER, ROUND_RECORD, ROUNDS
+from gradtf_fl.errors import CorruptFile
+from gradtf_fl.file_names import GLOBAL_UPDATE, ROSTER, ROUND_RECORD, ROUNDS
 from gradtf_fl.files import PUBLIC, replace_file, sync_folder
-from gradtf_fl.flower import RoundRecord
-
-
-@dataclass(frozen=True)
-class RunState:
-    """``federation.json``.
-
-    Attributes:
-        run_id: made at the first start; every later start goes on under it.
-        origin: what a continued run must share with the first start (models, transformer, roster), as hashes.
-        last: highest (round, attempt) ever sent out. delivered: rounds whose adapter was sent out.
-    """
-
-    run_id: str
-    origin: Mapping[str, str]
-    last: tuple[int, int] = (0, 0)
-    delivered: int = 0
-    records: tuple[RoundRecord, ...] = field(default_factory=tuple)
-
-    def recorded(self, record: RoundRecord) -> RunState:
-        """With one more record."""
-        return replace(self, records=(*self.records, record))
+from gradtf_fl.flower import RoundKey, RoundRecord, read_run, save_run
+from gradtf_fl.secagg import Floats
 
 
 @dataclass(frozen=True)
@@ -63,63 +42,29 @@ class Checkpoint:
     record: RoundRecord
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process; ConfigError when another one has it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out / LOCK, f"{out}: another server is running there"):
-        yield
+def interrupted_attempt(out: Path) -> RoundKey | None:
+    """The attempt that was sent out and that no finished round came of; None where there is none."""
+    state = read_run(out)
+    if state is None:
+        return None
+    last = last_checkpoint(out)
+    if state.last == (0, 0) or (last is not None and state.last[0] <= last.round):
+        return None
+    return RoundKey(state.run_id, *state.last)
 
 
-def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
-    """The state of the run in ``out``; a new one, named ``run_id``, where there is none.
+def forget_attempt(out: Path, key: RoundKey) -> None:
+    """Of a simulation alone: the next attempt is ``key`` itself, with the same nonce, and it has no record yet.
 
-    Raises:
-        ConfigError: the run there was started with other models, another transformer or another roster.
-        CorruptFile: unreadable.
+    Everything that it sent out was in the process that died (the organizations take it back first), so a round that is
+    played again is the same round. The adapter of the round before goes out with it again.
     """
-    path = out / FEDERATION
-    if not path.exists():
-        return RunState(run_id, dict(origin))
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        state = RunState(
-            run_id=str(document["run_id"]),
-            origin=dict(document["origin"]),
-            last=(int(document["last"][0]), int(document["last"][1])),
-            delivered=int(document["delivered"]),
-            records=tuple(RoundRecord.from_json(record) for record in document["records"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
-    differing = sorted(key for key in origin if state.origin.get(key) != origin[key])
-    if differing:
-        raise ConfigError(f"{out}: the run there was started with another {', '.join(differing)}; name a new folder")
-    return state
-
-
-def save_run(out: Path, state: RunState) -> None:
-    """Replace ``federation.json`` atomically."""
-    document = {
-        "version": 1,
-        "run_id": state.run_id,
-        "origin": dict(state.origin),
-        "last": list(state.last),
-        "delivered": state.delivered,
-        "records": [record.to_json() for record in state.records],
-    }
-    replace_file(out / FEDERATION, json.dumps(document, indent=1).encode(), PUBLIC)
-
-
-def read_records(out: Path) -> list[RoundRecord]:
-    """Records of every attempt in ``out``, aborted ones too; empty when no run was started there."""
-    path = out / FEDERATION
-    if not path.exists():
-        return []
-    try:
-        return [RoundRecord.from_json(r) for r in json.loads(path.read_text(encoding="utf-8"))["records"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path}: cannot be read ({type(error).__name__})") from error
+    state = read_run(out)
+    assert state is not None
+    records = tuple(one for one in state.records if (one.round, one.attempt) != (key.round, key.attempt))
+    before = (key.round, key.attempt - 1) if key.attempt else (key.round - 1, 0)
+    delivered = min(state.delivered, max(0, key.round - 2))
+    save_run(out, replace(state, last=before, delivered=delivered, records=records))
 
 
 def round_folder(out: Path, round_number: int) -> Path:
@@ -147,7 +92,7 @@ def new_round(out: Path, round_number: int) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_update(folder: Path, global_update: NDArray[np.float32], mean: NDArray[np.float64]) -> None:
+def write_update(folder: Path, global_update: NDArray[np.float32], mean: Floats) -> None:
     """Write U and this round's mean into a round's folder."""
     from safetensors.numpy import save_file
 
@@ -196,15 +141,3 @@ def write_roster(out: Path, keys: Sequence[bytes]) -> None:
     """Write ``OUT/roster.txt``."""
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / ROSTER, "".join(key.hex() + "\n" for key in keys).encode(), PUBLIC)
-
-
-def read_roster(out: Path) -> tuple[bytes, ...]:
-    """Keys of ``OUT/roster.txt``; ConfigError names what is wrong with it."""
-    path = out / ROSTER
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
-        return tuple(bytes.fromhex(line) for line in lines)
-    except OSError as error:
-        raise ConfigError(f"{path}: the organizations' keys cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not one hex Ed25519 key a line") from error

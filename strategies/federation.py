@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -30,33 +29,26 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from gradtf_fl.config import FederationPlan
-from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
+from gradtf_fl.config import FederationPlan, SumSettings
+from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import LLM_ADAPTER
 from gradtf_fl.flower import (
-    CONNECT,
-    TTL_MARGIN,
-    EventKind,
     OnEvent,
-    RoundEvent,
-    RoundLog,
+    Opened,
     RoundRecord,
-    SecureRound,
-    combine_groups,
-    gate,
-    groups_needed,
+    RoundStart,
+    SecureSums,
+    locked_run,
     messages_for,
-    patience,
-    wait_for_nodes,
+    open_run,
+    save_run,
 )
 from gradtf_fl.round_messages import MESSAGE_TYPES, BeginRound, Refusal, TrainingPlan
-from gradtf_fl.secagg import Roster, RoundConfig, Topology, certain_noisers, encode_configs, group_members, topology
+from gradtf_fl.secagg import Roster, RoundConfig, encode_configs
 from strategies import checkpoints
-from strategies.checkpoints import RunState
 from strategies.delivery import PendingDelivery, deliver, fill_begin
 from strategies.provider import Provider, start_hash, update_bytes
 
-RETURN_S = 20.0  # for a node that was started again between two rounds
 logger = logging.getLogger("gradtf.server")
 
 
@@ -90,30 +82,17 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def __init__(
         self, plan: FederationPlan, provider: Provider, roster: Roster, on_event: OnEvent | None = None
     ) -> None:
-        if len(roster) != plan.organizations:
-            raise ConfigError(f"the roster has {len(roster)} keys, the plan {plan.organizations} organizations")
         self.plan, self.provider, self.roster = plan, provider, roster
-        self._on_event = on_event
+        self.sums = SecureSums(_settings(plan), roster, plan.rounds, on_event=on_event, fresh=self._fresh)
         layout = provider.tiny.layout
         self._update: NDArray[np.float32] = np.zeros((layout.blocks, layout.block_dim), np.float32)
         self._first: NDArray[np.float32] | None = None  # U after the first round
-        self._state = RunState("", {})
         self._pending: PendingDelivery | None = None
-        self._gathered = False  # whether the organizations were waited for, as before the first round
-
-    @property
-    def shapes(self) -> list[Topology]:
-        """Graph, threshold and quorum of each group."""
-        if (t := self.plan.threshold) is not None:
-            return [Topology(len(self.roster) - 1, t, t)]
-        groups = self.plan.groups
-        sizes = (len(group_members(self.roster, groups, group)) for group in range(groups))
-        return [topology(size, self.plan.colluders, self.plan.dropouts) for size in sizes]
 
     @property
     def quorum(self) -> int:
         """Organizations without which no round can end."""
-        return sum(sorted(shape.quorum for shape in self.shapes)[: groups_needed(self.plan.groups)])
+        return self.sums.quorum
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -155,6 +134,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         if refused := [f"{name}: SecureFederation takes none, leave it empty" for name, v in given.items() if v]:
             raise ConfigError(refused)
         self.plan = self.plan.model_copy(update={"rounds": num_rounds, "deadline_s": timeout})
+        self.sums.settings, self.sums.rounds = _settings(self.plan), num_rounds
         return Result(arrays=ArrayRecord({"update": Array(self.run(grid).global_update)}))
 
     def run(self, grid: Grid) -> FederationResult:
@@ -165,16 +145,16 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             ConfigError, CorruptFile: ``out`` holds another run, or is damaged.
         """
         self.summary()
-        with checkpoints.locked(self.plan.out):
+        with locked_run(self.plan.out):
             done = self._resume()
-            if done and self._state.delivered < done:  # killed between checkpoint and delivery
+            if done and self.sums.state.delivered < done:  # killed between checkpoint and delivery
                 folder = checkpoints.round_folder(self.plan.out, done) / LLM_ADAPTER
-                adapter = self.provider.reload(folder, self._state.run_id, done, self._update)
+                adapter = self.provider.reload(folder, self.sums.state.run_id, done, self._update)
                 self._pending = PendingDelivery(done, adapter, update_bytes(self._update))
             for number in range(done + 1, self.plan.rounds + 1):
                 self._round(grid, number)
             self._deliver(grid)
-            return FederationResult(list(self._state.records), self._update, self.plan.out)
+            return FederationResult(list(self.sums.state.records), self._update, self.plan.out)
 
     def _resume(self) -> int:
         """Take up the state in ``out``; the number of finished rounds."""
@@ -185,53 +165,38 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "transformer": self.provider.generator.sha256,
             "roster": self.roster.hash.hex(),
         }
-        self._state = checkpoints.open_run(out, origin, self._run_name())
+        self.sums.save, self.sums.folder = lambda state: save_run(out, state), out
+        state = open_run(out, origin, self._run_name())
         last = checkpoints.last_checkpoint(out)
         if last is not None:
             if last.global_update.shape != self._update.shape:
                 raise ConfigError(f"{out}: the global update there has another shape")
             self._update, self._first = last.global_update, checkpoints.checkpoint(out, 1).global_update
-            if last.record not in self._state.records:  # killed between the rename and the next line
-                self._state = self._state.recorded(last.record)
+            if last.record not in state.records:  # killed between the rename and the next line
+                state = state.recorded(last.record)
             logger.info("continuing after round %s", last.round)
-        checkpoints.save_run(out, self._state)
+        self.sums.keep(state)
         return 0 if last is None else last.round
 
     def _round(self, grid: Grid, number: int) -> None:
-        self._tell("round", number)
-        configs = self._next_attempt(number)
-        config = configs[0]
-        try:
-            nodes = self._connected(grid, self.quorum)
-        except RoundAborted as aborted:
-            joined = aborted.counts["connected"]
-            self._record(RoundRecord(number, config.attempt, "aborted", joined=joined, aborted_at=CONNECT))
-            raise
-        secure = SecureRound(grid, configs, self.roster, self.plan.rounds, self._on_event)
-        try:
-            sums = secure.sums(self._begin_messages(grid, nodes, configs))
-            gate(sums, config, self.plan.max_norm)
-        except RoundAborted as error:
-            record = secure.log.record(config, "aborted")
-            self._record(replace(record, aborted_at="gate") if isinstance(error, RoundRejected) else record)
-            raise
-        self._note_begin_deliveries(secure.log, len(nodes))
+        opened = self.sums.open(grid, number, self._start(), lambda *asked: self._begin_messages(grid, *asked))
+        self._note_begin_deliveries(opened)
         started = time.monotonic()
-        mean = combine_groups(sums, self.plan.combine).reshape(self._update.shape)
+        mean = opened.mean.reshape(self._update.shape)
         update = (self._update.astype(np.float64) + mean).astype(np.float32)
-        adapter = self.provider.generate(self._state.run_id, number, update, self._first)
-        seconds = {**secure.log.seconds, "generate": time.monotonic() - started}
+        adapter = self.provider.generate(self.sums.state.run_id, number, update, self._first)
+        seconds = {**opened.log.seconds, "generate": time.monotonic() - started}
         record = replace(
-            secure.log.record(config, "completed"),
+            opened.record(),
             llm_adapter_sha256=adapter.sha256,
             refinement=adapter.refinement,
             seconds=seconds,
         )
-        self._tell("generated", number, seconds=seconds["generate"])
+        self.sums.tell("generated", number, seconds=seconds["generate"])
         proof = {
-            "run_id": self._state.run_id,
-            "nonce": config.nonce.hex(),
-            "commitment": ",".join(config.commitment.hex() for config in configs),
+            "run_id": self.sums.state.run_id,
+            "nonce": opened.configs[0].nonce.hex(),
+            "commitment": ",".join(config.commitment.hex() for config in opened.configs),
             "signature": adapter.signature.hex(),
         }
         with checkpoints.new_round(self.plan.out, number) as folder:
@@ -240,50 +205,12 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             checkpoints.write_record(folder, record, proof)
         self._update, self._pending = update, PendingDelivery(number, adapter, update_bytes(update))
         self._first = update if self._first is None else self._first
-        self._record(record)
+        self.sums.record(record)
 
-    def _connected(self, grid: Grid, least: int) -> list[int]:
-        """The nodes to ask. Who did not come to the first round is not waited for at length before every other one."""
-        all_s = RETURN_S if self._gathered else None
-        nodes = wait_for_nodes(grid, self.plan.organizations, least, self.plan.join_s, all_s)
-        self._gathered = True
-        return nodes
-
-    def _next_attempt(self, number: int) -> list[RoundConfig]:
-        """The round's next attempt, used up on disk before anyone hears of it; with a fresh nonce."""
-        last_round, last_attempt = self._state.last
-        attempt = last_attempt + 1 if last_round == number else 0
-        self._state = replace(self._state, last=(number, attempt))
-        checkpoints.save_run(self.plan.out, self._state)
-        plan = self.plan
-        training = self._training_plan()
-        nonce, model_hash = self._fresh(f"nonce/{number}/{attempt}"), start_hash(self.provider.tiny, self._update)
-        sizes = (len(group_members(self.roster, plan.groups, group)) for group in range(plan.groups))
-        noisers = [certain_noisers(*sized, plan.colluders) for sized in zip(sizes, self.shapes, strict=True)]
-        return [
-            RoundConfig(
-                run_id=self._state.run_id,
-                round=number,
-                attempt=attempt,
-                nonce=nonce,
-                model_hash=model_hash,
-                dim=self.provider.tiny.layout.size,
-                bits=plan.bits,
-                clip=plan.update_clip,
-                weight_rule=plan.weight_rule,
-                dp=training.canonical(),
-                roster_hash=self.roster.hash,
-                groups=plan.groups,
-                group=group,
-                degree=shape.degree,
-                threshold=shape.threshold,
-                quorum=shape.quorum,
-                noise_multiplier=plan.noise_multiplier,
-                noisers=noisers[group] if plan.noise_multiplier > 0 else 0,
-                deadline_s=plan.deadline_s,
-            )
-            for group, shape in enumerate(self.shapes)
-        ]
+    def _start(self) -> RoundStart:
+        """What the next attempt starts from, and what it asks."""
+        tiny = self.provider.tiny
+        return RoundStart(start_hash(tiny, self._update), tiny.layout.size, self._training_plan().canonical())
 
     def _run_name(self) -> str:
         """Of a new run: random, and in a deployment with the time, by which organizations tell an old run's adapter."""
@@ -319,42 +246,34 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             update=update_bytes(self._update),
             **fill_begin(self._pending),
         )
-        ttl = patience(grid, config.deadline_s, len(nodes)) + TTL_MARGIN
-        outgoing = dict.fromkeys(nodes, begin.to_fields())
+        ttl = self.sums.ttl(grid, len(nodes))
+        outgoing = {node: replace(begin, beacon=self.sums.proof_for(node)).to_fields() for node in nodes}
         return messages_for(outgoing, MESSAGE_TYPES["advertise"], f"{config.round}.{config.attempt}", ttl)
 
-    def _note_begin_deliveries(self, log: RoundLog, asked: int) -> None:
+    def _note_begin_deliveries(self, opened: Opened) -> None:
         """The begin's adapter is delivered to everybody who answered, if only to refuse the round by its policy.
 
         The others get the next adapter; after an aborted round all of them get this one again.
         """
         if self._pending is not None:
-            self._note_delivery(
-                self._pending.round, log.answered["advertise"] + log.refused.get(Refusal.POLICY, 0), asked
-            )
+            log = opened.log
+            stored = log.answered["advertise"] + log.refused.get(Refusal.POLICY, 0)
+            self._note_delivery(self._pending.round, stored, opened.asked)
 
     def _deliver(self, grid: Grid) -> None:
         """Send out the last round's adapter, which no begin carries."""
         if self._pending is None:
             return
-        self._connected(grid, least=1)
-        delivered = deliver(grid, self._pending.message(self._state.run_id, self.provider.tiny), self.plan.deadline_s)
+        self.sums.connected(grid, least=1)
+        delivered = deliver(
+            grid, self._pending.message(self.sums.state.run_id, self.provider.tiny), self.plan.deadline_s
+        )
         self._note_delivery(self._pending.round, delivered.stored, delivered.asked)
 
     def _note_delivery(self, number: int, stored: int, asked: int) -> None:
         self._pending = None
-        self._state = replace(self._state, delivered=number)
-        checkpoints.save_run(self.plan.out, self._state)
-        self._tell("delivered", number, joined=stored, expected=asked)
-
-    def _record(self, record: RoundRecord) -> None:
-        self._state = self._state.recorded(record)
-        checkpoints.save_run(self.plan.out, self._state)
-        self._tell("end", record.round, record=record)
-
-    def _tell(self, kind: EventKind, number: int, **values: Any) -> None:
-        if self._on_event is not None:
-            self._on_event(RoundEvent(kind, number, self.plan.rounds, **values))
+        self.sums.keep(replace(self.sums.state, delivered=number))
+        self.sums.tell("delivered", number, joined=stored, expected=asked)
 
     # Flower's hooks, of which `start` has no use ------------------------------------------------------------
 
@@ -363,7 +282,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """The ``train.begin`` messages of a round's next attempt, which is used up."""
         nodes = sorted(grid.get_node_ids())
-        return self._begin_messages(grid, nodes, self._next_attempt(server_round))
+        return self._begin_messages(grid, nodes, self.sums.next_attempt(server_round, self._start()))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -380,3 +299,9 @@ class SecureFederation(Strategy):  # type: ignore[misc]
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """No metrics: they stay at home."""
         return None
+
+
+def _settings(plan: FederationPlan) -> SumSettings:
+    """How the plan sums. Its rounds have one attempt a start: who runs the server starts it again."""
+    shared = set(SumSettings.model_fields) & set(FederationPlan.model_fields) - {"clip"}
+    return SumSettings(clip=plan.update_clip, attempts=1, **{name: getattr(plan, name) for name in shared})

@@ -13,7 +13,6 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import ORGANIZATION_CONFIG, ROSTER
 from gradtf_fl.flower import OnEvent, RoundEvent
 from gradtf_fl.secagg import Roster
-from strategies import checkpoints
 from strategies.failures import note_failure
 from strategies.federation import FederationResult, SecureFederation
 from strategies.provider import Generator, Provider
@@ -76,7 +75,7 @@ def run_server(
 def pinned_roster(plan: FederationPlan) -> Roster:
     """The organizations' keys: ``OUT/roster.txt``; in a simulation, else, any organization's own roster."""
     if plan.organizations_dir is None or (plan.out / ROSTER).exists():
-        return Roster(checkpoints.read_roster(plan.out))
+        return Roster.read(plan.out / ROSTER)
     files = sorted(plan.organizations_dir.glob(f"*/{ORGANIZATION_CONFIG}"))
     if not files:
         raise ConfigError(f"{plan.organizations_dir}: no organization's folder")

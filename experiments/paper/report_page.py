@@ -43,6 +43,7 @@ EARLIER = {
     "dp_step": "gradtf bench dp --json",
     "secagg": "gradtf bench secagg --json",
     "bench_federation": "gradtf bench federation --json",
+    "sampling": "python -m experiments.bench.sampling --out experiments/results/sampling.json",
     "known_tasks": "python -m experiments.embedded.tune_known_tasks --install",
     "soak": "python -m experiments.bench.soak --json",
     "own_pair": "python -m experiments.bench.own_pair build/own-pair --out experiments/results/own_pair.json",

@@ -45,6 +45,7 @@ VERBS = {
     "evaluate": Verb("gradtf_fl.cli.evaluate:evaluate", "Score a model, with or without an adapter."),
     "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with the public ones; stays local."),
     "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, the node, its adapters."),
+    "member": Verb("gradtf_fl.cli.member:member", "Organization: secure averages of any Flower app."),
     "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run the server of a federation, look at it."),
     "audit": Verb(
         "gradtf_fl.cli.audit.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."
@@ -110,7 +111,7 @@ def report_error(error: BaseException, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        _say("interrupted")
+        _say(str(error) or "interrupted")
         return INTERRUPTED
     if isinstance(error, GradtfError):
         lines = error.problems if isinstance(error, ConfigError | VerificationFailed) else str(error).splitlines()

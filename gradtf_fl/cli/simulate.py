@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradtf_fl.cli.options import config_option, configured, console, emit_json, json_option
-from gradtf_fl.errors import BudgetExhausted, RoundAborted
+from gradtf_fl.errors import BudgetExhausted, ConfigError, RoundAborted
+from gradtf_fl.file_names import REPORT
+
+if TYPE_CHECKING:
+    from gradtf_fl.config import SimulationConfig
 
 INSIDE = {"task": "task.source", "rules": "task.rules"}
 EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": RoundAborted.exit_code}
@@ -17,7 +21,9 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 
 @click.command(
     epilog="Example: gradtf simulate --organizations 8 --epsilon 1 --drop mask:1 --out build/run\n\n"
-    "Exit codes: 0 done, 2 bad options, 3 budget exhausted (finished rounds are kept), 4 round aborted."
+    "After Ctrl-C or a kill: gradtf simulate --resume build/run\n\n"
+    "Exit codes: 0 done, 2 bad options, 3 budget exhausted (finished rounds are kept), 4 round aborted, "
+    "130 interrupted."
 )
 @config_option
 @click.option("--organizations", type=int, help="How many organizations take part.  [default: 5]")
@@ -63,6 +69,7 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     help="Organizations that vanish at advertise, share, accept, mask, consistency or unmask. Repeatable.",
 )
 @click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
+@click.option("--sample", type=int, help="Organizations a round, drawn by a beacon nobody steers.  [default: all]")
 @click.option(
     "--noise-multiplier",
     type=float,
@@ -71,21 +78,35 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 @click.option("--seed", type=int, help="Data, training and noise of the run.  [default: 0]")
 @click.option("--allow-two", is_flag=True, default=None, help="Accept 2 organizations: each learns the other's.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for report and adapters.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Continue the interrupted run in DIR, with what it was started with; no epsilon is charged twice.",
+)
 @json_option
-def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
+def simulate(config_file: Path | None, as_json: bool, resume: Path | None, **given: Any) -> int:
     """Run a whole federation on this machine: real server and client apps, secure aggregation, DP-SGD,
     privacy ledgers, Grad-Transformer and evaluation. Nothing leaves this process.
     """
     began = time.monotonic()
-    config = configured(config_file, _placed(given))
+    options = _placed(given)
+    config = configured(config_file, options) if resume is None else _stored(resume, config_file, options)
+    if resume is not None and (document := _finished(resume)) is not None:
+        return _say_finished(resume, document, as_json)
 
+    from gradtf_fl.cli.interruption import Interruption
     from gradtf_fl.reports import SimulationEvent, SimulationProgress, print_report
 
-    with SimulationProgress() as progress:
-        progress.show(SimulationEvent("load"))
-        from gradtf_fl.simulation import simulate as run  # imports torch: seconds
+    with SimulationProgress() as progress, Interruption(progress, config.rounds, config.engine == "ray") as shown:
+        shown.show(SimulationEvent("load"))
+        from gradtf_fl.simulation import resume as continue_run  # imports torch: seconds
+        from gradtf_fl.simulation import simulate as run
 
-        report = run(config, progress.show, began=began)
+        if resume is None:
+            report = run(config, shown.show, began=began)
+        else:
+            report = continue_run(resume, shown.show, began=began)
     if config.out is None:
         click.echo(f"gradtf: no --out given; the run is in the temporary folder {report.out}", err=True)
     if as_json:
@@ -95,6 +116,38 @@ def simulate(config_file: Path | None, as_json: bool, **given: Any) -> int:
     if report.state != "completed":
         click.echo(f"gradtf: {report.reason}", err=True)
     return EXIT_CODES[report.state]
+
+
+def _stored(folder: Path, config_file: Path | None, options: dict[str, Any]) -> SimulationConfig:
+    """What the run in ``folder`` was started with; ConfigError where something else is asked for."""
+    from gradtf_fl.config import differing
+    from gradtf_fl.simulation import read_run
+
+    stored = read_run(folder)
+    named = [] if options["out"] in (None, folder) or options["out"].absolute() == folder.absolute() else ["--out"]
+    named += differing(stored, config_file, {**options, "out": None}, Path.cwd())
+    if named:
+        raise ConfigError(
+            [
+                f"{name}: the run in {folder} was started with another value; leave it out, or start anew"
+                for name in named
+            ]
+        )
+    return stored
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    from gradtf_fl.simulation import finished_report
+
+    return finished_report(folder)
+
+
+def _say_finished(folder: Path, document: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        emit_json(document)
+    else:
+        click.echo(f"The run in {folder} is over ({document['state']}): its report is {folder / REPORT}")
+    return EXIT_CODES[document["state"]]
 
 
 def _placed(given: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         validate,
     )
     from gradtf_fl.config.compute import ComputeSection, PhysicalRows, PlaceSection, Precision, Quantization, Sampler
+    from gradtf_fl.config.member import MemberPolicy
     from gradtf_fl.config.organization import (
         DataSection,
         DropPoint,
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
         SecAggSection,
         declared_of,
     )
-    from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings
+    from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings, WeightRule
     from gradtf_fl.config.policy import PolicySection
-    from gradtf_fl.config.project import FEDERATION, plan_values, project_toml, read_project
+    from gradtf_fl.config.project import FEDERATION, differing, located, plan_values, project_toml, read_project
     from gradtf_fl.config.provider import Mechanism
     from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
+    from gradtf_fl.config.sums import SumSettings
     from gradtf_fl.config.task import (
         HOUSE_RULES,
         HOUSE_RULES_ANSWER_TOKENS,
@@ -70,6 +72,7 @@ __all__ = [
     "Format",
     "Location",
     "Mechanism",
+    "MemberPolicy",
     "ModelsSection",
     "OrganizationConfig",
     "OrganizationName",
@@ -91,9 +94,13 @@ __all__ = [
     "Seed",
     "SharingOut",
     "SimulationConfig",
+    "SumSettings",
     "TaskSection",
+    "WeightRule",
     "declared_of",
+    "differing",
     "load_toml",
+    "located",
     "pieces_of",
     "placeholders",
     "plan_values",

@@ -9,21 +9,18 @@ from pydantic import Field, field_validator, model_validator
 
 from gradtf_fl.config.base import (
     Address,
-    Bits,
     DatasetName,
     Delta,
     Epsilon,
     Location,
     ModelName,
-    NoiseMultiplier,
-    Norm,
     OrganizationName,
     PublicKey,
     Section,
     Seed,
-    Share,
 )
 from gradtf_fl.config.compute import ComputeSection
+from gradtf_fl.config.limits import SumLimits
 from gradtf_fl.config.policy import PolicySection
 from gradtf_fl.config.rows import RowFormat
 from gradtf_fl.config.unit import UnitSection
@@ -98,7 +95,7 @@ class PrivacySection(UnitSection):
         return declared
 
 
-class SecAggSection(Section):
+class SecAggSection(SumLimits):
     """``[secagg]``: what this organization accepts in a round. The server cannot change any of it.
 
     Its limits become a `ClientPolicy`, field by field.
@@ -107,38 +104,15 @@ class SecAggSection(Section):
         required: secure aggregation is the only way in which an update ever leaves; false is refused.
         roster: public keys of the organizations that take part, written by gradtf org join.
         provider_key: public key that signs LLM adapters, written by gradtf org join.
-        n_min: smallest number of organizations in a sum.
-        t_min: smallest threshold: organizations that must stay to the end (default: by the roster's size).
-        max_bits: most bits per encoded value.
-        max_clip: largest L2 norm bound of an update vector.
-        max_weight: largest weight that one organization may have in a sum.
-        allow_two: accept sums over two organizations, in which each learns the other's update.
-        colluders: share of the organizations that may collude with the server; rounded up, and at least one.
-        min_noise: smallest noise multiplier of the distributed DP layer (client level); 0 does without.
     """
 
     required: Literal[True] = True
     roster: tuple[PublicKey, ...] = Field(strict=False)
     provider_key: PublicKey
-    n_min: int = Field(default=3, ge=2, le=1000)
-    t_min: int | None = Field(default=None, ge=2, le=1000)
-    max_bits: Bits = 32
-    max_clip: Norm = 64.0
-    max_weight: Norm = 1.0
-    allow_two: bool = False
-    colluders: Share = 0.1
-    min_noise: NoiseMultiplier = 0.0
 
     @model_validator(mode="after")
     def _roster_is_sound(self) -> Self:
-        if self.n_min < 3 and not self.allow_two:
-            raise ValueError(
-                "n_min = 2 lets each organization learn the other's update; set allow_two = true to accept"
-            )
-        if len(set(self.roster)) != len(self.roster):
-            raise ValueError("roster lists a key twice")
-        if len(self.roster) < self.n_min:
-            raise ValueError(f"roster has {len(self.roster)} keys, n_min is {self.n_min}")
+        self.check_roster(self.roster)
         return self
 
 

@@ -28,7 +28,13 @@ from gradtf_fl.config.base import (
     validate,
 )
 from gradtf_fl.config.compute import PlaceSection
-from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_small_groups, refuse_two
+from gradtf_fl.config.roster_size import (
+    refuse_noisy_weights,
+    refuse_other_samples,
+    refuse_other_thresholds,
+    refuse_small_groups,
+    refuse_two,
+)
 from gradtf_fl.round_messages import MAX_RANK
 
 WeightRule = Literal["uniform", "examples"]
@@ -70,6 +76,7 @@ class RoundSettings(Section):
         bits: bits per encoded value.
         groups: the roster is summed in this many groups, whose means are combined; 1 is one sum over all.
         combine: how the means of groups are combined.
+        sample: organizations of a round, drawn by a beacon that no party can steer; 0 for all of them.
         noise_multiplier: distributed DP: standard deviation of the Skellam noise on a sum, in units of update_clip.
         max_norm: L2 norm of a mean above which the whole round is rejected (default: update_clip).
         deadline_s: how long a stage waits for organizations, in seconds.
@@ -97,6 +104,7 @@ class RoundSettings(Section):
     bits: Bits = 24
     groups: Groups = 1
     combine: Combine = "trimmed-mean"
+    sample: Annotated[int, Field(ge=0, le=1000)] = 0
     noise_multiplier: NoiseMultiplier = 0.0
     max_norm: Norm | None = None
     deadline_s: Seconds = 600.0
@@ -141,11 +149,8 @@ class FederationPlan(RoundSettings):
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
         refuse_two(self.organizations, self.allow_two)
-        least = (self.organizations + 1) // 2 + 1  # 2t > n + 1: else one of them could sign two views
-        if self.threshold is not None and not least <= self.threshold <= self.organizations:
-            raise ValueError(
-                f"threshold must be in {least}..{self.organizations} for {self.organizations} organizations"
-            )
+        refuse_other_samples(self.organizations, self.sample, self.groups)
+        refuse_other_thresholds(self.sample or self.organizations, self.threshold)
         refuse_small_groups(self.organizations, self.groups, self.threshold)
         refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
         if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:

@@ -6,8 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from gradtf_fl.config.base import Alpha, Count, Epsilon, NoiseMultiplier, Norm, Rate, Section
-from gradtf_fl.config.plan import Groups, Rank, WeightRule
+from gradtf_fl.config.base import Alpha, Count, Epsilon, NoiseMultiplier, Norm, Rate
+from gradtf_fl.config.limits import RoundLimits
+from gradtf_fl.config.plan import Rank
 
 Clips = Annotated[tuple[Norm, Norm], Field(strict=False)]
 Rates = Annotated[tuple[Rate, Rate], Field(strict=False)]
@@ -16,7 +17,7 @@ _TIME = r"(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)"
 Hours = Annotated[str, StringConstraints(pattern=rf"^{_TIME}-{_TIME}$")]
 
 
-class PolicySection(Section):
+class PolicySection(RoundLimits):
     """``[policy]``: bounds on a plan. What lies outside is refused before a row is read and before anything is charged.
 
     Attributes:
@@ -28,12 +29,7 @@ class PolicySection(Section):
         max_round_epsilon: most epsilon that one round alone may cost, at the delta of ``[privacy]``.
         min_sigma: smallest noise multiplier of DP-SGD.
         min_rows: fewest rows (persons), as declared, with which this organization takes part.
-        weight_rules: how sums may weigh the organizations; "examples" tells the server how many rows all have together.
-        groups: number of groups that the roster is split into, always the same: other groups would be other sums.
-        attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
-        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
-            sums from one model need 2 in any case. With 2, a round that one organization misses is refused.
     """
 
     clip: Clips = (1e-3, 100.0)
@@ -44,11 +40,7 @@ class PolicySection(Section):
     max_round_epsilon: Epsilon = 8.0
     min_sigma: NoiseMultiplier = 0.3
     min_rows: Count = 32
-    weight_rules: Annotated[tuple[WeightRule, ...], Field(strict=False, min_length=1)] = ("uniform",)
-    groups: Groups = 1
-    attempts: Count = 4
     hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
-    min_difference: Count = 1
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:
@@ -70,11 +62,7 @@ class PolicySection(Section):
         reasons = [*_outside("clip", clip, self.clip), *_outside("rate", rate, self.rate)]
         if steps > self.max_steps:
             reasons.append(f"{steps} steps are more than {self.max_steps}")
-        if weight_rule not in self.weight_rules:
-            reasons.append(f"weight rule {weight_rule} is not among {', '.join(self.weight_rules)}")
-        if groups != self.groups:
-            reasons.append(f"the roster is split into {groups} groups, not {self.groups}")
-        return reasons
+        return [*reasons, *self.broken_by_sum(weight_rule, groups)]
 
     def broken_by_adapter(self, kind: str, rank: int, alpha: float) -> list[str]:
         """The bounds that an adapter breaks, in words; "full" has neither rank nor alpha."""

@@ -88,6 +88,50 @@ def read_project(path: Path | None, options: Mapping[str, Any] | None = None) ->
     return settings
 
 
+def located(settings: SimulationConfig, folder: Path) -> SimulationConfig:
+    """``settings`` with absolute paths: relative ones start in ``folder``. They mean the same from anywhere."""
+    values = settings.model_dump(mode="json")
+    _resolve(values, folder)
+    return SimulationConfig.model_validate(values)
+
+
+def differing(settings: SimulationConfig, path: Path | None, options: Mapping[str, Any], folder: Path) -> list[str]:
+    """What of a project file and of options is other than in ``settings``, by the names that their user knows.
+
+    Args:
+        options: as `read_project` takes them; None and () are not given.
+        folder: that paths of options are relative to.
+
+    Raises:
+        ConfigError: a value that can't be one.
+    """
+    problems: list[str] = []
+    in_file = _from_tables(path, problems) if path is not None else {}
+    tables = read_toml(path) if path is not None else {}
+    chosen = {name: value for name, value in options.items() if value is not None and value != ()}
+    given = {tuple(name.split(".")): value for name, value in chosen.items()}
+    names = {place: f"{path}: {key}" for place, key in KEYS.items() if _at(tables, tuple(key.split("."))) is not None}
+    names |= {place: "--" + place[-1].replace("_", "-") for place in given}
+    values = settings.model_dump(mode="json")
+    for place in names:
+        _put(values, place, given[place] if place in given else _at(in_file, place))
+    try:
+        asked = located(SimulationConfig.model_validate(values), folder)
+    except ValueError:  # the values by themselves may be wrong, or only together with the others
+        asked = located(read_project(path, chosen), folder)
+    now, then = asked.model_dump(mode="json"), settings.model_dump(mode="json")
+    if problems:
+        raise ConfigError(problems)
+    return [name for place, name in names.items() if _at(now, place) != _at(then, place)]
+
+
+def _at(values: Mapping[str, Any], place: Path_) -> Any:
+    found: Any = values
+    for part in place:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
 def plan_values(settings: SimulationConfig) -> dict[str, Any]:
     """What of a project is the server's plan, by the names of `FederationPlan`; what a folder decides is left out."""
     left_out = ("organizations", "seed")

@@ -19,6 +19,19 @@ def refuse_small_groups(organizations: int, groups: int, threshold: int | None =
         raise ValueError("threshold cannot be set together with groups, each of which has its own")
 
 
+def refuse_other_thresholds(organizations: int, threshold: int | None) -> None:
+    least = (organizations + 1) // 2 + 1  # 2t > n + 1: else one of them could sign two views
+    if threshold is not None and not least <= threshold <= organizations:
+        raise ValueError(f"threshold must be in {least}..{organizations} for {organizations} organizations")
+
+
+def refuse_other_samples(organizations: int, sample: int, groups: int) -> None:
+    if sample and not 3 <= sample < organizations:
+        raise ValueError(f"sample must be 0 (all), or in 3..{organizations - 1} for {organizations} organizations")
+    if sample and groups > 1 and sample < 5 * groups:
+        raise ValueError(f"{groups} groups of a sample of {sample} are smaller than 5, where a sum hides little")
+
+
 def refuse_noisy_weights(noise_multiplier: float, weight_rule: str) -> None:
     if noise_multiplier > 0 and weight_rule != "uniform":
         raise ValueError("noise_multiplier needs weight_rule 'uniform'")

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from gradtf_fl.config import Combine
 from gradtf_fl.errors import RoundRejected
-from gradtf_fl.secagg import RoundConfig, SecureSum
+from gradtf_fl.secagg import Floats, RoundConfig, SecureSum
 
 TRIM = 0.2  # share of the groups cut at either end by the trimmed mean, at least one
+CHUNK = 1 << 16  # coordinates that are combined at a time
 
 
 def groups_needed(groups: int) -> int:
@@ -27,20 +28,31 @@ def groups_needed(groups: int) -> int:
     return groups // 2 + 1
 
 
-def combine_groups(sums: Sequence[SecureSum], how: Combine) -> NDArray[np.float64]:
-    """One update [dim] from the groups' means.
+def combine_groups(sums: Sequence[SecureSum], how: Combine) -> Floats:
+    """One update [dim] from the groups' means, in their precision.
 
     Args:
         how: "mean" weights each group by its total weight; "median" and "trimmed-mean" count groups equally,
             coordinate by coordinate (Yin et al. 2018), cutting `TRIM` of them at either end.
     """
-    means = np.stack([one.mean for one in sums])
-    if len(sums) == 1 or how == "mean":
-        return np.average(means, axis=0, weights=[one.total_weight for one in sums])
+    if len(sums) == 1:
+        return sums[0].mean
+    combined, weights = np.empty_like(sums[0].mean), [one.total_weight for one in sums]
+    for start in range(0, combined.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        combined[part] = _combined(np.stack([one.mean[part] for one in sums], dtype=np.float64), weights, how)
+    return combined
+
+
+def _combined(means: NDArray[np.float64], weights: Sequence[float], how: Combine) -> NDArray[np.float64]:
+    """One chunk of the update from the groups' [groups, chunk]."""
+    groups = len(means)
+    if how == "mean":
+        return np.average(means, axis=0, weights=weights)
     if how == "median":
         return np.asarray(np.median(means, axis=0), np.float64)
-    cut = min(max(1, math.floor(TRIM * len(sums))), (len(sums) - 1) // 2)
-    kept: NDArray[np.float64] = np.sort(means, axis=0)[cut : len(sums) - cut]
+    cut = min(max(1, math.floor(TRIM * groups)), (groups - 1) // 2)
+    kept: NDArray[np.float64] = np.sort(means, axis=0)[cut : groups - cut]
     return np.asarray(kept.mean(axis=0), np.float64)
 
 
@@ -59,7 +71,7 @@ def gate(sums: Sequence[SecureSum], config: RoundConfig, max_norm: float | None 
         if one.beyond:
             raise RoundRejected(f"{one.beyond} coordinates of a sum lie outside what {one.clients} clients can give")
         limit = (config.clip if max_norm is None else max_norm) * (1 + 1e-3) + one.noise_norm
-        norm = float(np.linalg.norm(one.mean))
+        norm = one.norm
         if not norm <= limit:
             raise RoundRejected(
                 f"the mean of {one.clients} clients has norm {norm:.4g}, at most {limit:.4g} is accepted"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradtf_fl.flower.member_store import MemberStore, OpenRound
 from gradtf_fl.flower.refusals import Refused
-from gradtf_fl.round_messages import MalformedFields, Refusal, Stage, StagePayload
+from gradtf_fl.round_messages import MalformedFields, PieceRequest, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import (
     ClientPolicy,
     Identity,
@@ -30,6 +28,7 @@ class Member:
         policy: what it allows a round to be.
         store: its state between two messages.
         min_difference: fewest organizations by which the members of two sums may differ, where they differ at all.
+        rest_rounds: rounds that it sits out after one for which it masked an update.
     """
 
     identity: Identity
@@ -37,6 +36,7 @@ class Member:
     policy: ClientPolicy
     store: MemberStore
     min_difference: int = 1
+    rest_rounds: int = 0
 
     def answer(self, stage: Stage, message: StagePayload) -> StagePayload:
         """The answer to a stage of the round that is open, from "share" on.
@@ -44,35 +44,56 @@ class Member:
         Raises:
             Refused, ProtocolViolation, MalformedFields: final for the round, its keys are deleted.
         """
-        if message.round < 1 or message.attempt < 0:
+        if message.round < 0 or message.attempt < 0:
             raise MalformedFields("round or attempt is out of range")
-        answers: dict[Stage, Callable[[SecAggClient, OpenRound, bytes], bytes]] = {
-            "share": lambda client, _, payload: client.share(payload),
-            "accept": lambda client, _, payload: client.accept(payload),
+        answers: dict[Stage, Callable[[SecAggClient, OpenRound, StagePayload], bytes]] = {
+            "share": lambda client, _, message: client.share(message.payload),
+            "accept": lambda client, _, message: client.accept(message.payload),
             "mask": self._mask,
             "consistency": self._consistency,
             "unmask": self._unmask,
         }
         with self.store.stage(message.round, message.attempt) as opened:
-            client = SecAggClient.from_bytes(opened.protocol, self.policy, self.roster, self.identity)
-            payload = answers[stage](client, opened, message.payload)
+            policy = self.policy if message.round else self.policy.for_beacon()
+            client = SecAggClient.from_bytes(opened.protocol, policy, self.roster, self.identity)
+            payload = answers[stage](client, opened, message)
+            opened.masked = stage == "mask" and message.round > 0
             opened.protocol = client.to_bytes()
         return StagePayload(message.round, message.attempt, payload)
 
-    def _mask(self, client: SecAggClient, opened: OpenRound, accepted: bytes) -> bytes:
-        """The masked update; the plain one is deleted."""
-        if opened.vector is None:
-            raise Refused(Refusal.STALE, "the update was masked before")
-        vector = np.frombuffer(opened.vector, dtype="<f4")
-        opened.vector = None
-        return client.mask(accepted, vector, opened.weight)
+    def _mask(self, client: SecAggClient, opened: OpenRound, message: StagePayload) -> bytes:
+        """A piece of the masked update. The first request masks all of it, and the plain one is deleted.
 
-    def _consistency(self, client: SecAggClient, opened: OpenRound, survivors: bytes) -> bytes:
+        Where there are several pieces, they are kept until the next stage: any of them may be asked for again, as the
+        server does when another member stops between two. A single piece is answered once.
+        """
+        if not isinstance(message, PieceRequest) or not 0 <= message.piece < client.pieces:
+            raise MalformedFields(f"the masked update has pieces 0 to {client.pieces - 1}")
+        if opened.vector is not None:
+            masked = client.mask(message.payload, opened.vector, opened.weight)
+            if client.pieces == 1:
+                (only,) = masked
+                opened.vector = None
+                return only
+            for number, piece in enumerate(masked):
+                opened.pieces[number] = piece
+            opened.vector = None
+        if message.piece not in opened.pieces:
+            raise Refused(Refusal.STALE, "the update was masked before")
+        return opened.pieces[message.piece]
+
+    def _consistency(self, client: SecAggClient, opened: OpenRound, message: StagePayload) -> bytes:
         """A signature over (C, U2, U3), where the sum over U3 tells no more than earlier ones do.
 
         From here on the sum counts as opened: the others can do that without this member.
         """
-        vote = client.consistency(survivors)
+        vote = client.consistency(message.payload)
+        opened.pieces.clear()
+        if client.config.round == 0:
+            opened.drawn += 1
+            if opened.drawn > self.policy.trials:
+                raise Refused(Refusal.POLICY, "[secagg] trials: this organization has helped to draw as many beacons")
+            return vote
         try:
             check_difference(client.sum, opened.earlier(), self.min_difference)
         except TooSmallDifference as error:
@@ -80,7 +101,7 @@ class Member:
         opened.signed = client.sum
         return vote
 
-    def _unmask(self, client: SecAggClient, opened: OpenRound, votes: bytes) -> bytes:
+    def _unmask(self, client: SecAggClient, opened: OpenRound, message: StagePayload) -> bytes:
         """One share for each neighbour; the round's keys are deleted."""
         opened.finished = True
-        return client.unmask(votes)
+        return client.unmask(message.payload)

@@ -1,8 +1,9 @@
 """The server's side of one round's secure sums over Flower's grid: stage by stage, each with a deadline.
 
-advertise -> share -> accept -> mask -> consistency -> unmask. Whoever is silent, refuses or breaks the protocol at a
-stage is out of the round from there on; the protocol decides whether enough remain. A round has one sum, or one
-for each group of organizations; all groups go through a stage together.
+advertise -> share -> accept -> mask -> consistency -> unmask; mask takes an exchange for each piece of the vector.
+Whoever is silent, refuses or breaks the protocol at a stage is out of the round from there on; the protocol decides
+whether enough remain. A round has one sum, or one for each group of organizations; all groups go through a stage
+together.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -20,9 +22,28 @@ from gradtf_fl.errors import RoundAborted
 from gradtf_fl.flower.exchanges import TTL_MARGIN, Answer, Traffic, exchange, messages_for, patience
 from gradtf_fl.flower.groups import groups_needed
 from gradtf_fl.flower.records import EventKind, NodeOutcome, OnEvent, RoundEvent, RoundRecord
-from gradtf_fl.round_messages import MESSAGE_TYPES, Fields, MalformedFields, Refusal, Stage, StagePayload
-from gradtf_fl.secagg import ProtocolViolation, Roster, RoundConfig, SecAggServer, SecureSum, WrongRound, commitment_of
+from gradtf_fl.round_messages import (
+    MESSAGE_TYPES,
+    METRICS,
+    STAGE,
+    MalformedFields,
+    PieceRequest,
+    Refusal,
+    Stage,
+    StagePayload,
+)
+from gradtf_fl.secagg import (
+    BeaconProof,
+    ProtocolViolation,
+    Roster,
+    RoundConfig,
+    SecAggServer,
+    SecureSum,
+    WrongRound,
+    commitment_of,
+)
 
+T = TypeVar("T")
 logger = logging.getLogger("gradtf.server")
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
@@ -37,6 +58,7 @@ class RoundLog:
         cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
             complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
         seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
+        metrics: node -> what came with its advert in clear, as it came.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -47,6 +69,7 @@ class RoundLog:
     seconds: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, object] = field(default_factory=dict)
 
     def record(self, config: RoundConfig, state: Literal["completed", "aborted"]) -> RoundRecord:
         """The attempt's record, without what comes after the sum."""
@@ -83,6 +106,7 @@ class SecureRound:
 
     Args:
         configs: one for each group; they differ in group and graph only.
+        message_type: the one type under which all stages travel, each with its name; None gives each its own type.
     """
 
     def __init__(
@@ -92,8 +116,10 @@ class SecureRound:
         roster: Roster,
         rounds: int,
         on_event: OnEvent | None = None,
+        message_type: str | None = None,
     ) -> None:
         self.log = RoundLog()
+        self._message_type = message_type
         self._grid = grid
         self._config = configs[0]
         self._groups = {config.commitment: _Group(SecAggServer(config, roster)) for config in configs}
@@ -107,21 +133,30 @@ class SecureRound:
         Raises:
             RoundAborted: fewer than the threshold at some stage (of too many groups); nothing was decoded.
         """
+        return self._through(begin, self._decoded)
+
+    def draw(self, begin: list[Message]) -> BeaconProof:
+        """All stages of round 0, as `sums`: the proof of the run's beacon."""
+        (group,) = self._groups.values()
+        return self._through(begin, group.server.close_draw)
+
+    def _through(self, begin: list[Message], end: Callable[[], T]) -> T:
         started = time.monotonic()
         self._stage("advertise", begin, self._receive_advert)
         self.log.seconds["train"] = time.monotonic() - started
         started = time.monotonic()
         try:
             directories = self._close_advertise(len(begin))
-            self._exchange("share", directories, lambda server: server.receive_shares)
-            self._exchange("accept", self._close(SecAggServer.close_share), lambda server: server.receive_accept)
+            self._exchange("share", self._payloads(directories), lambda server: server.receive_shares)
+            deliveries = self._payloads(self._close(SecAggServer.close_share))
+            self._exchange("accept", deliveries, lambda server: server.receive_accept)
             accepted = self._close_accept()
-            self._exchange("mask", accepted, lambda server: server.receive_masked)
-            survivors = self._close(SecAggServer.close_mask)
+            self._collect(accepted)
+            survivors = self._payloads(self._close(SecAggServer.close_mask))
             self._exchange("consistency", survivors, lambda server: server.receive_consistency)
-            votes = self._close(SecAggServer.close_consistency)
+            votes = self._payloads(self._close(SecAggServer.close_consistency))
             self._exchange("unmask", votes, lambda server: server.receive_unmask)
-            return self._decoded()
+            return end()
         finally:
             self.log.seconds["aggregate"] = time.monotonic() - started
 
@@ -166,11 +201,29 @@ class SecureRound:
                 names = ", ".join(sorted(key[:16] for key in self.log.cheated))
                 logger.warning("round %s: members that cheated, shut out: %s", self._label, names)
 
+    def _collect(self, accepted: Mapping[int, bytes]) -> None:
+        """The masked vectors, one exchange for each piece, until each piece holds those of all that are left.
+
+        A piece that a lost member is in is collected again from the others.
+        """
+        config = self._config
+        while groups := [group for group in self._groups.values() if group.server.piece is not None]:
+            requests = {
+                node: PieceRequest(config.round, config.attempt, accepted[node], group.server.piece or 0)
+                for group in groups
+                for node in group.nodes
+            }
+            self._exchange("mask", requests, lambda server: server.receive_masked)
+            for group in groups:
+                group.server.close_piece()
+        self.log.answered["mask"] = sum(len(group.nodes) for group in self._groups.values())
+
     def _decoded(self) -> list[SecureSum]:
         decoded: list[SecureSum] = []
         for commitment, group in list(self._groups.items()):
             try:
-                decoded.append(group.server.close_unmask())
+                large = group.server.pieces > 1  # float32 in the sum's own memory: twice as much again is too much
+                decoded.append(group.server.close_unmask(np.float32 if large else np.float64))
                 self.log.included += (tuple(sorted(key.hex() for key in group.server.included)),)
             except RoundAborted as aborted:
                 self._lose(commitment, aborted)
@@ -184,12 +237,13 @@ class SecureRound:
     def _exchange(
         self,
         stage: Stage,
-        outgoing: Mapping[int, bytes],
+        outgoing: Mapping[int, StagePayload],
         receiver: Callable[[SecAggServer], Callable[[bytes], bytes]],
     ) -> None:
         ttl = patience(self._grid, self._config.deadline_s, len(outgoing)) + TTL_MARGIN
-        fields = {node: self._fields(payload) for node, payload in outgoing.items()}
-        messages = messages_for(fields, MESSAGE_TYPES[stage], self._label, ttl)
+        named = {} if self._message_type is None else {STAGE: stage}
+        fields = {node: named | message.to_fields() for node, message in outgoing.items()}
+        messages = messages_for(fields, self._message_type or MESSAGE_TYPES[stage], self._label, ttl)
 
         def take(node: int, payload: bytes) -> None:
             group = next(group for group in self._groups.values() if node in group.nodes)
@@ -198,8 +252,9 @@ class SecureRound:
 
         self._stage(stage, messages, take)
 
-    def _fields(self, payload: bytes) -> Fields:
-        return StagePayload(self._config.round, self._config.attempt, payload).to_fields()
+    def _payloads(self, outgoing: Mapping[int, bytes]) -> dict[int, StagePayload]:
+        config = self._config
+        return {node: StagePayload(config.round, config.attempt, payload) for node, payload in outgoing.items()}
 
     def _receive_advert(self, node: int, payload: bytes) -> None:
         group = self._groups.get(commitment_of(payload))
@@ -224,6 +279,8 @@ class SecureRound:
             elif answer.fields is not None and self._usable(answer, take):
                 outcomes[answer.node] = ANSWERED
                 good.add(answer.node)
+                if METRICS in answer.fields:
+                    self.log.metrics[answer.node] = answer.fields[METRICS]
             else:
                 outcomes[answer.node] = UNUSABLE
             tell("reply", [answer.node])
@@ -237,7 +294,7 @@ class SecureRound:
                 group.nodes.pop(node, None)
         self.log.answered[stage] = len(good)
         if lost:
-            self.log.dropped[stage] = len(lost)
+            self.log.dropped[stage] = self.log.dropped.get(stage, 0) + len(lost)
         outcomes = {node: SILENT if outcome == WAITING else outcome for node, outcome in outcomes.items()}
         tell("closed", asked)
 

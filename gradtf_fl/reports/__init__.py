@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gradtf_fl.reports.holdings_chart import draw_holdings
     from gradtf_fl.reports.progress import WorkProgress
     from gradtf_fl.reports.server_status import status_report
-    from gradtf_fl.reports.simulation import SimulationEvent, SimulationProgress, print_report
+    from gradtf_fl.reports.simulation import print_report
+    from gradtf_fl.reports.simulation_progress import SimulationEvent, SimulationProgress
     from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport, State, gap_recovered
 else:
     __getattr__, __dir__ = lazy_names(__name__)

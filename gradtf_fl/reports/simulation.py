@@ -1,20 +1,19 @@
-"""``gradtf simulate`` on a terminal: live progress on stderr, the closing tables on stdout."""
+"""``gradtf simulate`` on a terminal: the closing tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from gradtf_fl.deployment import identifiability_in_words
 from gradtf_fl.privacy import Unit
-from gradtf_fl.reports.progress import ProgressDisplay
+from gradtf_fl.reports.holdings_chart import count_of, largest_labels
+from gradtf_fl.reports.quantiles import MANY, QUANTILES, quantiles
 from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport
 
 
@@ -41,72 +40,17 @@ CLIENT_COVERS = (
 )
 
 
-@dataclass(frozen=True)
-class SimulationEvent:
-    """One step of a running simulation.
-
-    Attributes:
-        stage: what goes on, e.g. ``train``, ``mask``, ``generate``, ``ceiling``.
-        done, total: steps of the whole run finished so far. round: 0 outside rounds.
-        joined, expected, dropped: organizations that answered, that were asked, and that this round has lost.
-        epsilon: largest one spent by an organization. seconds: how long the stage took.
-        passing: of interest only while it lasts; shown on a terminal, not as a line of a log.
-    """
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    round: int = 0
-    rounds: int = 0
-    joined: int | None = None
-    expected: int | None = None
-    dropped: int | None = None
-    epsilon: float | None = None
-    seconds: float | None = None
-    passing: bool = False
-
-
-class SimulationProgress(ProgressDisplay):
-    """Shows events: a bar and a status line on a terminal, one plain line per event elsewhere."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        columns = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        super().__init__("starting", *columns, console=console)
-
-    def show(self, event: SimulationEvent) -> None:
-        """Show one event."""
-        details = _details(event)
-        if self.live:
-            self.show_bar(_headline(event), event.done, event.total or None, details=details)
-        elif not event.passing:
-            self.show_line(_headline(event) + (f": {details}" if details else ""))
-
-
-def _headline(event: SimulationEvent) -> str:
-    return f"round {event.round}/{event.rounds} {event.stage}" if event.round else event.stage
-
-
-def _details(event: SimulationEvent) -> str:
-    parts = []
-    if event.joined is not None:
-        parts.append(f"{event.joined}{f' of {event.expected}' if event.expected else ''} joined")
-    if event.dropped is not None:
-        parts.append(f"{event.dropped} dropped")
-    if event.epsilon is not None:
-        parts.append(f"epsilon spent {event.epsilon:.3f}")
-    if event.seconds is not None:
-        parts.append(f"{event.seconds:.1f} s")
-    return ", ".join(parts)
-
-
 def print_report(report: SimulationReport, console: Console) -> None:
     """The closing tables: organizations, controls, rounds, and what epsilon does and does not cover."""
+    many = len(report.organizations) > MANY
     if any(len(organization.holds) > 1 for organization in report.organizations):
-        console.print(_holdings(report))
-    console.print(_organizations(report))
+        console.print(_holding_quantiles(report) if many else _holdings(report))
+    console.print(_organization_quantiles(report) if many else _organizations(report))
     if report.finished_rounds and not report.is_plain:
         console.print(_controls(report))
     console.print(_rounds(report))
+    if many and (lost := _lost(report)):
+        console.print(Text(lost))
     if sums := identifiability_in_words(report.rounds):
         console.print(Text(f"Sums opened: {sums}"))
     console.print()
@@ -167,16 +111,8 @@ def _columns(report: SimulationReport) -> Mapping[str, str]:
 
 
 def _organizations(report: SimulationReport) -> Table:
-    rules = sorted({organization.rule for organization in report.organizations})
-    hidden = "\n".join(f"hidden: {rule}" for rule in rules) if len(rules) == 1 else None
-    metric = _METRIC.get(report.metric, report.metric)
     shown = _columns(report)
-    pgr = [] if report.is_plain else ["PGR"]
-    table = _table(
-        f"{metric} on each organization's own private test rows",
-        ["organization", *shown.values(), *pgr, "epsilon\nspent"],
-        hidden,
-    )
+    table = _accuracy_table(report, "organization", "epsilon\nspent")
     for organization in report.organizations:
         table.add_row(organization.name, *_figures(organization, report))
     table.add_section()
@@ -185,6 +121,70 @@ def _organizations(report: SimulationReport) -> Table:
     means = [_cell(accuracy[key]) for key in shown] + ([] if report.is_plain else [_cell(report.pgr)])
     table.add_row("mean", *means, f"max {spent:.2f}", style="bold")
     return table
+
+
+def _accuracy_table(report: SimulationReport, first: str, *last: str) -> Table:
+    rules = sorted({organization.rule for organization in report.organizations})
+    hidden = "\n".join(f"hidden: {rule}" for rule in rules) if len(rules) == 1 else None
+    metric = _METRIC.get(report.metric, report.metric)
+    pgr = [] if report.is_plain else ["PGR"]
+    title = f"{metric} on each organization's own private test rows"
+    return _table(title, [first, *_columns(report).values(), *pgr, *last], hidden)
+
+
+def _organization_quantiles(report: SimulationReport) -> Table:
+    """How figures spread over many organizations, and who has the worst and the best."""
+    shown, spread, count = _columns(report), report.quantiles, len(report.organizations)
+    table = _accuracy_table(report, "", "epsilon\nspent", "rows")
+    table.title = f"{table.title}: quantiles over {count:,} organizations, the worst and the best"
+    epsilon, rows = spread["epsilon"], spread["rows"]
+    for name, share in QUANTILES.items():
+        figures = [_cell(spread["accuracy"][key][name]) for key in shown]
+        figures += [] if report.is_plain else [_cell(spread["pgr"][name])]
+        label = name if share in (0, 1) else f"{100 * share:.0f} %"
+        table.add_row(label, *figures, _number(epsilon[name], ".2f"), _number(rows[name], ",.0f"))
+    table.add_section()
+    means = [_cell(report.accuracy[key]) for key in shown] + ([] if report.is_plain else [_cell(report.pgr)])
+    table.add_row("mean", *means, "", "", style="bold")
+    table.add_section()
+    for organization in (*report.worst, *report.best[::-1]):
+        table.add_row(organization.name, *_figures(organization, report)[:-1], *_spent(organization))
+    return table
+
+
+def _spent(organization: OrganizationResult) -> tuple[str, str]:
+    return f"{organization.epsilon:.2f}", f"{organization.rows:,}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _holding_quantiles(report: SimulationReport) -> Table:
+    """Of many organizations: how many training rows of each label one holds."""
+    held = [organization.holds for organization in report.organizations]
+    labels = largest_labels(held)
+    table = _table("Training rows of each label at an organization", ["label", *QUANTILES])
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # names of files, say
+    for label in labels:
+        found = quantiles([count_of(one, label, labels) for one in held])
+        table.add_row(label, *(_number(found[name], ",.0f") for name in QUANTILES))
+    return table
+
+
+def _lost(report: SimulationReport) -> str:
+    """How many organizations were lost in the rounds, and where; empty where none was."""
+    dropped: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    for record in report.rounds:
+        for counts, total in ((record.get("dropped"), dropped), (record.get("refused"), refused)):
+            for name, count in (counts or {}).items():
+                total[name] = total.get(name, 0) + count
+    if not dropped:
+        return ""
+    text = "Lost, all rounds together: " + ", ".join(f"{count:,} at {stage}" for stage, count in dropped.items())
+    why = ", ".join(f"{count:,} {code}" for code, count in refused.items())
+    return text + (f"; of them by refusal: {why}" if why else "")
 
 
 def _figures(organization: OrganizationResult, report: SimulationReport) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from gradtf_fl.deployment import identifiability_document
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.privacy import Unit
+from gradtf_fl.reports.quantiles import quantiles
 
 State = Literal["completed", "budget", "aborted"]
 Accuracy = Mapping[str, float | None]
@@ -22,6 +23,8 @@ TASK_LIBRARY = "task_library"
 CONTROLS = ("mean_update", "nearest_update", "ridge")
 PLAIN_COLUMNS = (*TINY_COLUMNS, "tiny_ceiling")
 """Of a federation without a Grad-Transformer."""
+NAMED = 3
+"""Worst and best organizations that are named."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,34 @@ class SimulationReport:
         return {key: mean([o.loss.get(key) for o in self.organizations]) for key in self.names}
 
     @property
+    def quantiles(self) -> dict[str, Any]:
+        """Over organizations: of ``accuracy`` and ``loss`` by name, of ``pgr``, ``epsilon`` and ``rows``."""
+        return {
+            "accuracy": {key: quantiles([o.accuracy.get(key) for o in self.organizations]) for key in self.names},
+            "loss": {key: quantiles([o.loss.get(key) for o in self.organizations]) for key in self.names},
+            "pgr": quantiles([o.pgr for o in self.organizations]),
+            "epsilon": quantiles([o.epsilon for o in self.organizations]),
+            "rows": quantiles([o.rows for o in self.organizations]),
+        }
+
+    @property
+    def worst(self) -> tuple[OrganizationResult, ...]:
+        """The organizations with the worst score of the delivered model, the worst first; `NAMED` at most."""
+        return self._ordered()[:NAMED]
+
+    @property
+    def best(self) -> tuple[OrganizationResult, ...]:
+        """Those with the best score, the best first."""
+        return self._ordered()[::-1][:NAMED]
+
+    def _ordered(self) -> tuple[OrganizationResult, ...]:
+        """All that were scored, the worst first; in the order of the report where scores are the same."""
+        name = "tiny_global" if self.is_plain else "llm_generated"
+        scored = [(o.accuracy[name], o) for o in self.organizations if o.accuracy.get(name) is not None]
+        sign = -1.0 if self.metric == "loss" else 1.0
+        return tuple(o for _, o in sorted(scored, key=lambda pair: sign * (pair[0] or 0.0)))
+
+    @property
     def pgr(self) -> float | None:
         """Performance gap recovered by the means."""
         return gap_recovered(self.accuracy)
@@ -161,6 +192,9 @@ class SimulationReport:
             "loss": self.loss,
             "pgr": self.pgr,
             "gain_recovered": self.gains,
+            "quantiles": self.quantiles,
+            "worst": [o.name for o in self.worst],
+            "best": [o.name for o in self.best],
             "pictures": dict(self.pictures),
             "organizations": organizations,
             "rounds": [dict(r) for r in self.rounds],

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from gradtf_fl.secagg.beacon import BeaconProof, SamplePlan, check_draw, draw_config
     from gradtf_fl.secagg.client import SecAggClient
     from gradtf_fl.secagg.crypto.masks import CHUNK_BYTES, MaskStreams
     from gradtf_fl.secagg.crypto.primitives import Randomness, ReplayRandomness
     from gradtf_fl.secagg.crypto.shamir import combine, element_bytes, lagrange_weights
-    from gradtf_fl.secagg.degree import Topology, certain_noisers, topology
+    from gradtf_fl.secagg.degree import Topology, certain_noisers, colluders_in_sample, topology
     from gradtf_fl.secagg.differencing import Identifiability, TakenSum, check_difference, identifiability
     from gradtf_fl.secagg.evidence import Evidence
-    from gradtf_fl.secagg.graph import group_members, point
+    from gradtf_fl.secagg.graph import point
+    from gradtf_fl.secagg.members import group_size, round_members, sampled
     from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
     from gradtf_fl.secagg.packing import packed_size
     from gradtf_fl.secagg.policy import ClientPolicy
-    from gradtf_fl.secagg.quantization import Quantizer
+    from gradtf_fl.secagg.quantization import Floats, Quantizer, Vector, chunks_of
     from gradtf_fl.secagg.roster import Identity, Roster
     from gradtf_fl.secagg.round_config import (
         RoundConfig,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         UnjustEvidence,
         UnknownIdentity,
         UpdateRejected,
+        WrongBeacon,
         WrongRound,
     )
     from gradtf_fl.secagg.wire.messages import commitment_of
@@ -72,11 +75,13 @@ __all__ = [
     "BadKey",
     "BadProof",
     "BadSignature",
+    "BeaconProof",
     "ClientPolicy",
     "DistributedNoise",
     "DuplicateKey",
     "DuplicateMessage",
     "Evidence",
+    "Floats",
     "Identifiability",
     "Identity",
     "IncompleteShares",
@@ -95,6 +100,7 @@ __all__ = [
     "Roster",
     "RosterMismatch",
     "RoundConfig",
+    "SamplePlan",
     "SecAggClient",
     "SecAggServer",
     "SecureSum",
@@ -110,24 +116,32 @@ __all__ = [
     "UnjustEvidence",
     "UnknownIdentity",
     "UpdateRejected",
+    "Vector",
+    "WrongBeacon",
     "WrongRound",
     "certain_noisers",
     "check_difference",
+    "check_draw",
+    "chunks_of",
+    "colluders_in_sample",
     "combine",
     "commitment_of",
     "decode_configs",
     "default_threshold",
     "distributed_noise",
+    "draw_config",
     "element_bytes",
     "encode_configs",
-    "group_members",
+    "group_size",
     "identifiability",
     "lagrange_weights",
     "new_identities",
     "packed_size",
     "point",
     "roster_of",
+    "round_members",
     "run_secure_sum",
+    "sampled",
     "smallest_threshold",
     "topology",
 ]

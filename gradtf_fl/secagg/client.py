@@ -8,21 +8,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, groupby
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradtf_fl.secagg.client_state import FINISHED, REFUSED, ClientState, Peer
 from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.crypto.agreement_proof import PROOF_BYTES, check_possession, prove, prove_possession
-from gradtf_fl.secagg.crypto.masks import MaskStreams
+from gradtf_fl.secagg.crypto.masks import MaskStreams, Words
 from gradtf_fl.secagg.crypto.round_secrets import HeldShares, RoundSecrets
 from gradtf_fl.secagg.crypto.shamir import ELEMENT_BYTES
 from gradtf_fl.secagg.differencing import TakenSum
 from gradtf_fl.secagg.evidence import channel_context, check_sender, opened, possession_context
-from gradtf_fl.secagg.graph import Graph, group_members
+from gradtf_fl.secagg.graph import Graph
+from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import pack, word_dtype
+from gradtf_fl.secagg.pieces import cut, piece_count
 from gradtf_fl.secagg.policy import ClientPolicy
-from gradtf_fl.secagg.quantization import Floats
+from gradtf_fl.secagg.quantization import Vector
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig
 from gradtf_fl.secagg.vectors import encoding_of
@@ -39,6 +42,7 @@ from gradtf_fl.secagg.violations import (
     UndecryptableShare,
     UnknownIdentity,
     UpdateRejected,
+    WrongBeacon,
 )
 from gradtf_fl.secagg.wire.adverts import Advert, Directory
 from gradtf_fl.secagg.wire.messages import (
@@ -78,9 +82,11 @@ class SecAggClient:
         identity: this organization's key; must be on the roster.
         last_round: (round, attempt) of the last round taken part in, from the counter on disk.
         randomness: source of the round's one 32-byte seed.
+        beacon: of the run, as this organization has verified it (`BeaconProof.verified`); a round that sums a sample
+            needs it.
 
     Raises:
-        PolicyViolation (and StaleRound, RosterMismatch, TooFewMembers), UnknownIdentity.
+        PolicyViolation (and StaleRound, RosterMismatch, TooFewMembers, WrongBeacon), UnknownIdentity.
     """
 
     def __init__(
@@ -92,16 +98,20 @@ class SecAggClient:
         *,
         last_round: tuple[int, int],
         randomness: crypto.Randomness = crypto.system_randomness,
+        beacon: bytes | None = None,
     ) -> None:
         policy.check(config, roster, last_round)
+        if config.sample and config.beacon != beacon:
+            raise WrongBeacon("the round's sample is drawn by a beacon that this organization has no proof of")
         self._bind(ClientState(config, seed=randomness(ELEMENT_BYTES)), policy, roster, identity)
 
     def _bind(self, state: ClientState, policy: ClientPolicy, roster: Roster, identity: Identity) -> None:
         self._state, self._policy, self._roster, self._identity = state, policy, roster, identity
         self._me = roster.index(identity.public)
-        self._members = frozenset(group_members(roster, state.config.groups, state.config.group))
+        self._members = frozenset(round_members(state.config, roster))
         if self._me not in self._members:
-            raise UnknownIdentity(f"this organization is not in group {state.config.group} of {state.config.groups}")
+            where = f"group {state.config.group} of {state.config.groups}" + ", in a sample" * bool(state.config.sample)
+            raise UnknownIdentity(f"this organization is not in {where}")
         self._commitment = state.config.commitment
 
     @property
@@ -115,10 +125,15 @@ class SecAggClient:
         return self._state.next_stage
 
     @property
+    def pieces(self) -> int:
+        """How many messages the masked vector is."""
+        return piece_count(encoding_of(self.config, len(self._members)).size + 1)
+
+    @property
     def sum(self) -> TakenSum:
         """The sum over U3 that this client has signed for, once "consistency" was answered."""
         members = frozenset(self._roster.keys[member] for member in self._state.survivors)
-        return TakenSum(self.config.model_hash, self.config.roster_hash, members)
+        return TakenSum(self.config.model_hash, frozenset(self._roster.keys), members)
 
     def to_bytes(self) -> bytes:
         """The state between two stages. Holds secrets; store it (0600) before the stage's answer leaves."""
@@ -237,13 +252,20 @@ class SecAggClient:
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
-    def mask(self, accepted: bytes, vector: Floats, weight: float = 1.0) -> bytes:
+    def mask(self, accepted: bytes, vector: Vector, weight: float = 1.0) -> Iterator[bytes]:
         """From the members that are left to y_i = encode(x_i) + self mask + pair masks, packed to b bits.
+
+        All checks are made, and the vector's norm is measured, before this returns. The pieces are made one after the
+        other as they are asked for.
 
         Args:
             accepted: the server's `Accepted`.
-            vector: float32 or float64 [dim]; scaled down to the round's clip where its L2 norm is above.
+            vector: float32 or float64 [dim], or arrays of it that follow each other; read twice (with noise more often)
+                and scaled down to the round's clip where its L2 norm is above.
             weight: in (0, max_weight]; 1 under the rule "uniform".
+
+        Returns:
+            The signed messages, one for each of the `pieces`.
 
         Raises:
             UpdateRejected: the own vector or weight cannot be encoded; leave the round, tell nobody why.
@@ -258,28 +280,35 @@ class SecAggClient:
                 raise UndecryptableShare(f"members {cheats} are left, and their shares did not open")
             held = {j: state.held[j] for j in neighbours}
             held[self._me] = self._secrets().shares([*state.peers, self._me], self.config.threshold)[self._me]
-            message = self._masked(neighbours, vector, weight)
+            masked = self._masked(neighbours, vector, weight)
             state.members, state.held = left, held
             state.vote_key, state.seed = self._secrets().vote_key, b""
-            return message
+        return self._packed(masked)
 
-    def _masked(self, partners: Collection[int], vector: Floats, weight: float) -> bytes:
+    def _masked(self, partners: Collection[int], vector: Vector, weight: float) -> Iterator[Words]:
+        """The masked words in chunks, the weight's last."""
         config = self.config
         if config.weight_rule == "uniform" and weight != 1.0:
             raise UpdateRejected(f"weight {weight} under the rule 'uniform'")
-        if getattr(vector, "shape", None) != (config.dim,):
-            raise UpdateRejected(f"an update vector of shape [{config.dim}] is needed")
         encoding, secrets = encoding_of(config, len(self._members)), self._secrets()
         masks = MaskStreams(
             *secrets.mask_keys({j: self._state.peers[j].mask_key for j in partners}), word_dtype(config.bits)
         )
 
-        def packed() -> Iterator[bytes]:
-            for words in encoding.words(vector, float(weight), secrets):
-                masks.add_to(words)
-                yield pack(words, config.bits)
+        def masked(words: Words) -> Words:
+            masks.add_to(words)
+            return words
 
-        return self._signed(MessageKind.MASKED, packed())
+        return map(masked, encoding.words(vector, float(weight), secrets))
+
+    def _packed(self, masked: Iterator[Words]) -> Iterator[bytes]:
+        try:
+            for number, parts in groupby(cut(masked), key=lambda part: part[0]):
+                packed = (pack(words, self.config.bits) for _, words in parts)
+                yield self._signed(MessageKind.MASKED, chain([number.to_bytes(4, "big")], packed))
+        except Exception:
+            self._state = ClientState(self.config, REFUSED)
+            raise
 
     # -- stage 4 ------------------------------------------------------------------------------------------
 
@@ -322,7 +351,7 @@ class SecAggClient:
         n = len(self._members)
         if self.config.degree >= n - 1:
             return None
-        return sample(votes, n, self._policy.bad(n), self._state.vote_key)
+        return sample(votes, n, self._policy.colluders_of(self.config, self._roster), self._state.vote_key)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ def topology(
     privacy_bits: float = PRIVACY_BITS,
     correctness_bits: float = CORRECTNESS_BITS,
     grinding_bits: float = GRINDING_BITS,
+    bad: int | None = None,
 ) -> Topology:
     """The cheapest sound graph for ``n`` members: complete below 100 or where k would reach n - 1.
 
@@ -58,16 +59,17 @@ def topology(
         privacy_bits: conditions 1 and 2 fail with probability at most 2^-privacy_bits.
         correctness_bits: condition 3 fails with probability at most 2^-correctness_bits.
         grinding_bits: log2 of the graphs that the server may try before it settles for one.
+        bad: c where it is not the share ``colluders`` of n, as in a sample (`colluders_in_sample`).
 
     Raises:
         ConfigError: shares outside 0..1, or so large that no graph helps (Q must exceed (n + c) / 2).
     """
     if not (0 <= colluders < 1 and 0 <= dropouts < 1):
         raise ConfigError("colluders and dropouts are shares of the members, at least 0 and below 1")
+    bad = colluding(n, colluders) if bad is None else bad
     if n < COMPLETE_BELOW:
-        return complete(n)
+        return complete(n, bad)
     quorum = n - math.floor(dropouts * n)
-    bad = colluding(n, colluders)
     if 2 * quorum <= n + bad:
         raise ConfigError(
             f"with {bad} of {n} members colluding, {n - quorum} dropouts are too many: two sets of members"
@@ -78,7 +80,7 @@ def topology(
             continue
         if starvation_log2(n, degree, threshold, quorum) <= -correctness_bits:
             return Topology(degree, threshold, quorum)
-    return complete(n)
+    return complete(n, bad)
 
 
 def colluding(n: int, share: float) -> int:
@@ -86,24 +88,65 @@ def colluding(n: int, share: float) -> int:
     return max(1, math.ceil(share * n - _EXACT))
 
 
-def certain_noisers(n: int, shape: Topology, colluders: float) -> int:
+@lru_cache(maxsize=256)
+def colluders_in_sample(
+    population: int, share: float, drawn: int, trials: int, privacy_bits: int = PRIVACY_BITS
+) -> int:
+    """c: colluders that ``drawn`` of ``population`` organizations hold at most, except with probability
+    2^-privacy_bits.
+
+    The smallest c with trials * P[X > c] <= 2^-privacy_bits for X hypergeometric: ``drawn`` without replacement, of
+    which `colluding` are marked. Whole numbers throughout, so two machines never differ.
+
+    >>> from gradtf_fl.secagg import colluders_in_sample
+    >>> colluders_in_sample(1000, 0.1, 100, 1), colluders_in_sample(1000, 0.1, 100, 2**20)
+    (34, 40)
+
+    Args:
+        trials: samples that a server can look at before it uses one, see `ClientPolicy.choices`.
+    """
+    bad = colluding(population, share)
+    hits, total, tail = min(bad, drawn), math.comb(population, drawn), 0
+    ways = math.comb(bad, hits) * math.comb(population - bad, drawn - hits)
+    while hits > 1:
+        tail += ways  # tail / total = P[X >= hits]
+        if (trials * tail) << privacy_bits > total:
+            break
+        ways = ways * hits * (population - bad - drawn + hits) // ((bad - hits + 1) * (drawn - hits + 1))
+        hits -= 1
+    return hits
+
+
+def certain_noisers(n: int, shape: Topology, colluders: float, bad: int | None = None) -> int:
     """Honest members that are sure to have added noise to an opened sum: Q - c, at least 1.
 
     On a k-regular graph one in a hundred less: votes are sampled there, so that a few members of U3 may be invented
     (three of 900 make a fifth of all clients refuse, which ends most rounds).
     """
     invented = 0 if shape.degree >= n - 1 else math.ceil(n / 100)
-    return max(1, shape.quorum - colluding(n, colluders) - invented)
+    bad = colluding(n, colluders) if bad is None else bad
+    return max(1, shape.quorum - bad - invented)
 
 
-def complete(n: int) -> Topology:
-    """The complete graph of ``n`` members with the default threshold."""
-    return Topology(n - 1, default_threshold(n), default_threshold(n))
+def complete(n: int, bad: int = 0) -> Topology:
+    """The complete graph of ``n`` members, its threshold the default or, against more colluders, 2t > n + c.
+
+    Raises:
+        ConfigError: more than n - 2 of them collude.
+    """
+    threshold = max(default_threshold(n), (n + bad) // 2 + 1)
+    if threshold > n:
+        raise ConfigError(f"with {bad} of {n} members colluding no threshold helps")
+    return Topology(n - 1, threshold, threshold)
 
 
-def privacy_failure_log2(n: int, shape: Topology, colluders: float) -> float:
-    """log2 of the probability that condition 1 or 2 fails for one graph, dropouts being at most n - Q."""
-    bad = colluding(n, colluders)
+def privacy_failure_log2(n: int, shape: Topology, colluders: float, bad: int | None = None) -> float:
+    """log2 of the probability that condition 1 or 2 fails for one graph, dropouts being at most n - Q.
+
+    Args:
+        bad: c, as in `topology`.
+    """
+    bad = colluding(n, colluders) if bad is None else bad
     first = exposure_log2(n, shape.degree, shape.threshold, shape.quorum, bad)
     return _log2_sum(first, disconnection_log2(n, shape.degree, shape.quorum, bad))
 
@@ -134,7 +177,11 @@ def starvation_log2(n: int, degree: int, threshold: int, quorum: int) -> float:
 
 
 def hypergeometric_tail_log2(population: int, marked: int, drawn: int, least: int) -> float:
-    """log2 P[X >= least], X = number of marked ones among ``drawn`` of ``population``, without replacement."""
+    """log2 P[X >= least], X = number of marked ones among ``drawn`` of ``population``, without replacement.
+
+    Who draws more than there are gets all of them: k neighbours of fewer than k members that are left.
+    """
+    drawn = min(drawn, population)
     most = min(marked, drawn)
     least = max(least, drawn - (population - marked), 0)
     total = -math.inf

@@ -53,7 +53,7 @@ class Graph:
 
 
 def group_members(roster: Roster, groups: int, group: int) -> tuple[int, ...]:
-    """Members of group number ``group`` of ``groups``: a partition that the roster alone decides.
+    """Members of group number ``group`` of ``groups`` of a whole roster: a partition that the roster alone decides.
 
     For one number of groups it lasts as long as the roster: no server can re-group organizations at will.
     Sizes differ by at most one.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.secagg.degree import (
@@ -12,10 +13,12 @@ from gradtf_fl.secagg.degree import (
     PRIVACY_BITS,
     Topology,
     certain_noisers,
+    colluders_in_sample,
     colluding,
     privacy_failure_log2,
 )
-from gradtf_fl.secagg.graph import COMPLETE_BELOW, group_members
+from gradtf_fl.secagg.graph import COMPLETE_BELOW
+from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.round_config import RoundConfig, default_threshold, smallest_threshold
@@ -23,6 +26,9 @@ from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.violations import PolicyViolation, RosterMismatch, StaleRound, TooFewMembers
 
 GROUP_MIN = 5
+TRIALS = 2**20
+MOST_SAMPLED_ROUNDS = 10_000
+"""Number of the last round that may have a sample: a server that knows the beacon may skip to the one it likes."""
 _ROUNDING_BITS = 1e-6  # of log-gamma, which may differ from machine to machine
 
 
@@ -47,7 +53,10 @@ class ClientPolicy:
         max_clip: largest L2 bound that a round may ask for.
         max_weight: largest weight that a round may allow.
         allow_two: lets ``n_min`` be 2.
-        colluders: share of the members that may collude with the server; rounded up, and at least one of them.
+        colluders: share of the members that may collude with the server; rounded up, and at least one of them. Of a
+            sample it is the share of the whole roster, and the sample's own number is bounded (`colluders_of`).
+        trials: beacons that this organization helps to draw, over all runs, before it refuses; each is a sample that a
+            server may look at and drop.
         min_noise: smallest noise multiplier of the distributed DP layer; 0 takes part without it.
     """
 
@@ -58,6 +67,7 @@ class ClientPolicy:
     max_weight: float = 1.0
     allow_two: bool = False
     colluders: float = 0.1
+    trials: int = TRIALS
     min_noise: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,6 +84,8 @@ class ClientPolicy:
             problems.append("max_clip and max_weight must be positive")
         if not 0 <= self.colluders < 1:
             problems.append("colluders: a share of the members, at least 0 and below 1")
+        if self.trials < 1:
+            problems.append("trials: at least one beacon has to be drawn")
         if not (math.isfinite(self.min_noise) and self.min_noise >= 0):
             problems.append("min_noise: a finite number, at least 0")
         if problems:
@@ -92,11 +104,12 @@ class ClientPolicy:
             raise RosterMismatch("the round is for another roster than the pinned one")
         if last_round is not None and (config.round, config.attempt) <= last_round:
             raise StaleRound(f"round {config.round} attempt {config.attempt} is not above {last_round}")
-        n = len(group_members(roster, config.groups, config.group))
+        n, bad = len(round_members(config, roster)), self.colluders_of(config, roster)
         least = self.n_min if config.groups == 1 else max(self.n_min, GROUP_MIN)
         if n < least:
             raise TooFewMembers(f"{n} organizations in the round, policy wants {least}")
-        reasons = [*self._graph_reasons(config, n), *self._limit_reasons(config), *self._noise_reasons(config, n)]
+        reasons = [*self._sample_reasons(config, roster), *self._graph_reasons(config, n, bad)]
+        reasons += [*self._limit_reasons(config), *self._noise_reasons(config, n, bad)]
         try:
             encoding_of(config, n)
         except ValueError as error:
@@ -104,13 +117,39 @@ class ClientPolicy:
         if reasons:
             raise PolicyViolation(reasons)
 
-    def _graph_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
+    def for_beacon(self) -> Self:
+        """This policy for round 0, which draws the beacon: no bound of an update matters, as none is in it."""
+        return replace(self, min_noise=0.0, max_clip=math.inf, max_weight=math.inf, max_bits=BIT_WIDTHS[-1])
+
+    def choices(self, groups: int) -> int:
+        """Samples that a server can look at before it uses one: 2 * trials * `MOST_SAMPLED_ROUNDS` * groups.
+
+        Every beacon needs Q - c honest votes of N - c honest organizations, each of which gives ``trials`` of them. As
+        2Q > N + c, there are fewer than 2 * trials beacons. Each draws one sample, or ``groups`` of them, a round; and
+        an attempt that failed has the sample of its round, so that attempts are no trials.
+        """
+        return 2 * self.trials * MOST_SAMPLED_ROUNDS * groups
+
+    def colluders_of(self, config: RoundConfig, roster: Roster) -> int:
+        """c: members of ``config`` that may collude with the server; in a sample except with probability 2^-40."""
+        n = len(round_members(config, roster))
+        if config.sample == 0:
+            return self.bad(n)
+        return colluders_in_sample(len(roster), self.colluders, n, self.choices(config.groups))
+
+    def _sample_reasons(self, config: RoundConfig, roster: Roster) -> Iterator[str]:
+        if config.sample == len(roster):
+            yield f"a sample of all {len(roster)} organizations is none"
+        if config.sample and config.round > MOST_SAMPLED_ROUNDS:
+            yield f"round {config.round} has a sample, which no round above {MOST_SAMPLED_ROUNDS} has"
+
+    def _graph_reasons(self, config: RoundConfig, n: int, bad: int) -> Iterator[str]:
         if config.degree == n - 1:
             t_min = max(self.t_min or default_threshold(n), smallest_threshold(n))
             if config.threshold < t_min:
                 yield f"threshold {config.threshold} is below {t_min}"
-            elif 2 * config.threshold <= n + self.bad(n):
-                yield f"threshold {config.threshold} of {n} lets {self.bad(n)} colluders open both kinds of shares"
+            elif 2 * config.threshold <= n + bad:
+                yield f"threshold {config.threshold} of {n} lets {bad} colluders open both kinds of shares"
             if config.quorum != config.threshold:
                 yield f"quorum {config.quorum} is not the threshold {config.threshold} of a complete graph"
             return
@@ -119,12 +158,12 @@ class ClientPolicy:
             return
         if config.threshold < (self.t_min or 0):
             yield f"threshold {config.threshold} is below {self.t_min}"
-        if 2 * config.quorum <= n + self.bad(n) or config.quorum > n:
-            yield f"quorum {config.quorum} of {n} lets {self.bad(n)} colluders show two views of the round"
+        if 2 * config.quorum <= n + bad or config.quorum > n:
+            yield f"quorum {config.quorum} of {n} lets {bad} colluders show two views of the round"
             return
         shape = Topology(config.degree, config.threshold, config.quorum)
-        bits = -privacy_failure_log2(n, shape, self.colluders) - GRINDING_BITS
-        if bits < PRIVACY_BITS - _ROUNDING_BITS:
+        bits = -privacy_failure_log2(n, shape, self.colluders, bad) - GRINDING_BITS
+        if not bits >= PRIVACY_BITS - _ROUNDING_BITS:
             what = f"degree {config.degree} and threshold {config.threshold}"
             yield f"{what} fail with probability 2^-{bits:.0f}, not 2^-{PRIVACY_BITS}"
 
@@ -136,11 +175,11 @@ class ClientPolicy:
         if not config.max_weight <= self.max_weight:
             yield f"max_weight {config.max_weight} is above {self.max_weight}"
 
-    def _noise_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
+    def _noise_reasons(self, config: RoundConfig, n: int, bad: int) -> Iterator[str]:
         if config.noise_multiplier < self.min_noise:
             yield f"noise multiplier {config.noise_multiplier} is below {self.min_noise}"
         shape = Topology(config.degree, config.threshold, config.quorum)
-        honest = certain_noisers(n, shape, self.colluders)
+        honest = certain_noisers(n, shape, self.colluders, bad)
         if config.noise_multiplier > 0 and config.noisers > honest:
             yield f"noise is shared by {config.noisers}, but only {honest} honest organizations are sure to add theirs"
 

@@ -9,9 +9,11 @@ by unbiased stochastic rounding of v / step, where step = max_weight * clip / q_
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -23,6 +25,8 @@ from gradtf_fl.secagg.violations import UpdateRejected
 
 CHUNK = 1 << 15  # coordinates: 128 KiB of words, 256 KiB of float64
 Floats = NDArray[np.float32] | NDArray[np.float64]
+Vector = Floats | Iterable[Floats]
+"""An update vector [dim]: one array, or arrays that follow each other and can be read more than once."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Quantizer:
         parties: n, the largest number of summands.
         clip: L2 norm bound of a vector before it is weighted.
         max_weight: largest weight of one client.
+        dim: coordinates that a vector must have; None for any number.
     """
 
     bits: int
     parties: int
     clip: float
     max_weight: float
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in BIT_WIDTHS:
@@ -68,7 +74,7 @@ class Quantizer:
         """Weighted coordinate of integer 1."""
         return self.max_weight * self.clip / self.q_max
 
-    def encode(self, vector: Floats, weight: float, rounding_key: bytes) -> Iterator[Words]:
+    def encode(self, vector: Vector, weight: float, rounding_key: bytes) -> Iterator[Words]:
         """Words [dim + 1] (two's complement; the last is the weight) of ``vector`` [dim] times ``weight``.
 
         They come in chunks of `CHUNK` words, which may be changed in place, the last one shorter. The vector is
@@ -76,20 +82,25 @@ class Quantizer:
 
         Raises:
             UpdateRejected: wrong type or shape, a coordinate that is not finite, a weight outside
-                (0, max_weight].
+                (0, max_weight]; while it is read again, if it has another size by then.
         """
         if not 0 < weight <= self.max_weight:
             raise UpdateRejected(f"weight {weight} is not in (0, {self.max_weight}]")
-        return self._chunks(vector, clip_factor(vector, self.clip), weight, rounding_key)
+        found = extent(vector, self.clip)
+        if self.dim is not None and found.size != self.dim:
+            raise UpdateRejected(f"an update vector of shape [{self.dim}] is needed")
+        return self._chunks(vector, found, weight, rounding_key)
 
-    def _chunks(self, vector: Floats, clipping: float, weight: float, rounding_key: bytes) -> Iterator[Words]:
-        factor, end = clipping * weight / self.step, vector.size
+    def _chunks(self, vector: Vector, found: Extent, weight: float, rounding_key: bytes) -> Iterator[Words]:
+        factor, left = found.factor * weight / self.step, found.size + 1
         coins = Cipher(algorithms.AES256(rounding_key), modes.CTR(bytes(16))).encryptor()
         zeros, drawn = bytes(4 * CHUNK), bytearray(4 * CHUNK + 15)  # update_into asks for 15 bytes of slack
         scratch, uniform = np.empty(CHUNK), np.empty(CHUNK)  # reused: fresh ones cost more than the arithmetic
-        for start in range(0, end + 1, CHUNK):
-            part = vector[start : start + CHUNK]
-            size = min(CHUNK, end + 1 - start)
+        for part in itertools.chain(chunks_of(vector), [np.empty(0)] if found.size % CHUNK == 0 else []):
+            size = min(CHUNK, left)
+            if part.size != min(CHUNK, left - 1):
+                raise UpdateRejected("the update vector changed while it was read")
+            left -= size
             scaled = scratch[:size]
             np.multiply(part, factor, out=scaled[: part.size], dtype=np.float64)
             if part.size < size:
@@ -100,6 +111,8 @@ class Quantizer:
             words = np.empty(size, dtype=word_dtype(self.bits))
             words.view("<i2" if self.bits == 16 else "<i4")[:] = scaled
             yield words
+        if left:
+            raise UpdateRejected("the update vector changed while it was read")
 
     def _round(self, values: NDArray[np.float64], uniform: NDArray[np.float64]) -> None:
         """values <- floor(values + u), u uniform in [0, 1), in place: the expectation stays."""
@@ -114,33 +127,80 @@ class Quantizer:
         return signed.astype(np.int64)
 
 
-def clip_factor(vector: Floats, clip: float) -> float:
-    """min(1, clip / |vector|_2) for a float vector [dim], without overflow or underflow for any finite one.
+class Extent(NamedTuple):
+    """What one reading of an update vector finds.
+
+    Attributes:
+        size: its coordinates.
+        factor: min(1, clip / |vector|_2).
+    """
+
+    size: int
+    factor: float
+
+
+def extent(vector: Vector, clip: float) -> Extent:
+    """Size and clip factor of a float vector, without overflow or underflow for any finite one.
 
     Raises:
-        UpdateRejected: not a one-dimensional float array, or a coordinate that is not finite.
+        UpdateRejected: not one-dimensional float arrays, arrays that can be read only once, or a coordinate that is
+            not finite.
     """
-    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in (np.float32, np.float64):
-        raise UpdateRejected("an update vector must be a one-dimensional float32 or float64 array")
-    squares = _squares(vector, 1.0)
+    size, squares = _squares(vector, 1.0)
     largest = 1.0
     if not 1e-200 < squares < 1e200:  # all zero, extreme, or not finite: look closer
-        largest = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))
+        largest = _largest(vector)
         if not math.isfinite(largest):
             raise UpdateRejected("the update vector has coordinates that are not finite")
         if largest == 0:
-            return 1.0
-        squares = _squares(vector, largest)
-    return min(1.0, clip / largest / math.sqrt(squares))
+            return Extent(size, 1.0)
+        squares = _squares(vector, largest)[1]
+    return Extent(size, min(1.0, clip / largest / math.sqrt(squares)))
 
 
-def _squares(vector: Floats, unit: float) -> float:
-    """Sum of (coordinate / unit)^2 in float64."""
-    total = 0.0
+def chunks_of(vector: Vector, size: int = CHUNK) -> Iterator[Floats]:
+    """The coordinates in their order, ``size`` at a time, the last chunk shorter; copied only where arrays meet.
+
+    Raises:
+        UpdateRejected: not one-dimensional float arrays, or arrays that can be read only once.
+    """
+    if isinstance(vector, Iterator):
+        raise UpdateRejected("an update vector is read more than once: give the arrays as a list, not as an iterator")
+    if not isinstance(vector, Iterable):
+        raise UpdateRejected("an update vector must be a float32 or float64 array, or several")
+    rest: Floats | None = None
+    for part in (vector,) if isinstance(vector, np.ndarray) else vector:
+        if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype not in (np.float32, np.float64):
+            raise UpdateRejected("an update vector must be a one-dimensional float32 or float64 array")
+        at = 0
+        if rest is not None:
+            at = min(size - rest.size, part.size)
+            rest = np.concatenate([rest, part[:at]])
+            if rest.size < size:
+                continue
+            yield rest
+        for start in range(at, part.size - size + 1, size):
+            yield part[start : start + size]
+        end = at + (part.size - at) // size * size
+        rest = part[end:] if end < part.size else None
+    if rest is not None:
+        yield rest
+
+
+def _largest(vector: Vector) -> float:
+    """Largest magnitude of a coordinate; not finite where one of them is not."""
+    ends = [(float(part.max()), -float(part.min())) for part in chunks_of(vector)]
+    return float(np.max(ends)) if ends else 0.0  # unlike max, it keeps a NaN
+
+
+def _squares(vector: Vector, unit: float) -> tuple[int, float]:
+    """(coordinates, sum of (coordinate / unit)^2 in float64)."""
+    size, total = 0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, vector.size, CHUNK):
-            part = vector[start : start + CHUNK].astype(np.float64)
+        for chunk in chunks_of(vector):
+            part = chunk.astype(np.float64)
             if unit != 1.0:
                 part /= unit
+            size += part.size
             total += float(np.einsum("i,i", part, part))  # @ would wake the BLAS library's threads for 32,768 numbers
-    return total
+    return size, total

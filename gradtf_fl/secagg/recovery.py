@@ -42,7 +42,7 @@ class Recovery:
         """
         commitment = self.config.commitment
         plus: list[bytes] = []
-        minus = [crypto.self_mask_key(self._self_secret(i), commitment, i) for i in u3]
+        minus = [crypto.self_mask_key(self.self_secret(i), commitment, i) for i in u3]
         survivors = set(u3)
         for dropped in u2:
             if dropped in survivors:
@@ -54,7 +54,8 @@ class Recovery:
                     (minus if i < dropped else plus).append(key)  # i added it where i is the smaller
         return plus, minus
 
-    def _self_secret(self, owner: int) -> bytes:
+    def self_secret(self, owner: int) -> bytes:
+        """b_owner [32 bytes], rebuilt; raises as `masks_left_in_the_sum`."""
         secret, holders = self._rebuilt(owner)
         if crypto.commit(secret, self.config.commitment, owner) != self.adverts[owner].self_commitment:
             raise ReconstructionMismatch(self.counts, owner, holders, "self-mask secret")

@@ -90,6 +90,19 @@ class Roster:
             raise ConfigError("roster: at least two organizations are needed")
         object.__setattr__(self, "keys", tuple(sorted(self.keys)))
 
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Roster:
+        """The roster in a file: one hex Ed25519 key a line; `ConfigError` names what is wrong with it."""
+        try:
+            lines = [line.strip() for line in Path(path).read_text(encoding="ascii").splitlines() if line.strip()]
+            return cls(tuple(bytes.fromhex(line) for line in lines))
+        except OSError as error:
+            raise ConfigError(f"{path}: the organizations' keys cannot be read ({error.strerror})") from error
+        except ConfigError as error:
+            raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+        except ValueError as error:
+            raise ConfigError(f"{path}: not one hex Ed25519 key a line") from error
+
     def __len__(self) -> int:
         return len(self.keys)
 

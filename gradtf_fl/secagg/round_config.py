@@ -14,7 +14,7 @@ from gradtf_fl.secagg.packing import BIT_WIDTHS
 from gradtf_fl.secagg.violations import MalformedMessage
 from gradtf_fl.secagg.wire.encoding import MAX_INDEX, MAX_U64, Reader, Writer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 WeightRule = Literal["uniform", "examples"]
 WEIGHT_RULES: tuple[WeightRule, ...] = ("uniform", "examples")
 _MAGIC = b"GSAC"
@@ -62,8 +62,10 @@ class RoundConfig:
         weight_rule: "uniform" (weight 1) or "examples" (number of rows, never sent in clear).
         dp: what a client computes, as canonical JSON (`TrainingPlan`); opaque here, but bound.
         roster_hash: `Roster.hash`.
-        groups, group: how many groups the roster is split into, and which of them this round sums; 1 and 0
-            for the whole roster. Members of a round are those of `group_members`; n is their number.
+        groups, group: how many groups the roster, or the sample, is split into, and which of them this round sums; 1
+            and 0 for all. Members of a round are those of `round_members`; n is their number.
+        sample: organizations of the roster that the round is for, drawn by ``beacon``; 0 for the whole roster.
+        beacon: 32 bytes that a `BeaconProof` of the same run proves; zeros without a sample.
         degree: neighbours k of a member; n - 1 on the complete graph.
         threshold: members of a neighbourhood (its centre included) that must reach every stage.
         quorum: members of the whole round that must reach every stage but the last; the threshold on a complete graph.
@@ -87,6 +89,8 @@ class RoundConfig:
     quorum: int
     groups: int = 1
     group: int = 0
+    sample: int = 0
+    beacon: bytes = bytes(KEY_BYTES)
     noise_multiplier: float = 0.0
     noisers: int = 0
     max_weight: float = 1.0
@@ -112,6 +116,7 @@ class RoundConfig:
             "nonce must be 32 bytes": _is_hash(self.nonce),
             "model_hash must be 32 bytes": _is_hash(self.model_hash),
             "roster_hash must be 32 bytes": _is_hash(self.roster_hash),
+            "beacon must be 32 bytes": _is_hash(self.beacon),
             f"dim must be in 1..{_MAX_DIM}": _in(self.dim, 1, _MAX_DIM),
             f"bits must be one of {BIT_WIDTHS}": _in(self.bits, 16, 32) and self.bits in BIT_WIDTHS,
             "clip must be a positive number": _is_positive(self.clip),
@@ -132,6 +137,12 @@ class RoundConfig:
             problems.append(f"quorum must be in {self.threshold}..{_MAX_MEMBERS}")
         if not problems and not (_in(self.groups, 1, _MAX_MEMBERS) and _in(self.group, 0, self.groups - 1)):
             problems.append("group must be in 0..groups-1, and groups at least 1")
+        if not problems and not (self.sample == 0 or _in(self.sample, max(2, self.groups), _MAX_MEMBERS)):
+            problems.append("sample must be 0, or at least 2 and at least groups")
+        if not problems and (self.sample == 0) != (self.beacon == bytes(KEY_BYTES)):
+            problems.append("a beacon draws a sample, and only a beacon does: both or none")
+        if not problems and self.sample and self.round == 0:
+            problems.append("round 0 draws the beacon, so it is for the whole roster")
         noiseless = self.noise_multiplier == 0 and math.copysign(1, self.noise_multiplier) > 0
         if not problems and not _in(self.noisers, 0 if noiseless else 1, 0 if noiseless else self.quorum):
             problems.append("noisers must be in 1..quorum with noise, and 0 without")
@@ -144,7 +155,8 @@ class RoundConfig:
         out = Writer().fixed(_MAGIC).u32(self.version).text(self.run_id).u64(self.round).u32(self.attempt)
         out.fixed(self.nonce).fixed(self.model_hash).u64(self.dim).u8(self.bits).f64(self.clip).f64(self.max_weight)
         out.u8(WEIGHT_RULES.index(self.weight_rule)).text(self.dp).fixed(self.roster_hash)
-        out.u32(self.groups).u32(self.group).u32(self.degree).u32(self.threshold).u32(self.quorum)
+        out.u32(self.groups).u32(self.group).u32(self.sample).fixed(self.beacon).u32(self.degree)
+        out.u32(self.threshold).u32(self.quorum)
         return out.f64(self.noise_multiplier).u32(self.noisers).f64(self.deadline_s).done()
 
     @classmethod
@@ -174,6 +186,8 @@ class RoundConfig:
             "roster_hash": reader.fixed(32),
             "groups": reader.u32(),
             "group": reader.u32(),
+            "sample": reader.u32(),
+            "beacon": reader.fixed(KEY_BYTES),
             "degree": reader.u32(),
             "threshold": reader.u32(),
             "quorum": reader.u32(),

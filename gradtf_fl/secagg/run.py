@@ -19,7 +19,7 @@ from gradtf_fl.secagg.crypto.primitives import Randomness, system_randomness
 from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
 from gradtf_fl.secagg.degree import Topology, topology
 from gradtf_fl.secagg.policy import ClientPolicy
-from gradtf_fl.secagg.quantization import Floats
+from gradtf_fl.secagg.quantization import CHUNK, Floats
 from gradtf_fl.secagg.roster import Identity, Roster
 from gradtf_fl.secagg.round_config import RoundConfig, WeightRule
 from gradtf_fl.secagg.server import SecAggServer, SecureSum
@@ -118,6 +118,7 @@ class PlayedRound:
         weights: weight for each number.
         clients: by number; only the members of the round's group.
         sent: stage -> number -> the server's message, which the client answers at that stage.
+        pieces: masked pieces of the clients that masked their vectors, where these have several.
         gone: stage -> clients that left on their own at it, because too few others were left.
     """
 
@@ -138,6 +139,7 @@ class PlayedRound:
         self.clients = {i: self.client(i) for i in self.members}
         self.server = SecAggServer(config, self.roster)
         self.sent: dict[str, dict[int, bytes]] = {}
+        self.pieces: dict[int, list[bytes]] = {}
         self.gone: dict[str, list[int]] = {}
 
     def step(self, stage: Stage) -> Step:
@@ -151,17 +153,22 @@ class PlayedRound:
             case "accept":
                 return Step(lambda client, i: client.accept(sent[i]), server.receive_accept, server.close_accept)
             case "mask":
-                return Step(
-                    lambda client, i: client.mask(sent[i], self.vectors[i], self.weights[i]),
-                    server.receive_masked,
-                    server.close_mask,
-                )
+                return Step(lambda client, i: self._piece(client, i, sent[i]), server.receive_masked, server.close_mask)
             case "consistency":
                 return Step(
                     lambda client, i: client.consistency(sent[i]), server.receive_consistency, server.close_consistency
                 )
             case "unmask":
                 return Step(lambda client, i: client.unmask(sent[i]), server.receive_unmask, server.close_unmask)
+
+    def _piece(self, client: SecAggClient, i: int, accepted: bytes) -> bytes:
+        """The piece that the server collects now. Where there are others they are kept, for it will ask for them."""
+        if client.next_stage == "mask" or i not in self.pieces:
+            pieces = client.mask(accepted, self.vectors[i], self.weights[i])
+            if client.pieces == 1:
+                return next(pieces)
+            self.pieces[i] = list(pieces)
+        return self.pieces[i][self.server.piece or 0]
 
     # -- a stage ------------------------------------------------------------------------------------------
 
@@ -184,9 +191,20 @@ class PlayedRound:
 
     def play(self, stage: Stage, who: Collection[int] | None = None) -> SecureSum | None:
         """The whole stage for the members in ``who`` (None: all of them)."""
-        for i in self.members if who is None else who:
+        playing = self.members if who is None else who
+        for i in playing:
             self.receive(stage, self.answer(stage, i))
+        if stage == "mask":
+            self.collect_pieces(playing)
         return self.close(stage)
+
+    def collect_pieces(self, who: Collection[int]) -> None:
+        """The pieces after the first, from those in ``who``."""
+        while self.server.pieces > 1 and self.server.piece is not None:
+            self.server.close_piece()
+            if self.server.piece is not None:
+                for i in sorted(who):
+                    self.receive("mask", self.answer("mask", i))
 
     # -- stages in their order ----------------------------------------------------------------------------
 
@@ -225,6 +243,8 @@ class PlayedRound:
                 ):  # this client leaves; the server decides whether enough remain
                     alive.discard(i)
                     self.gone.setdefault(stage, []).append(i)
+            if stage == "mask":
+                self.collect_pieces(alive)
             result = self.close(stage)
             after_stage()
         assert result is not None
@@ -243,8 +263,9 @@ class PlayedRound:
             self.policy,
             self.roster,
             self.identities[i],
-            last_round=(0, 0),
+            last_round=(0, -1),
             randomness=lambda size: self.seeds[i],
+            beacon=self.config.beacon,
         )
 
     def reload(self, i: int) -> SecAggClient:
@@ -256,7 +277,11 @@ class PlayedRound:
         twin = copy.copy(self)
         twin.clients = {i: self.reload(i) for i in self.clients}
         twin.server = copy.deepcopy(self.server)
-        twin.sent, twin.gone = dict(self.sent), {stage: list(left) for stage, left in self.gone.items()}
+        twin.sent, twin.pieces, twin.gone = (
+            dict(self.sent),
+            dict(self.pieces),
+            {stage: list(left) for stage, left in self.gone.items()},
+        )
         return twin
 
     def secrets(self, i: int) -> RoundSecrets:
@@ -275,5 +300,6 @@ class PlayedRound:
     def expected(self, members: Collection[int]) -> NDArray[np.float64]:
         """The mean [dim] that must come out bit by bit, from the members' own unmasked integers."""
         encoding, total = encoding_of(self.config, len(self.members)), self.integers(members)
-        mean: NDArray[np.float64] = encoding.total(total[:-1])
+        chunks = (total[start : min(start + CHUNK, encoding.size)] for start in range(0, encoding.size, CHUNK))
+        mean: NDArray[np.float64] = np.concatenate([chunk.copy() for chunk in encoding.totals(chunks)])
         return mean / (int(total[-1]) * self.config.max_weight / encoding.q_max)

@@ -1,26 +1,33 @@
 """The aggregator's side: six kinds of messages, six stages to close, then a sum or `RoundAborted`.
 
-Every masked vector is folded into one accumulator when it arrives: memory is O(dim), whatever the number of
-clients. A message that breaks the protocol raises; the caller treats its sender as dropped.
+Every piece of a masked vector is folded into one accumulator when it arrives: memory is O(dim), whatever the number of
+clients. Where a member is lost after some of its pieces, these are emptied and collected again from those that are
+left: they send the same bytes. A message that breaks the protocol raises; the caller treats its sender as dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from math import sqrt
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.round_messages import STAGES
+from gradtf_fl.secagg.beacon import BeaconProof
 from gradtf_fl.secagg.crypto.agreement_proof import check_provable
 from gradtf_fl.secagg.crypto.masks import Words, add_masks
 from gradtf_fl.secagg.crypto.primitives import SIGNATURE_BYTES
 from gradtf_fl.secagg.evidence import Evidence, check_sender
-from gradtf_fl.secagg.graph import Graph, group_members
+from gradtf_fl.secagg.graph import Graph
+from gradtf_fl.secagg.members import round_members
 from gradtf_fl.secagg.packing import unpack_chunks, word_dtype
+from gradtf_fl.secagg.pieces import piece_count, piece_words
+from gradtf_fl.secagg.quantization import CHUNK, Floats
 from gradtf_fl.secagg.recovery import Recovery
 from gradtf_fl.secagg.roster import Roster
 from gradtf_fl.secagg.round_config import RoundConfig
@@ -31,6 +38,7 @@ from gradtf_fl.secagg.violations import (
     IncompleteShares,
     InconsistentViews,
     LateMessage,
+    MalformedMessage,
     RosterMismatch,
     StageOrder,
     UnknownIdentity,
@@ -45,6 +53,7 @@ from gradtf_fl.secagg.wire.messages import (
     Survivors,
     Unmasking,
     open_signed,
+    piece_of,
 )
 from gradtf_fl.secagg.wire.votes import Votes, view_digest
 
@@ -56,18 +65,26 @@ class SecureSum:
     """What a round reveals.
 
     Attributes:
-        mean: weighted mean of the clipped update vectors, float64 [dim].
+        mean: weighted mean of the clipped update vectors [dim], in the precision that `SecAggServer.close_unmask` was
+            asked for.
         total_weight: sum of the weights.
         clients: organizations in the sum.
         beyond: coordinates of the sum that no ``clients`` honest organizations can give.
         noise_norm: what Skellam noise may add to the norm of the mean; 0 without it.
     """
 
-    mean: NDArray[np.float64]
+    mean: Floats
     total_weight: float
     clients: int
     beyond: int = 0
     noise_norm: float = 0.0
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the mean, summed in float64."""
+        starts = range(0, self.mean.size, CHUNK)
+        parts = (self.mean[start : start + CHUNK].astype(np.float64) for start in starts)
+        return sqrt(sum(float(np.einsum("i,i", part, part)) for part in parts))
 
 
 class SecAggServer:
@@ -101,7 +118,7 @@ class SecAggServer:
             raise RosterMismatch("the configuration is for another roster")
         self.config = config
         self.roster = roster
-        self.members = group_members(roster, config.groups, config.group)
+        self.members = round_members(config, roster)
         if not max(config.degree, config.quorum - 1) < len(self.members):
             raise RosterMismatch(f"degree or quorum do not fit the {len(self.members)} organizations of the round")
         self.counts: dict[str, int] = {}
@@ -117,7 +134,9 @@ class SecAggServer:
         self._share_messages: dict[int, bytes] = {}
         self._complaints: dict[int, tuple[bytes, Complaints]] = {}
         self.cheaters: dict[bytes, Evidence] = {}
-        self._masked: set[int] = set()
+        self._left: set[int] = set()  # members of U2 that sent every piece that they were asked for
+        self._folded: list[set[int]] = []  # members in the sum, by piece
+        self._piece: int | None = None
         self._votes: dict[int, bytes] = {}
         self._unmaskings: dict[int, Unmasking] = {}
         self._u1: tuple[int, ...] = ()
@@ -213,10 +232,10 @@ class SecAggServer:
         honest = {member for member in self._complaints if self.roster.keys[member] not in self.cheaters}
         self._u2 = self._close("accept", honest)
         self._leave_only(self._u2)
-        self._advert_messages.clear()
         self._share_messages.clear()
         self._complaints.clear()
         self._sum = np.zeros(self._encoding.size + 1, dtype=word_dtype(self.config.bits))
+        self._left, self._folded, self._piece = set(self._u2), [set() for _ in range(self.pieces)], 0
         accepted = Accepted(self._u2).encode(self.config.commitment)
         return {self.roster.keys[member]: accepted for member in self._u2}
 
@@ -240,18 +259,66 @@ class SecAggServer:
 
     # -- stage 3 ------------------------------------------------------------------------------------------
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces a masked vector has."""
+        return piece_count(self._encoding.size + 1)
+
+    @property
+    def piece(self) -> int | None:
+        """The piece to collect now from every member that is left; None when none is missing, or too few are left."""
+        return self._piece
+
     def receive_masked(self, message: bytes) -> bytes:
-        """Folds a masked vector into the sum; returns the sender's identity key."""
-        member, body = self._open(message, "mask", MessageKind.MASKED, self._u2, self._masked)
-        assert self._sum is not None
-        for where, words in unpack_chunks(body, self.config.bits, self._encoding.size + 1):
-            self._sum[where] += words
-        self._masked.add(member)
+        """Folds a piece of a masked vector into the sum; returns the sender's identity key."""
+        member, body = self._open(message, "mask", MessageKind.MASKED, self._u2, ())
+        number, packed = piece_of(body)
+        if number >= self.pieces:
+            raise MalformedMessage(f"piece {number} of {self.pieces}")
+        if member not in self._left:
+            raise LateMessage(f"member {member} is out since it did not send an earlier piece")
+        if member in self._folded[number]:
+            raise DuplicateMessage(f"member {member} has sent piece {number} already")
+        if number != self._piece:
+            raise StageOrder(f"piece {number} arrived while piece {self._piece} is collected")
+        total = self._words_of(number)
+        for where, words in unpack_chunks(packed, self.config.bits, total.size):
+            total[where] += words
+        self._folded[number].add(member)
         return self.roster.keys[member]
 
+    def close_piece(self) -> None:
+        """Ends the collection of `piece`, and names the next one there. Whoever did not send it is out of the round.
+
+        Pieces that hold something of a member that is out are emptied: they are collected again.
+        """
+        if self._piece is None:
+            raise StageOrder("no piece is collected now")
+        lost, self._left = self._left - self._folded[self._piece], set(self._folded[self._piece])
+        for number, folded in enumerate(self._folded):
+            if folded & lost:
+                self._words_of(number)[:] = 0
+                folded.clear()
+        missing = (number for number, folded in enumerate(self._folded) if folded != self._left)
+        self._piece = next(missing, None) if len(self._left) >= self.config.quorum else None
+
+    def _words_of(self, piece: int) -> Words:
+        assert self._sum is not None
+        return self._sum[piece_words(piece, self._sum.size)]
+
     def close_mask(self) -> dict[bytes, bytes]:
-        """The `Survivors` U3, for every member of it by identity key. Later vectors are discarded."""
-        self._u3 = self._close("mask", self._masked)
+        """The `Survivors` U3, for every member of it by identity key. Later vectors are discarded.
+
+        The last piece is closed where `close_piece` did not close it.
+
+        Raises:
+            StageOrder: pieces are missing.
+        """
+        if self._piece is not None:
+            self.close_piece()
+        if self._piece is not None:
+            raise StageOrder(f"piece {self._piece} of the masked vectors is still to be collected")
+        self._u3 = self._close("mask", self._left)
         self._view = view_digest(self.config.commitment, self._adverts_root, self._u2, self._u3)
         return dict.fromkeys(self.included, Survivors(self._u3).encode(self.config.commitment))
 
@@ -288,24 +355,47 @@ class SecAggServer:
         self._unmaskings[member] = unmasking
         return self.roster.keys[member]
 
-    def close_unmask(self) -> SecureSum:
+    def close_unmask(self, precision: type[np.float32] | type[np.float64] = np.float64) -> SecureSum:
         """Rebuilds the masks, takes them off and decodes the mean.
+
+        Args:
+            precision: of the mean. float32 takes the sum's own memory (with 16 bits, twice that), float64 beside it
+                twice as much again.
 
         Raises:
             RoundAborted: too few shares, or a total weight that no honest clients can have.
             ReconstructionMismatch: shares that do not give what was advertised.
         """
-        self._close("unmask", self._unmaskings)
-        words, self._sum, self._stage = self._sum, None, _ENDED
+        recovery = self._close_unmask()
+        words, self._sum = self._sum, None
         assert words is not None
-        recovery = Recovery(self.config, self._adverts, self._around, self._unmaskings, self.counts)
         plus, minus = recovery.masks_left_in_the_sum(self._u2, self._u3)
         add_masks(words, plus=plus, minus=minus)
-        return self._decoded(self._encoding.integers(words))
+        return self._decoded(words, precision)
 
-    def _decoded(self, integers: NDArray[np.int64]) -> SecureSum:
-        clients = len(self._u3)
-        total = int(integers[-1])
+    def close_draw(self) -> BeaconProof:
+        """Ends round 0 in place of `close_unmask`: what proves the beacon. Nobody looks at the sum of zeros.
+
+        Raises:
+            RoundAborted, ReconstructionMismatch: as `close_unmask`.
+        """
+        recovery, self._sum = self._close_unmask(), None
+        return BeaconProof(
+            config=self.config,
+            hashes=self._hashes,
+            u2=self._u2,
+            adverts=tuple(self._advert_messages[member] for member in self._u3),
+            votes=self._votes,
+            secrets={member: recovery.self_secret(member) for member in self._u3},
+        )
+
+    def _close_unmask(self) -> Recovery:
+        self._close("unmask", self._unmaskings)
+        self._stage = _ENDED
+        return Recovery(self.config, self._adverts, self._around, self._unmaskings, self.counts)
+
+    def _decoded(self, words: Words, precision: type[np.float32] | type[np.float64]) -> SecureSum:
+        clients, total = len(self._u3), int(self._encoding.integers(words[-1:])[0])
         if self.config.weight_rule == "uniform":
             plausible = total == clients * self._encoding.q_max
         else:
@@ -313,10 +403,25 @@ class SecAggServer:
         if not plausible:
             raise RoundAborted("unmask", self.counts, "the total weight is not one of honest clients")
         total_weight = total * self.config.max_weight / self._encoding.q_max
-        beyond = int(np.count_nonzero(np.abs(integers[:-1]) > self._encoding.largest(clients)))
-        mean = self._encoding.total(integers[:-1])
-        mean /= total_weight
-        return SecureSum(mean, total_weight, clients, beyond, self._encoding.noise_norm(clients) / clients)
+        beyond, largest, end = 0, self._encoding.largest(clients), words.size - 1
+
+        def integers() -> Iterator[NDArray[np.int64]]:
+            nonlocal beyond
+            for start in range(0, end, CHUNK):
+                chunk = self._encoding.integers(words[start : min(start + CHUNK, end)])
+                if chunk.max() > largest or chunk.min() < -largest:
+                    beyond += int(np.count_nonzero(np.abs(chunk) > largest))
+                yield chunk
+
+        in_place = np.dtype(precision).itemsize == words.itemsize  # a chunk is read before its place is written
+        mean = cast("Floats", words.view(precision) if in_place else np.empty(self.config.dim, precision))
+        at = 0
+        for part in self._encoding.totals(integers()):
+            part /= total_weight
+            mean[at : at + part.size] = part
+            at += part.size
+        noise = self._encoding.noise_norm(clients) / clients
+        return SecureSum(mean[: self.config.dim], total_weight, clients, beyond, noise)
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
@@ -343,7 +448,7 @@ class SecAggServer:
         self.counts[stage] = len(members)
         least = self.config.threshold if stage == STAGES[-1] else self.config.quorum
         if len(members) < least:
-            self._stage, self._sum = _ENDED, None
+            self._stage, self._sum, self._piece = _ENDED, None, None
             raise RoundAborted(stage, self.counts)
         if stage != STAGES[-1]:
             self._stage = STAGES[STAGES.index(stage) + 1]

@@ -6,7 +6,7 @@ Both encodings end with one more word, the weight. `encoding_of` is the only pla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,8 @@ from gradtf_fl.secagg.crypto.masks import Words
 from gradtf_fl.secagg.crypto.primitives import USAGE_ROTATION, digest
 from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
 from gradtf_fl.secagg.noise.distributed_noise import DistributedNoise
-from gradtf_fl.secagg.quantization import Floats, Quantizer
+from gradtf_fl.secagg.noise.rotation import Rotation
+from gradtf_fl.secagg.quantization import Quantizer, Vector
 from gradtf_fl.secagg.round_config import RoundConfig
 
 
@@ -35,14 +36,18 @@ class VectorEncoding(Protocol):
     @property
     def q_max(self) -> int: ...
 
-    def words(self, vector: Floats, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
+    def words(self, vector: Vector, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
         """Words [size + 1] in chunks, to be masked in place; `UpdateRejected` for a vector that has none."""
 
     def integers(self, words: Words) -> NDArray[np.int64]:
         """Signed integers [size + 1] of summed words modulo 2^b."""
 
-    def total(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The weighted sum [dim] of the clipped vectors (and their noise) from integers [size]."""
+    def totals(self, integers: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.float64]]:
+        """The weighted sum [dim] of the clipped vectors (and their noise) from integers [size], chunk by chunk.
+
+        A chunk has `CHUNK` coordinates, the last one fewer; it may be changed in place and is valid until the next one
+        is asked for.
+        """
 
     def largest(self, clients: int) -> int:
         """Magnitude that no integer of a sum over so many honest clients exceeds (but with probability 2^-60)."""
@@ -62,16 +67,17 @@ class PlainEncoding:
     def q_max(self) -> int:
         return self.quantizer.q_max
 
-    def words(self, vector: Floats, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
+    def words(self, vector: Vector, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
         return self.quantizer.encode(vector, weight, secrets.rounding_key)
 
     def integers(self, words: Words) -> NDArray[np.int64]:
         return self.quantizer.integers(words)
 
-    def total(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
-        total = integers.astype(np.float64)
-        total *= self.quantizer.step
-        return total
+    def totals(self, integers: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.float64]]:
+        for chunk in integers:
+            total = chunk.astype(np.float64)
+            total *= self.quantizer.step
+            yield total
 
     def largest(self, clients: int) -> int:
         return clients * self.q_max
@@ -95,7 +101,7 @@ class NoisyEncoding:
     def q_max(self) -> int:
         return self.noise.q_max
 
-    def words(self, vector: Floats, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
+    def words(self, vector: Vector, weight: float, secrets: RoundSecrets) -> Iterator[Words]:
         return self.noise.encode(
             vector,
             rotation_seed=self.rotation_seed,
@@ -106,8 +112,8 @@ class NoisyEncoding:
     def integers(self, words: Words) -> NDArray[np.int64]:
         return self.noise.integers(words)
 
-    def total(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self.noise.decode(integers, self.rotation_seed)
+    def totals(self, integers: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.float64]]:
+        return Rotation(self.noise.dim, self.rotation_seed).restore_chunks(integers, self.noise.step)
 
     def largest(self, clients: int) -> int:
         return (1 << (self.noise.bits - 1)) - 1 - (self.noise.parties - clients) * self.q_max
@@ -124,7 +130,7 @@ def encoding_of(config: RoundConfig, members: int) -> VectorEncoding:
         ValueError: the round's bits are too few for so many organizations or for its noise.
     """
     if config.noise_multiplier == 0:
-        return PlainEncoding(Quantizer(config.bits, members, config.clip, config.max_weight), config.dim)
+        return PlainEncoding(Quantizer(config.bits, members, config.clip, config.max_weight, config.dim), config.dim)
     seed = digest(USAGE_ROTATION, config.commitment)
     return NoisyEncoding(distributed_noise(config, members), seed)
 

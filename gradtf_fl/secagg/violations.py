@@ -79,6 +79,10 @@ class TooSmallDifference(PolicyViolation):
     """A sum whose members differ from an earlier sum's by so few that the difference would show them."""
 
 
+class WrongBeacon(PolicyViolation):
+    """A sample drawn by another beacon than the one that the run's members have drawn, or a proof that proves none."""
+
+
 class RosterMismatch(PolicyViolation):
     """A round for another roster than the one pinned in the organization's own file."""
 

@@ -50,6 +50,7 @@ def run_engine(
         WorkerDied: a process of ``pool`` has ended; finished rounds are on disk.
     """
     from clients import refused_for_budget
+    from gradtf_fl.flower import read_records
     from strategies import checkpoints
 
     plan = config.plan(folders.out, folders.organizations_dir, folders.provider_key, folders.prompts)
@@ -69,7 +70,7 @@ def run_engine(
         if poor:
             reason += f"; the privacy budget of {poor} organizations does not allow it"
     last = checkpoints.last_checkpoint(folders.out)
-    records = tuple(checkpoints.read_records(folders.out))
+    records = tuple(read_records(folders.out))
     return Outcome(state, reason, records, None if last is None else last.global_update)
 
 

@@ -7,64 +7,31 @@ and ledgers on disk. Only the grid between them is in-process (or Flower's Ray s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.adapters import load_adapter
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
-from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, ROUNDS
-from gradtf_fl.privacy import Ledger, Unit, epsilon_prv, epsilon_skellam, read_ledger
+from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, REPORT, ROUNDS
+from gradtf_fl.privacy import DpEvent, Ledger, Unit, epsilon_prv, epsilon_skellam, read_ledger
 from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
 from gradtf_fl.simulation.engines import Outcome, run_engine, worker_pool
 from gradtf_fl.simulation.figures import Figures, Scorer, llm_figures, sum_error, tiny_figures
-from gradtf_fl.simulation.setup import (
-    FederationFolders,
-    build_folders,
-    check_inputs,
-    check_rows,
-    claimed_out,
-)
+from gradtf_fl.simulation.run_clock import OnEvent, RunClock, TimeLeft
+from gradtf_fl.simulation.run_folder import folders_of, interrupted_run, new_run, placed, rounds_kept
+from gradtf_fl.simulation.setup import FederationFolders, build_folders, check_inputs, check_rows
 from gradtf_fl.tasks import FederationData, count_units, federation_data
 
 if TYPE_CHECKING:
     from gradtf_fl.flower import RoundEvent
     from strategies import WorkerPool
 
-OnEvent = Callable[[SimulationEvent], None]
-
 STAGES_BESIDE_ROUNDS = 6  # load, set up, and the four groups of figures
-REPORT_FILE, HOLDINGS = "report.json", "holdings.png"
-
-
-@dataclass
-class RunClock:
-    """Wall seconds of each stage of a run, told to ``on_event`` as they begin."""
-
-    on_event: OnEvent
-    total: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    done: int = 0
-    replies: int = 0
-    _stage: str = ""
-    _since: float = 0.0
-
-    def enter(self, stage: str) -> None:
-        """End the running stage, begin ``stage``."""
-        self.leave()
-        self._stage, self._since = stage, time.monotonic()
-        self.on_event(SimulationEvent(stage, self.done, self.total))
-
-    def leave(self) -> None:
-        """End the running stage."""
-        if self._stage:
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + time.monotonic() - self._since
-            self.done += 1
-        self._stage = ""
+HOLDINGS = "holdings.png"
 
 
 def simulate(
@@ -95,20 +62,43 @@ def simulate(
     Raises:
         ConfigError, CorruptFile: nothing was trained.
     """
-    config = SimulationConfig() if config is None else config
+    config = placed(SimulationConfig() if config is None else config)
     check_inputs(config)
     began = time.monotonic() if began is None else began
-    with claimed_out(config.out) as out:
+    with new_run(config) as out:
         return _simulated(config, out, on_event, began)
 
 
+def resume(out: Path, on_event: OnEvent | None = None, *, began: float | None = None) -> SimulationReport:
+    """Continue the run in ``out`` that was interrupted, with what it was started with.
+
+    Its report is that of a run that was not interrupted, but for seconds: finished rounds stay, the unfinished one is
+    played again with the same keys and noise, and an organization that had trained in it keeps its update and its
+    charge. Figures are computed again.
+
+    Args:
+        out: its folder.
+        on_event, began: as for `simulate`.
+
+    Raises:
+        ConfigError: ``out`` holds no run, or another process runs it.
+        CorruptFile: a file of it is damaged.
+    """
+    began = time.monotonic() if began is None else began
+    with interrupted_run(out) as config:
+        check_inputs(config)
+        return _simulated(config, out.absolute(), on_event, began)
+
+
 def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, began: float) -> SimulationReport:
-    """`simulate` in an empty folder ``out``."""
-    clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds)
-    clock.enter("set up organizations")
+    """The run in ``out``, from where it stands."""
+    kept = rounds_kept(out)
+    left = TimeLeft(config.organizations, config.rounds - kept)
+    clock = RunClock(on_event or _tell_nobody, STAGES_BESIDE_ROUNDS + config.rounds, left, done=kept)
+    clock.enter("set up organizations", str(out))
     data = federation_data(config.task, config, config.organizations, config.batch, config.seed, config.person)
     check_rows(config, data)
-    folders = build_folders(config, data, out)
+    folders = folders_of(config, data, out) or build_folders(config, data, out)
     clock.enter("federation")
     with CeilingWorker(config) as ceiling, worker_pool(config) as pool:
         outcome = _run_federation(config, folders, clock, pool)
@@ -126,7 +116,7 @@ def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, be
         seconds=clock.seconds,
         out=str(out),
     )
-    report.write(out / REPORT_FILE)
+    report.write(out / REPORT)
     return report
 
 
@@ -146,6 +136,7 @@ def _run_federation(
     config: SimulationConfig, folders: FederationFolders, clock: RunClock, pool: WorkerPool | None
 ) -> Outcome:
     def show(event: RoundEvent) -> None:
+        clock.left.note(event)
         if event.kind == "closed":  # told with the stage's last reply
             return
         clock.done += event.kind == "end"
@@ -165,6 +156,7 @@ def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, confi
         rounds=event.rounds,
         expected=event.expected or None,
         seconds=event.seconds or None,
+        left_s=clock.left.seconds(),
     )
     if (record := event.record) is not None:  # the round is over
         dropped = sum(record.dropped.values())
@@ -174,6 +166,7 @@ def _shown(event: RoundEvent, clock: RunClock, folders: FederationFolders, confi
     return told(
         "train" if event.stage == "advertise" else event.stage or event.kind,
         joined=event.joined if event.expected else None,
+        answered=clock.replies,
         dropped=event.dropped + lost_now if event.stage else None,
         passing=event.kind in ("round", "stage") or (event.kind == "reply" and not stage_over),
     )
@@ -186,6 +179,7 @@ def _measure(
     finished = sum(record.state == "completed" for record in outcome.records)
     if not finished or outcome.global_update is None:
         return {}
+    clock.left.figures_begin()
     generated, spec, _ = load_adapter(folders.out / ROUNDS / str(finished) / LLM_ADAPTER)
     ceiling.begin(scorer.pool, finished)
     figures = tiny_figures(scorer, outcome.global_update, finished, clock.enter)
@@ -232,7 +226,13 @@ def spent_epsilon(folder: Path, config: SimulationConfig) -> float:
         budget=config.lifetime_budget,
         unit=Unit(config.person),
     )
-    return epsilon_prv(ledger.events(), config.delta)
+    return _epsilon(ledger.events(), config.delta)
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(events: tuple[DpEvent, ...], delta: float) -> float:
+    """Organizations with as many rows spent the same."""
+    return epsilon_prv(events, delta)
 
 
 def client_epsilon(folder: Path, config: SimulationConfig) -> float | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,15 +24,14 @@ from gradtf_fl.config import (
     to_toml,
 )
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, ORGANIZATION_CONFIG, PROVIDER_KEY, ROUNDS
-from gradtf_fl.files import PRIVATE, empty_folder, replace_file
+from gradtf_fl.file_names import IDENTITY_KEY, ORGANIZATION_CONFIG, ORGANIZATIONS, PROMPTS, PROVIDER_KEY
+from gradtf_fl.files import PRIVATE, replace_file
 from gradtf_fl.preparation import ProviderWork, seen_rows_differ
 from gradtf_fl.round_messages import MAX_ALPHA, MAX_RANK, MIN_ALPHA, Stage
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import FederationData, count_units, rows_as_tokens, write_rows
 
 PUBLIC_PROMPTS = 1536
-RUN_MARKERS = ("report.json", "organizations", ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class FederationFolders:
     @property
     def organizations_dir(self) -> Path:
         """Parent of the organizations' folders."""
-        return self.out / "organizations"
+        return self.out / ORGANIZATIONS
 
 
 def check_inputs(config: SimulationConfig) -> None:
@@ -115,41 +111,6 @@ def rows_form(config: SimulationConfig, data: FederationData) -> RowFormat:
     return RowFormat(max_tokens=config.task.max_tokens, end=data.end, max_cut=config.task.max_cut)
 
 
-@contextmanager
-def claimed_out(out: Path | None) -> Iterator[Path]:
-    """``out`` as an empty folder, None for a temporary one; as it was found where the run ends by an error untrained.
-
-    Raises:
-        ConfigError: ``out`` cannot be written or holds anything already.
-    """
-    made = out is None or not out.exists()
-    out = Path(tempfile.mkdtemp(prefix="gradtf-")) if out is None else out.absolute()
-    claim_out(out)
-    try:
-        yield out
-    except BaseException:
-        if not any(out.glob(f"organizations/*/{LEDGER}")):
-            empty_folder(out)
-            if made:
-                out.rmdir()
-        raise
-
-
-def claim_out(out: Path) -> None:
-    """Make ``out``; ConfigError when it cannot be written or holds anything already."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        occupied = sorted(path.name for path in out.iterdir())
-        probe = out / ".gradtf-write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
-    if occupied:
-        what = "holds another run" if set(occupied) & set(RUN_MARKERS) else "is not empty"
-        raise ConfigError(f"--out {out}: {what} ({', '.join(occupied[:3])}); name a new folder or remove it")
-
-
 def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> FederationFolders:
     """Write every organization's folder: identity, roster, rows, policy; and the provider's key.
 
@@ -166,7 +127,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
     files = _OrganizationFiles(config, rows_form(config, data), roster, provider.public.hex())
     folders = []
     for number, (organization, identity) in enumerate(zip(data.organizations, identities, strict=True)):
-        folder = out / "organizations" / organization.name
+        folder = out / ORGANIZATIONS / organization.name
         folder.mkdir(parents=True, mode=0o700)
         identity.save(folder / IDENTITY_KEY)
         write_rows(folder / "train.jsonl", organization.train, config.person)
@@ -174,7 +135,7 @@ def build_folders(config: SimulationConfig, data: FederationData, out: Path) -> 
         text = files.text(organization.name, count_units(organization.train), int(seeds[number]), number)
         replace_file(folder / ORGANIZATION_CONFIG, text.encode(), PRIVATE)
         folders.append(folder)
-    prompts = out / "public_prompts.jsonl" if refines(config) else None
+    prompts = out / PROMPTS if refines(config) else None
     if prompts is not None:
         write_rows(prompts, data.public[:PUBLIC_PROMPTS])
     return FederationFolders(out, tuple(folders), provider_key, prompts)

@@ -9,7 +9,7 @@ from gradtf_fl.lazy_names import lazy_names
 if TYPE_CHECKING:
     from gradtf_fl.training.audit_plan import AuditPlan
     from gradtf_fl.training.dp_checkpoint import AnotherRun, DpCheckpoint
-    from gradtf_fl.training.dp_sgd import noisy_step, private_optimizer, train_dp
+    from gradtf_fl.training.dp_sgd import DpOutcome, noisy_step, private_optimizer, train_dp
     from gradtf_fl.training.empirical_audit import AuditResult, Play, ScoreResult, run_audit
     from gradtf_fl.training.loss import row_mean_loss, target_mean_loss
     from gradtf_fl.training.memory import begin_peak, held_bytes, peak_bytes, peak_held_bytes
@@ -40,6 +40,7 @@ __all__ = [
     "AuditPlan",
     "AuditResult",
     "DpCheckpoint",
+    "DpOutcome",
     "DpRecipe",
     "Draws",
     "PlainRecipe",

@@ -17,8 +17,7 @@ from typing import Any
 from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
 from gradtf_fl.errors import ConfigError, RoundAborted
-from gradtf_fl.flower import CONNECT, OnEvent, RoundEvent, RoundRecord
-from strategies.checkpoints import read_records
+from gradtf_fl.flower import CONNECT, OnEvent, RoundEvent, RoundRecord, read_records
 from strategies.engines.flower_app import absolute, write_app
 from strategies.engines.flower_processes import flwr, superlink_command, write_connection
 

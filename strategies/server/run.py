@@ -24,8 +24,7 @@ from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, Serve
 from gradtf_fl.errors import ConfigError, GradtfError, RoundAborted
 from gradtf_fl.file_names import FEDERATION, FLOWER_HOME, LOCK, SUPEREXEC_SECRET
 from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
-from gradtf_fl.flower import OnEvent, RoundEvent
-from strategies.checkpoints import read_records
+from gradtf_fl.flower import OnEvent, RoundEvent, read_records
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, write_connection
 from strategies.engines.ray_engine import raise_failure

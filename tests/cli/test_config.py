@@ -131,6 +131,7 @@ def test_the_protocol_gets_every_limit_of_the_file(tmp_path: Path) -> None:
         "max_weight": 0.5,
         "allow_two": True,
         "colluders": 0.2,
+        "trials": 64,
         "min_noise": 1.5,
     }
     Identity.generate().save(tmp_path / "identity.key")

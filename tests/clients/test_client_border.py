@@ -22,13 +22,13 @@ from clients import local_training
 from clients.client_app import app
 from clients.handlers import handle
 from clients.node import worker
-from clients.node_store import NodeStore, OpenRound, RoundKey
+from clients.node_store import NodeStore
 from clients.organization import assemble, load_organization, organization_of
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.flower import Refused, answered, messages_for
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, answered, messages_for
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.round_messages import (
     DELIVER_TYPE,
@@ -66,7 +66,7 @@ class Bench:
 
     def begin(self, round_number: int = 1, **changes: Any) -> BeginRound:
         """A ``train.begin`` message; ``changes`` go into the round's configuration, those of ``dp`` into its plan."""
-        configs = self.federation._next_attempt(round_number)
+        configs = self.federation.sums.next_attempt(round_number, self.federation._start())
         if isinstance(changes.get("dp"), dict):
             plan = TrainingPlan.from_canonical(configs[0].dp)
             changes["dp"] = replace(plan, **changes["dp"]).canonical()
@@ -332,7 +332,7 @@ def test_only_the_pinned_provider_can_deliver(bench: Bench) -> None:
 
 def test_a_wrong_adapter_that_rides_along_stops_the_round(bench: Bench) -> None:
     good, begin = delivery(bench), bench.begin(2)
-    good = replace(good, run_id=bench.federation._state.run_id)
+    good = replace(good, run_id=bench.federation.sums.state.run_id)
     good = replace(good, signature=bench.federation.provider.key.sign(good.signed_bytes))
     riding = {"adapter_round": 1, "adapter": good.adapter, "signature": good.signature}
     forged = replace(begin, **{**riding, "signature": Identity.generate().sign(good.signed_bytes)})
@@ -519,7 +519,8 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
     store = NodeStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 1, 0)
     store.claim(key, "plan", b"training")
-    store.open(OpenRound(key, b"secret-protocol-state", b"private-vector", 1.0), b"training")
+    vector = np.frombuffer(b"private-vector..", np.float32)
+    store.open(OpenRound(key, b"secret-protocol-state", vector, 1.0), b"training")
     with store.stage(1, 0) as opened:
         opened.finished = True
     data = (tmp_path / "state.sqlite").read_bytes()
@@ -532,7 +533,7 @@ def test_the_store_forgets_keys_and_refuses_older_rounds(tmp_path: Path) -> None
     assert store.last_round("run") == (1, 0)  # nobody has answered it yet
     store.give_up(RoundKey("run", 1, 1))
     assert store.last_round("run") == (1, 1)
-    assert store.last_round("other") == (0, 0)
+    assert store.last_round("other") == (0, -1)
 
 
 def test_a_late_training_does_not_reopen_its_round(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def federation(untrained: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
-    """Five organizations in a run of many rounds."""
+    """Six organizations in a run of many rounds: any two may be lost."""
     from tests.deployment.deployed_kit import RETRIES, Deployment
     from tests.deployment.fault_watch import Invariants, Watch
 

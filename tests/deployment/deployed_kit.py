@@ -21,10 +21,9 @@ from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import EVENTS
-from gradtf_fl.flower import RoundRecord
-from gradtf_fl.secagg import Identity
+from gradtf_fl.flower import RoundRecord, read_records
+from gradtf_fl.secagg import Identity, smallest_threshold
 from gradtf_fl.tasks import write_rows
-from strategies.checkpoints import read_records
 from strategies.server.setup import make_server
 from tests.deployment.members import Member, until
 from tests.deployment.proxy import Proxy
@@ -39,7 +38,6 @@ PLAN: dict[str, Any] = {
     "epsilon": 50.0,
     "deadline_s": DEADLINE_S,
     "join_s": JOIN_S,
-    "threshold": 3,
 }
 
 
@@ -51,7 +49,7 @@ class Deployment:
         authority: the folder of the certificate authority.
     """
 
-    def __init__(self, root: Path, pair: tuple[str, str], organizations: int = 5, **plan: Any) -> None:
+    def __init__(self, root: Path, pair: tuple[str, str], organizations: int = 6, **plan: Any) -> None:
         self.root, self.pair, self.port = root, pair, free_port()
         self.authority = root / "ca"
         past = datetime.now(UTC) - timedelta(days=60)
@@ -71,7 +69,9 @@ class Deployment:
             "certificate": root / "tls" / "server.crt",
             "key": root / "tls" / "server.key",
         }
-        values = PLAN | {"tiny": pair[0], "llm": pair[1], "transformer": str(Path(pair[0]).parent / TRANSFORMER)} | plan
+        threshold = smallest_threshold(organizations)  # four of six: two may be lost
+        models = {"tiny": pair[0], "llm": pair[1], "transformer": str(Path(pair[0]).parent / TRANSFORMER)}
+        values = PLAN | models | {"threshold": threshold} | plan
         address = f"127.0.0.1:{self.port}"
         self.invitation = make_server(root / "server", enrolments, address, f"0.0.0.0:{self.port}", tls, values)
         settings = root / "server" / "server.toml"
@@ -82,7 +82,7 @@ class Deployment:
             join_federation(member.folder, self.invitation)
             config = self.config(member)
             server = config.server.model_copy(update={"address": f"127.0.0.1:{proxy.port}"}) if config.server else None
-            self.change(member, server=server, secagg=config.secagg.model_copy(update={"t_min": 3}))
+            self.change(member, server=server, secagg=config.secagg.model_copy(update={"t_min": threshold}))
 
     # configuration ------------------------------------------------------------------------------------------
 
@@ -167,6 +167,10 @@ class Deployment:
         """The server's event log."""
         path = self.server.folder / EVENTS
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def share(self, record: RoundRecord) -> str:
+        """How many of all are in the sum of ``record``, for the table of faults."""
+        return f"{record.masked} of {len(self.organizations)}"
 
     # waiting ------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from gradtf_fl.config import OrganizationSimulation
 from gradtf_fl.deployment.processes import PACKAGES
+from gradtf_fl.flower import read_records
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.transformer import GradTransformer
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.deployment.deployed_kit import Deployment
 from tests.deployment.members import until
 from tests.strategies.federation_kit import TRANSFORMER, build

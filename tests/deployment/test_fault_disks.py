@@ -41,7 +41,7 @@ def test_organization_disk_full(faults: Invariants) -> None:
             limit_files(member)
         assert deployment.key(member) not in record.included
         fault.ends()
-        fault.note(f"round {number + 1}: {record.masked} of 5, refused {dict(record.refused)}")
+        fault.note(f"round {number + 1}: {deployment.share(record)}, refused {dict(record.refused)}")
         later, _ = deployment.included(member, number + 1)
         fault.recovered()
         fault.note(f"back in round {later.round}")

@@ -27,7 +27,7 @@ def test_partition_for_a_stage(faults: Invariants) -> None:
         record = deployment.finished(number)
         later, _ = deployment.included(member, number)
         fault.recovered()
-        fault.note(f"round {number}: {record.masked} of 5; back in round {later.round}")
+        fault.note(f"round {number}: {deployment.share(record)}; back in round {later.round}")
 
 
 def test_partition_for_three_rounds(faults: Invariants) -> None:

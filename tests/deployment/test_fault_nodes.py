@@ -23,7 +23,7 @@ COLD = 2  # charges that a fault may cost a node which starts cold: on a busy ma
     "stages", [("advertise", "consistency"), ("share", "unmask"), ("mask", "generate")], ids="-".join
 )
 def test_supernode_killed(faults: Invariants, stages: tuple[str, str]) -> None:
-    """Two of five are lost at most; both come back by themselves."""
+    """Two of six are lost at most; both come back by themselves."""
     deployment = faults.deployment
     with faults.fault(f"SuperNode kill -9 in {stages[0]}, another's in {stages[1]}") as fault:
         number = deployment.beginning()
@@ -36,7 +36,7 @@ def test_supernode_killed(faults: Invariants, stages: tuple[str, str]) -> None:
             member.kill("supernode")
         fault.ends()
         record = deployment.finished(number)
-        fault.note(f"round {number}: {record.masked} of 5 in the sum")
+        fault.note(f"round {number}: {deployment.share(record)} in the sum")
         later = [deployment.included(member, number)[0].round for member in deployment.organizations[:2]]
         fault.recovered()
         fault.note(f"back in rounds {later[0]} and {later[1]}")
@@ -56,7 +56,7 @@ def test_worker_killed(faults: Invariants) -> None:
         masker.kill("worker")
         fault.ends()
         record = deployment.finished(number)
-        fault.note(f"round {number}: {record.masked} of 5 in the sum, refused {dict(record.refused)}")
+        fault.note(f"round {number}: {deployment.share(record)} in the sum, refused {dict(record.refused)}")
         assert set(record.refused) <= {"stale"}
         deployment.everyone(number)
         fault.recovered()
@@ -116,7 +116,7 @@ def test_node_slower_than_the_deadline(faults: Invariants) -> None:
         assert deployment.key(member) not in record.included
         late = (deployment.run_state()["run_id"], number, attempt)
         until(lambda: late in faults.watch.masked[member.name], DEADLINE_S, "the late update is masked")
-        fault.note(f"round {number}: {record.masked} of 5; the late vector was not used")
+        fault.note(f"round {number}: {deployment.share(record)}; the late vector was not used")
         deployment.included(member, number)
         fault.recovered()
 

@@ -25,7 +25,7 @@ def test_superlink_killed(faults: Invariants, stage: str) -> None:
         deployment.server.kill("superlink")
         fault.ends()
         record = deployment.finished(number)
-        fault.note(f"round {number}.{record.attempt}: {record.masked} of 5")
+        fault.note(f"round {number}.{record.attempt}: {deployment.share(record)}")
         deployment.everyone(number)
         fault.recovered()
         assert "the SuperLink died and is started again" in deployment.server.said()

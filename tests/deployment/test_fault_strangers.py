@@ -107,7 +107,7 @@ def test_roster_without_us_and_another_model(faults: Invariants, tmp_path: Path)
         finally:
             deployment.change(left_out, secagg=secagg)
             deployment.change(other_model, models=models)
-        fault.note(f"round {record.round}: {record.masked} of 5, refused {dict(record.refused)}")
+        fault.note(f"round {record.round}: {deployment.share(record)}, refused {dict(record.refused)}")
         assert dict(record.refused) == {"policy": 1, "model_hash": 1}
         fault.ends()
         deployment.everyone(record.round)

@@ -14,8 +14,8 @@ from gradtf_fl.config import OrganizationConfig, load_toml, to_toml
 from gradtf_fl.deployment.certificates import init_authority, issue_server
 from gradtf_fl.deployment.processes import free_port
 from gradtf_fl.deployment.server_config import load_server
+from gradtf_fl.flower import read_records
 from gradtf_fl.tasks import house_rules_federation, write_rows
-from strategies.checkpoints import read_records
 from strategies.server.run import ServerRun
 from strategies.server.setup import make_server
 from tests.deployment.wiretap import Wiretap
@@ -39,12 +39,12 @@ def test_nothing_private_in_any_byte_that_leaves(tmp_path: Path) -> None:
         home.parent.mkdir()
         train = home.parent / f"{MARKER}.jsonl"
         write_rows(train, rows.train)
-        if number == 3:  # the handler fails over a row, with the row in the exception's text
-            lines = train.read_text().splitlines()
-            train.write_text("\n".join([*lines[:-1], json.dumps({"prompt": MARKER})]) + "\n")
         test = home.parent / "test.jsonl"
         write_rows(test, rows.test)
         make_organization(home, f"org-{number}", train, test, 100.0, 1e-5, "embedded:tiny", "embedded:llm")
+        if number == 3:  # changed since: the handler fails over a row, with the row's path in the exception's text
+            lines = train.read_text().splitlines()
+            train.write_text("\n".join([*lines[:-1], json.dumps({"prompt": MARKER})]) + "\n")
     plan = {"rounds": 2, "steps": 3, "batch": 16, "deadline_s": 200.0, "join_s": 200.0, "threshold": 3}
     address = f"127.0.0.1:{port}"
     enrolments = [home / "enrolment.json" for home in homes]

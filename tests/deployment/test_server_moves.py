@@ -40,6 +40,7 @@ from strategies import Provider, SecureFederation
 from strategies.provider import update_bytes
 from strategies.server_app import pinned_roster
 from tests.deployment.deployed_kit import Deployment
+from tests.flower.round_moves import RoundMoves
 from tests.strategies.federation_kit import ROWS
 
 ORGANIZATIONS, DELTA, BUDGET = 5, 1e-5, 1000.0
@@ -77,7 +78,7 @@ class Hostile:
 
     def config(self, round_number: int = 1, **changes: Any) -> RoundConfig:
         """An honest round's configuration, but for ``changes``."""
-        (config,) = self.federation._next_attempt(round_number)
+        (config,) = self.federation.sums.next_attempt(round_number, self.federation._start())
         return replace(config, **changes)
 
     def plan(self) -> TrainingPlan:
@@ -112,9 +113,9 @@ class Hostile:
     def delivery(self, run_id: str = "", **changes: Any) -> AdapterDelivery:
         """The provider's signed adapter of round 1."""
         provider, update = self.federation.provider, self.federation._update
-        adapter = provider.generate(run_id or self.federation._state.run_id, 1, update)
+        adapter = provider.generate(run_id or self.federation.sums.state.run_id, 1, update)
         honest = AdapterDelivery(
-            run_id or self.federation._state.run_id,
+            run_id or self.federation.sums.state.run_id,
             1,
             adapter.packed,
             adapter.signature,
@@ -141,13 +142,44 @@ class Hostile:
 
     def log(self) -> str:
         """What the organization wrote about it."""
-        return (self.folder / "client.log").read_text()
+        path = self.folder / "client.log"
+        return path.read_text() if path.exists() else ""
 
     def change(self, **policy: Any) -> None:
-        """The operator edits ``[policy]``."""
+        """The operator edits ``[policy]`` and ``[secagg]``."""
         path = self.folder / "organization.toml"
         config = load_toml(OrganizationConfig, path)
-        path.write_text(to_toml(config.model_copy(update={"policy": config.policy.model_copy(update=policy)})))
+        sections = {
+            name: section.model_copy(update={key: policy[key] for key in policy if key in type(section).model_fields})
+            for name, section in (("policy", config.policy), ("secagg", config.secagg))
+        }
+        path.write_text(to_toml(config.model_copy(update=sections)))
+
+
+class HostileRounds(Hostile):
+    """`Hostile` as the suite for all kinds of member knows it."""
+
+    def config(self, round_number: int = 1, start: int = 0, **changes: Any) -> RoundConfig:
+        update = self.start(start)
+        tiny = self.federation.provider.tiny
+        model_hash = global_model_hash(tiny.model_sha256, tiny.initial_hash, update)
+        return super().config(round_number, **{"model_hash": model_hash, **changes})
+
+    def start(self, number: int) -> bytes:
+        """The ``number``-th U: zero, or some other."""
+        return np.full_like(self.federation._update, number * 1e-3).astype("<f4").tobytes()
+
+    def begin_code(self, configs: object, start: int = 0) -> str | None:
+        fields = BeginRound(configs=b"", update=self.start(start)).to_fields()
+        return self.code(BEGIN, fields | {"configs": configs})  # type: ignore[dict-item]
+
+    def stage_code(self, stage: str, payload: bytes = b"") -> str | None:
+        message_type = dict(MESSAGE_TYPES).get(stage, f"train.{stage}")  # type: ignore[call-overload]
+        return self.code(message_type, StagePayload(1, 0, payload).to_fields())
+
+    def trained(self) -> int:
+        ledger = self.folder / "ledger.sqlite"
+        return len(read_ledger(ledger).content.events) if ledger.exists() else 0
 
 
 def charge_of(rounds: int) -> float:
@@ -209,49 +241,12 @@ def unread(text: str) -> Callable[[Hostile], Fields]:
     return lambda hostile: hostile.planned(spec=text)
 
 
-def attempts(numbers: list[int]) -> Callable[[Hostile], Messages]:
-    return lambda hostile: [(BEGIN, hostile.begin(hostile.config(attempt=number))) for number in numbers]
-
-
-def stages(*names: str) -> Callable[[Hostile], Messages]:
-    """A begin, then these stages with nothing in them."""
-
-    def messages(hostile: Hostile) -> Messages:
-        asked = [("advertise", hostile.begin())] if names[0] == "advertise" else []
-        rest = [(name, StagePayload(1, 0, b"").to_fields()) for name in names[len(asked) :]]
-        return [(MESSAGE_TYPES[name], fields) for name, fields in [*asked, *rest]]  # type: ignore[index]
-
-    return messages
-
-
 def riding(**changes: Any) -> Callable[[Hostile], Fields]:
     def make(hostile: Hostile) -> Fields:
         good = hostile.delivery(**changes)
         return hostile.begin(adapter_round=1, adapter=good.adapter, signature=good.signature)
 
     return make
-
-
-def three_groups(hostile: Hostile) -> Fields:
-    shape = {"groups": 3, "degree": 1, "threshold": 2, "quorum": 2}
-    config = hostile.config(**shape)
-    return hostile.begin(configs=encode_configs([replace(config, group=group) for group in range(3)]))
-
-
-def twice(hostile: Hostile) -> Messages:
-    begin = hostile.begin()
-    return [(BEGIN, begin), (BEGIN, begin)]
-
-
-def an_older_round(hostile: Hostile) -> Messages:
-    first = hostile.begin(hostile.config(1))
-    return [(BEGIN, hostile.begin(hostile.config(2))), (BEGIN, first)]
-
-
-def old_version(hostile: Hostile) -> Fields:
-    data = bytearray(hostile.config().encode())
-    data[7] = 1
-    return hostile.begin(configs=len(data).to_bytes(4, "big").join([(1).to_bytes(4, "big"), bytes(data)]))
 
 
 def huge_tiny(signed: bool) -> Callable[[Hostile], Messages]:
@@ -334,34 +329,10 @@ MOVES: dict[str, Move] = {
     "another LLM": plan("model_hash", "is another one than the provider's", llm_sha256="0" * 64),
     "an LLM's hash in capitals": plan("protocol", "range: llm_sha256", llm_sha256="A" * 64),
     "another initial adapter": plan("model_hash", "initial adapter differs", initial_sha256="0" * 64),
-    # the round
-    "examples": config("policy", "weight rule examples is not among uniform", weight_rule="examples"),
-    "a tiny largest weight": config(
-        "policy", "max_weight 1e-300 is below 1e-06", weight_rule="examples", max_weight=1e-300
-    ),
-    "three groups": one(three_groups, "policy", "split into 3 groups, not 1"),
-    "round 0": config("stale", "round 0.0 is not above (0, 0)", round=0),
-    "round 0 again": config("policy", "round 0 is outside the plan's 3", round=0, attempt=1),
+    # the round; what it may not be for any member is in `RoundMoves`
+    "round 0": config("policy", "round 0 is outside the plan's 3", round=0, attempt=1),
     "round 4 of 3": config("policy", "round 4 is outside the plan's 3", round=4),
-    "update clip 100": config("policy", "clip 100.0 is above 64", clip=100.0),
-    "update clip denormal": config("policy", "clip of 1e-310 is below", clip=1e-310),
-    "threshold 2": config("policy", "threshold 2 is below 4", threshold=2, quorum=2),
-    "another roster": config("policy", "another roster", roster_hash=bytes(32)),
-    "another model": config("model_hash", "global model is not the one", model_hash=bytes(32)),
     "dim 5": config("model_hash", "bytes, not 20", dim=5),
-    "dim 2^31 - 1": config("model_hash", "bytes, not", dim=2**31 - 1),
-    "a run's name of 60 kB": config("protocol", "the run's name", run_id="r" * 60_000),
-    "a run's name with escapes": config("protocol", "the run's name", run_id="\x1b[2J"),
-    "no patience": config(None, deadline_s=1e-300, charged=1),
-    "a nonce of zeros": config(None, nonce=bytes(32), charged=1),
-    "noise that overflows": config("policy", "bits", noise_multiplier=1e6, noisers=2),
-    "protocol version 1": one(old_version, "protocol", "version must be 2"),
-    "3 MB of configurations": one(
-        lambda hostile: hostile.begin(configs=bytes(3_000_000)), "protocol", "3000000 bytes are more than"
-    ),
-    "no configuration": one(lambda hostile: hostile.begin(configs=encode_configs([])), "policy", "no configuration"),
-    "junk for a configuration": one(lambda hostile: hostile.begin(configs=b"junk"), "protocol"),
-    "a number for configurations": one(lambda hostile: hostile.begin() | {"configs": 1}, "protocol"),
     "the fields of version 1": one(
         lambda hostile: hostile.begin() | {"spec": '{"alpha": 1e-12}', "llm_hash": b"", "initial_hash": b""},
         None,
@@ -389,18 +360,6 @@ MOVES: dict[str, Move] = {
     "U that everybody gets": one(
         lambda hostile: hostile.starting_at(np.full_like(hostile.federation._update, 1e-3)), None, charged=1
     ),
-    # again, and out of order
-    "a begin twice": Move(twice, (None, "stale"), 1),
-    "an older round": Move(an_older_round, (None, "stale"), 1),
-    "a lower attempt": Move(attempts([5, 4]), (None, "stale"), 1),
-    "six attempts": Move(  # one update, never masked, is one charge
-        attempts([0, 1, 7, 2**20, 2**31, 2**32 - 1]), (None,) * 4 + ("policy",) * 2, 1, "4 attempts"
-    ),
-    "share without a begin": Move(stages("share"), ("stale",)),
-    "unmask without a begin": Move(stages("unmask"), ("stale",)),
-    "mask after the begin": Move(stages("advertise", "mask", "mask"), (None, "protocol", "stale"), 1),
-    "consistency after the begin": Move(stages("advertise", "consistency"), (None, "protocol"), 1),
-    "unmask after the begin": Move(stages("advertise", "unmask", "share"), (None, "protocol", "stale"), 1),
     "an unknown message": Move(lambda hostile: [("train.evil", hostile.begin())], ("protocol",)),
     # adapters
     "a stranger's adapter rides along": one(riding(signature=bytes(64)), "adapter"),
@@ -408,6 +367,14 @@ MOVES: dict[str, Move] = {
     "another spec than the signed one": Move(huge_tiny(False), ("adapter",), says="not signed by the pinned"),
     "a signed spec of rank 4096": Move(huge_tiny(True), (None,), says="rank 4096 is above 64"),  # stored, not scored
 }
+
+
+class TestOrganizationRounds(RoundMoves):
+    """An organization with its ledger, by the function that its worker answers with."""
+
+    @pytest.fixture
+    def hostile(self, deployed: Deployment, provider: Provider, tmp_path: Path) -> HostileRounds:
+        return HostileRounds(deployed, provider, tmp_path)
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -511,7 +478,7 @@ def test_every_bound_of_the_policy_is_kept(hostile: Hostile, name: str, monkeypa
 
 
 def test_every_key_of_the_policy_is_played() -> None:
-    assert set(POLICIES) | {"min_difference"} == set(PolicySection.model_fields)
+    assert set(POLICIES) | {"min_difference", "rest_rounds"} == set(PolicySection.model_fields)
 
 
 def test_examples_are_an_organizations_own_choice(hostile: Hostile) -> None:

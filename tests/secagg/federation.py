@@ -15,9 +15,9 @@ from gradtf_fl.secagg import (
     SecAggClient,
     SecureSum,
     Topology,
-    group_members,
     topology,
 )
+from gradtf_fl.secagg.graph import group_members
 from gradtf_fl.secagg.run import new_identities, roster_of
 
 DIM = 5
@@ -27,7 +27,7 @@ DIM = 5
 class AnyGraphPolicy(ClientPolicy):
     """All of a `ClientPolicy` but its rules on the graph, so that k-regular rounds of a dozen members can be played."""
 
-    def _graph_reasons(self, config: RoundConfig, n: int) -> Iterator[str]:
+    def _graph_reasons(self, config: RoundConfig, n: int, bad: int) -> Iterator[str]:
         return iter(())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from gradtf_fl.errors import RoundAborted
 from gradtf_fl.round_messages import STAGES, Stage
 from gradtf_fl.secagg import (
+    BeaconProof,
     ProtocolViolation,
     RoundConfig,
     SecAggClient,
@@ -31,6 +32,7 @@ from gradtf_fl.secagg.wire.messages import (
 )
 from gradtf_fl.secagg.wire.votes import Votes
 
+from .drawing import Draw
 from .federation import Federation
 from .forging import BODY, lie
 from .mutants import mutants, rearranged, subset
@@ -87,7 +89,7 @@ class Moment:
         if self.stage == "advertise":
             return client.advertise()
         if self.stage == "mask":
-            return client.mask(message, self.federation.vectors[0])
+            return next(client.mask(message, self.federation.vectors[0]))
         answer: bytes = getattr(client, self.stage)(message)
         return answer
 
@@ -236,4 +238,6 @@ def decoders(rounds: dict[str, list[Moment]]) -> Iterator[Target]:
     yield Target("RoundConfig", mutations(*encoded), canonical(RoundConfig.decode, lambda v: v.encode()))
     several = (encode_configs(configs), encode_configs(configs[:1]))
     yield Target("configs", mutations(*several), canonical(decode_configs, encode_configs))
+    proof = Draw().proof().encode()
+    yield Target("BeaconProof", mutations(proof), canonical(BeaconProof.decode, lambda v: v.encode()))
     yield Target("commitment_of", mutations(*(m[:60] for m in regular.sent["unmask"].values())), commitment_of)

@@ -22,9 +22,9 @@ from gradtf_fl.secagg import (
     StaleRound,
     TooFewMembers,
     UnknownIdentity,
-    group_members,
     topology,
 )
+from gradtf_fl.secagg.graph import group_members
 from gradtf_fl.secagg.wire.messages import MessageKind
 
 from .federation import Federation

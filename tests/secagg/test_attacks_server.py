@@ -78,11 +78,16 @@ def test_a_late_vector_is_never_part_of_the_sum() -> None:
 def test_a_masked_vector_of_another_length_or_width(bits: int) -> None:
     federation = Federation(n=3, bits=bits, dim=6).until("mask")
     body = federation.answer("mask", 0)[BODY]
-    assert len(body) == packed_size(bits, 7)
-    widths = {packed_size(other, 7) for other in (16, 20, 24, 32)} - {len(body)}
-    for size in (0, len(body) - 1, len(body) + 1, 2 * len(body), *widths):
+    number, packed = body[:4], body[4:]
+    assert number == bytes(4)
+    assert len(packed) == packed_size(bits, 7)
+    widths = {packed_size(other, 7) for other in (16, 20, 24, 32)} - {len(packed)}
+    for size in (0, len(packed) - 1, len(packed) + 1, 2 * len(packed), *widths):
+        lying = number + packed.ljust(size, b"\0")[:size]
         with pytest.raises(MalformedMessage, match=f"{size} bytes for 7 residues of {bits} bits"):
-            federation.receive("mask", lie(federation, 0, MessageKind.MASKED, body.ljust(size, b"\0")[:size]))
+            federation.receive("mask", lie(federation, 0, MessageKind.MASKED, lying))
+    with pytest.raises(MalformedMessage, match="4 bytes wanted, 3 left"):
+        federation.receive("mask", lie(federation, 0, MessageKind.MASKED, bytes(3)))
     other = Federation(n=3, bits=16 if bits > 16 else 32, dim=6).until("mask")
     with pytest.raises(WrongRound):  # an honest client of a round with another width
         federation.receive("mask", other.answer("mask", 0))

@@ -162,7 +162,7 @@ CALLS: dict[str, Callable[[SecAggClient, Federation], bytes]] = {
     "advertise": lambda client, federation: client.advertise(),
     "share": lambda client, federation: client.share(federation.sent["share"][0]),
     "accept": lambda client, federation: client.accept(federation.sent["accept"][0]),
-    "mask": lambda client, federation: client.mask(federation.sent["mask"][0], federation.vectors[0]),
+    "mask": lambda client, federation: next(client.mask(federation.sent["mask"][0], federation.vectors[0])),
     "consistency": lambda client, federation: client.consistency(federation.sent["consistency"][0]),
     "unmask": lambda client, federation: client.unmask(federation.sent["unmask"][0]),
 }

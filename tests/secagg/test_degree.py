@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from fractions import Fraction
 from itertools import combinations
 
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.secagg import ClientPolicy, Topology, default_threshold, topology
+from gradtf_fl.secagg import ClientPolicy, PolicyViolation, Roster, RoundConfig, Topology, default_threshold, topology
 from gradtf_fl.secagg.degree import (
     GRINDING_BITS,
     PRIVACY_BITS,
     SMALLEST_PIECE,
     certain_noisers,
+    colluding,
     complete,
     disconnection_log2,
     exposure_log2,
@@ -79,7 +81,7 @@ def test_below_a_hundred_the_graph_is_complete() -> None:
     for n in (2, 5, 99):
         assert topology(n) == complete(n) == Topology(n - 1, default_threshold(n), default_threshold(n))
     assert topology(100).degree == 42
-    assert topology(100, colluders=0.4, dropouts=0.1) == complete(100)  # k would reach n - 1
+    assert topology(100, colluders=0.4, dropouts=0.1) == complete(100, 40)  # k would reach n - 1
 
 
 @pytest.mark.parametrize(
@@ -216,3 +218,36 @@ def test_who_is_certain_to_add_noise() -> None:
     assert certain_noisers(20, complete(20), 0.1) == 14 - 2
     assert certain_noisers(1000, topology(1000), 0.1) == 900 - 100 - 10
     assert certain_noisers(3, complete(3), 0.99) == 1
+
+
+@pytest.mark.parametrize(("degree", "quorum"), [(600, 551), (600, 600), (996, 551), (552, 551), (550, 551)])
+def test_a_degree_beyond_the_quorum_lets_no_small_threshold_pass(degree: int, quorum: int) -> None:
+    """All of the fewer than k others that are left are neighbours then, every colluder among them."""
+    shape = Topology(degree, 2, quorum)
+    assert exposure_log2(1000, *astuple(shape), 100) >= 0
+    bare = exposure_log2(1000, degree, 102, quorum, 100), exposure_log2(1000, degree, 103, quorum, 100)
+    assert (bare[0] >= 0, bare[1]) == (True, -math.inf)
+    roster = Roster(tuple(number.to_bytes(32, "big") for number in range(1000)))
+    config = RoundConfig(
+        run_id="run",
+        round=1,
+        attempt=0,
+        nonce=bytes(32),
+        model_hash=bytes(32),
+        dim=4,
+        bits=24,
+        clip=1.0,
+        roster_hash=roster.hash,
+        degree=degree,
+        threshold=2,
+        quorum=quorum,
+    )
+    with pytest.raises(PolicyViolation, match="fail with probability"):
+        ClientPolicy().check(config, roster)
+
+
+@pytest.mark.parametrize("colluders", [0.3, 0.34, 0.38])
+def test_many_colluders_never_lower_the_threshold(colluders: float) -> None:
+    for n in (100, 120, 200):
+        shape = topology(n, colluders, 0.1)
+        assert shape.threshold > colluding(n, colluders) * shape.degree / n, shape

@@ -8,13 +8,19 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from gradtf_fl.secagg import Roster, TakenSum, TooSmallDifference, check_difference, group_members, identifiability
+from gradtf_fl.secagg import Roster, TakenSum, TooSmallDifference, check_difference, identifiability
+from gradtf_fl.secagg.graph import group_members
 
-START, LATER, ROSTER = b"s" * 32, b"t" * 32, b"r" * 32
+START, LATER = b"s" * 32, b"t" * 32
+EVERYBODY = "abcdefghijklmnopqrstuvwxyz"
 
 
-def taken(members: str, start: bytes = START, roster: bytes = ROSTER) -> TakenSum:
-    return TakenSum(start, roster, frozenset(letter.encode() * 32 for letter in members))
+def keys(letters: str) -> frozenset[bytes]:
+    return frozenset(letter.encode() * 32 for letter in letters)
+
+
+def taken(members: str, start: bytes = START, roster: str = EVERYBODY) -> TakenSum:
+    return TakenSum(start, keys(roster), keys(members))
 
 
 @pytest.mark.parametrize(
@@ -23,22 +29,52 @@ def taken(members: str, start: bytes = START, roster: bytes = ROSTER) -> TakenSu
         pytest.param(taken("abcde"), 1, False, id="the same members again"),
         pytest.param(taken("abcd"), 1, True, id="one fewer, from the same model"),
         pytest.param(taken("abcdef"), 1, True, id="one more, from the same model"),
-        pytest.param(taken("abc"), 1, False, id="two fewer, from the same model"),
+        pytest.param(taken("abc"), 1, True, id="two fewer, of whom one may collude"),
+        pytest.param(taken("abcdf"), 1, True, id="one left and another came, of whom one may collude"),
+        pytest.param(taken("abcdefgh"), 1, False, id="three more, from the same model"),
+        pytest.param(taken("fghij"), 1, False, id="others altogether"),
         pytest.param(taken("abcd", LATER), 1, False, id="one fewer, a round later"),
         pytest.param(taken("abcd", LATER), 2, True, id="one fewer, a round later, the policy wants two"),
         pytest.param(taken("abcf", LATER), 3, False, id="three apart"),
-        pytest.param(taken("abcf"), 4, True, id="three apart, the policy wants four"),
-        pytest.param(taken("abcdef", roster=LATER), 1, False, id="a new roster, which every organization has joined"),
-        pytest.param(taken("abcdef", roster=LATER), 2, True, id="a new roster, the policy wants two"),
+        pytest.param(taken("abcf", LATER), 4, True, id="three apart, the policy wants four"),
+        pytest.param(taken("abcdk", roster="abcdk"), 1, False, id="a new roster, where one left and another came"),
+        pytest.param(taken("abcd", roster="abcd"), 1, False, id="a new roster without one"),
+        pytest.param(taken("abcd", roster="abcdek"), 1, True, id="a new roster, and one of the old one is silent"),
+        pytest.param(taken("abcdk", roster="abcdek"), 1, True, id="a new roster, and a newcomer for a silent one"),
+        pytest.param(taken("abcd", roster="abcd"), 2, True, id="a new roster, the policy wants two"),
     ],
 )
 def test_which_sum_is_refused(new: TakenSum, minimum: int, refused: bool) -> None:
-    earlier = [taken("vwxyz", LATER), taken("abcde")]
+    earlier = [taken("vwxyz", LATER), taken("abcde", roster="abcdefghij")]
     if refused:
-        with pytest.raises(TooSmallDifference, match="differ from an earlier sum's by"):
+        with pytest.raises(TooSmallDifference, match="earlier sum"):
             check_difference(new, earlier, minimum)
     else:
         check_difference(new, earlier, minimum)
+
+
+def test_no_combination_of_sums_from_one_model_is_about_fewer_than_three() -> None:
+    """Every two of these sums differ by six or more; first - second - third + fourth is one organization's update."""
+    sums = [taken(members) for members in ("axyzpqr", "xyzuvw", "pqrklm", "uvwklm")]
+    for number in (1, 2):
+        check_difference(sums[number], sums[:number], 1)
+    assert identifiability([one.members for one in sums]).identified == (b"a" * 32,)
+    with pytest.raises(TooSmallDifference, match="fewer than 3 organizations"):
+        check_difference(sums[3], sums[:3], 1)
+    check_difference(taken("uvwklm", LATER), sums[:3], 1)
+
+
+def test_many_large_sums_with_a_few_silent_each_are_taken() -> None:
+    """A class of one alone refuses nothing, where no combination is about it: 8 sums of 300, ten silent in each."""
+    rng = np.random.default_rng(5)
+    everybody = [bytes([number // 256, number % 256]) for number in range(300)]
+    earlier: list[TakenSum] = []
+    for _ in range(8):
+        silent = {everybody[i] for i in rng.choice(300, 10, replace=False)}
+        new = TakenSum(START, frozenset(everybody), frozenset(everybody) - silent)
+        check_difference(new, earlier, 1)
+        earlier.append(new)
+    assert max(identifiability([one.members for one in earlier]).shares.values()) < 0.5
 
 
 def test_six_rounds_with_another_silent_one_each_identify_everybody() -> None:

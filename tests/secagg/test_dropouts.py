@@ -90,6 +90,7 @@ def test_every_dropout_pattern_of_five() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 20 minutes of CPU on a busy machine
 def test_every_dropout_pattern_of_five_each_run_on_its_own() -> None:
     patterns = list(product(range(NEVER + 1), repeat=5))
     assert len(patterns) == 7**5
@@ -98,6 +99,7 @@ def test_every_dropout_pattern_of_five_each_run_on_its_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_dropout_pattern_of_five_with_a_majority() -> None:
     """A threshold that no policy takes: two may vanish at any two stages."""
     policy = AnyGraphPolicy()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradtf_fl.secagg import Roster, group_members
-from gradtf_fl.secagg.graph import Graph, point, shuffled
+from gradtf_fl.secagg import Roster
+from gradtf_fl.secagg.graph import Graph, group_members, point, shuffled
 
 
 def root(seed: int) -> bytes:

@@ -27,7 +27,7 @@ from gradtf_fl.secagg.crypto.masks import add_masks
 from gradtf_fl.secagg.packing import unpack_chunks
 from gradtf_fl.secagg.vectors import encoding_of
 from gradtf_fl.secagg.wire.adverts import Advert
-from gradtf_fl.secagg.wire.messages import MessageKind, open_signed
+from gradtf_fl.secagg.wire.messages import MessageKind, open_signed, piece_of
 
 from .federation import Federation
 
@@ -157,7 +157,7 @@ class OurVictim:
         config, commitment = self.federation.config, self.federation.commitment
         message = self.federation.answer("mask", 0)
         body = open_signed(message, MessageKind.MASKED, commitment, self.federation.roster)[1]
-        chunks = unpack_chunks(body, config.bits, config.dim + 1)
+        chunks = unpack_chunks(piece_of(body)[1], config.bits, config.dim + 1)
         self.masked = np.concatenate([words for _, words in chunks])
         q_max = encoding_of(config, 2).q_max
         self.window = Window(1 << config.bits, -q_max, q_max)

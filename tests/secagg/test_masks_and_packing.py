@@ -14,7 +14,7 @@ from gradtf_fl.secagg.crypto import primitives as crypto
 from gradtf_fl.secagg.crypto.masks import CHUNK_BYTES, add_masks
 from gradtf_fl.secagg.crypto.round_secrets import RoundSecrets
 from gradtf_fl.secagg.packing import BIT_WIDTHS, pack, packed_size, unpack_chunks, word_dtype
-from gradtf_fl.secagg.quantization import CHUNK, clip_factor
+from gradtf_fl.secagg.quantization import CHUNK, extent
 
 
 def unpacked(packed: bytes, bits: int, size: int) -> list[int]:
@@ -172,13 +172,13 @@ def test_impossible_encodings_are_refused(arguments: tuple[int, int, float, floa
 
 
 def test_clipping_is_by_l2_norm() -> None:
-    assert clip_factor(np.array([3.0, 4.0]), 10.0) == 1.0
-    assert clip_factor(np.array([3.0, 4.0]), 2.5) == pytest.approx(0.5)
-    assert clip_factor(np.array([0.0, 0.0]), 1.0) == 1.0
-    assert clip_factor(np.array([1e200, 1e200]), 1.0) == pytest.approx(1e-200 / 2**0.5)
-    assert clip_factor(np.array([3e-200, 4e-200]), 1e-200) == pytest.approx(0.2)
+    assert extent(np.array([3.0, 4.0]), 10.0).factor == 1.0
+    assert extent(np.array([3.0, 4.0]), 2.5).factor == pytest.approx(0.5)
+    assert extent(np.array([0.0, 0.0]), 1.0).factor == 1.0
+    assert extent(np.array([1e200, 1e200]), 1.0).factor == pytest.approx(1e-200 / 2**0.5)
+    assert extent(np.array([3e-200, 4e-200]), 1e-200).factor == pytest.approx(0.2)
     long = np.ones(50_000, dtype=np.float32)
-    assert clip_factor(long, 1.0) == pytest.approx(50_000**-0.5, rel=1e-12)
+    assert extent(long, 1.0).factor == pytest.approx(50_000**-0.5, rel=1e-12)
     quantizer = Quantizer(32, 3, 2.5, 1.0)
     decoded = quantizer.integers(encoded(quantizer, np.array([3.0, 4.0]), 1.0, bytes(32)))[:2] * quantizer.step
     np.testing.assert_allclose(decoded, [1.5, 2.0], atol=2 * quantizer.step)
@@ -192,7 +192,7 @@ def test_chunks_hold_every_coordinate_and_the_weight(size: int) -> None:
     assert sum(chunk.size for chunk in chunks) == size + 1
     assert all(chunk.size == CHUNK for chunk in chunks[:-1])
     integers = quantizer.integers(np.concatenate(chunks))
-    scale = clip_factor(vector, 1.0) * 3.0
+    scale = extent(vector, 1.0).factor * 3.0
     np.testing.assert_allclose(integers[:-1] * quantizer.step, scale * vector, atol=quantizer.step)
     assert integers[-1] == pytest.approx(0.75 * quantizer.q_max, abs=1)
 

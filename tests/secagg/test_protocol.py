@@ -81,8 +81,8 @@ def test_running_a_stage_again_from_the_same_stored_state_gives_the_same_bytes()
 
 def test_masked_vectors_look_uniform_and_fresh() -> None:
     federation = Federation(n=3, dim=20_000).until("mask")
-    message = federation.clients[0].mask(federation.sent["mask"][0], np.zeros(20_000, dtype=np.float32))
-    body = np.frombuffer(message[41:-64], dtype=np.uint8)
+    (message,) = federation.clients[0].mask(federation.sent["mask"][0], np.zeros(20_000, dtype=np.float32))
+    body = np.frombuffer(message[45:-64], dtype=np.uint8)
     assert body.size == 3 * 20_001
     counts = np.bincount(body, minlength=256)
     chi2 = float(((counts - body.size / 256) ** 2 / (body.size / 256)).sum())

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from gradtf_fl.flower import read_records
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Evidence, Identity, Roster, SecAggClient
 from gradtf_fl.secagg.wire.messages import CIPHERTEXT_BYTES, MessageKind, SealedShares, sealed_statement
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.strategies.federation_kit import Kit
 
 BODY = slice(41, -64)

@@ -12,9 +12,9 @@ from clients import check_organization
 from clients.organization import load_organization
 from gradtf_fl.config import DropPoint, PolicySection
 from gradtf_fl.errors import RoundAborted, RoundRejected
-from gradtf_fl.flower import Refused
+from gradtf_fl.flower import Refused, read_records
 from gradtf_fl.round_messages import Refusal
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
@@ -44,7 +44,7 @@ def test_a_sum_that_was_opened_is_not_opened_again_without_one(make_kit: MakeKit
         run_server(kit.grid(), kit.plan, None, kit.generator)
     assert aborted.value.stage == "consistency"
     assert read_records(kit.plan.out)[-1].refused == {"policy": 3}
-    assert "differ from an earlier sum's by 1, at least 2 are needed between sums from one model" in last_words(kit, 0)
+    assert "earlier sums from one model this sum would be about fewer than 3 organizations" in last_words(kit, 0)
     assert [len(load_organization(folder, simulated=True).store().sums()) for folder in kit.folders] == [1] * 4
 
 

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from gradtf_fl.config import DropPoint
 from gradtf_fl.errors import RoundAborted
-from gradtf_fl.flower import RoundRecord
+from gradtf_fl.flower import RoundRecord, read_records
 from gradtf_fl.round_messages import STAGES, Stage
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.strategies.federation_kit import Kit
 from tests.strategies.test_federation import plain_mean
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from clients.client_app import app as client_app
 from gradtf_fl.adapters import AdaptedModel, update_space
 from gradtf_fl.errors import ConfigError, RoundAborted
-from gradtf_fl.flower import RoundEvent
+from gradtf_fl.flower import RoundEvent, read_records
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.tasks import write_rows
@@ -25,7 +25,6 @@ from strategies import (
     InProcessGrid,
     Provider,
     SecureFederation,
-    read_records,
     run_server,
     write_roster,
 )

@@ -121,6 +121,6 @@ def test_start_runs_the_rounds_that_it_is_told(make_kit: MakeKit) -> None:
     kit = make_kit(rounds=5)
     federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
     result = federation.start(kit.grid(), ArrayRecord(), num_rounds=1, timeout=300.0)
-    assert [(record.round, record.state) for record in federation._state.records] == [(1, "completed")]
+    assert [(record.round, record.state) for record in federation.sums.state.records] == [(1, "completed")]
     assert federation.plan.deadline_s == 300.0
     assert (result.arrays["update"].numpy() == federation._update).all()

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from gradtf_fl.config import DropPoint, FederationPlan
 from gradtf_fl.errors import ConfigError, RoundRejected
-from gradtf_fl.flower import combine_groups, gate, groups_needed
+from gradtf_fl.flower import combine_groups, gate, groups_needed, read_records
 from gradtf_fl.secagg import Identity, ReplayRandomness, Roster, SecureSum, group_members
 from gradtf_fl.secagg.quantization import Quantizer
-from strategies import read_records, run_server
+from strategies import run_server
 from tests.strategies.federation_kit import Kit
 
 MakeKit = Callable[..., Kit]
@@ -117,7 +117,7 @@ def test_the_gate(make_kit: MakeKit) -> None:
     kit = make_kit(rounds=1)
     federation = SecureFederation(kit.plan, Provider(kit.plan, kit.generator), pinned_roster(kit.plan))
     federation._resume()
-    (config,) = federation._next_attempt(1)
+    (config,) = federation.sums.next_attempt(1, federation._start())
     good = group([config.clip, 0.0])
     gate([good], config)
     with pytest.raises(RoundRejected):

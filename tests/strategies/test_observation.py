@@ -17,10 +17,10 @@ from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.json_logs import WITHHELD, read_lines
 from gradtf_fl.deployment.run_status import RunStatus
 from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted, RoundRejected
-from gradtf_fl.flower import RoundEvent
+from gradtf_fl.flower import RoundEvent, locked_run, read_records
 from gradtf_fl.round_messages import STAGES
 from gradtf_fl.secagg import Identity
-from strategies import checkpoints, run_server, server_app
+from strategies import run_server, server_app
 from strategies.server.observation import Observer, state_of, tell_all
 from tests.strategies.federation_kit import Kit
 
@@ -96,7 +96,7 @@ def test_bytes_are_told_for_each_organization(finished: tuple[Kit, RunStatus]) -
     kit, _ = finished
     lines = events(kit, "organization")
     assert len(lines) == 8
-    record = checkpoints.read_records(kit.plan.out)[0]
+    record = read_records(kit.plan.out)[0]
     first = [line for line in lines if line["round"] == 1]
     assert {line["organization"] for line in first} == {key(kit, number) for number in range(4)}
     assert round(sum(line["bytes_up"] for line in first) / 4) == record.bytes_up_per_client
@@ -231,7 +231,7 @@ def test_a_broken_tracker_fails_no_round(make_kit: MakeKit) -> None:
 
 def test_a_second_server_leaves_the_firsts_status_alone(make_kit: MakeKit) -> None:
     kit = make_kit(rounds=1)
-    with checkpoints.locked(kit.plan.out), pytest.raises(ConfigError, match="another server"), Observer(kit.plan) as o:
+    with locked_run(kit.plan.out), pytest.raises(ConfigError, match="another server"), Observer(kit.plan) as o:
         run_server(kit.grid(), kit.plan, o, kit.generator)
     assert RunStatus.read(kit.plan.out) is None
     assert not (kit.plan.out / "events.jsonl").exists()

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 
 from gradtf_fl.config import PrivacySection
 from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted
-from gradtf_fl.flower import RoundEvent
+from gradtf_fl.flower import RoundEvent, read_records
 from gradtf_fl.privacy import read_ledger
 from gradtf_fl.secagg import Identity
 from gradtf_fl.transformer import GradTransformer
 from gradtf_fl.transformer.refinement import LEAST_PROMPTS, Refined, RefinementRecipe, RefiningGenerator
-from strategies import checkpoints, read_records, run_server
+from strategies import checkpoints, run_server
 from tests.strategies.federation_kit import Kit, random_rows
 
 MakeKit = Callable[..., Kit]

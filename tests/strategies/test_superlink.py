@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gradtf_fl.deployment.processes import ChildProcess, environment, free_port
+from gradtf_fl.flower import read_records
 from gradtf_fl.privacy import read_ledger
-from strategies import read_records, run_server
+from strategies import run_server
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, superlink_command, write_connection
 from strategies.engines.ray_engine import run_on_ray, wait_for_run

@@ -142,7 +142,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
 
 
 def _document(out: Path, seconds: float) -> dict[str, Any]:
-    from strategies import read_records
+    from gradtf_fl.flower import read_records
 
     return {"wall_s": round(seconds, 3), "rounds": [one.to_json() for one in read_records(out)], "out": str(out)}
 

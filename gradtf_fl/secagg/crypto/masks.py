@@ -31,6 +31,7 @@ _FIRST_COUNTER = 2
 _SLACK = _BLOCK - 1  # update_into may ask for one block less a byte beyond the input
 _ZEROS = bytes(CHUNK_BYTES)
 _WORTH_A_THREAD = 1 << 28  # bytes of keystream: about 40 ms
+_WINDOW = 1 << 20  # words that threads sum at a time, each into a vector of its own
 _MOST_THREADS = 16  # each holds one cipher (about 0.5 KB) for every key
 
 
@@ -90,8 +91,8 @@ def add_masks(
     Args:
         words: little-endian unsigned [size], C-contiguous.
         plus, minus: see `MaskStreams`.
-        threads: parts of the keys summed at a time, each into a vector of its own; None is one for every processor,
-            as far as the work is worth it.
+        threads: parts of the keys summed at a time, a window of the words after the other; None is one for every
+            processor, as far as the work is worth it.
     """
     if threads is None:
         work = words.nbytes * (len(plus) + len(minus))
@@ -100,11 +101,14 @@ def add_masks(
         MaskStreams(plus, minus, words.dtype).add_to(words)
         return
 
-    def part(number: int) -> Words:
-        total = words if number == 0 else np.zeros_like(words)
-        MaskStreams(plus[number::threads], minus[number::threads], words.dtype).add_to(total)
-        return total
-
+    streams = [MaskStreams(plus[number::threads], minus[number::threads], words.dtype) for number in range(threads)]
+    totals = [np.empty(min(_WINDOW, words.size), words.dtype) for _ in streams[1:]]
     with ThreadPoolExecutor(threads) as pool:
-        for total in list(pool.map(part, range(threads)))[1:]:
-            words += total
+        for start in range(0, words.size, _WINDOW):
+            window = words[start : start + _WINDOW]
+            others = [total[: window.size] for total in totals]
+            for other in others:
+                other[:] = 0
+            list(pool.map(MaskStreams.add_to, streams, [window, *others]))
+            for other in others:
+                window += other

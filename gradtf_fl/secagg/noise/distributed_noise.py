@@ -25,7 +25,7 @@ from gradtf_fl.secagg.crypto.masks import Words
 from gradtf_fl.secagg.noise.rotation import Rotation, block_size, padded_size
 from gradtf_fl.secagg.noise.skellam import MAX_VARIANCE, MIN_VARIANCE, SkellamNoise, tail_bound
 from gradtf_fl.secagg.packing import BIT_WIDTHS, word_dtype
-from gradtf_fl.secagg.quantization import CHUNK, Floats, clip_factor
+from gradtf_fl.secagg.quantization import CHUNK, Vector, extent
 from gradtf_fl.secagg.violations import UpdateRejected
 
 WRAP_BITS = 60  # P(the noise of all n clients makes any coordinate of a sum wrap) <= 2^-60
@@ -155,7 +155,7 @@ class DistributedNoise:
         """D1: the same for the L1 norm: |x|_1 <= sqrt(padded) |x|_2, and <= |x|_2^2 for integers."""
         return min(math.sqrt(self.padded) * self.l2, self.l2 * self.l2)
 
-    def encode(self, vector: Floats, *, rotation_seed: bytes, rounding_key: bytes, noise_key: bytes) -> Iterator[Words]:
+    def encode(self, vector: Vector, *, rotation_seed: bytes, rounding_key: bytes, noise_key: bytes) -> Iterator[Words]:
         """Words [padded + 1] (two's complement) of ``vector`` [dim] and this client's noise.
 
         They come in chunks of `CHUNK` words, which may be changed in place, the last one shorter. The last word is
@@ -170,8 +170,9 @@ class DistributedNoise:
         Raises:
             UpdateRejected: wrong type or shape, or a coordinate that is not finite.
         """
-        factor = clip_factor(vector, self.clip) / self.step
-        if vector.shape != (self.dim,):
+        size, factor = extent(vector, self.clip)
+        factor /= self.step
+        if size != self.dim:
             raise UpdateRejected(f"an update vector of shape [{self.dim}] is needed")
         rotation = Rotation(self.dim, rotation_seed)
         noise = SkellamNoise(noise_key, self.variance)
@@ -181,7 +182,7 @@ class DistributedNoise:
         raise UpdateRejected(f"{_MAX_RETRIES} stochastic roundings exceeded the norm bound")
 
     def _rounded(
-        self, vector: Floats, factor: float, rotation: Rotation, key: bytes, attempt: int
+        self, vector: Vector, factor: float, rotation: Rotation, key: bytes, attempt: int
     ) -> Iterator[NDArray[np.float64]]:
         """clip(floor(y + u), +-q_max) for the rotated y = factor * H D vector and u uniform in [0, 1).
 

@@ -11,7 +11,7 @@ take 21). Everything runs in chunks of whole blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 
 from gradtf_fl.secagg.crypto.primitives import KEY_BYTES
-from gradtf_fl.secagg.quantization import CHUNK, Floats
+from gradtf_fl.secagg.quantization import CHUNK, Floats, Vector, chunks_of
 
 MAX_BLOCK = 1 << 12  # coordinates that are mixed with each other; a protocol constant
 _RADIX = 16
@@ -63,7 +63,7 @@ class Rotation:
         """Coordinates of a rotated vector."""
         return padded_size(self.dim)
 
-    def rotate_chunks(self, vector: Floats, factor: float = 1.0) -> Iterator[NDArray[np.float64]]:
+    def rotate_chunks(self, vector: Vector, factor: float = 1.0) -> Iterator[NDArray[np.float64]]:
         """H D (factor * vector), [padded] in all, in chunks of `CHUNK` coordinates, the last one shorter.
 
         A chunk may be changed in place and is valid until the next one is asked for.
@@ -71,16 +71,18 @@ class Rotation:
         Raises:
             ValueError: the vector is not of shape [dim].
         """
-        if vector.shape != (self.dim,):
-            raise ValueError(f"a vector of shape [{self.dim}] is needed, got {list(vector.shape)}")
-        signs, buffers = self._signs(), _Buffers(self.padded)
-        for start in range(0, self.padded, CHUNK):
-            part = vector[start : start + CHUNK]
+        signs, buffers, read = self._signs(), _Buffers(self.padded), 0
+        for part in chunks_of(vector):
+            start, read = read, read + part.size
+            if read != min(start + CHUNK, self.dim):
+                break
             values = buffers.values[: min(CHUNK, self.padded - start)]
             np.multiply(part, factor, out=values[: part.size], dtype=np.float64)
             values[part.size :] = 0.0
             _flip(values, signs)
             yield _transformed(values, buffers.spare[: values.size], block_size(self.dim))
+        if read != self.dim:
+            raise ValueError(f"a vector of shape [{self.dim}] is needed, got another one")
 
     def rotate(self, vector: Floats) -> NDArray[np.float64]:
         """H D vector: float [dim] -> float64 [padded]; ValueError for another shape."""
@@ -94,15 +96,24 @@ class Rotation:
         """
         if rotated.shape != (self.padded,):
             raise ValueError(f"a rotated vector of shape [{self.padded}] is needed, got {list(rotated.shape)}")
-        signs, buffers, restored = self._signs(), _Buffers(self.padded), np.empty(self.dim)
-        for start in range(0, self.padded, CHUNK):
-            part = rotated[start : start + CHUNK]
+        chunks = (rotated[start : start + CHUNK] for start in range(0, self.padded, CHUNK))
+        return np.concatenate([chunk.copy() for chunk in self.restore_chunks(chunks, factor)])
+
+    def restore_chunks(
+        self, chunks: Iterable[Floats | NDArray[np.int64]], factor: float = 1.0
+    ) -> Iterator[NDArray[np.float64]]:
+        """`restore` of [padded] coordinates that come in chunks of `CHUNK`, the last one shorter: [dim] in all.
+
+        A chunk may be changed in place and is valid until the next one is asked for.
+        """
+        signs, buffers, left = self._signs(), _Buffers(self.padded), self.dim
+        for part in chunks:
             values = buffers.values[: part.size]
             np.multiply(part, factor, out=values, dtype=np.float64)
             values = _transformed(values, buffers.spare[: part.size], block_size(self.dim))
             _flip(values, signs)
-            restored[start : start + CHUNK] = values[: self.dim - start]
-        return restored
+            yield values[:left]
+            left -= part.size
 
     def _signs(self) -> CipherContext:
         return Cipher(algorithms.AES256(self.seed), modes.CTR(bytes(16))).encryptor()

@@ -109,6 +109,12 @@ def open_signed(data: bytes, kind: MessageKind, commitment: bytes, roster: Roste
     return sender, body
 
 
+def piece_of(body: memoryview) -> tuple[int, memoryview]:
+    """(number, packed words) from the body of a masked piece."""
+    reader = Reader(body)
+    return reader.u32(), reader.view(reader.left)
+
+
 def sealed_statement(root: bytes, source: int, target: int, ciphertext: bytes) -> bytes:
     """What ``source`` signs for one ciphertext: for the adverts that it has seen (`Directory.root`, with C in it)."""
     return USAGE_SEALED + digest(USAGE_SEALED, root, index_bytes(source, target), ciphertext)
