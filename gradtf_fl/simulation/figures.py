@@ -24,6 +24,7 @@ from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
 from gradtf_fl.tasks import (
     IGNORED,
+    LOGIT_BYTES,
     Example,
     FederationData,
     Row,
@@ -161,7 +162,7 @@ def tuned_alone(tests: OrganizationTests, rounds: int, numbers: Sequence[int]) -
 
 def ceiling(tests: OrganizationTests, rounds: int) -> Figures:
     """The model tuned without DP on all organizations' rows together, seeing as many examples as the federation."""
-    from gradtf_fl.training import LOGIT_BYTES, fine_tune
+    from gradtf_fl.training import fine_tune
 
     config, organizations = tests.config, tests.data.organizations
     rows = joined([tests.encoded(organization.train) for organization in organizations])
