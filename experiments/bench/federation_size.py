@@ -229,10 +229,11 @@ def draw_sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4))
+    small = [run for run in runs if run["workers"] == 1 and not run["bare_s"]]
     names = {"in-process": "one process", RAY: "Flower's Ray simulation"}
     for engine, name in names.items():
         own = sorted(
-            (run for run in runs if run["engine"] == engine and run["workers"] == 1 and not run["bare_s"]),
+            (run for run in small if run["engine"] == engine),
             key=lambda run: int(run["organizations"]),
         )
         if own:
@@ -241,7 +242,10 @@ def draw_sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
             right.plot(counts, [run["peak_mb"] for run in own], "o-", label=name)
     for axes, said in ((left, "seconds for each organization"), (right, "peak memory of the main process, MB")):
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        counts = sorted({int(run["organizations"]) for run in small})
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
         axes.set_xlabel("organizations")
         axes.set_title(said, fontsize=10)
         axes.grid(alpha=0.3)
@@ -251,8 +255,17 @@ def draw_sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-if __name__ == "__main__":
-    count, workers, engine, size = sys.argv[1:]
+def main(arguments: Sequence[str]) -> None:
+    """``N WORKERS ENGINE small|usual``: one run, as JSON; or ``draw FILE.json FILE.png``: the figure of a benchmark."""
+    if arguments[0] == "draw":
+        document = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
+        draw_sizes(document["runs"], Path(arguments[2]))
+        return
+    count, workers, engine, size = arguments
     usual = size == "usual"
     run = measured(int(count), int(workers), engine, usual, bare=usual and workers == "1")
     print(json.dumps(asdict(run)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -24,6 +24,7 @@ from gradtf_fl.secagg import Identity, SecureSum
 from gradtf_fl.simulation.setup import FederationFolders
 from gradtf_fl.tasks import (
     IGNORED,
+    LOGIT_BYTES,
     Example,
     FederationData,
     Row,
@@ -168,7 +169,17 @@ def ceiling(tests: OrganizationTests, rounds: int) -> Figures:
     set_adapter_state(tests.model, tests.adapted.initial)
     steps, batch = rounds * config.steps, config.batch * len(organizations)
     rate = HOUSE_RULES_CEILING_RATE if config.task.is_house_rules else config.provider.tuning_rate
-    fine_tune(tests.model, rows, steps=steps, batch=batch, rate=rate, seed=config.seed)
+    vocabulary = tests.model.get_input_embeddings().weight.shape[0]
+    bound = 4 * vocabulary * rows.input_ids.shape[1] * config.batch * TOGETHER  # float32 logits of so many batches
+    fine_tune(
+        tests.model,
+        rows,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        seed=config.seed,
+        logit_bytes=min(LOGIT_BYTES, bound),
+    )
     tuned = adapter_state(tests.model)
     return together([tests.of(tuned, number) for number in range(len(organizations))])
 
