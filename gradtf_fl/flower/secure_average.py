@@ -485,6 +485,11 @@ def _sample_of(sample: int | None, fraction: float | None, members: int) -> int:
     return 0 if size == members else size
 
 
+def _least_nodes(strategy: Strategy, what: str) -> int:
+    """Nodes that a strategy of Flower's waits for without an end."""
+    return max(getattr(strategy, "min_available_nodes", 0), getattr(strategy, f"min_{what}_nodes", 0))
+
+
 def _sample_problems(sample: int | None, fraction: float | None) -> list[str]:
     if sample is not None and fraction is not None:
         return ["SecureAverage: sample and fraction say the same: give one of them"]
