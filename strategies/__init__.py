@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from strategies.checkpoints import write_roster
     from strategies.engines.flower_processes import flwr, superlink_command, write_connection
     from strategies.engines.in_process import InProcessGrid
-    from strategies.engines.ray_engine import RayShares, run_on_ray
+    from strategies.engines.ray_engine import RayShares, run_on_ray, simulation_connection
     from strategies.engines.worker_grid import WorkerGrid
     from strategies.engines.worker_pool import WorkerDied, WorkerPool, share_of_threads
     from strategies.federation import FederationResult, SecureFederation
@@ -40,6 +40,7 @@ __all__ = [
     "run_on_ray",
     "run_server",
     "share_of_threads",
+    "simulation_connection",
     "superlink_command",
     "tiny_spec",
     "write_connection",
