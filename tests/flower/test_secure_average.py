@@ -36,7 +36,7 @@ from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted, RoundReject
 from gradtf_fl.flower import RoundEvent, SecureAverage, read_records
 from gradtf_fl.flower.arrays import decoded, difference, encoded
 from gradtf_fl.round_messages import STAGES, Stage
-from gradtf_fl.secagg import group_members
+from gradtf_fl.secagg.graph import group_members
 from tests.flower.average_kit import CLIP, Kit, first_model, initial, make_kit, trained
 
 STEP = CLIP / ((2**23 - 1) // 3)  # of the quantisation of three members

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from gradtf_fl.config import DropPoint, FederationPlan
 from gradtf_fl.errors import ConfigError, RoundRejected
 from gradtf_fl.flower import combine_groups, gate, groups_needed, read_records
-from gradtf_fl.secagg import Identity, ReplayRandomness, Roster, SecureSum, group_members
+from gradtf_fl.secagg import Identity, ReplayRandomness, Roster, SecureSum
+from gradtf_fl.secagg.graph import group_members
 from gradtf_fl.secagg.quantization import Quantizer
 from strategies import run_server
 from tests.strategies.federation_kit import Kit
