@@ -46,7 +46,8 @@ def test_two_workers_give_what_one_gives_bit_for_bit(tmp_path: Path) -> None:
         assert all(np.array_equal(sums[0][key], sums[1][key]) for key in sums[0])
         updates = [sorted((tmp_path / run / "organizations").glob(f"*/{name}/{OWN_UPDATE}")) for run in ("one", "two")]
         assert len(updates[0]) == 4
-        assert [path.read_bytes() for path in updates[0]] == [path.read_bytes() for path in updates[1]]
+        vectors = [[load_file(path)["update"] for path in paths] for paths in updates]
+        assert np.array_equal(*vectors)
 
 
 def test_organizations_are_drawn_when_they_are_asked_for() -> None:
