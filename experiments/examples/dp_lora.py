@@ -29,7 +29,6 @@ def main() -> None:
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
     sigma = noise_multiplier(8.0, DELTA, BATCH / ROWS, STEPS)
     outcome = train_dp(model, rows, sigma=sigma, clip=0.5, batch=BATCH, steps=STEPS, rate=0.01)
-
     event, spent = outcome.event, epsilons([outcome.event], DELTA)
     print(f"accuracy on fresh rows: {exact_match(model, test):.3f} after {event.steps} steps, sigma {event.sigma:.3f}")
     print(f"epsilon {spent.prv:.3f} at delta {DELTA:g} by PRV; PLD {spent.pld:.3f}, RDP {spent.rdp:.3f}")
