@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from gradtf_fl.flower.arrays import Arrays, decoded, model_digest, records_digest
 from gradtf_fl.round_messages import SECTION, MalformedFields
@@ -14,6 +15,11 @@ from gradtf_fl.round_messages import SECTION, MalformedFields
 FORMAT = "gradtf/flower/v1"
 MAX_EXAMPLES = 2**40
 MAX_NAMES, MAX_NAME = 64, 128  # metrics that a round may ask for, characters of a name
+
+
+def run_config_digest(config: Mapping[str, Any]) -> str:
+    """`records_digest` of a run's config (hex): what an app reads in ``context.run_config``."""
+    return records_digest(RecordDict({"run_config": ConfigRecord(dict(config))})).hex()
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class AppTask:
         weighted_by: metric of the app's reply that holds its number of examples.
         max_examples: examples that count as the full weight; 0 under the rule "uniform".
         metrics: names of the metrics that the server would like to have in clear.
+        run_config: `run_config_digest` of the run's config.
     """
 
     message_type: str
@@ -35,6 +42,7 @@ class AppTask:
     weighted_by: str
     max_examples: int = 0
     metrics: tuple[str, ...] = ()
+    run_config: str = run_config_digest({})
 
     def canonical(self) -> str:
         """Canonical JSON: sorted keys, no blanks."""
@@ -54,7 +62,7 @@ class AppTask:
             task = cls(**{**values, "metrics": tuple(values["metrics"])})
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise MalformedFields("what the round asks cannot be read") from error
-        texts = [task.message_type, task.arrays, task.records, task.weighted_by, *task.metrics]
+        texts = [task.message_type, task.arrays, task.records, task.weighted_by, task.run_config, *task.metrics]
         sound = (
             all(type(text) is str and len(text) <= MAX_NAME for text in texts)
             and len(task.metrics) <= MAX_NAMES

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.flower.admission import own_config, permitted_client, sum_reasons
 from gradtf_fl.flower.app_member import AppMember, AppStore, load_member
-from gradtf_fl.flower.app_task import AppTask, Sent
+from gradtf_fl.flower.app_task import AppTask, Sent, run_config_digest
 from gradtf_fl.flower.arrays import decoded, difference, dimension
 from gradtf_fl.flower.member_store import OpenRound, RoundKey
 from gradtf_fl.flower.refusals import Refused, answered
@@ -50,6 +50,7 @@ from gradtf_fl.round_messages import (
     stage_request,
 )
 from gradtf_fl.secagg import RoundConfig
+from gradtf_fl.shown import shown
 
 App = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, App], Message]
@@ -80,7 +81,7 @@ def secagg_mod(policy: str | os.PathLike[str]) -> Mod:
         content: list[RecordDict] = []
 
         def work() -> Fields:
-            content.append(_answer(load_member(_own_path(policy, context)), message, lambda sent: app(sent, context)))
+            content.append(_answer(load_member(_own_path(policy, context)), message, context, app))
             return {}
 
         refusal = answered(work, message.metadata.message_type, lambda: _own_path(policy, context).parent)
@@ -100,18 +101,18 @@ def _own_path(policy: str | os.PathLike[str], context: Context) -> Path:
     return Path(_KEY_OF_NODE.sub(value, os.fspath(policy))).expanduser()
 
 
-def _answer(member: AppMember, message: Message, app: Callable[[Message], Message]) -> RecordDict:
+def _answer(member: AppMember, message: Message, context: Context, app: App) -> RecordDict:
     kind = message.metadata.message_type.partition(".")[0]
     if kind == MessageType.TRAIN:
-        return RecordDict({SECTION: ConfigRecord(_train(member, message, app))})
+        return RecordDict({SECTION: ConfigRecord(_train(member, message, context, app))})
     if kind == MessageType.EVALUATE:
         if not member.rules.metrics:
             raise Refused(Refusal.POLICY, "an evaluation is asked for, and no metric may leave (metrics)")
-        return _evaluated(member, _content_of(app(message)))
+        return _evaluated(member, _content_of(app(message, context)))
     if kind == MessageType.QUERY:
         if not member.rules.queries:
             raise Refused(Refusal.POLICY, "a query is not answered (queries)")
-        return _content_of(app(message))
+        return _content_of(app(message, context))
     raise MalformedFields("there is no message of this kind")
 
 
@@ -132,7 +133,7 @@ def _evaluated(member: AppMember, content: RecordDict) -> RecordDict:
     return RecordDict({name: record for name, record in kept.items() if record})
 
 
-def _train(member: AppMember, message: Message, app: Callable[[Message], Message]) -> Fields:
+def _train(member: AppMember, message: Message, context: Context, app: App) -> Fields:
     record = message.content.get(SECTION)
     if not isinstance(record, ConfigRecord):
         raise Refused(Refusal.POLICY, "a train message without secure aggregation: the server needs SecureAverage")
@@ -141,13 +142,11 @@ def _train(member: AppMember, message: Message, app: Callable[[Message], Message
     if stage not in STAGES:
         raise MalformedFields("a message of no stage")
     if stage == STAGES[0]:
-        return _begin(member, message, fields, app)
+        return _begin(member, message, fields, context, app)
     return member.member().answer(stage, stage_request(stage, fields)).to_fields()
 
 
-def _begin(
-    member: AppMember, message: Message, fields: Mapping[str, object], app: Callable[[Message], Message]
-) -> Fields:
+def _begin(member: AppMember, message: Message, fields: Mapping[str, object], context: Context, app: App) -> Fields:
     """Check the round against the member's own policy, train, keep the difference, and advertise keys.
 
     The app is not called before the policy and the round counter are settled, and (round, attempt) is used up on disk.
@@ -168,18 +167,26 @@ def _begin(
     claimed = store.attempts(key.run_id, key.round)
     reasons = [
         *rules.broken_by_sum(config.weight_rule, config.groups),
+        *_weight_reasons(member, config, task),
         *sum_reasons(config, claimed, rules.attempts),
     ]
     client = permitted_client(own, config, reasons, os.urandom, proof)
     sent = Sent.of(message.content)
     _check_sent(sent, message.metadata.message_type, config, task)
+    if run_config_digest(context.run_config) != task.run_config:
+        raise Refused(
+            Refusal.PROTOCOL,
+            "the run's config is not what this round's configuration says: the server needs "
+            "SecureAverage(run_config=context.run_config)",
+        )
     training = hashlib.sha256(config.model_hash + config.dp.encode()).digest()
-    kept = store.claim(key, replace(task, records="").canonical(), training, rules.attempts, config.model_hash)
+    plan = replace(task, records="", run_config="").canonical()
+    kept = store.claim(key, plan, training, rules.attempts, config.model_hash)
     trained = _kept(store, key) if kept else None
     if trained is None:
         try:
             del message.content[SECTION]
-            trained = _trained(_content_of(app(message)), sent, config, task)
+            trained = _trained(_content_of(app(message, context)), sent, config, task)
         except BaseException:
             store.give_up(key)
             raise
@@ -188,6 +195,11 @@ def _begin(
     store.open(OpenRound(key, client.to_bytes(), trained.vector, trained.weight), training)
     told = {name: trained.metrics[name] for name in task.metrics if name in trained.metrics and name in rules.metrics}
     return StagePayload(key.round, key.attempt, advert).to_fields() | {METRICS: json.dumps(told)}
+
+
+def _weight_reasons(member: AppMember, config: RoundConfig, task: AppTask) -> Iterator[str]:
+    if config.weight_rule == "examples" and task.weighted_by != member.rules.weighted_by:
+        yield f"a sum weighed by the metric {shown(task.weighted_by)!r}, not {member.rules.weighted_by!r} (weighted_by)"
 
 
 def _check_sent(sent: Sent, message_type: str, config: RoundConfig, task: AppTask) -> None:

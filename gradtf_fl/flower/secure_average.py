@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from gradtf_fl.config import Combine, SumSettings, WeightRule, validate
 from gradtf_fl.errors import ConfigError, RoundAborted, RoundRejected
-from gradtf_fl.flower.app_task import MAX_EXAMPLES, AppTask, Sent
+from gradtf_fl.flower.app_task import MAX_EXAMPLES, AppTask, Sent, run_config_digest
 from gradtf_fl.flower.arrays import dimension, encoded, floats, moved, unsummed_kept
 from gradtf_fl.flower.average_files import load_arrays, save_arrays
 from gradtf_fl.flower.exchanges import CONNECT
@@ -103,6 +103,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             ``max_examples``, where their policies allow that.
         max_examples: number of examples that counts as the full weight; an organization with more counts no more.
         metrics: names of metrics that training may report.
+        run_config: the run's config, ``context.run_config``, where the app has one: organizations refuse a round whose
+            configuration does not bind what their app reads there.
         colluders: share of the organizations that may collude with the server; rounded up, and at least one.
         dropouts: share of the organizations that may drop out (from 100 organizations on).
         threshold: organizations that must stay to the end (default: by the roster's size).
@@ -135,6 +137,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         weights: WeightRule = "uniform",
         max_examples: int | None = None,
         metrics: Iterable[str] = (),
+        run_config: Mapping[str, Any] | None = None,
         colluders: float = 0.1,
         dropouts: float = 0.1,
         threshold: int | None = None,
@@ -183,6 +186,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             raise ConfigError(problems)
         self.strategy, self.metrics = strategy, tuple(metrics)
         self._max_examples = max_examples or 0
+        self._run_config = run_config_digest(run_config or {})
         self._own_deadline = deadline_s is not None
         self._state = None if state is None else Path(state)
         self._evaluates = True
@@ -333,6 +337,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             weighted_by=self.weighted_by,
             max_examples=self._max_examples if self.sums.settings.weight_rule == "examples" else 0,
             metrics=self.metrics,
+            run_config=self._run_config,
         )
         start = RoundStart(asked.sent.model_hash, dimension(asked.sent.model), task.canonical())
         self.sums.message_type = asked.message_type

@@ -171,6 +171,13 @@ class SecureRound:
                     f"and {self._config.quorum} are needed"
                 )
                 raise RoundAborted("advertise", aborted.counts, why) from aborted
+            if refused := self.log.refused.get(Refusal.PROTOCOL, 0):
+                why = (
+                    f"{refused} of {asked} organizations say that what came is not what the round's configuration "
+                    f"binds (of a Flower app also its run_config=), each in its own log; {joined} joined and "
+                    f"{self._config.quorum} are needed"
+                )
+                raise RoundAborted("advertise", aborted.counts, why) from aborted
             raise
 
     def _close(self, close: Callable[[SecAggServer], Mapping[bytes, bytes]]) -> dict[int, bytes]:

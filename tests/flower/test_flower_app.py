@@ -25,8 +25,8 @@ STEP = 2 * NODES * 10.0 / 2**24  # of a mean's coordinate, at clip 10 and 24 bit
 def run_here(name: str, strategy: str, folder: Path) -> dict[str, Any]:
     """What the server app of apps/NAME.py finds, on the in-process grid."""
     app, out = importlib.import_module(f"tests.flower.apps.{name}"), folder / f"{name}.json"
-    grid = InProcessGrid(app.client, [{"partition-id": number} for number in range(NODES)])
     config = {"strategy": strategy, "rounds": ROUNDS, "out": str(out)}
+    grid = InProcessGrid(app.client, [{"partition-id": number} for number in range(NODES)], config)
     app.server(grid, Context(1, 1, {}, RecordDict(), config))
     return dict(json.loads(out.read_text()))
 

@@ -12,11 +12,12 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from gradtf_fl.config import SumSettings
-from gradtf_fl.flower.app_task import AppTask, Sent
+from gradtf_fl.flower.app_task import AppTask, Sent, run_config_digest
 from gradtf_fl.flower.arrays import dimension, encoded
 from gradtf_fl.flower.secure_sums import RoundStart, SecureSums
 from gradtf_fl.round_messages import CONFIGS, REFUSAL, SECTION, STAGE, StagePayload
 from gradtf_fl.secagg import Roster, RoundConfig, encode_configs
+from strategies import InProcessGrid
 from tests.flower.average_kit import CLIP, first_model, make_kit
 from tests.flower.round_moves import RoundMoves
 
@@ -176,6 +177,16 @@ def test_another_function_of_the_app_is_not_called(hostile: HostileAverage) -> N
     assert hostile.trained() == 0
 
 
+def test_what_one_member_alone_reads_in_the_run_config_is_refused(hostile: HostileAverage) -> None:
+    """Else a server lets all but one train at a rate of 0, and the sum is that one's update."""
+    hostile.grid = InProcessGrid(hostile.kit.app(), [{"partition-id": 0}], {"rate": 0.0})
+    assert hostile.code(hostile.begin(hostile.config())) == "protocol"
+    assert "SecureAverage(run_config=context.run_config)" in hostile.log()
+    assert hostile.trained() == 0
+    task = hostile.task(run_config=run_config_digest({"rate": 0.0}))
+    assert hostile.code(hostile.begin(hostile.config(dp=task.canonical()))) is None
+
+
 @pytest.mark.parametrize(
     "dp",
     [
@@ -202,6 +213,19 @@ def test_weights_that_no_rule_has_are_refused(hostile: HostileAverage, rule: str
     config = hostile.config(weight_rule=rule, dp=hostile.task(max_examples=examples).canonical())
     assert hostile.code(hostile.begin(config)) == "protocol"
     assert hostile.trained() == 0
+
+
+def test_the_server_does_not_choose_what_an_update_is_weighed_by(hostile: HostileAverage) -> None:
+    """Else it takes a metric that is large at one member alone, and the sum is that one's update."""
+    hostile.change(weight_rules=("examples",))
+    task = hostile.task(weighted_by="secret", max_examples=10)
+    begin = hostile.begin(hostile.config(weight_rule="examples", dp=task.canonical()))
+    assert hostile.code(begin) == "policy"
+    assert "weighed by the metric 'secret', not 'num-examples'" in hostile.log()
+    assert hostile.trained() == 0
+    hostile.change(weight_rules=("examples",), weighted_by="secret")
+    begin = hostile.begin(hostile.config(weight_rule="examples", dp=task.canonical()))
+    assert hostile.code(begin) is None
 
 
 def test_training_without_secure_aggregation_is_refused(hostile: HostileAverage) -> None:

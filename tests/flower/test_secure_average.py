@@ -126,7 +126,7 @@ def test_plain_weights_are_those_of_fedavg_below_the_largest_number(tmp_path: Pa
 
 
 def test_without_examples_there_is_no_weight(tmp_path: Path) -> None:
-    kit = make_kit(tmp_path, weight_rules=("examples",))
+    kit = make_kit(tmp_path, weight_rules=("examples",), weighted_by="rows")
     with pytest.raises(RoundAborted):
         secure(kit, FedAvg(weighted_by_key="rows"), weights="examples", max_examples=25).start(kit.grid(), initial(), 1)
     assert "no positive metric 'rows'" in kit.log(0)

@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 def main(grid: Grid, context: Context) -> None:
     model = make_model()
     strategy = STRATEGIES[str(context.run_config["strategy"])](fraction_evaluate=0.0)
-    strategy = SecureAverage(strategy, roster="members/roster.txt", clip=10.0)
+    strategy = SecureAverage(strategy, roster="members/roster.txt", clip=10.0, run_config=context.run_config)
     result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=int(context.run_config["rounds"]))
     model.load_state_dict(result.arrays.to_torch_state_dict())
     x, y = images(slice(TRAIN, None))
