@@ -24,7 +24,8 @@ def decoded(record: ArrayRecord) -> Arrays:
     """The arrays of a record, in their order.
 
     Raises:
-        MalformedFields: one is not a plain numpy array.
+        MalformedFields: one is not a plain numpy array, or not of the type and shape that its label says: an app may
+            read either.
     """
     arrays: Arrays = {}
     for name, array in record.items():
@@ -32,6 +33,9 @@ def decoded(record: ArrayRecord) -> Arrays:
             arrays[name] = array.numpy()
         except (TypeError, ValueError, OSError, EOFError) as error:
             raise MalformedFields("an array of the model cannot be read as a numpy array") from error
+        found = arrays[name]
+        if not isinstance(found, np.ndarray) or (str(found.dtype), found.shape) != (array.dtype, tuple(array.shape)):
+            raise MalformedFields("an array of the model is another one than its label says")
     return arrays
 
 

@@ -123,14 +123,16 @@ def _content_of(reply: Message) -> RecordDict:
 
 
 def _evaluated(member: AppMember, content: RecordDict) -> RecordDict:
-    """The metrics of the app's reply that may leave, and no other record."""
-    kept = {
-        name: MetricRecord({key: value for key, value in record.items() if key in member.rules.metrics})
-        for name, record in content.metric_records.items()
-    }
-    if not any(kept.values()):
+    """The metrics of the app's reply that may leave, in one record: the names of the app's own tell nobody anything."""
+    kept = {name: value for name, value in _figures(content).items() if name in member.rules.metrics}
+    if not kept:
         raise Refused(Refusal.POLICY, "the app's evaluation has no metric that may leave (metrics)")
-    return RecordDict({name: record for name, record in kept.items() if record})
+    return RecordDict({METRICS: MetricRecord(kept)})
+
+
+def _figures(content: RecordDict) -> dict[str, Any]:
+    """All metrics of an app's reply."""
+    return {name: value for record in content.metric_records.values() for name, value in record.items()}
 
 
 def _train(member: AppMember, message: Message, context: Context, app: App) -> Fields:
@@ -242,7 +244,7 @@ def _trained(content: RecordDict, sent: Sent, config: RoundConfig, task: AppTask
         vector = difference(sent.model, decoded(records[0]))
     except ValueError as error:
         raise Refused(Refusal.INTERNAL, f"the app's arrays are no update of the model: {error}") from error
-    figures = {name: value for record in content.metric_records.values() for name, value in record.items()}
+    figures = _figures(content)
     weight = 1.0 if config.weight_rule == "uniform" else config.max_weight * _share(figures, task)
     return _Trained(vector, weight, {name: figures[name] for name in task.metrics if name in figures})
 

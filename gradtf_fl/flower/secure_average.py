@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -389,7 +390,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         means: dict[str, Any] = {}
         for name in self.metrics:
             values = [figures[name] for figures in told if name in figures]
-            if values and len({np.shape(value) for value in values}) == 1:
+            if values and _are_alike(values):
                 means[name] = np.mean(values, axis=0).tolist()
         return means
 
@@ -415,7 +416,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             log("no organization lets a metric of an evaluation out: evaluation at the organizations is skipped")
             self._evaluates = not replies
             return None
-        shared = set.intersection(*(set(figures) for _, figures in told))
+        names = set.intersection(*(set(figures) for _, figures in told))
+        shared = {name for name in names if _are_alike([figures[name] for _, figures in told])}
         for reply, figures in told:
             kept = {name: value for name, value in figures.items() if name in shared}
             reply.content = RecordDict({REPLY_METRICS: MetricRecord({self.weighted_by: 1.0, **kept})})
@@ -536,9 +538,15 @@ def _figures(text: object, asked: Sequence[str]) -> Mapping[str, Any]:
 
 def _is_figure(value: object) -> bool:
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(one, int | float) and math.isfinite(one) for one in values)
+    most = sys.float_info.max  # a whole number may be beyond any float
+    return bool(values) and all(isinstance(one, int | float) and abs(one) <= most for one in values)
+
+
+def _are_alike(values: Sequence[object]) -> bool:
+    """Whether these figures have a mean: one organization's lists of another length would end the run."""
+    return len({np.shape(value) for value in values}) == 1  # type: ignore[arg-type]
 
 
 def _only_metrics(reply: Message) -> dict[str, Any]:
     records = list(reply.content.metric_records.values())
-    return dict(records[0]) if len(records) == 1 else {}
+    return {name: value for name, value in records[0].items() if _is_figure(value)} if len(records) == 1 else {}

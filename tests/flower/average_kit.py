@@ -61,6 +61,7 @@ class Kit:
         silent: (node, stage) -> does not answer it. fails: nodes whose app raises.
         killed: nodes that answer each message in a process of its own, which is killed "after" its answer, or "while"
             its app trains.
+        accuracies: node -> what its evaluation tells in place of an accuracy.
     """
 
     folders: list[Path]
@@ -69,6 +70,7 @@ class Kit:
     silent: set[tuple[int, Stage]] = field(default_factory=set)
     fails: set[int] = field(default_factory=set)
     killed: dict[int, Literal["after", "while"]] = field(default_factory=dict)
+    accuracies: dict[int, float | list[float]] = field(default_factory=dict)
     train: Callable[[Model, int, Mapping[str, Any]], Model] = trained
 
     def change(self, number: int, **values: object) -> None:
@@ -105,8 +107,8 @@ class Kit:
         @app.evaluate()  # type: ignore[untyped-decorator]
         def evaluate(message: Message, context: Context) -> Message:
             node = int(context.node_config["partition-id"])
-            figures = MetricRecord({**self.metrics(node), "accuracy": 0.5 + 0.1 * node})
-            content = RecordDict({"metrics": figures, "arrays": message.content["arrays"]})
+            figures = MetricRecord({**self.metrics(node), "accuracy": self.accuracies.get(node, 0.5 + 0.1 * node)})
+            content = RecordDict({"patient-7431": figures, "arrays": message.content["arrays"]})
             return Message(content, reply_to=message)
 
         @app.query()  # type: ignore[untyped-decorator]

@@ -146,7 +146,12 @@ def no_model(content: RecordDict) -> None:
     del content["arrays"]
 
 
+def another_label(content: RecordDict) -> None:
+    content["arrays"]["weight"].shape = (3, 4)
+
+
 SENT = {
+    another_label: "protocol",
     other_settings: "protocol",
     a_text_for_a_truth: "protocol",
     one_more_record: "protocol",

@@ -35,6 +35,7 @@ from gradtf_fl.config import Combine
 from gradtf_fl.errors import ConfigError, CorruptFile, RoundAborted, RoundRejected
 from gradtf_fl.flower import RoundEvent, SecureAverage, read_records
 from gradtf_fl.flower.arrays import decoded, difference, encoded
+from gradtf_fl.flower.secure_average import _figures
 from gradtf_fl.round_messages import STAGES, Stage
 from gradtf_fl.secagg.graph import group_members
 from tests.flower.average_kit import CLIP, Kit, first_model, initial, make_kit, trained
@@ -274,6 +275,19 @@ def test_metrics_are_means_over_those_that_let_them_out(tmp_path: Path) -> None:
     assert seen == [{"loss": 3.0, "num-examples": 4.0}]  # losses 2, 3, 4 of members 1 to 3; the weight is theirs, four
     assert dict(result.train_metrics_clientapp[1]) == {"loss": 3.0}
     assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": pytest.approx(0.65)}  # alike: 0 hides its number
+
+
+@pytest.mark.parametrize("lie", [[1.0, 2.0], [], float("nan"), float("inf")])
+def test_one_organization_s_figures_end_no_run(tmp_path: Path, lie: float | list[float]) -> None:
+    kit = make_kit(tmp_path, metrics=("accuracy", "one"))
+    kit.accuracies[0] = lie
+    result = secure(kit).start(kit.grid(), initial(), 1)
+    assert dict(result.evaluate_metrics_clientapp[1]) == {"one": 1.0}
+
+
+def test_figures_are_finite_numbers() -> None:
+    texts = "2", "[1, 2]", "1e999", "NaN", "1" + 400 * "0", "[[1]]", "[]", '"x"', "null"
+    assert [_figures(f'{{"loss": {text}}}', ["loss"]) for text in texts] == [{"loss": 2}, {"loss": [1, 2]}, *7 * [{}]]
 
 
 def test_no_evaluation_where_nothing_may_leave(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
