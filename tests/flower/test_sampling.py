@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradtf_fl.flower import Member, MemberStore, OpenRound, Refused, RoundKey, beacon_of, draw, rest_reasons
-from gradtf_fl.round_messages import STAGES, Refusal, StagePayload
+from gradtf_fl.flower import (
+    Member,
+    MemberStore,
+    OpenRound,
+    Refused,
+    RoundKey,
+    beacon_of,
+    draw,
+    permitted_client,
+    rest_reasons,
+)
+from gradtf_fl.round_messages import STAGES, MalformedFields, PieceRequest, Refusal, Stage, StagePayload
 from gradtf_fl.secagg import (
     BeaconProof,
     ClientPolicy,
@@ -48,6 +58,12 @@ def round_0(members: Members, attempt: int = 0, run_id: str = "run", plan: Sampl
     )
 
 
+def request(config: RoundConfig, stage: Stage, payload: bytes) -> StagePayload:
+    """The server's message: at "mask" for the first and only piece."""
+    key = config.round, config.attempt, payload
+    return PieceRequest(*key, 0) if stage == "mask" else StagePayload(*key)
+
+
 def play(members: Members, config: RoundConfig, begin: Callable[[Member], StagePayload]) -> SecAggServer:
     """The round over its members' stores, to the end of "unmask"."""
     server = SecAggServer(config, members[0].roster)
@@ -59,11 +75,10 @@ def play(members: Members, config: RoundConfig, begin: Callable[[Member], StageP
     receives = server.receive_shares, server.receive_accept, server.receive_masked, server.receive_consistency
     for stage, receive, close in zip(STAGES[1:5], receives, closes, strict=True):
         for member in who:
-            message = StagePayload(config.round, config.attempt, sent[member.identity.public])
-            receive(member.answer(stage, message).payload)
+            receive(member.answer(stage, request(config, stage, sent[member.identity.public])).payload)
         sent = close()
     for member in who:
-        message = StagePayload(config.round, config.attempt, sent[member.identity.public])
+        message = request(config, "unmask", sent[member.identity.public])
         server.receive_unmask(member.answer("unmask", message).payload)
     return server
 
@@ -94,7 +109,7 @@ def begun(member: Member, config: RoundConfig, proof: bytes) -> StagePayload:
     )
     member.store.claim(key, config.dp, b"training", start=config.model_hash)
     advert = client.advertise()
-    member.store.open(OpenRound(key, client.to_bytes(), np.full(config.dim, 0.1, "<f4").tobytes(), 1.0), b"training")
+    member.store.open(OpenRound(key, client.to_bytes(), np.full(config.dim, 0.1, "<f4"), 1.0), b"training")
     return StagePayload(config.round, config.attempt, advert)
 
 
@@ -133,6 +148,23 @@ def test_a_beacon_of_the_servers_own_is_refused(members: Members) -> None:
     assert config.round == 0
 
 
+def test_a_round_that_is_refused_reads_no_proof_and_pins_nothing(members: Members) -> None:
+    proof = drawn(members)
+    beacon = proof.verified(members[0].roster, members[0].policy)
+    config = sampled_config(Draw(N), beacon)
+    member = members[round_members(config, members[0].roster)[0]]
+    for reasons, asked in ((["too dear"], config), ([], replace(config, clip=100.0))):
+        with pytest.raises(Refused, match=r"too dear|clip 100\.0") as refused:
+            permitted_client(member, asked, reasons, OS, b"no proof")
+        assert refused.value.code is Refusal.POLICY
+    assert member.store.sampling("run") is None
+    with pytest.raises(MalformedFields, match="3000000 bytes"):
+        permitted_client(member, config, [], OS, bytes(3_000_000))
+    assert member.store.sampling("run") is None
+    assert permitted_client(member, config, [], OS, proof.encode()).next_stage == "advertise"
+    assert member.store.sampling("run") is not None
+
+
 def test_a_run_keeps_its_beacon_its_sample_and_its_groups(members: Members) -> None:
     """Two beacons of one run would give two samples from one model: the first round that a member takes decides."""
     first = drawn(members)
@@ -163,14 +195,14 @@ def test_a_server_gets_no_more_beacons_than_the_policy_has_trials(members: Membe
     for advert in late:
         server.receive_advert(advert.payload)
     sent = server.close_advertise()
-    for stage, receive, close in (
+    stages: tuple[tuple[Stage, Callable[[bytes], bytes], Callable[[], dict[bytes, bytes]]], ...] = (
         ("share", server.receive_shares, server.close_share),
         ("accept", server.receive_accept, server.close_accept),
         ("mask", server.receive_masked, server.close_mask),
-    ):
+    )
+    for stage, receive, close in stages:
         for member in generous:
-            answer = member.answer(stage, StagePayload(0, 0, sent[member.identity.public]))  # type: ignore[arg-type]
-            receive(answer.payload)
+            receive(member.answer(stage, request(server.config, stage, sent[member.identity.public])).payload)
         sent = close()
     with pytest.raises(Refused, match="trials"):  # the policy changed between two messages
         members[0].answer("consistency", StagePayload(0, 0, sent[members[0].identity.public]))
@@ -254,7 +286,7 @@ def test_a_second_sum_from_one_model_without_one_is_never_opened(members: Member
         STAGES[1:4], (server.receive_shares, server.receive_accept, server.receive_masked), closes, strict=True
     ):
         for member in who:
-            message = StagePayload(again.round, again.attempt, sent[member.identity.public])
+            message = request(again, stage, sent[member.identity.public])
             receive(member.answer(stage, message).payload)
         sent = close()
     for member in who:
