@@ -71,14 +71,15 @@ def sum_reasons(config: RoundConfig, claimed: int, most: int) -> Iterator[str]:
 def permitted_client(
     member: Member, config: RoundConfig, reasons: Sequence[str], randomness: Randomness, proof: bytes = b""
 ) -> SecAggClient:
-    """The client of a round that nothing in the member's own files forbids.
+    """The client of a round that nothing in the member's own files forbids. Of one that something does, no proof is read
+    and nothing is kept.
 
     Args:
         reasons: what speaks against the round besides its protocol.
         proof: of the beacon that drew the round's sample, see `beacon_of`.
 
     Raises:
-        Refused: ``stale``, or ``policy`` with all reasons at once.
+        Refused: ``stale``, or ``policy`` with all reasons at once. MalformedFields: a proof of any size.
     """
     key = RoundKey(config.run_id, config.round, config.attempt)
     last_round = member.store.last_round(key.run_id)
@@ -86,17 +87,17 @@ def permitted_client(
         raise Refused(Refusal.STALE, f"round {key.round}.{key.attempt} is not above {last_round}")
     found = [*reasons, *rest_reasons(member, config)]
     try:
-        client = SecAggClient(
-            config,
-            member.policy,
-            member.roster,
-            member.identity,
-            last_round=last_round,
-            randomness=randomness,
-            beacon=beacon_of(member, config, proof),
-        )
+        member.policy.check(config, member.roster)
+        if not found:
+            return SecAggClient(
+                config,
+                member.policy,
+                member.roster,
+                member.identity,
+                last_round=last_round,
+                randomness=randomness,
+                beacon=beacon_of(member, config, proof),
+            )
     except ProtocolViolation as error:
         found.append(str(error))
-    if found:
-        raise Refused(Refusal.POLICY, "; ".join(found))
-    return client
+    raise Refused(Refusal.POLICY, "; ".join(found))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gradtf_fl.errors import ConfigError
 from gradtf_fl.file_names import CLIENT_LOG, POLICY, STATE
 from gradtf_fl.files import PRIVATE, exposed, place_new
 from gradtf_fl.flower.member import Member
-from gradtf_fl.flower.member_store import MemberStore, RoundKey
+from gradtf_fl.flower.member_store import MemberStore, OpenRound, RoundKey
 from gradtf_fl.secagg import ClientPolicy, Identity, Roster
 
 FolderName = str | os.PathLike[str]
@@ -37,11 +38,14 @@ class AppStore(MemberStore):
 
     schema: str = MemberStore.schema + _SCHEMA
 
-    def keep_reply(self, key: RoundKey, weight: float, metrics: dict[str, object]) -> None:
-        """Note what the app replied in this round, besides its arrays."""
-        with self._transaction() as database:
-            row = key.run_id, key.round, weight, json.dumps(metrics)
+    def open_replied(self, opened: OpenRound, training: bytes, metrics: dict[str, object]) -> None:
+        """`open`, and with it what the app replied in this round besides its arrays: the weight, and these metrics."""
+
+        def beside(database: sqlite3.Connection) -> None:
+            row = opened.key.run_id, opened.key.round, opened.weight, json.dumps(metrics)
             database.execute("INSERT OR REPLACE INTO reply VALUES (1, ?, ?, ?, ?)", row)
+
+        self.open(opened, training, beside)
 
     def reply(self, key: RoundKey) -> tuple[float, dict[str, object]] | None:
         """Weight and metrics of the app's last reply, if that was in this round."""

@@ -18,6 +18,10 @@ from gradtf_fl.secagg import (
 )
 
 
+MEMBER_BYTES, OTHER_BYTES = 1 << 10, 1 << 18
+"""What a server's message holds at most: for each organization of the roster (an advert takes 370), and besides."""
+
+
 @dataclass(frozen=True)
 class Member:
     """Who answers, by which rules, and where its state lies.
@@ -38,6 +42,12 @@ class Member:
     min_difference: int = 1
     rest_rounds: int = 0
 
+    def check_size(self, data: bytes, what: str) -> None:
+        """`MalformedFields` for more than an honest server sends: read, it would take many times its size in memory."""
+        most = MEMBER_BYTES * len(self.roster) + OTHER_BYTES
+        if len(data) > most:
+            raise MalformedFields(f"{what} of {len(data)} bytes: more than {most}")
+
     def answer(self, stage: Stage, message: StagePayload) -> StagePayload:
         """The answer to a stage of the round that is open, from "share" on.
 
@@ -54,6 +64,7 @@ class Member:
             "unmask": self._unmask,
         }
         with self.store.stage(message.round, message.attempt) as opened:
+            self.check_size(message.payload, "a message")
             policy = self.policy if message.round else self.policy.for_beacon()
             client = SecAggClient.from_bytes(opened.protocol, policy, self.roster, self.identity)
             payload = answers[stage](client, opened, message)

@@ -312,11 +312,14 @@ class MemberStore:
         """Whether a run that began with the plan ``pinned`` may go on with ``plan``: only with the same."""
         return plan == pinned
 
-    def open(self, opened: OpenRound, training: bytes) -> None:
+    def open(
+        self, opened: OpenRound, training: bytes, beside: Callable[[sqlite3.Connection], None] | None = None
+    ) -> None:
         """Keep the state of the round just begun.
 
         Args:
             training: as `claim` has it.
+            beside: keeps more in the same transaction.
 
         Raises:
             Refused: with ``stale`` when a later round was claimed meanwhile, or another process opened this one, or
@@ -340,6 +343,8 @@ class MemberStore:
             )
             database.execute("INSERT OR REPLACE INTO trained VALUES (1, ?, ?, ?)", (key.run_id, key.round, training))
             database.execute("DELETE FROM begun")
+            if beside is not None:
+                beside(database)
 
     def sums(self) -> list[TakenSum]:
         """The sums that this organization has signed for, oldest first; the newest `KEPT_SUMS`."""

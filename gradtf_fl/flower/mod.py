@@ -192,9 +192,9 @@ def _begin(member: AppMember, message: Message, fields: Mapping[str, object], co
         except BaseException:
             store.give_up(key)
             raise
-        store.keep_reply(key, trained.weight, trained.metrics)
     advert = client.advertise()
-    store.open(OpenRound(key, client.to_bytes(), trained.vector, trained.weight), training)
+    opened = OpenRound(key, client.to_bytes(), trained.vector, trained.weight)
+    store.open_replied(opened, training, trained.metrics)
     told = {name: trained.metrics[name] for name in task.metrics if name in trained.metrics and name in rules.metrics}
     return StagePayload(key.round, key.attempt, advert).to_fields() | {METRICS: json.dumps(told)}
 

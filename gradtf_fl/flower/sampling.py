@@ -62,7 +62,7 @@ def beacon_of(member: Member, config: RoundConfig, proof: bytes) -> bytes | None
 
     Raises:
         WrongBeacon: another beacon, sample or number of groups than the run began with or than the proof is about.
-        ProtocolViolation: a proof that proves nothing, see `BeaconProof.verified`.
+        ProtocolViolation, MalformedFields: a proof that proves nothing, see `BeaconProof.verified`.
     """
     asked, store = Sampling(config.beacon, config.sample, config.groups), member.store
     pinned = store.sampling(config.run_id)
@@ -79,6 +79,7 @@ def beacon_of(member: Member, config: RoundConfig, proof: bytes) -> bytes | None
 def _check_proof(member: Member, config: RoundConfig, proof: bytes) -> None:
     if not proof:
         raise WrongBeacon("the round has a sample, and no proof of the beacon that drew it came with it")
+    member.check_size(proof, "the proof of a beacon")
     proven = BeaconProof.decode(proof)
     beacon = proven.verified(member.roster, member.policy)
     if (proven.config.run_id, beacon) != (config.run_id, config.beacon):

@@ -112,6 +112,10 @@ def draws(server: HostileServer) -> list[str | None]:
     return [server.begin_code(begin) for begin in begins]
 
 
+def a_long_message(server: HostileServer) -> list[str | None]:
+    return [server.begin_code(encode_configs([server.config()])), server.stage_code("share", bytes(3_000_000))]
+
+
 MOVES: dict[str, Move] = {
     "honest": config(None, trained=1),
     # the configuration
@@ -174,6 +178,7 @@ MOVES: dict[str, Move] = {
     "consistency after the begin": Move(stages("advertise", "consistency"), (None, "protocol"), 1),
     "unmask after the begin": Move(stages("advertise", "unmask", "share"), (None, "protocol", "stale"), 1),
     "junk, then again": Move(junk_then_again, (None, "protocol", "stale"), 1),
+    "a message of 3 MB": Move(a_long_message, (None, "protocol"), 1, "a message of 3000000 bytes"),
     "an unknown stage": Move(stages("evil"), ("protocol",)),
 }
 

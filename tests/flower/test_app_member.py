@@ -12,7 +12,7 @@ import pytest
 
 from gradtf_fl.config import MemberPolicy, load_toml
 from gradtf_fl.errors import ConfigError
-from gradtf_fl.flower import RoundKey, new_member
+from gradtf_fl.flower import OpenRound, Refused, RoundKey, new_member
 from gradtf_fl.flower.app_member import AppStore, load_member
 from gradtf_fl.flower.arrays import decoded, difference, encoded, model_digest, moved
 from gradtf_fl.secagg import Identity
@@ -82,7 +82,12 @@ def test_what_came_with_an_update_is_kept_with_it(tmp_path: Path) -> None:
     store = AppStore(tmp_path / "state.sqlite")
     key = RoundKey("run", 3, 1)
     assert store.reply(key) is None
-    store.keep_reply(key, 0.25, {"loss": 1.5, "lists": [1, 2]})
+    opened, figures = OpenRound(key, b"", np.zeros(3, np.float32), 0.25), {"loss": 1.5, "lists": [1, 2]}
+    with pytest.raises(Refused, match="another round was claimed"):  # nothing of a training that came too late
+        store.open_replied(opened, b"training", figures)
+    assert store.reply(key) is None
+    store.claim(key, "plan", b"training")
+    store.open_replied(opened, b"training", figures)
     assert AppStore(tmp_path / "state.sqlite").reply(RoundKey("run", 3, 2)) == (0.25, {"loss": 1.5, "lists": [1, 2]})
     assert store.reply(RoundKey("run", 4, 0)) is None
     assert (tmp_path / "state.sqlite").stat().st_mode & 0o077 == 0
