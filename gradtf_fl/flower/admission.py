@@ -71,8 +71,9 @@ def sum_reasons(config: RoundConfig, claimed: int, most: int) -> Iterator[str]:
 def permitted_client(
     member: Member, config: RoundConfig, reasons: Sequence[str], randomness: Randomness, proof: bytes = b""
 ) -> SecAggClient:
-    """The client of a round that nothing in the member's own files forbids. Of one that something does, no proof is read
-    and nothing is kept.
+    """The client of a round that nothing in the member's own files forbids.
+
+    Of one that something does, no proof is read and nothing is kept.
 
     Args:
         reasons: what speaks against the round besides its protocol.

@@ -26,11 +26,16 @@ TTL_MARGIN = 5.0  # seconds that a message outlives the deadline, for clocks tha
 
 @dataclass(frozen=True)
 class Answer:
-    """What one organization sent back: fields, or a refusal code, or nothing usable."""
+    """What one organization sent back: fields, or a refusal code, or nothing usable.
+
+    Attributes:
+        bare: it answered, and not with a message of ours: nobody guards its app.
+    """
 
     node: int
     fields: Mapping[str, Any] | None = None
     refusal: Refusal | None = None
+    bare: bool = False
 
 
 @dataclass
@@ -125,7 +130,7 @@ def _answer(node: int, reply: Message) -> Answer:
         return Answer(node)
     record = reply.content.get(SECTION)
     if not isinstance(record, ConfigRecord):
-        return Answer(node)
+        return Answer(node, bare=True)
     fields = dict(record)
     if REFUSAL not in fields:
         return Answer(node, fields=fields)

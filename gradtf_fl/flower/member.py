@@ -17,7 +17,6 @@ from gradtf_fl.secagg import (
     check_difference,
 )
 
-
 MEMBER_BYTES, OTHER_BYTES = 1 << 10, 1 << 18
 """What a server's message holds at most: for each organization of the roster (an advert takes 370), and besides."""
 

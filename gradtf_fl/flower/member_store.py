@@ -119,7 +119,7 @@ class StoredPieces(MutableMapping[int, bytes]):
 
 @dataclass
 class OpenRound:
-    """The round in progress. A stage changes the fields; `NodeStore.stage` writes them back.
+    """The round in progress. A stage changes the fields; `MemberStore.stage` writes them back.
 
     Attributes:
         protocol: state of the secure-aggregation client.

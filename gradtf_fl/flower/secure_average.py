@@ -179,8 +179,12 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             *_sample_problems(sample, fraction),
             *_example_problems(weights, max_examples),
         ]
+
+        def named(key: str) -> str:
+            return f"SecureAverage: {_ARGUMENTS.get(key, key)}" if key else "SecureAverage"
+
         try:
-            settings = validate(SumSettings, values, lambda key: f"SecureAverage: {_ARGUMENTS.get(key, key)}".rstrip())
+            settings = validate(SumSettings, values, named)
         except ConfigError as error:
             raise ConfigError([*problems, *error.problems]) from None
         if problems:

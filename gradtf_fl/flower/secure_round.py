@@ -45,6 +45,16 @@ from gradtf_fl.secagg import (
 
 T = TypeVar("T")
 logger = logging.getLogger("gradtf.server")
+_WHY = {
+    Refusal.POLICY: "refuse it, for their policy, budget or rows",
+    Refusal.MODEL_HASH: "have another model than the one that the round starts from",
+    Refusal.STALE: "answered this round or a later one before",
+    Refusal.PROTOCOL: "say that what came is not what the round binds (a Flower app's run_config= too)",
+    Refusal.ADAPTER: "refuse the adapter that rides along",
+    Refusal.INTERNAL: "failed at home, at what their own logs say",
+}
+"""Of organizations that refuse a round, by code."""
+_BARE = "answered in clear, without secure aggregation: a Flower app needs secagg_mod"
 WAITING, ANSWERED, SILENT, UNUSABLE = "waiting", "answered", "silent", "unusable"  # outcomes; or a refusal's code
 
 
@@ -58,7 +68,7 @@ class RoundLog:
         cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
             complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
         seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
-        metrics: node -> what came with its advert in clear, as it came.
+        metrics: node -> what came with its advert in clear, as it came. bare: organizations that answered it in clear.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -70,6 +80,7 @@ class RoundLog:
     traffic: Traffic = field(default_factory=Traffic)
     organizations: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, object] = field(default_factory=dict)
+    bare: int = 0
 
     def record(self, config: RoundConfig, state: Literal["completed", "aborted"]) -> RoundRecord:
         """The attempt's record, without what comes after the sum."""
@@ -165,20 +176,15 @@ class SecureRound:
         try:
             return self._close(SecAggServer.close_advertise)
         except RoundAborted as aborted:
-            if refused := self.log.refused.get(Refusal.POLICY, 0):
-                why = (
-                    f"{refused} of {asked} organizations refuse it, for their policy, budget or rows; {joined} joined "
-                    f"and {self._config.quorum} are needed"
-                )
-                raise RoundAborted("advertise", aborted.counts, why) from aborted
-            if refused := self.log.refused.get(Refusal.PROTOCOL, 0):
-                why = (
-                    f"{refused} of {asked} organizations say that what came is not what the round's configuration "
-                    f"binds (of a Flower app also its run_config=), each in its own log; {joined} joined and "
-                    f"{self._config.quorum} are needed"
-                )
-                raise RoundAborted("advertise", aborted.counts, why) from aborted
-            raise
+            reasons = [f"{count} {_WHY[code]}" for code, count in self.log.refused.items()]
+            reasons += [f"{self.log.bare} {_BARE}"] * (self.log.bare > 0)
+            if not reasons:
+                raise
+            first, *rest = reasons
+            count, _, what = first.partition(" ")
+            why = "; ".join([f"{count} of {asked} organizations {what}", *rest])
+            why += f"; {joined} joined and {self._config.quorum} are needed"
+            raise RoundAborted("advertise", aborted.counts, why) from aborted
 
     def _close(self, close: Callable[[SecAggServer], Mapping[bytes, bytes]]) -> dict[int, bytes]:
         """Ends a stage for every group: node -> what it gets next. Groups that fell below their threshold leave."""
@@ -290,6 +296,7 @@ class SecureRound:
                     self.log.metrics[answer.node] = answer.fields[METRICS]
             else:
                 outcomes[answer.node] = UNUSABLE
+                self.log.bare += answer.bare
             tell("reply", [answer.node])
 
         tell("stage", asked)

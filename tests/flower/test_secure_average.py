@@ -165,6 +165,43 @@ def test_who_drops_out_is_in_the_sum_if_its_vector_came(tmp_path: Path, stage: S
     assert (record.state, record.masked, record.dropped) == ("completed", left, {stage: 1})
 
 
+def without_policies(kit: Kit) -> None:
+    for folder in kit.folders:
+        (folder / "policy.toml").unlink()
+
+
+def with_an_app_that_raises(kit: Kit) -> None:
+    kit.fails = {0, 1}
+
+
+def with_a_clip_beyond_a_policy(kit: Kit) -> None:
+    kit.change(0, max_clip=1.0)
+    kit.fails = {1}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            without_policies,
+            "3 of 3 organizations failed at home, at what their own logs say; 0 joined and 3 are needed",
+        ),
+        (with_an_app_that_raises, "2 of 3 organizations failed at home"),
+        (with_a_clip_beyond_a_policy, "1 of 3 organizations refuse it, for their policy, budget or rows; 1 failed at"),
+    ],
+)
+def test_why_a_round_never_began(tmp_path: Path, spoil: Callable[[Kit], None], says: str) -> None:
+    kit = make_kit(tmp_path)
+    spoil(kit)
+    with pytest.raises(RoundAborted, match=says):
+        secure(kit, attempts=1).start(kit.grid(), initial(), 1)
+
+
+def test_an_app_without_the_mod_is_named(kit: Kit) -> None:
+    with pytest.raises(RoundAborted, match="3 of 3 organizations answered in clear, without secure aggregation"):
+        secure(kit, attempts=1).start(kit.grid(secure=False), initial(), 1)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_too_few_end_the_round_without_a_sum(tmp_path: Path, stage: Stage) -> None:
     kit = make_kit(tmp_path, 5)
