@@ -208,8 +208,8 @@ def _import_all() -> None:
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    import gradtf_fl.simulation.figures
-    import gradtf_fl.training.grad_samplers  # noqa: F401
+    from gradtf_fl.simulation import simulate  # noqa: F401
+    from gradtf_fl.training import train_dp  # noqa: F401
 
 
 def _cpu_seconds() -> float:
