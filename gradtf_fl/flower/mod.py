@@ -10,6 +10,9 @@ that code is what somebody shipped with ``flwr run``. Whoever ships the app can 
 the organization itself fixes the app: by an executor of its own, or by reviewing the bundle that it runs. Metrics and
 the answers to evaluation leave in clear, as far as the policy names them. A clip bound is no epsilon: there is no
 differential privacy here without private training in the app, or noise on the sum (``min_noise``).
+
+What every member's app gets is the same: C binds model, records, the message's type and the run's config. It does not
+bind Flower's own figures of a message (ids, times), so an app must not train by them.
 """
 
 from __future__ import annotations
