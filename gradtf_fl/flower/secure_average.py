@@ -546,9 +546,9 @@ def _is_figure(value: object) -> bool:
     return bool(values) and all(isinstance(one, int | float) and abs(one) <= most for one in values)
 
 
-def _are_alike(values: Sequence[object]) -> bool:
+def _are_alike(values: Sequence[Any]) -> bool:
     """Whether these figures have a mean: one organization's lists of another length would end the run."""
-    return len({np.shape(value) for value in values}) == 1  # type: ignore[arg-type]
+    return len({np.shape(value) for value in values}) == 1
 
 
 def _only_metrics(reply: Message) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class RoundLog:
 
     answered: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
+    refused: dict[Refusal, int] = field(default_factory=dict)
     included: tuple[tuple[str, ...], ...] = ()
     cheated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
