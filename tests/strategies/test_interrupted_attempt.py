@@ -9,7 +9,7 @@ import pytest
 
 from gradtf_fl.flower import RoundKey, RoundRecord
 from strategies import checkpoints
-from strategies.checkpoints import RunState
+from gradtf_fl.flower.run_state import RunState, open_run, save_run
 
 
 def finish(out: Path, number: int) -> RoundRecord:
@@ -24,10 +24,10 @@ def finish(out: Path, number: int) -> RoundRecord:
 
 def test_there_is_none_before_the_first_one_and_after_a_finished_one(tmp_path: Path) -> None:
     assert checkpoints.interrupted_attempt(tmp_path) is None
-    checkpoints.save_run(tmp_path, RunState("run", {}))
+    save_run(tmp_path, RunState("run", {}))
     assert checkpoints.interrupted_attempt(tmp_path) is None
     finish(tmp_path, 1)  # killed between the rename and the record
-    checkpoints.save_run(tmp_path, RunState("run", {}, (1, 0)))
+    save_run(tmp_path, RunState("run", {}, (1, 0)))
     assert checkpoints.interrupted_attempt(tmp_path) is None
 
 
@@ -36,8 +36,8 @@ def test_the_interrupted_one_is_the_next_with_the_adapter_before_it(
     tmp_path: Path, attempt: int, before: tuple[int, int]
 ) -> None:
     first, aborted = finish(tmp_path, 1), RoundRecord(2, attempt, "aborted")
-    checkpoints.save_run(tmp_path, RunState("run", {"llm": "hash"}, (2, attempt), 1, (first, aborted)))
+    save_run(tmp_path, RunState("run", {"llm": "hash"}, (2, attempt), 1, (first, aborted)))
     key = checkpoints.interrupted_attempt(tmp_path)
     assert key == RoundKey("run", 2, attempt)
     checkpoints.forget_attempt(tmp_path, key)
-    assert checkpoints.open_run(tmp_path, {"llm": "hash"}, "") == RunState("run", {"llm": "hash"}, before, 0, (first,))
+    assert open_run(tmp_path, {"llm": "hash"}, "") == RunState("run", {"llm": "hash"}, before, 0, (first,))
