@@ -30,6 +30,7 @@ from gradtf_fl.round_messages import (
     AdapterDelivery,
     BeginRound,
     Fields,
+    PieceRequest,
     StagePayload,
     TrainingPlan,
     global_model_hash,
@@ -175,7 +176,8 @@ class HostileRounds(Hostile):
 
     def stage_code(self, stage: str, payload: bytes = b"") -> str | None:
         message_type = dict(MESSAGE_TYPES).get(stage, f"train.{stage}")  # type: ignore[call-overload]
-        return self.code(message_type, StagePayload(1, 0, payload).to_fields())
+        sent = PieceRequest(1, 0, payload, 0) if stage == "mask" else StagePayload(1, 0, payload)
+        return self.code(message_type, sent.to_fields())
 
     def trained(self) -> int:
         ledger = self.folder / "ledger.sqlite"

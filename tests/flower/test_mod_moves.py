@@ -15,7 +15,7 @@ from gradtf_fl.config import SumSettings
 from gradtf_fl.flower.app_task import AppTask, Sent, run_config_digest
 from gradtf_fl.flower.arrays import dimension, encoded
 from gradtf_fl.flower.secure_sums import RoundStart, SecureSums
-from gradtf_fl.round_messages import CONFIGS, REFUSAL, SECTION, STAGE, StagePayload
+from gradtf_fl.round_messages import CONFIGS, REFUSAL, SECTION, STAGE, PieceRequest, StagePayload
 from gradtf_fl.secagg import Roster, RoundConfig, encode_configs
 from strategies import InProcessGrid
 from tests.flower.average_kit import CLIP, first_model, make_kit
@@ -73,7 +73,8 @@ class HostileAverage:
         return self.code(RecordDict({**self.content(start), SECTION: ours}))
 
     def stage_code(self, stage: str, payload: bytes = b"") -> str | None:
-        fields: Mapping[str, Any] = {STAGE: stage, **StagePayload(1, 0, payload).to_fields()}
+        sent = PieceRequest(1, 0, payload, 0) if stage == "mask" else StagePayload(1, 0, payload)
+        fields: Mapping[str, Any] = {STAGE: stage, **sent.to_fields()}
         return self.code(RecordDict({SECTION: ConfigRecord(dict(fields))}))
 
     def log(self) -> str:

@@ -252,7 +252,7 @@ def test_a_sum_over_one_fewer_from_the_same_model_is_not_signed(tmp_path: Path) 
     with pytest.raises(RoundAborted) as aborted:
         secure(kit, state=state).start(kit.grid(), initial(), 1)
     assert aborted.value.stage == "consistency"
-    assert "differ from an earlier sum's by 1, at least 2 are needed between sums from one model" in kit.log(0)
+    assert "together with earlier sums from one model this sum would be about fewer than 3 organizations" in kit.log(0)
 
 
 def test_another_start_goes_on_and_uses_no_attempt_twice(tmp_path: Path) -> None:
