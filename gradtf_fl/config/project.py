@@ -50,7 +50,8 @@ TABLES: dict[str, dict[str, Path_]] = {
     "federation": _same("organizations", "allow_two", "weight_rule", *SharingOut.model_fields),
     "privacy": _same("epsilon", "delta", "budget", "clip", *UnitSection.model_fields),
     "rounds": _same("rounds", "steps", "batch", "rate", "seed"),
-    "secure_sum": _same("update_clip", "bits", "groups", "combine", "noise_multiplier", "max_norm", "deadline_s"),
+    "secure_sum": _same("update_clip", "bits", "groups", "combine", "sample", "noise_multiplier", "max_norm")
+    | _same("deadline_s"),
     "provider": _same("transformer", "controls", "refine") | _inside("provider", ProviderSection.model_fields),
 }
 """Table -> key -> where that stands in `SimulationConfig`."""

@@ -29,7 +29,11 @@ def problems(path: Path, **options: object) -> list[str]:
 
 def test_every_setting_has_one_place_in_the_file() -> None:
     inside = {"task", "compute", "provider"}
-    flat = {place[0] for place in KEYS if len(place) == 1} | inside | {"engine", "workers", "ray_cpus", "ray_gpus", "ray_address", "drop", "out"}
+    flat = (
+        {place[0] for place in KEYS if len(place) == 1}
+        | inside
+        | {"engine", "workers", "ray_cpus", "ray_gpus", "ray_address", "drop", "out"}
+    )
     assert flat == set(SimulationConfig.model_fields)
     assert len(KEYS) == sum(map(len, TABLES.values()))
 

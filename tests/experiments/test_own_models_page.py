@@ -25,7 +25,7 @@ RESULTS = REPOSITORY / "experiments" / "results"
 STORED = ("store", "paper_scale", "paper_scale_gpu")
 
 # Blocks that no test runs: [compute], the deployment, the paper's own run
-NOT_RUN = {"toml": 2, "sh": 2}
+NOT_RUN = {"toml": 2, "sh": 2, "text": 1}
 
 
 def run(chosen: Iterable[Block]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradtf_fl.flower import RoundKey, RoundRecord
-from strategies import checkpoints
 from gradtf_fl.flower.run_state import RunState, open_run, save_run
+from strategies import checkpoints
 
 
 def finish(out: Path, number: int) -> RoundRecord:
