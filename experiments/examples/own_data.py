@@ -4,7 +4,13 @@ Run it (a minute with a model of 1 M parameters). MODEL is a folder or hub id of
 .csv) with an input and an output each. With babyllama-tok361-1.0M and ii.first_word_letter.jsonl.gz:
 
     $ python -W ignore -m experiments.examples.own_data MODEL ROWS
-OUTPUT
+    completed: 2 rounds
+    tiny_base: 0.000
+    tiny_tuned: 0.125
+    tiny_ceiling: 0.771
+    org-1: 267 rows, epsilon 7.99 at delta 1e-05
+    org-2: 267 rows, epsilon 7.99 at delta 1e-05
+    org-3: 266 rows, epsilon 8.00 at delta 1e-05
 """
 
 import sys

@@ -24,7 +24,7 @@ import strategies.server_app  # noqa: F401
 from clients import charging, stages
 from clients.node_store import NodeStore
 from gradtf_fl.cli.main import cli
-from gradtf_fl.flower import MemberStore
+from gradtf_fl.flower import MemberStore, SecureSums
 from gradtf_fl.privacy import Ledger
 from gradtf_fl.reports.simulation_report import SimulationReport
 from gradtf_fl.training import dp_checkpoint
@@ -45,8 +45,8 @@ MOMENTS: dict[str, Moment] = {
     "unmasked": (stages, "answer", 15, True),
     "generating": (Provider, "generate", 1, False),
     "checkpoint": (checkpoints, "write_record", 1, True),
-    "after the rename": (federation.SecureFederation, "_record", 1, False),
-    "between rounds": (federation.SecureFederation, "_next_attempt", 1, True),
+    "after the rename": (SecureSums, "record", 1, False),
+    "between rounds": (SecureSums, "next_attempt", 1, True),
     "second sum": (federation.SecureFederation, "_note_begin_deliveries", 1, True),
     "delivery": (federation, "deliver", 1, False),
     "figures": (gradtf_fl.simulation.run, "llm_figures", 1, False),
