@@ -24,7 +24,7 @@ from clients.handlers import handle
 from clients.node import worker
 from clients.node_store import NodeStore
 from clients.organization import assemble, load_organization, organization_of
-from gradtf_fl.adapters import AdapterSpec
+from gradtf_fl.adapters import AdapterSpec, update_space
 from gradtf_fl.config import DataSection, Sampler
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.errors import ConfigError
@@ -151,6 +151,7 @@ def test_what_the_machine_cannot_do_is_refused_and_not_paid_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     if what == "memory":
+        update_space._shared.cache_clear()  # a simulation's organizations share a model, which is rehearsed once
         monkeypatch.setattr(physical_batch, "available_bytes", lambda _: 0)
     else:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
