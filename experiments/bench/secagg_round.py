@@ -15,12 +15,11 @@ from gradtf_fl.secagg import (
     ClientPolicy,
     PlayedRound,
     ReplayRandomness,
-    RoundConfig,
     SecAggClient,
     SecureSum,
     new_identities,
     packed_size,
-    roster_of,
+    played_config,
     topology,
 )
 
@@ -42,20 +41,7 @@ class MeasuredRound(PlayedRound):
         self.shape = topology(n)
         randomness = ReplayRandomness(b"bench")
         identities = new_identities(n, randomness)
-        config = RoundConfig(
-            run_id="bench",
-            round=1,
-            attempt=0,
-            nonce=randomness(32),
-            model_hash=bytes(32),
-            dim=vector.size,
-            bits=BITS,
-            clip=1.0,
-            roster_hash=roster_of(identities).hash,
-            degree=self.shape.degree,
-            threshold=self.shape.threshold,
-            quorum=self.shape.quorum,
-        )
+        config = played_config("bench", identities, self.shape, vector.size, randomness(32), bits=BITS)
         seeds = [randomness(32) for _ in range(n)]
         super().__init__(config, ClientPolicy(), identities, seeds, [vector] * n, [1.0] * n)
 

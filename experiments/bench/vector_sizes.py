@@ -33,10 +33,9 @@ from gradtf_fl.secagg import (
     ClientPolicy,
     PlayedRound,
     ReplayRandomness,
-    RoundConfig,
     SecAggClient,
     new_identities,
-    roster_of,
+    played_config,
     topology,
 )
 
@@ -70,20 +69,7 @@ def round_of(dim: int) -> PlayedRound:
     """The round at its stage mask, the same in every process."""
     randomness, shape = ReplayRandomness(b"vector sizes"), topology(MEMBERS)
     identities = new_identities(MEMBERS, randomness)
-    config = RoundConfig(
-        run_id="vector-sizes",
-        round=1,
-        attempt=0,
-        nonce=randomness(32),
-        model_hash=bytes(32),
-        dim=dim,
-        bits=BITS,
-        clip=1.0,
-        roster_hash=roster_of(identities).hash,
-        degree=shape.degree,
-        threshold=shape.threshold,
-        quorum=shape.quorum,
-    )
+    config = played_config("vector-sizes", identities, shape, dim, randomness(32), bits=BITS)
     seeds = [randomness(32) for _ in range(MEMBERS)]
     return PlayedRound(config, ClientPolicy(), identities, seeds, [], [1.0] * MEMBERS).until("mask")
 

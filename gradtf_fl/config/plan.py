@@ -28,13 +28,7 @@ from gradtf_fl.config.base import (
     validate,
 )
 from gradtf_fl.config.compute import PlaceSection
-from gradtf_fl.config.roster_size import (
-    refuse_noisy_weights,
-    refuse_other_samples,
-    refuse_other_thresholds,
-    refuse_small_groups,
-    refuse_two,
-)
+from gradtf_fl.config.roster_size import refuse_unsound_sums
 from gradtf_fl.round_messages import MAX_RANK
 
 WeightRule = Literal["uniform", "examples"]
@@ -148,11 +142,15 @@ class FederationPlan(RoundSettings):
 
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
-        refuse_two(self.organizations, self.allow_two)
-        refuse_other_samples(self.organizations, self.sample, self.groups)
-        refuse_other_thresholds(self.sample or self.organizations, self.threshold)
-        refuse_small_groups(self.organizations, self.groups, self.threshold)
-        refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
+        refuse_unsound_sums(
+            organizations=self.organizations,
+            allow_two=self.allow_two,
+            sample=self.sample,
+            groups=self.groups,
+            noise_multiplier=self.noise_multiplier,
+            weight_rule=self.weight_rule,
+            threshold=self.threshold,
+        )
         if self.transformer == NO_TRANSFORMER and self.llm != self.tiny:
             raise ValueError("transformer 'none' delivers adapters of the TinyLM: llm must be the same model as tiny")
         return self

@@ -12,7 +12,7 @@ from gradtf_fl.config.base import Epsilon, Location, ModelName, Section
 from gradtf_fl.config.compute import ComputeSection
 from gradtf_fl.config.plan import NO_TRANSFORMER, FederationPlan, RoundSettings
 from gradtf_fl.config.provider import ProviderSection
-from gradtf_fl.config.roster_size import refuse_noisy_weights, refuse_other_samples, refuse_small_groups, refuse_two
+from gradtf_fl.config.roster_size import refuse_unsound_sums
 from gradtf_fl.config.task import HOUSE_RULES_ANSWER_TOKENS, SharingOut, TaskSection
 from gradtf_fl.config.unit import ROW, UnitSection
 from gradtf_fl.round_messages import STAGES, Stage
@@ -91,10 +91,14 @@ class SimulationConfig(RoundSettings, SharingOut, UnitSection):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        refuse_two(self.organizations, self.allow_two)
-        refuse_small_groups(self.organizations, self.groups)
-        refuse_other_samples(self.organizations, self.sample, self.groups)
-        refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
+        refuse_unsound_sums(
+            organizations=self.organizations,
+            allow_two=self.allow_two,
+            sample=self.sample,
+            groups=self.groups,
+            noise_multiplier=self.noise_multiplier,
+            weight_rule=self.weight_rule,
+        )
         if self.task.is_house_rules and not (self.rows and self.test_rows):
             raise ValueError("rows and test_rows of house-rules must be at least 1: they are drawn")
         if self.task.is_house_rules and self.person is not None:

@@ -8,13 +8,7 @@ from pydantic import Field, model_validator
 
 from gradtf_fl.config.base import Bits, Count, NoiseMultiplier, Norm, Seconds, Section, Share
 from gradtf_fl.config.plan import Combine, Groups, WeightRule
-from gradtf_fl.config.roster_size import (
-    refuse_noisy_weights,
-    refuse_other_samples,
-    refuse_other_thresholds,
-    refuse_small_groups,
-    refuse_two,
-)
+from gradtf_fl.config.roster_size import refuse_unsound_sums
 
 
 class SumSettings(Section):
@@ -58,9 +52,13 @@ class SumSettings(Section):
 
     @model_validator(mode="after")
     def _enough_organizations(self) -> Self:
-        refuse_two(self.organizations, self.allow_two)
-        refuse_other_samples(self.organizations, self.sample, self.groups)
-        refuse_other_thresholds(self.sample or self.organizations, self.threshold)
-        refuse_small_groups(self.organizations, self.groups, self.threshold)
-        refuse_noisy_weights(self.noise_multiplier, self.weight_rule)
+        refuse_unsound_sums(
+            organizations=self.organizations,
+            allow_two=self.allow_two,
+            sample=self.sample,
+            groups=self.groups,
+            noise_multiplier=self.noise_multiplier,
+            weight_rule=self.weight_rule,
+            threshold=self.threshold,
+        )
         return self

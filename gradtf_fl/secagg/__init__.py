@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         encode_configs,
         smallest_threshold,
     )
-    from gradtf_fl.secagg.run import PlayedRound, new_identities, roster_of, run_secure_sum
+    from gradtf_fl.secagg.run import PlayedRound, new_identities, played_config, roster_of, run_secure_sum
     from gradtf_fl.secagg.server import SecAggServer, SecureSum
     from gradtf_fl.secagg.vectors import distributed_noise
     from gradtf_fl.secagg.violations import (
@@ -137,6 +137,7 @@ __all__ = [
     "lagrange_weights",
     "new_identities",
     "packed_size",
+    "played_config",
     "point",
     "roster_of",
     "round_members",

@@ -59,21 +59,16 @@ def run_secure_sum(
     n = len(vectors)
     shape = topology(n) if threshold is None else Topology(n - 1, threshold, threshold)
     identities = new_identities(n, randomness)
-    config = RoundConfig(
-        run_id="run_secure_sum",
-        round=1,
-        attempt=0,
-        nonce=randomness(32),
-        model_hash=bytes(32),
-        dim=vectors[0].size,
+    config = played_config(
+        "run_secure_sum",
+        identities,
+        shape,
+        vectors[0].size,
+        randomness(32),
         bits=bits,
         clip=clip,
         max_weight=max_weight,
         weight_rule=weight_rule,
-        roster_hash=roster_of(identities).hash,
-        degree=shape.degree,
-        threshold=shape.threshold,
-        quorum=shape.quorum,
     )
     policy = ClientPolicy(
         n_min=2, allow_two=True, t_min=config.threshold, max_clip=clip, max_weight=max_weight, max_bits=bits
@@ -91,6 +86,44 @@ def new_identities(n: int, randomness: Randomness) -> list[Identity]:
 def roster_of(identities: Sequence[Identity]) -> Roster:
     """The roster that lists ``identities``."""
     return Roster(tuple(identity.public for identity in identities))
+
+
+def played_config(
+    run_id: str,
+    identities: Sequence[Identity],
+    shape: Topology,
+    dim: int,
+    nonce: bytes,
+    *,
+    bits: int = 24,
+    clip: float = 1.0,
+    max_weight: float = 1.0,
+    weight_rule: WeightRule = "uniform",
+) -> RoundConfig:
+    """The first attempt at round 1 of a run whose model nobody looks at.
+
+    Args:
+        identities: the whole roster.
+        shape: degree and thresholds of the graph.
+        dim: coordinates of the vectors.
+        nonce: 32 bytes.
+    """
+    return RoundConfig(
+        run_id=run_id,
+        round=1,
+        attempt=0,
+        nonce=nonce,
+        model_hash=bytes(32),
+        dim=dim,
+        bits=bits,
+        clip=clip,
+        max_weight=max_weight,
+        weight_rule=weight_rule,
+        roster_hash=roster_of(identities).hash,
+        degree=shape.degree,
+        threshold=shape.threshold,
+        quorum=shape.quorum,
+    )
 
 
 class Step(NamedTuple):
