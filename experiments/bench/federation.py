@@ -156,6 +156,7 @@ def nodes(organizations: list[Path], who: str, server: Path) -> Iterator[None]:
         while not leave.is_set() and _registered(server) < len(organizations):
             leave.wait(0.5)
         for folder in organizations:
+            (folder / FLOWER_HOME).mkdir(mode=0o700, exist_ok=True)  # a folder that others can read is refused
             command = _ours(folder) if who == OURS else _flowers(folder)
             if not leave.is_set():
                 running.enter_context(ChildProcess(command, environment(folder / FLOWER_HOME), folder / "node.log"))
