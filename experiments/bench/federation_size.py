@@ -82,14 +82,17 @@ class SizeRun:
 
 
 def bench_sizes(plan: SizeBench, progress: Progress) -> list[SizeRun]:
-    """All runs of ``plan``, one after the other."""
+    """All runs of ``plan``, one after the other; one that fails is told of and left out."""
     asked: list[tuple[int, int, str, bool]] = [(count, 1, "in-process", False) for count in plan.organizations]
     asked += [(count, workers, "in-process", True) for count in plan.shared for workers in (1, 2)]
     asked += [(count, 1, RAY, False) for count in plan.ray]
     found = []
     for number, (count, workers, engine, usual) in enumerate(asked):
         progress(f"{count} organizations, {workers} workers, {engine}", number, len(asked))
-        found.append(_in_a_process(count, workers, engine, usual))
+        try:
+            found.append(_in_a_process(count, workers, engine, usual))
+        except (subprocess.SubprocessError, OSError) as error:  # what was measured until then is not lost
+            print(f"{count} organizations, {engine}: not measured ({error})", file=sys.stderr)
     return found
 
 

@@ -66,7 +66,8 @@ def run_app(
         FlowerFailed: a process died, or the run did not complete; the logs stay in ``folder``.
     """
     home, port, log = folder / "flower", free_port(), folder / "superlink.log"
-    env, bundle = environment(home), write_bundle(app, folder / "app", config or {})
+    env = environment(home) | {"PYTHONUNBUFFERED": "1"}  # else what an app prints may come after the run's end
+    bundle = write_bundle(app, folder / "app", config or {})
     connection = simulation_connection(port, nodes, RayShares()) if ray else node_connection(port)
     write_connection(home, "nodes", connection)
     with contextlib.chdir(folder), ExitStack() as running:

@@ -190,8 +190,11 @@ def fine_tune_stacked(
     seeds: Sequence[Sequence[int]],
     snapshots: Sequence[int],
     progress: StepsDone | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Fine-tune ``adapters`` adapters, each on its own len(rows)/adapters rows; updates at the snapshot steps.
+
+    ``start``: see `descend`.
 
     Returns:
         float32 [snapshots, adapters, blocks, block_dim], differences to the initial adapter.
@@ -201,7 +204,7 @@ def fine_tune_stacked(
         return stack.row_losses(theta, part)
 
     taken = []
-    for step, theta in enumerate(descend(stack, rows, adapters, recipe, seeds, losses), 1):
+    for step, theta in enumerate(descend(stack, rows, adapters, recipe, seeds, losses, start), 1):
         if step in snapshots:
             taken.append(theta - stack.initial)
         if progress is not None:

@@ -33,8 +33,8 @@ from gradtf_fl.adapters import ASSETS
 from gradtf_fl.baselines import Decoding, continuations
 from gradtf_fl.errors import ConfigError, CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
-from gradtf_fl.tasks import IGNORED, Generated, Row, TokenRows, WrittenRows, encode_rows, encode_written
-from gradtf_fl.training import PlainRecipe, StackedAdapters, descend
+from gradtf_fl.tasks import IGNORED, Generated, Row, WrittenRows, encode_rows, encode_written
+from gradtf_fl.training import PlainRecipe, StackedAdapters, fine_tune_stacked
 from gradtf_fl.transformer.unmixing import unmix
 
 
@@ -248,15 +248,8 @@ class KnownTasks:
         if not any(own.rows for own in written):
             return start
         tokens = encode_written(written, self.llm.tokenizer, self.llm.max_tokens)
-        stack = self.llm
-
-        def losses(theta: Tensor, part: TokenRows, _: float) -> Tensor:
-            return stack.row_losses(theta, part)
-
-        tuned = stack.initial + start
-        for theta in descend(stack, tokens, 1, self.recipe.tuning, [[0]], losses, start[None]):
-            tuned = theta[0]
-        return tuned - stack.initial
+        tuning = self.recipe.tuning
+        return fine_tune_stacked(self.llm, tokens, 1, tuning, [[0]], [tuning.steps], start=start[None])[0, 0]
 
 
 def _texts(answers: Sequence[Sequence[Generated]]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.adapters import model_folder
-from gradtf_fl.config import FederationPlan
+from gradtf_fl.config import NO_TRANSFORMER, FederationPlan
 from gradtf_fl.flower_versions import REQUIREMENT, TARGET
 from gradtf_fl.version import __version__
 
@@ -48,7 +48,7 @@ def absolute(plan: FederationPlan) -> FederationPlan:
     for name in ("tiny", "llm"):
         value = getattr(plan, name)
         update[name] = value if value.startswith("embedded:") else model_folder(value)
-    if plan.transformer != "embedded":
+    if plan.transformer not in ("embedded", NO_TRANSFORMER):
         update["transformer"] = str(Path(plan.transformer).absolute())
     kind, _, place = plan.tracking.partition(":")
     if place and "://" not in place:

@@ -18,9 +18,11 @@ from gradtf_fl.config import FederationPlan
 from gradtf_fl.deployment import ChildProcess, FlowerFailed, FlowerSilent, environment, free_port, last_line
 from gradtf_fl.errors import ConfigError, RoundAborted
 from gradtf_fl.flower import CONNECT, OnEvent, RoundEvent, RoundRecord, read_records
+from gradtf_fl.shown import shown
 from strategies.engines.flower_app import absolute, write_app
 from strategies.engines.flower_processes import flwr, superlink_command, write_connection
 
+COMPLETED = "finished:completed"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
 STATUS_SECONDS = 10.0  # `flwr list` costs a second of CPU: not more often than this
@@ -109,14 +111,18 @@ def wait_for_run(
     timeout_s: float,
     superlink: ChildProcess,
 ) -> str:
-    """Poll until the run has finished; its status, e.g. ``finished:completed``. FlowerFailed at the time limit."""
-    end, seen, due, status = time.monotonic() + timeout_s, 0, 0.0, ""
+    """Poll until the run has finished: ``finished:completed``, or another status with what Flower says of it.
+
+    Raises:
+        FlowerFailed: at the time limit.
+    """
+    end, seen, due, status, details = time.monotonic() + timeout_s, 0, 0.0, "", ""
     while time.monotonic() < end:
         superlink.check()
         if time.monotonic() >= due:
             with contextlib.suppress(FlowerSilent):  # a busy machine: ask again
-                runs = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"]
-                status = str(runs[0]["status"])
+                run = flwr(["list", connection, "--run-id", run_id], env, START_SECONDS)["runs"][0]
+                status, details = str(run["status"]), str(run.get("status-details", ""))
             due = time.monotonic() + STATUS_SECONDS
         records = read_records(plan.out)
         for record in records[seen:]:
@@ -125,14 +131,14 @@ def wait_for_run(
                 on_event(RoundEvent("end", record.round, plan.rounds, record=record))
         seen = len(records)
         if status.startswith("finished"):
-            return status
+            return status if status == COMPLETED else f"{status} ({shown(details)})"
         time.sleep(POLL_SECONDS)
     raise FlowerFailed(f"the run has not finished after {timeout_s:g} s; see {superlink.log}")
 
 
 def raise_failure(status: str, out: Path, log: Path) -> None:
     """Nothing for a completed run; else the error that the ServerApp's last record tells of."""
-    if status == "finished:completed":
+    if status == COMPLETED:
         return
     records = read_records(out)
     if records and records[-1].state == "aborted":

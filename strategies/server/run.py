@@ -27,7 +27,7 @@ from gradtf_fl.files import PRIVATE, PUBLIC, alive, replace_file
 from gradtf_fl.flower import OnEvent, RoundEvent, read_records
 from strategies.engines.flower_app import write_app
 from strategies.engines.flower_processes import flwr, write_connection
-from strategies.engines.ray_engine import raise_failure
+from strategies.engines.ray_engine import COMPLETED, raise_failure
 from strategies.failures import take_failure
 from strategies.server.setup import located
 
@@ -209,7 +209,7 @@ class ServerRun:
         while True:
             before = self._seen
             status = self._watch(self._submit())
-            if status == "finished:completed":
+            if status == COMPLETED:
                 return
             fruitless = 0 if self._seen > before else fruitless + 1
             try:
