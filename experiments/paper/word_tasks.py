@@ -37,7 +37,7 @@ from gradtf_fl.baselines import Controls, Decoding, continuations
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import Row, TokenRows, encode_rows, read_rows
 from gradtf_fl.training import PlainRecipe, StackedAdapters, batch_indices, fine_tune_stacked
-from gradtf_fl.transformer.agreement import AgreementRecipe, agreed, tune_on_agreement
+from gradtf_fl.transformer.agreement import AgreementRecipe, compare, tune_on_agreement
 
 TEST_ROWS, TUNED_ROWS, MAX_TOKENS, ANSWER_TOKENS = 64, 480, 160, 24
 LLM_SPEC = AdapterSpec(targets=("q_proj", "v_proj"), rank=2, alpha=4.0)
@@ -236,7 +236,7 @@ def measure(own: Words, task: str) -> dict[str, float]:
         way("nearest, tuned as long", lambda: own.tuned(llm_side, answered, library[near]))
         composed = way("composed", lambda: own.composed(named, answered))
         tokens = own.encoded(llm_side, answered)
-        scores["agreed"] = float(agreed(llm_side, composed[None], tokens).float().mean())
+        scores["agreed"] = float(compare(llm_side, composed[None], tokens).agreement)
         recipe = AgreementRecipe(passes=1, least=LLM_RECIPE.batch, tuning=LLM_RECIPE, seed=own.seed)
         way("composed, tuned on agreement", lambda: tune_on_agreement(llm_side, composed[None], tokens, recipe)[0])
     scores["nearest task"] = near

@@ -13,8 +13,12 @@ so the search finds the task that explains the answers best, and the second term
 
 An update is taken only where agreement on prompts that the search did not use rises by more than ``least_gain``: on
 a task that the Grad-Transformer knows, the LLM is right where the TinyLM is not, and has nothing to gain by agreeing.
-And an LLM that agrees on half of them already has found the task or one like it. Only a TinyLM that is sure of its
-answers overrules it: under DP a TinyLM now and then learns another function, consistently wrong on half of the prompts.
+And an LLM that agrees on nearly half of them already has found the task or one like it. Only a TinyLM that is sure of
+its answers overrules it: under DP a TinyLM now and then learns another function, consistently wrong on half of the prompts.
+
+Before the search, the update is read in several ways: as it is, shorter, longer, as it was after the first round.
+Noise moves each reading elsewhere, and the one whose LLM agrees most with the TinyLM is where the search begins. After
+it, the LLM is tuned on what both models answer alike (see `agreement`), which is what makes a task that is new right.
 
 A mixture of tasks is more than the search finds; `known_tasks` puts its LLM update together where it can.
 
@@ -40,6 +44,7 @@ from gradtf_fl.adapters import Place, UpdateSpace
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import IGNORED, Row, TokenRows, WrittenRows, encode_rows, generate_greedily
 from gradtf_fl.training import StackedAdapters, batch_indices
+from gradtf_fl.transformer.agreement import AgreementRecipe, compare, tune_on_agreement
 from gradtf_fl.transformer.checkpoint import GradTransformer
 from gradtf_fl.transformer.known_tasks import KnownRecipe, KnownTasks, TaskLibrary
 from gradtf_fl.transformer.model import GradTransformerModel
@@ -57,6 +62,10 @@ class RefinementRecipe:
         least_gain: by how much agreement (0 to 1) must rise on the other prompts.
         enough: agreement without the search from which on the TinyLM must be sure: its mean probability of its own
             answers at least ``sure``.
+        readings: lengths at which the update is read, as shares of its own.
+        least_better: by how much agreement (0 to 1) of another reading must exceed that of the update as it is; it must
+            be ``enough``, too.
+        agreement: how the LLM is tuned in the end.
         seed: of the order of the prompts.
     """
 
@@ -66,8 +75,11 @@ class RefinementRecipe:
     confidence: float = 0.7
     held_out: float = 1 / 3
     least_gain: float = 0.15
-    enough: float = 0.5
+    enough: float = 0.45
     sure: float = 0.97
+    readings: tuple[float, ...] = (0.6, 1.3, 1.7)
+    least_better: float = 0.05
+    agreement: AgreementRecipe = AgreementRecipe()
     seed: int = 0
 
 
@@ -86,9 +98,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Refined:
-    """Updates float32 [K, L2, n2]: ``plain`` ones, generated without the search, and those to use; and [K]: agreement
-    with the TinyLM before and after the search (NaN where there was nothing to search for), whether it was taken, and
-    how many kinds of prompts the update was put together from (int64, 0 where it was not; see `known_tasks`).
+    """K refined updates.
+
+    Attributes:
+        plain: float32 [K, L2, n2], generated from the updates as they are.
+        updates: float32 [K, L2, n2], to use.
+        before: agreement [K] of ``plain`` with the TinyLM, on prompts that the search does not use.
+        after: the same of ``updates``; NaN where they are the plain ones.
+        taken: bool [K], whether another reading, the search or agreement tuning changed the update.
+        kinds: int64 [K], of prompts that the update was put together from; 0 where it was not (see `known_tasks`).
     """
 
     plain: Tensor
@@ -111,27 +129,61 @@ def refine(
     updates: Tensor,
     answered: Answered,
     recipe: RefinementRecipe = RefinementRecipe(),
+    firsts: Tensor | None = None,
 ) -> Refined:
-    """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered."""
+    """LLM updates for K TinyLM updates [K, L1, n1], each with as many public prompts that its TinyLM answered.
+
+    ``firsts`` [K, L1, n1] are the updates after the first of several rounds.
+    """
     model, rows = transformer.model.requires_grad_(False), answered.rows.to(llm.initial.device)
+    plain, start, begun = _read(model, llm, updates, firsts, rows, recipe)
     per_set = len(rows) // len(updates)
     fitted = round(per_set * (1 - recipe.held_out))
     first = torch.arange(len(updates))[:, None] * per_set
     held = first + torch.arange(fitted, per_set)
-    with torch.no_grad():
-        start = model.encode(updates)
-        plain = model.generate_from(start)
-    before = llm.accuracy(llm.initial + plain, rows.take(held.reshape(-1)))
+
+    def agreement(made: Tensor, which: Tensor) -> Tensor:
+        return llm.accuracy(llm.initial + made, rows.take(held[which.cpu()].reshape(-1)))
+
+    everyone = torch.arange(len(updates))
+    before = agreement(begun, everyone)
     chosen = ((before < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten().cpu()
-    made, after, taken = plain.clone(), torch.full_like(before, torch.nan), torch.zeros_like(before, dtype=torch.bool)
+    made = begun.clone()
     if len(chosen):
         order = np.stack([batch_indices([recipe.seed, int(k)], fitted, recipe.batch, recipe.steps) for k in chosen])
         index = first[chosen][:, :, None] + torch.from_numpy(order)  # [chosen, steps, batch]
         moved = _search(model, llm, [states[chosen] for states in start], rows, index, recipe)
-        after[chosen] = llm.accuracy(llm.initial + moved, rows.take(held[chosen].reshape(-1)))
-        taken = after - before > recipe.least_gain
-        made[chosen] = torch.where(taken[chosen][:, None, None], moved, plain[chosen])
-    return Refined(plain, made, before, after, taken, torch.zeros(len(updates), dtype=torch.long))
+        better = agreement(moved, chosen) - before[chosen] > recipe.least_gain
+        made[chosen] = torch.where(better[:, None, None], moved, begun[chosen])
+    made = tune_on_agreement(llm, made, rows, recipe.agreement)
+    taken = (made != plain).flatten(1).any(1)
+    after = torch.where(taken, agreement(made, everyone), torch.nan)
+    none = torch.zeros(len(updates), dtype=torch.long)
+    return Refined(plain, made, agreement(plain, everyone), after, taken, none)
+
+
+def _read(
+    model: GradTransformerModel,
+    llm: StackedAdapters,
+    updates: Tensor,
+    firsts: Tensor | None,
+    rows: TokenRows,
+    recipe: RefinementRecipe,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """What is generated from the updates as they are [K, L2, n2]; and of each one's reading with most agreement the
+    latents, and what is generated from them [K, L2, n2]."""
+    readings = [updates, *(length * updates for length in recipe.readings)]
+    if firsts is not None and not torch.equal(firsts, updates):
+        readings += [firsts, 2 * updates - firsts]
+    with torch.no_grad():
+        latents = [model.encode(one) for one in readings]
+        made = torch.stack([model.generate_from(one) for one in latents])
+    agreement = torch.stack([compare(llm, one, rows).agreement for one in made])
+    agreement[1:][agreement[1:] < recipe.enough] = 0.0
+    agreement[0] += recipe.least_better
+    best = agreement.argmax(0)
+    start = [torch.stack(states)[best, torch.arange(len(best))] for states in zip(*latents, strict=True)]
+    return made[0], start, made[best, torch.arange(len(best))]
 
 
 def _search(
@@ -271,7 +323,7 @@ class RefiningGenerator:
             encode_rows(answers.rows, side.tokenizer, self._room, end=answers.end) for side in (self._tiny, self._llm)
         )
         answered = Answered(written, certainty(self._tiny, theta, read))
-        found = refine(self.transformer, self._llm, values, answered, self.recipe)
+        found = refine(self.transformer, self._llm, values, answered, self.recipe, firsts)
         if self.known is None:
             return found
         made, kinds = self.known.put_together(self._tiny, values, found.updates, firsts, answers.end)

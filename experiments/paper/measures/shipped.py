@@ -77,7 +77,8 @@ def refined_updates(
 ) -> Refined:
     """Of TinyLM updates [K, L1, n1], and what they were after the first of several rounds: refined, and put together
     from known tasks where those explain them."""
-    found = refine(bench().transformer, pair.llm, updates, answer_prompts(pair, updates, prompts))
+    answered = answer_prompts(pair, updates, prompts)
+    found = refine(bench().transformer, pair.llm, updates, answered, firsts=first_updates)
     made, kinds = known_tasks(prompts).put_together(pair.tiny, updates, found.updates, first_updates)
     return replace(found, updates=made, kinds=kinds)
 
