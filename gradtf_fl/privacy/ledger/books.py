@@ -96,7 +96,7 @@ class Books:
         try:
             self._enter(entry, document)
         except (ValueError, KeyError) as error:
-            self.problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})"))
+            self.problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})", "content"))
 
     def _enter(self, entry: Entry, document: Mapping[str, Any] | None) -> None:
         if entry.kind == ROTATE:

@@ -69,7 +69,8 @@ def _difference(lines: Sequence[str], entries: Sequence[Entry]) -> Problem:
     for number, (line, entry) in enumerate(zip(lines, entries, strict=False), 1):
         if line != canonical(_document(entry)):
             return Problem(number, "its line is not in canonical form")
-    return Problem(0, f"the first line does not say that {len(entries)} rows end here: rows are cut off, or it changed")
+    what = f"the first line does not say that {len(entries)} rows end here: rows are cut off, or it changed"
+    return Problem(0, what, "head")
 
 
 def import_ledger(entries: Collection[Entry], target: Path) -> None:

@@ -130,7 +130,7 @@ def _found(content: bytes) -> FoundHead:
     try:
         return _decode(content)
     except ValueError:
-        return Problem(0, "the head file is damaged")
+        return Problem(0, "the head file is damaged", "head")
 
 
 @lru_cache(maxsize=64)
