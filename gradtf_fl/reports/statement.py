@@ -16,7 +16,7 @@ from typing import Any
 from gradtf_fl.file_names import ORGANIZATION_CONFIG
 from gradtf_fl.privacy import LedgerReading
 from gradtf_fl.reports.audit import LedgerReport, not_covered
-from gradtf_fl.reports.audit_words import limit, number, rounds_left, terms, title
+from gradtf_fl.reports.audit_words import limit, number, rounds_left, terms
 from gradtf_fl.reports.statement_checks import Check, Compared, failed, figure_checks, ledger_checks
 from gradtf_fl.reports.statement_rounds import CHARGE_HEADINGS, charge_rows, moment, period
 from gradtf_fl.shown import shown
@@ -74,6 +74,7 @@ class AuditStatement:
         compliant: whether every check holds.
         verdict: the same in a few words.
         reasons: why not; empty for a compliant one.
+        caution: which checks could not be made; empty where all were.
         made: when the statement was made (UTC, ISO 8601).
         parts: the sections, in order.
         checks: every check with its result.
@@ -85,6 +86,7 @@ class AuditStatement:
     compliant: bool
     verdict: str
     reasons: tuple[str, ...]
+    caution: str
     made: str
     parts: tuple[Part, ...]
     checks: tuple[Check, ...]
@@ -109,6 +111,7 @@ class AuditStatement:
             "compliant": self.compliant,
             "verdict": self.verdict,
             "reasons": list(self.reasons),
+            "caution": self.caution,
             "made": self.made,
             "checks": [{"what": check.name, "result": check.result, "detail": check.detail} for check in self.checks],
             "figures": [report.to_json() for report in self.reports],
@@ -145,6 +148,7 @@ def make_statement(
         compliant=not reasons,
         verdict=NO_COMPLIANCE if reasons else _verdict(reports),
         reasons=reasons,
+        caution=_caution(checks),
         made=made,
         parts=tuple(_parts(reading, reports, checks)),
         checks=tuple(checks),
@@ -156,6 +160,14 @@ def _verdict(reports: Sequence[LedgerReport]) -> str:
     if all(limit(report.budget) == "none" for report in reports):
         return "Verified; the ledger sets no budget to comply with"
     return "Verified: epsilon is within the budget that the ledger records"
+
+
+def _caution(checks: Sequence[Check]) -> str:
+    open_checks: dict[str, list[str]] = {}
+    for check in checks:
+        if check.result in ("not compared", "not recorded"):
+            open_checks.setdefault(check.result, []).append(check.name.lower())
+    return " ".join(f"{result.capitalize()}: {', '.join(names)}." for result, names in open_checks.items())
 
 
 def _parts(
@@ -273,7 +285,7 @@ def _method(reports: Sequence[LedgerReport]) -> Part:
         for term in terms(reports)
         for n, (value, whose) in enumerate(term.values)
     )
-    charges = charge_rows([(title(report), report.account.charges) for report in reports])
+    charges = charge_rows([(shown(report.dataset, LONGEST_NAME), report.account.charges) for report in reports])
     grid = Grid(CHARGE_HEADINGS, charges) if charges else None
     return Part("By which method", "" if charges else "Nothing was charged yet.", grid, facts)
 

@@ -15,11 +15,11 @@ from gradtf_fl.reports.statement_html import TONES
 if TYPE_CHECKING:
     from fpdf import FPDF
 
-MARGIN, LINE, SMALL = 14.0, 3.7, 3.3
-"""Millimetres: the sheet's margin, and the height of a line of text and of small text."""
-TEXT, FINE, CODE = 7.6, 7.0, 6.4
-"""Points."""
-NAMES = 30.0
+MARGIN, TOP, LINE, SMALL = 14.0, 11.0, 3.6, 3.2
+"""Millimetres: the sheet's margins, and the height of a line of text and of small text."""
+TEXT, FINE, CODE = 7.6, 7.0, 5.6
+"""Points; 128 hexadecimal digits fit on one line."""
+NAMES = 26.0
 """Millimetres of the column of names."""
 INK, SOFT, RULE = (28, 36, 48), (91, 102, 117), (200, 206, 214)
 COLOURS = {"good": (26, 127, 55), "bad": (180, 35, 31), "": INK}
@@ -64,10 +64,12 @@ class _Sheet:
         self._write(statement.verdict, 10, "B", colour=colour, line=5, indent=4)
         for reason in statement.reasons:
             self._write(f"• {reason}", TEXT, indent=4)
-        self.pdf.set_fill_color(*colour)
+        if statement.caution:
+            self._write(statement.caution, FINE, colour=SOFT, line=SMALL, indent=4)
         if self.pdf.page == 1:
-            self.pdf.rect(MARGIN, top, 1.2, self.pdf.get_y() + 1 - top, style="F")
-        self.pdf.ln(2)
+            with self.pdf.local_context(fill_color=colour):
+                self.pdf.rect(MARGIN, top, 1.2, self.pdf.get_y() + 0.5 - top, style="F")
+        self.pdf.ln(1)
 
     def part(self, part: Part) -> None:
         if self.pdf.will_page_break(12):
@@ -108,9 +110,11 @@ class _Sheet:
         from fpdf.enums import TableBordersLayout
         from fpdf.fonts import FontFace
 
-        self._font(FINE)
         rows = [[self._fit(cell) for cell in row] for row in (grid.headings, *grid.rows)]
-        widths = _shares([max(map(self.pdf.get_string_width, column)) + 2 for column in zip(*rows, strict=True)])
+        self._font(FINE, "B")  # the widest form of any cell
+        widths = _shares([max(map(self.pdf.get_string_width, column)) + 2.5 for column in zip(*rows, strict=True)])
+        self._font(FINE)
+        self.pdf.set_text_color(*INK)
         self.pdf.set_draw_color(*RULE)
         self.pdf.set_line_width(0.1)
         with self.pdf.table(
@@ -174,7 +178,7 @@ def _new_pdf() -> FPDF:
     from fpdf import FPDF
 
     pdf = FPDF(format="A4")
-    pdf.set_margin(MARGIN)
+    pdf.set_margins(MARGIN, TOP)
     pdf.set_auto_page_break(True, 10)
     pdf.c_margin = 0
     for (family, style), name in FONTS.items():
