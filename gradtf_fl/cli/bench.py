@@ -15,7 +15,10 @@ def bench() -> None:
     """Measure against peers and this machine's limits, in one run. Close other programs first."""
 
 
-@bench.command(epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.")
+@bench.command(
+    short_help="Secure aggregation: seconds, bytes.",
+    epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.",
+)
 @click.option("--quick", is_flag=True, help="Small sizes: a first look in ten seconds.")
 @click.option("--sizes", is_flag=True, help="Only vectors of 10^6 to 1.5 * 10^9: memory, 14 GB of disk.")
 @json_option
@@ -38,7 +41,10 @@ def secagg(quick: bool, sizes: bool, as_json: bool) -> None:
         print_rows(document)
 
 
-@bench.command(epilog="Example: gradtf bench dp --model ./my-model --json > dp.json\n\nFour minutes for each model.")
+@bench.command(
+    short_help="Private training: seconds, memory.",
+    epilog="Example: gradtf bench dp --model ./my-model --json > dp.json\n\nFour minutes for each model.",
+)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A further model: folder or hub id.")
 @click.option("--quick", is_flag=True, help="One batch size, few steps: a first look.")
 @json_option
@@ -56,7 +62,10 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
         print_rows(document)
 
 
-@bench.command(epilog="Example: gradtf bench federation --json > federation.json\n\nSix to ten minutes.")
+@bench.command(
+    short_help="Exchanges of real processes: seconds.",
+    epilog="Example: gradtf bench federation --json > federation.json\n\nSix to ten minutes.",
+)
 @click.option("--quick", is_flag=True, help="One measured round each: a first look.")
 @json_option
 def federation(quick: bool, as_json: bool) -> None:

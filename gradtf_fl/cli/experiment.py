@@ -28,7 +28,9 @@ def experiment() -> None:
     """Tables and figures of the paper, measured on this machine."""
 
 
-@experiment.command("list", epilog="Example: gradtf experiment list --json")
+@experiment.command(
+    "list", short_help="List presets and their results.", epilog="Example: gradtf experiment list --json"
+)
 @presets_option
 @out_option
 @json_option
@@ -49,7 +51,9 @@ def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
         _print_list(rows)
 
 
-@experiment.command(epilog="Example: gradtf experiment run figure4 --seeds 1 --out build/results")
+@experiment.command(
+    short_help="Run one preset.", epilog="Example: gradtf experiment run figure4 --seeds 1 --out build/results"
+)
 @click.argument("name")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Only the preset's first N seeds.")
 @presets_option
@@ -72,7 +76,7 @@ def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as
         click.echo(f"in {folder / name}.json; all of it as a page: gradtf experiment report")
 
 
-@experiment.command(epilog="Example: gradtf experiment report")
+@experiment.command(short_help="Write the page of all results.", epilog="Example: gradtf experiment report")
 @presets_option
 @out_option
 @json_option

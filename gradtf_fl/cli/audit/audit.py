@@ -31,12 +31,13 @@ def audit() -> None:
 
     \b
     Example:
-        gradtf audit report --ledger out/organizations/*/ledger.sqlite --format html --out audit.html
-        gradtf audit verify --ledger org-1/ledger.sqlite
+        gradtf audit report --ledger org-* --format html --out audit.html
+        gradtf audit verify --ledger org-*
+        gradtf audit statement --ledger org-* --out statements
     """
 
 
-@audit.command()
+@audit.command(short_help="Epsilon spent, by three accountants.")
 @ledger_options
 @click.option(
     "--format",
@@ -81,7 +82,7 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     _fail_on_breaks(readings, [*unread, *costly])
 
 
-@audit.command()
+@audit.command(short_help="Check hashes, signatures and heads.")
 @ledger_options
 @compared_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Attack the trainer with canaries.",
     epilog="Example: gradtf audit empirical --epsilon 4 --plan plan.json\n\n"
-    "Exit codes: 0 nothing found, 2 bad options, 5 the claim is refuted or the audit has no power."
+    "Exit codes: 0 nothing found, 2 bad options, 5 the claim is refuted or the audit has no power.",
 )
 @click.option("--epsilon", type=float, help="The claim to be tested; noise is calibrated to it.  [default: 8]")
 @click.option("--delta", type=float, help="Delta of the claim.  [default: 1e-5]")

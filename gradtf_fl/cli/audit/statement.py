@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMATS = {"both": ("html", "pdf"), "html": ("html",), "pdf": ("pdf",)}
 
 
-@click.command(short_help="Print a signed-off page for each ledger.")
+@click.command(short_help="One page for each ledger, to print and sign.")
 @ledger_options
 @compared_options
 @click.option(
@@ -51,7 +51,8 @@ def statement(
 
     \b
     Example:
-        gradtf audit statement --ledger org-*/ledger.sqlite --heads last-month.json --out statements
+        gradtf audit statement --ledger org-*/ledger.sqlite --out statements
+        gradtf audit statement --ledger org-1 --heads march.json --out org-1-april
     """
     from gradtf_fl.privacy import load_libraries
     from gradtf_fl.reports import check_pdf

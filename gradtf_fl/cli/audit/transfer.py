@@ -13,7 +13,7 @@ from gradtf_fl.files import write_whole
 FILE = click.Path(path_type=Path)
 
 
-@click.command("export")
+@click.command("export", short_help="Write a ledger as one text file.")
 @click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
 @click.option("--out", type=FILE, metavar="FILE", help="Write here instead of to stdout; an existing file is replaced.")
 def export(ledger: Path, out: Path | None) -> None:
@@ -39,7 +39,7 @@ def export(ledger: Path, out: Path | None) -> None:
     click.echo(f"wrote {out}", err=True)
 
 
-@click.command("import")
+@click.command("import", short_help="Make a ledger of an export.")
 @click.argument("source", type=FILE, metavar="EXPORT")
 @click.option(
     "--ledger", required=True, type=FILE, metavar="PATH", help="The ledger.sqlite to make; never overwritten."
@@ -61,7 +61,7 @@ def import_(source: Path, ledger: Path) -> None:
     click.echo(f"wrote {ledger}", err=True)
 
 
-@click.command("rotate")
+@click.command("rotate", short_help="Hand a ledger over to a new key.")
 @click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
 @click.option("--identity-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that signs it now.")
 @click.option("--new-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that takes over.")
@@ -70,7 +70,8 @@ def rotate(ledger: Path, identity_key: Path, new_key: Path) -> None:
 
     \b
     Example:
-        gradtf audit rotate --ledger org-1 --identity-key org-1/identity.key --new-key org-1/identity.next.key
+        gradtf audit rotate --ledger org-1 --identity-key org-1/identity.key \\
+            --new-key org-1/identity.next.key
     """
     from gradtf_fl.privacy import Ledger
     from gradtf_fl.secagg import Identity

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "what-if",
+    short_help="Noise and cost of a run before it is run.",
     epilog="Example: gradtf audit what-if --epsilon 4 --rounds 3 --batch 64 --rows 1024 --ledger org-1/ledger.sqlite",
 )
 @config_option

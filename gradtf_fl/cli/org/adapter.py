@@ -21,8 +21,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(
+    short_help="Show, verify, choose, export LLM adapters.",
     epilog="Example: gradtf org adapter /srv/gradtf/org-1 --rollback 2, then "
-    "gradtf org adapter /srv/gradtf/org-1 --export merged --dtype bfloat16"
+    "gradtf org adapter /srv/gradtf/org-1 --export merged --dtype bfloat16",
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--latest", is_flag=True, help="The newest one, also while another is pinned.  [default: the one in use]")

@@ -28,7 +28,9 @@ def org() -> None:
     """
 
 
-@org.command(epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8")
+@org.command(
+    short_help="Make keys and a local policy.", epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8"
+)
 @FOLDER
 @click.option("--name", help="What the others call you (default: the folder's name).")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="File of rows or datasets folder.")
@@ -95,7 +97,9 @@ def init(
     )
 
 
-@org.command(epilog="Example: gradtf org join org-1 invitation.json --fingerprint '3f2a ...'")
+@org.command(
+    short_help="Pin who takes part.", epilog="Example: gradtf org join org-1 invitation.json --fingerprint '3f2a ...'"
+)
 @FOLDER
 @click.argument("invitation", type=click.Path(path_type=Path))
 @click.option(
@@ -140,7 +144,7 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
     click.echo(f"joined; next: gradtf org check {folder}")
 
 
-@org.command(epilog="Example: gradtf org check org-1")
+@org.command(short_help="Check whether the node can work.", epilog="Example: gradtf org check org-1")
 @FOLDER
 @click.option("--offline", is_flag=True, help="Leave out what asks the server.")
 @json_option
@@ -160,7 +164,7 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
     return 2 if failures(findings) else 0
 
 
-@org.command(epilog="Example: gradtf org run org-1")
+@org.command(short_help="Run the node until SIGTERM.", epilog="Example: gradtf org run org-1")
 @FOLDER
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
 @click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="For the stage in hand at SIGTERM.")

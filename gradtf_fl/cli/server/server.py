@@ -26,14 +26,15 @@ def server() -> None:
 
     \b
     Example:
-        gradtf server init server --enrolment org-*/enrolment.json --address fl.example.org:9092 \\
-            --ca ca/ca.crt --certificate tls/server.crt --key tls/server.key --epsilon 8 --rounds 3
+        gradtf server init server --enrolment org-*/enrolment.json \\
+            --address fl.example.org:9092 --ca ca/ca.crt \\
+            --certificate tls/server.crt --key tls/server.key --rounds 3
         gradtf server run server
         gradtf server status server
     """
 
 
-@server.command(epilog="Example: see gradtf server --help")
+@server.command(short_help="Make a server's folder and invitation.", epilog="Example: see gradtf server --help")
 @FOLDER
 @click.option("--enrolment", "enrolments", multiple=True, required=True, type=PEM, help="From org init. Repeatable.")
 @click.argument("more", nargs=-1, type=PEM, metavar="[ENROLMENT]...")
@@ -99,7 +100,7 @@ def init(
     click.echo(f"it is secret), and run: gradtf server run {folder}")
 
 
-@server.command(epilog="Example: gradtf server run server --resume")
+@server.command(short_help="Run all rounds of the plan.", epilog="Example: gradtf server run server --resume")
 @FOLDER
 @click.option("--resume", is_flag=True, help="Go on with the run that was started in DIR.")
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")

@@ -19,7 +19,7 @@ REFRESH_S = 0.5
 OTHER_LINES = 24  # of the view, beside the organizations
 
 
-@click.command(epilog="Example: gradtf server status /srv/gradtf/server --once")
+@click.command(short_help="Show how far a run is.", epilog="Example: gradtf server status /srv/gradtf/server --once")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @json_option
 @click.option("--once", is_flag=True, help="Print once.  [default where stdout is no terminal]")
