@@ -60,7 +60,7 @@ def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
 @out_option
 @json_option
 def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """Run preset NAME (see `list`). A killed run goes on with the seeds that are not in its results yet."""
+    """Run preset NAME (see `list`). A killed run continues with the seeds that its results lack."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress(f"experiment {name}") as progress:
@@ -81,7 +81,7 @@ def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as
 @out_option
 @json_option
 def report(presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """Write README.md and figures of all results beside them."""
+    """Write README.md and figures of all results, in the same folder."""
     from experiments.measuring import default_out
     from experiments.paper import write_report
 

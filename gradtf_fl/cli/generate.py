@@ -68,7 +68,7 @@ def generate(
 
 def _told(found: Mapping[str, Any]) -> str:
     if found.get("kinds"):
-        return f"put together from {found['kinds']} tasks that the provider knows, one for each kind of prompt"
+        return f"composed of {found['kinds']} tasks of the provider's library, one for each kind of prompt"
     if found["without"] is None:
         return "not refined: the TinyLM answers too few of the prompts"
     if found["agreement"] is None:

@@ -68,7 +68,9 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     metavar="STAGE:COUNT",
     help="Organizations that vanish at advertise, share, accept, mask, consistency or unmask. Repeatable.",
 )
-@click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
+@click.option(
+    "--groups", type=int, help="Aggregate in this many groups (each needs at least 5 organizations).  [default: 1]"
+)
 @click.option("--sample", type=int, help="Organizations a round, drawn by a beacon nobody steers.  [default: all]")
 @click.option(
     "--noise-multiplier",
@@ -129,7 +131,7 @@ def _stored(folder: Path, config_file: Path | None, options: dict[str, Any]) -> 
     if named:
         raise ConfigError(
             [
-                f"{name}: the run in {folder} was started with another value; leave it out, or start anew"
+                f"{name}: the run in {folder} was started with another value; leave the option out, or start over"
                 for name in named
             ]
         )

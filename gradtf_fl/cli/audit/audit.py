@@ -50,11 +50,11 @@ def audit() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
 def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_json: bool, out: Path | None) -> None:
-    """Epsilon spent, by three accountants, with everything it needs to mean something.
+    """Epsilon spent, by three accountants, with its unit, adjacency, delta, sampler and noise generator.
 
-    Checks what the figures hang on: every row's hash, the head, the last row's and each key rotation's signature;
-    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken, cannot be read, or
-    says what no audit can compute: the others are reported, and that one is named.
+    Checks what the figures rest on: every row's hash, the head, and the signatures of the last row and of each key
+    rotation. `verify` checks all signatures. Exits with 5 after the report when a ledger is broken, cannot be read, or
+    holds figures that no audit can compute. The other ledgers are reported, and that one is named.
 
     \b
     Example:
@@ -62,7 +62,7 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     """
     files = ledger_files(ledgers, paths)
     if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
     from gradtf_fl.privacy import load_libraries
     from gradtf_fl.reports import read_for_report, report_each, to_csv, to_html, to_json, to_table
 
@@ -94,10 +94,10 @@ def verify(
     heads_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Check every row's hash and signature, the order, the file's structure and the head kept beside it.
+    """Check every row's hash and signature, the order, the file's structure and its head file.
 
-    A ledger that was rolled back together with its head file is as sound as it once was: only a head that was
-    announced later, and kept elsewhere, tells (--head, --heads). Exits with 5 on any break and names the row.
+    A ledger that was rolled back together with its head file looks as sound as it once was. Only a head that was
+    announced later and kept elsewhere reveals it (--head, --heads). Exits with 5 on any break and names the row.
 
     \b
     Example:

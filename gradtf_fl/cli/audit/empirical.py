@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--delta", type=float, help="Delta of the claim.  [default: 1e-5]")
 @click.option("--canaries", "gradient_canaries", type=int, help="Gradient canaries, at most 4096.  [default: 1500]")
 @click.option("--row-canaries", type=int, help="Rows with a wrong answer.  [default: 200]")
-@click.option("--rows", type=int, help="Ordinary rows beside them.  [default: 64]")
+@click.option("--rows", type=int, help="Ordinary rows besides the canaries.  [default: 64]")
 @click.option("--unit", type=click.Choice(["row", "person"]), help="What is drawn and clipped as one.  [default: row]")
 @click.option("--rows-per-canary", type=int, help="Equal rows of each canary, as one person may have.  [default: 1]")
 @click.option("--steps", type=int, help="DP-SGD steps.  [default: 50]")

@@ -45,10 +45,10 @@ def export(ledger: Path, out: Path | None) -> None:
     "--ledger", required=True, type=FILE, metavar="PATH", help="The ledger.sqlite to make; never overwritten."
 )
 def import_(source: Path, ledger: Path) -> None:
-    """Make a ledger of an export: the same rows bit for bit, with its head beside it.
+    """Make a ledger of an export: the same rows bit for bit, with a head file alongside.
 
-    The organization goes on charging to it; two ledgers that both go on from one export are a fork, which shows
-    to whoever knows a head of each.
+    The organization continues to charge to it. Two ledgers that both continue one export are a fork: whoever knows a
+    head of each can see it.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def rotate(ledger: Path, identity_key: Path, new_key: Path) -> None:
     old, new = Identity.load(identity_key), Identity.load(new_key)
     path = ledger_file(ledger)
     if not path.is_file():
-        raise ConfigError(f"ledger {path}: there is no such file")
+        raise ConfigError(f"ledger {path}: no such file")
     with Ledger(path, old.private) as opened:
         opened.rotate(new.private)
         click.echo(f"{path}: key {new.public.hex()} signs from here on, head {opened.head.hex()}")

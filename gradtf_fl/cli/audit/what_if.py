@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=int, help="Rounds of the run.")
 @click.option("--batch", type=int, help="Expected rows (persons) in a step.")
 @click.option(
-    "--rows", type=int, help="The organization's rows, where the unit is a person its persons; always wanted."
+    "--rows", type=int, help="The organization's rows (its persons, where a person is the unit); always required."
 )
 @click.option("--steps", type=int, help="DP-SGD steps in a round.  [default: 50]")
 @click.option("--delta", type=float, help="Must be the ledger's where one is named.  [default: 1e-5]")
@@ -39,8 +39,8 @@ def what_if(
 ) -> None:
     """The noise a run needs, the accuracy to expect, and what a ledger's budget still allows.
 
-    The plan comes from --config, the options win; without a file --epsilon, --rounds and --batch are wanted. Nothing is
-    trained, no data is read and no ledger is changed.
+    The plan comes from --config, and options override it. Without a file, --epsilon, --rounds and --batch are required.
+    Nothing is trained, no data is read and no ledger is changed.
     """
     from gradtf_fl.privacy import RunPlan, Unit
     from gradtf_fl.privacy import what_if as answer
@@ -59,7 +59,7 @@ def what_if(
     missing = [name for name, value in plan.items() if value is None]
     if missing:
         or_a_file = ", or a project's file (--config)" if config_file is None and missing != ["rows"] else ""
-        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: wanted{or_a_file}")
+        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: required{or_a_file}")
     found = answer(RunPlan(**plan), ledger, dataset, unit)
     if as_json:
         emit_json(found.to_json() | ({} if is_measured else {"accuracy": None}))

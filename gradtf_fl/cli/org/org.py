@@ -103,7 +103,7 @@ def init(
 @FOLDER
 @click.argument("invitation", type=click.Path(path_type=Path))
 @click.option(
-    "--fingerprint", help="Of the invitation, as the other organizations read it to you; asked for otherwise."
+    "--fingerprint", help="The invitation's fingerprint, as the other organizations read it to you; else you are asked."
 )
 @json_option
 def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool) -> None:
@@ -126,7 +126,9 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
-        raise ConfigError("--fingerprint: the invitation has another one: do not join, ask who changed it")
+        raise ConfigError(
+            "--fingerprint: fingerprint mismatch: do not join; ask the other organizations who changed the invitation"
+        )
     changed: list[str] = join_federation(folder, document)
     if as_json:
         return emit_json(
@@ -138,9 +140,9 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
             }
         )
     for difference in changed:
-        click.echo(f"note: {difference}; make sure that this is wanted")
+        click.echo(f"note: {difference}; confirm that this change is intended")
     if changed:
-        click.echo("a node that runs takes up address and authority when it is started again")
+        click.echo("a running node uses the new address and authority after a restart")
     click.echo(f"joined; next: gradtf org check {folder}")
 
 
