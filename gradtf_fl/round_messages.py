@@ -127,7 +127,7 @@ class TrainingPlan:
         return plan
 
     def goes_on_from(self, earlier: TrainingPlan) -> bool:
-        """Whether a run that began with ``earlier`` may continue with this one: the same, or the same with more rounds."""
+        """Whether a run that began with ``earlier`` may continue with this: the same, or the same with more rounds."""
         return self.rounds >= earlier.rounds and replace(self, rounds=earlier.rounds) == earlier
 
     def _checks(self) -> dict[str, bool]:

@@ -31,7 +31,7 @@ MOST_DECLARED = 2**40
 
 
 def declared_of(rows: int) -> int:
-    """What `gradtf org init` declares of this many rows: two leading binary digits, rounded down (64, 96, 128, 192, ...).
+    """What `gradtf org init` declares of ``rows``: two leading binary digits, rounded down (64, 96, 128, 192, ...).
 
     It says no more than which of 2 log2(rows) classes the number is in, and leaves out at most a third of the rows,
     so that q, and with it the noise of a plan, is at most 1.5 times what the whole file would ask for.

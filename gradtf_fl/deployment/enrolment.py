@@ -32,7 +32,7 @@ MAX_FILE = 10_000_000  # bytes
 
 
 class Enrolment(Section):
-    """What an organization tells about itself.
+    """What an organization says about itself.
 
     Attributes:
         name: what people call it. identity: Ed25519 key (hex) that signs its adverts and its ledger.

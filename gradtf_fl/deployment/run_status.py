@@ -110,7 +110,7 @@ class RunStatus:
 
     @classmethod
     def read(cls, out: Path) -> RunStatus | None:
-        """The status in ``out``; None where there is none.
+        """The status in ``out``; None without one.
 
         Raises:
             CorruptFile: it cannot be read, or is of another version.

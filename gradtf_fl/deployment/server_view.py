@@ -1,4 +1,4 @@
-"""What a server's folder tells about its run, whether the server is up or not: for `gradtf server status` and health.
+"""What a server's folder says about its run, whether the server is up or not: for `gradtf server status` and health.
 
 DIR/status.json        where the run stands (`RunStatus`); absent before the first round
 DIR/federation.json    every finished attempt: the authority on rounds, sums and refusals

@@ -234,7 +234,7 @@ def _drawn(report: LedgerReport) -> str:
 
 
 def _declared(report: LedgerReport) -> str:
-    """What the configuration beside the ledger declares, where it is this dataset's."""
+    """What the configuration in the ledger's folder declares, where it is this dataset's."""
     declared = declared_beside(report.reading.path, report.organization, report.dataset)
     return NOT_STATED if declared is None else f"{declared:,} {report.unit.plural}"
 

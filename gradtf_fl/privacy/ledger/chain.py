@@ -120,7 +120,7 @@ class Chain:
 
     def _signature_problems(self, position: int, entry: Entry) -> list[Problem]:
         if self._verifier is None:
-            return [Problem(position, "its public key is no Ed25519 key", "signatures")]
+            return [Problem(position, "its public key is not an Ed25519 key", "signatures")]
         try:
             self._verifier.verify(entry.signature, _SIGNATURE_DOMAIN + entry.hash)
         except InvalidSignature:

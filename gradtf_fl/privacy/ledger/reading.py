@@ -22,7 +22,7 @@ BYTES_CHANGED = Problem(
 MOST_BYTES = 500_000_000
 """Of a ledger that is read; a million rounds are about 400 MB."""
 READS = 20
-"""A ledger that is charged at full speed is read anew so often at most."""
+"""A ledger that is charged at full speed is read again at most this often."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_ledger(
     advertised: AdvertisedHeads = NO_HEADS,
     every_signature: bool = True,
 ) -> LedgerReading:
-    """Read and check the ledger at ``path``: a SQLite file, with its head file beside it, or an export.
+    """Read and check the ledger at ``path``: a SQLite file with its head file, or an export.
 
     Args:
         public_keys: keys (32 bytes each), one of which must be among the ledger's; without any, its own are
@@ -75,7 +75,7 @@ def read_ledger(
             to know that the organization's key stands behind every figure.
 
     Raises:
-        ConfigError: there is no file, or it is no ledger.
+        ConfigError: the file is missing, or is not a ledger.
         VerificationFailed: so damaged that nothing can be read from it.
     """
     path = Path(path)
@@ -192,7 +192,7 @@ def _load(path: Path) -> Stored | Export:
     lost = VerificationFailed(f"{path}: {head_path(path).name} is there, but the ledger is gone or emptied")
     headed = is_headed(path)
     if not path.is_file():
-        raise lost if headed else ConfigError(f"ledger {path}: there is no such file")
+        raise lost if headed else ConfigError(f"ledger {path}: no such file")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise VerificationFailed(
             f"{path}: {size / 1e6:,.0f} MB: no organization's ledger is larger than {MOST_BYTES / 1e6:,.0f} MB"
