@@ -32,7 +32,7 @@ from gradtf_fl.round_messages import STAGES, Refusal
 
 WITHHELD = "withheld"
 MAX_BYTES, KEPT = 10_000_000, 5
-LARGEST = 2**53  # beyond, an integer is no number to JSON's readers, and it could carry text
+LARGEST = 2**53  # beyond, an integer is not a number to JSON's readers, and it could carry text
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")  # of events, components and fields
 SHAPES = re.compile(

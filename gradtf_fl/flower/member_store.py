@@ -309,7 +309,7 @@ class MemberStore:
             )
 
     def goes_on(self, pinned: str, plan: str) -> bool:
-        """Whether a run that began with the plan ``pinned`` may go on with ``plan``: only with the same."""
+        """Whether a run that began with the plan ``pinned`` may continue with ``plan``: only with the same."""
         return plan == pinned
 
     def open(

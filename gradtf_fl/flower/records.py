@@ -20,7 +20,7 @@ class RoundRecord:
         bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.
         llm_adapter_sha256: of the packed adapter; empty in an aborted round.
         refinement: of the LLM update on public prompts (``taken``, ``agreement``, ``without``,
-            ``kinds``: of prompts that it was put together from, 0 where it was not); empty without any.
+            ``kinds``: of prompts that it is composed of, 0 if it is not); empty without any.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
         included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
         opened: hex keys of the organizations in each sum that was opened, in an aborted round too.
@@ -84,7 +84,7 @@ class NodeOutcome:
 class RoundEvent:
     """Live progress.
 
-    ``round`` opens one; ``stage`` opens a stage; ``reply`` tells that one organization answered or was lost;
+    ``round`` opens one; ``stage`` opens a stage; ``reply`` says that one organization answered or was lost;
     ``closed`` ends the stage; ``generated`` follows the sum, ``end`` carries the record, ``delivered`` comes last.
 
     Attributes:

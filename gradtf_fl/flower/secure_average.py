@@ -120,7 +120,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         attempts: most attempts at one round.
         max_norm: L2 norm of a mean above which the whole round is rejected (default: ``clip``).
         allow_two: accept two organizations, of which each learns the other's update.
-        state: folder where the run is kept: another start goes on after its last finished round, and never uses an
+        state: folder where the run is kept: another start continues after its last finished round, and never uses an
             attempt's number twice. What the inner strategy itself remembers (momentum, say) begins afresh.
         on_event: is told what happens.
 
@@ -321,7 +321,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             raise ConfigError(f"{name}: {inner}: {error}") from error
         if len(found) > 1:
             raise ConfigError(
-                f"{name}: {inner} sends different content to different nodes: models that differ would tell updates "
+                f"{name}: {inner} sends different content to different nodes: models that differ would reveal updates "
                 "apart, so all get the same"
             )
         if len(set(asked)) < len(asked):

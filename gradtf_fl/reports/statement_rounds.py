@@ -112,7 +112,7 @@ def period(charges: Sequence[Charge]) -> tuple[str, str]:
 
 
 def moment(text: str) -> str:
-    """A recorded time to the minute, in UTC; text that is no time as it stands."""
+    """A recorded time to the minute, in UTC; text that is not a time as it stands."""
     try:
         return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError):

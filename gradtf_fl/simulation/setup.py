@@ -153,7 +153,7 @@ class _OrganizationFiles:
     _texts: dict[tuple[int, tuple[DropPoint, ...]], str] = field(default_factory=dict)
 
     def text(self, name: str, declared: int, seed: int, number: int) -> str:
-        """The file of organization ``number``, which declares so many rows (persons)."""
+        """The file of organization ``number``, which declares this many rows (persons)."""
         drop = drop_points(self.config, number)
         if (declared, drop) not in self._texts:
             self._texts[declared, drop] = to_toml(self._values("NAME", declared, 0, drop))

@@ -17,7 +17,7 @@ from gradtf_fl.tasks.rows import IGNORED, Row
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 
 FREE_TEXT_WORDS = 3
-"""An answer of so many words is free text, which exact match says little about."""
+"""An answer of this many words is free text, which exact match says little about."""
 HOME_ROWS, HOME_TOKENS, HOME_BATCH, HOME_SECONDS = 32, 64, 4, 20.0
 """Of `answer_rouge1`: most rows, most tokens of an answer, rows decoded together, when no further ones are begun."""
 

@@ -88,7 +88,7 @@ class Answered:
 class Refined:
     """Updates float32 [K, L2, n2]: ``plain`` ones, generated without the search, and those to use; and [K]: agreement
     with the TinyLM before and after the search (NaN where there was nothing to search for), whether it was taken, and
-    how many kinds of prompts the update was put together from (int64, 0 where it was not; see `known_tasks`).
+    how many kinds of prompts the update is composed of (int64, 0 if it is not; see `known_tasks`).
     """
 
     plain: Tensor

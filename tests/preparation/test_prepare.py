@@ -221,9 +221,13 @@ def refused(path: Path) -> str:
 
 CHANGES = {
     "too few public rows for a shadow set": ("shadow_rows = 8", "shadow_rows = 800", "a shadow set has 800"),
-    "too few public rows to judge on": ("window = 8", "window = 40", "public rows to judge on, at least 8 are wanted"),
-    "a model that is missing": ("/tiny", "/nothing", "there is no such folder"),
-    "rows that are missing": ("/animals", "/plants", "plants: there is no such file or folder"),
+    "too few public rows to judge on": (
+        "window = 8",
+        "window = 40",
+        "public rows to judge on, at least 8 are required",
+    ),
+    "a model that is missing": ("/tiny", "/nothing", "no such folder"),
+    "rows that are missing": ("/animals", "/plants", "plants: no such file or folder"),
 }
 
 

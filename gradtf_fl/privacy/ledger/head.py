@@ -1,7 +1,7 @@
 """The head file of a ledger: how long the chain was and how it ended, kept apart from the chain itself.
 
 It is what shows that rows were cut off. It is overwritten in place, in one piece smaller than a disk sector, and
-follows every commit without waiting for the disk: after a power cut it may be older than the ledger, which is no
+follows every commit without waiting for the disk: after a power cut it may be older than the ledger, which is not a
 break, but never newer. While nobody has the ledger open it also holds the SHA-256 of the ledger's file, so that a
 changed byte shows even where SQLite keeps none of the rows.
 """
