@@ -58,7 +58,8 @@ class FederationResult:
 
     Attributes:
         rounds: records of all attempts, aborted ones too, those of earlier starts included.
-        global_update: U, float32 [blocks, block_dim]. out: the folder of checkpoints.
+        global_update: U, float32 [blocks, block_dim].
+        out: the folder of checkpoints.
     """
 
     rounds: list[RoundRecord]

@@ -26,7 +26,8 @@ class PresetFile(Section):
     """A preset as its TOML has it.
 
     Attributes:
-        title: what the table or figure shows. question: what it answers, one sentence.
+        title: what the table or figure shows.
+        question: what it answers, one sentence.
         measure: ``module:function``, see `experiments.measuring.cells.measure`.
         minutes: of two cores, measured, all seeds.
         paper: the paper's figures for the same question.

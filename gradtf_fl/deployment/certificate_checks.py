@@ -35,7 +35,8 @@ def check(ca: Path, cert: Path, key: Path, hosts: Iterable[str], now: datetime) 
     """All findings about a server's files, good ones too.
 
     Args:
-        ca: PEM with the root or roots that clients are given. cert: PEM of the server's certificate, then its
+        ca: PEM with the root or roots that clients are given.
+        cert: PEM of the server's certificate, then its
             intermediates. hosts: names and addresses that clients use. now: moment to check for (with a time zone).
 
     Raises:

@@ -61,7 +61,8 @@ class Issued:
     """A server's new certificate.
 
     Attributes:
-        hosts: every name and address in it, loopback included. not_after: its last moment (UTC).
+        hosts: every name and address in it, loopback included.
+        not_after: its last moment (UTC).
         shortened: it was asked for longer than the authority itself is valid.
     """
 
@@ -92,7 +93,9 @@ def init_authority(
     """A new authority in ``folder`` (made, 0700, where it is missing).
 
     Args:
-        name: common name, 1 to 64 characters. days: validity. now: issuing time (default: the clock's).
+        name: common name, 1 to 64 characters.
+        days: validity.
+        now: issuing time (default: the clock's).
 
     Raises:
         ConfigError: there is one already, which is never overwritten, or name or days are of no use; all told.
@@ -169,7 +172,9 @@ def issue_server(folder: Path, hosts: Iterable[str], out: Path, days: int = 365,
     """A new key and a certificate for a server that clients reach as ``hosts``; an earlier pair in ``out`` is replaced.
 
     Args:
-        folder: the authority's. hosts: names and IP addresses; loopback is always added. days: validity, which ends
+        folder: the authority's.
+        hosts: names and IP addresses; loopback is always added.
+        days: validity, which ends
             with the authority's in any case.
 
     Raises:

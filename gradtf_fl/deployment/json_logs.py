@@ -72,7 +72,8 @@ class JsonLog:
         """A log at ``path``, which appears with the first line.
 
         Args:
-            component: who writes, e.g. ``serverapp``. words: strings that may be written, besides `WORDS`.
+            component: who writes, e.g. ``serverapp``.
+            words: strings that may be written, besides `WORDS`.
             max_bytes: a file that would grow beyond is renamed to PATH.1, PATH.1 to PATH.2, and so on.
             kept: renamed files that are kept.
         """

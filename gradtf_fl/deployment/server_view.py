@@ -42,8 +42,10 @@ class OrganizationView:
     """One organization, or one node that never showed a key.
 
     Attributes:
-        key: hex Ed25519; empty for such a node. name, fingerprint: of its enrolment, else empty.
-        in_last_sum: of the last completed round; None before the first. missed: completed rounds without it.
+        key: hex Ed25519; empty for such a node.
+        name, fingerprint: of its enrolment, else empty.
+        in_last_sum: of the last completed round; None before the first.
+        missed: completed rounds without it.
         now: how it stands in the round under way or last tried; None before its node was first asked.
         traffic: of each attempt in which it was asked.
     """
@@ -67,8 +69,10 @@ class ServerView:
     """All of it.
 
     Attributes:
-        alive: whether a process runs the rounds now. age: seconds since the status was written.
-        records: `RoundRecord`s of all finished attempts in JSON form. refused: code -> refusals in all of them.
+        alive: whether a process runs the rounds now.
+        age: seconds since the status was written.
+        records: `RoundRecord`s of all finished attempts in JSON form.
+        refused: code -> refusals in all of them.
         problems: files that could not be read.
     """
 

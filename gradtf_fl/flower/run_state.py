@@ -25,7 +25,8 @@ class RunState:
     Attributes:
         run_id: made at the first start; every later start continues under it.
         origin: what a continued run must share with the first start (models, transformer, roster), as hashes.
-        last: highest (round, attempt) ever sent out. delivered: rounds whose adapter was sent out.
+        last: highest (round, attempt) ever sent out.
+        delivered: rounds whose adapter was sent out.
     """
 
     run_id: str

@@ -229,7 +229,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             num_rounds: rounds in total, those that ``state`` holds included.
             timeout: seconds that the organizations have for a stage, where ``deadline_s`` is not given, and for an
                 evaluation.
-            train_config: for the inner strategy. evaluate_config: for the inner strategy.
+            train_config: for the inner strategy.
+            evaluate_config: for the inner strategy.
             evaluate_fn: evaluates the model at the server, before the first round and after each.
 
         Returns:

@@ -77,7 +77,8 @@ class LedgerReport:
         reading: the ledger as found, with the breaks of its chain.
         account: the dataset, its budget and its charges.
         events: what counts, merged by (sigma, q).
-        epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row (person).
+        epsilon: joint epsilon, add/remove adjacency.
+        replace_one: the same by PLD for one REPLACED row (person).
         remaining: budget less PRV epsilon, at least 0; inf without a budget.
         noise: every kind of noise generator that a charge names.
         client_level: epsilon of one organization in the opened sums by their Skellam noise, over all of its

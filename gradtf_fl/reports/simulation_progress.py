@@ -19,10 +19,12 @@ class SimulationEvent:
 
     Attributes:
         stage: what happens now, e.g. ``train``, ``mask``, ``generate``, ``ceiling``.
-        done, total: steps of the whole run finished so far. round: 0 outside rounds.
+        done, total: steps of the whole run finished so far.
+        round: 0 outside rounds.
         joined, expected, dropped: organizations that answered, that were asked, and that this round has lost.
         answered: organizations that answered this stage or were lost in it.
-        epsilon: largest one spent by an organization. seconds: how long the stage took.
+        epsilon: largest one spent by an organization.
+        seconds: how long the stage took.
         left_s: seconds that the run still takes, an estimate; None without one.
         passing: of interest only while it lasts.
         out: the folder of the run, told once, when the run can be continued from there; else empty.

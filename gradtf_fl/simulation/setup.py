@@ -39,7 +39,8 @@ class FederationFolders:
     """Where a simulation lives.
 
     Attributes:
-        out: ``--out``. organizations: one folder per organization, in the order of node numbers.
+        out: ``--out``.
+        organizations: one folder per organization, in the order of node numbers.
         provider_key: PEM of the Ed25519 key that signs LLM adapters.
         prompts: public prompts that the provider refines on; None where it does not.
     """

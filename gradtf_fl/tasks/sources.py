@@ -19,7 +19,8 @@ class HubSource:
     """A data set on the hub.
 
     Attributes:
-        path: repository, e.g. ``openai/gsm8k``. config: its configuration, None for the only one.
+        path: repository, e.g. ``openai/gsm8k``.
+        config: its configuration, None for the only one.
         splits: the hub's split for each of ours. Where the hub's test split has no answers, ``test`` is another.
     """
 

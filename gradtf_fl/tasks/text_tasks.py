@@ -76,7 +76,8 @@ class LoadedTask:
     """A task's examples, and what was left out.
 
     Attributes:
-        skipped: number of malformed rows. skipped_rows: the first ten of them, each ``PLACE: REASON``.
+        skipped: number of malformed rows.
+        skipped_rows: the first ten of them, each ``PLACE: REASON``.
     """
 
     task: TextTask

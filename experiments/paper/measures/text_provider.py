@@ -26,9 +26,12 @@ class TextPlan(Section):
 
     Attributes:
         shared: folder with ``data`` and ``models``.
-        tiny: the TinyLM's folder in ``models``. tasks: see `gradtf_fl.tasks.read_task_rows`.
-        window: characters. rows: windows in a shadow set, and of an organization.
-        shadow_sets, pair_sets: of each task. mixtures: shadow sets on mixtures of tasks, in all.
+        tiny: the TinyLM's folder in ``models``.
+        tasks: see `gradtf_fl.tasks.read_task_rows`.
+        window: characters.
+        rows: windows in a shadow set, and of an organization.
+        shadow_sets, pair_sets: of each task.
+        mixtures: shadow sets on mixtures of tasks, in all.
         steps, groups, rate: of the Grad-Transformer's training, a row a group.
         folder: where store and checkpoint are kept, by their settings.
     """

@@ -30,7 +30,8 @@ class Timing(Section):
     """Parameters.
 
     Attributes:
-        steps: of every tuning. rows: of an organization, or of a shadow set.
+        steps: of every tuning.
+        rows: of an organization, or of a shadow set.
         epsilon: of the private run.
         organizations: that mask together.
         stack: shadow sets that are tuned at once.

@@ -75,8 +75,10 @@ class Chain:
     """A chain read row by row.
 
     Attributes:
-        rows: how many were followed. head: hash of the last one (32 bytes).
-        key: the Ed25519 key (32 bytes) that signs now. keys: every key so far, the first one first.
+        rows: how many were followed.
+        head: hash of the last one (32 bytes).
+        key: the Ed25519 key (32 bytes) that signs now.
+        keys: every key so far, the first one first.
     """
 
     def __init__(self, public_key: bytes) -> None:
