@@ -143,7 +143,7 @@ def nearest_tuned_longer(made: Provider) -> FromUpdate:
 
 
 def _tuned_longer(made: Provider) -> Tensor:
-    """LLM updates [tasks, L2, n2], kept beside the checkpoint."""
+    """LLM updates [tasks, L2, n2], kept with the checkpoint."""
     curation, training, side = made.curation, made.training, made.pair.llm
     seen = training.steps * training.groups * training.rows // len(curation.tasks)
     recipe = replace(curation.llm_recipe, steps=max(1, seen // curation.llm_recipe.batch))

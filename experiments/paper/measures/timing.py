@@ -1,4 +1,4 @@
-"""Figure 6 and Tables 8-11: CPU seconds of what an organization and the provider do, beside tuning the LLM directly."""
+"""Figure 6 and Tables 8-11: CPU seconds of what an organization and the provider do, and of tuning the LLM directly."""
 
 from __future__ import annotations
 
