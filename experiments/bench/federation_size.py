@@ -1,7 +1,7 @@
 """What a simulated federation costs by its number of organizations, each run in a process of its own.
 
 Every run is a whole `simulate`: folders, ledgers, DP-SGD, secure aggregation, delivery, evaluation. The task is small
-(`TASK`), so that a thousand organizations take minutes, and what is left is an organization's cost besides its training.
+(`TASK`), so that a thousand organizations take minutes. What is left is their cost besides training.
 `USUAL` is a task of the usual size, for the share that this is of bare training.
 """
 
