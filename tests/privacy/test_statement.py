@@ -19,7 +19,7 @@ from pypdf import PdfReader
 from gradtf_fl.cli.audit.audit import audit
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.file_names import ORGANIZATION_CONFIG
-from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED, ROW_UNIT, DpEvent, Ledger, SkellamEvent, Unit
+from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED, DpEvent, Ledger, SkellamEvent, Unit
 from gradtf_fl.reports import statement_pdf
 from gradtf_fl.reports.audit_words import limit, number
 from gradtf_fl.reports.statement import NO_COMPLIANCE, AuditStatement, declared_beside, file_names
@@ -48,15 +48,13 @@ def stated(*arguments: object) -> list[dict[str, Any]]:
     return found
 
 
-def settled(
-    folder: Path, name: str, rounds: int = 2, noise: str = NOISE_CSPRNG, unit: Unit = ROW_UNIT, budget: float = 8.0
-) -> Path:
-    """The folder of an organization whose rounds were all trained to their end."""
+def settled(folder: Path, name: str, event: DpEvent = SIGMA, noise: str = NOISE_CSPRNG, budget: float = 8.0) -> Path:
+    """The folder of an organization whose two rounds were trained to their end."""
     key = Ed25519PrivateKey.generate()
     path = folder / "ledger.sqlite"
-    with Ledger.open(path, identity_key=key, organization=name, delta=1e-5, budget=budget, unit=unit) as ledger:
-        for round in range(1, rounds + 1):
-            ledger.settle(ledger.reserve("run-1", round, 0, SIGMA, client_level=SKELLAM), SIGMA, noise=noise)
+    with Ledger.open(path, identity_key=key, organization=name, delta=1e-5, budget=budget) as ledger:
+        for round in (1, 2):
+            ledger.settle(ledger.reserve("run-1", round, 0, event, client_level=SKELLAM), event, noise=noise)
     return folder
 
 
@@ -182,7 +180,7 @@ def test_the_declared_number_is_that_of_the_configuration_beside_the_ledger(tmp_
 
 
 def _broken(folder: Path) -> None:
-    break_row(settled(folder, "o") / "ledger.sqlite")
+    break_row(settled(folder, "o", EVENT) / "ledger.sqlite")
 
 
 def _headless(folder: Path) -> None:

@@ -31,7 +31,14 @@ FORMATS = {"both": ("html", "pdf"), "html": ("html",), "pdf": ("pdf",)}
     metavar="DIR",
     help="A new or empty folder: no statement is overwritten.",
 )
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="both", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMATS)),
+    default="both",
+    show_default=True,
+    help="Files to write for each ledger.",
+)
 @json_option
 def statement(
     ledgers: tuple[Path, ...],
@@ -67,7 +74,7 @@ def statement(
     statements = _statements(readings, len(keys), advertised)
     written = _write(statements, out, FORMATS[form])
     if as_json:
-        emit_json({"statements": [one.to_json() | {"files": files} for one, files in written]})
+        emit_json({"statements": [one.to_json() | {"files": names} for one, names in written]})
     for one, names in written:
         click.echo(f"wrote {' and '.join(names)}: {one.verdict}", err=True)
     _fail_without_compliance(statements)
