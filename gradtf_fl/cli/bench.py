@@ -69,7 +69,7 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
 @click.option("--quick", is_flag=True, help="One measured round each: a first look.")
 @json_option
 def federation(quick: bool, as_json: bool) -> None:
-    """Seconds of an exchange between server and organizations, compared with Flower's process per message."""
+    """Seconds of an exchange between server and organizations, and of Flower's process per message."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench federation") as progress:

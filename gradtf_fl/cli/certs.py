@@ -36,7 +36,7 @@ def certs() -> None:
 def init(folder: Path, name: str, days: int, as_json: bool) -> None:
     """Make an authority: DIR/ca.crt for every organization, DIR/ca.key (0600) for nobody else.
 
-    An existing authority is never overwritten. Tell organizations the fingerprint by another way than ca.crt itself.
+    An existing authority is never overwritten. Send organizations its fingerprint by another channel.
     """
     from gradtf_fl.deployment import fingerprint, init_authority
 
@@ -77,7 +77,7 @@ def init(folder: Path, name: str, days: int, as_json: bool) -> None:
 def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: bool) -> None:
     """Issue OUT/server.crt and OUT/server.key (0600) with the authority in DIR.
 
-    To renew, run it again: both files change in one step, also when it is killed on the way. Then restart the
+    To renew, run it again: both files change in one step, even after a kill. Then restart the
     SuperLink.
     """
     from gradtf_fl.deployment import issue_server

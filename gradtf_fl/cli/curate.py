@@ -107,7 +107,7 @@ class WorkersType(click.ParamType[int | str]):
     help="Tasks: how the TinyLM learns; several share the shadow sets.  [default: adamw]",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of both models' adapters.  [default: 2]")
-@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Their LoRA alpha.  [default: 4]")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="LoRA alpha of both adapters.  [default: 4]")
 @click.option("--targets", metavar="NAME[,NAME...]", help="Layers to train, by last name.  [default: q_proj,v_proj]")
 @click.option(
     "--steps",
@@ -144,8 +144,7 @@ def curate(
 ) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
-    A killed run resumes: shards that are there are verified and kept. Lost are the shards that were being made, one for
-    each worker.
+    A killed run resumes: finished shards are verified and kept. Only unfinished shards are lost, one for each worker.
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
     curation: Curation

@@ -35,7 +35,7 @@ def experiment() -> None:
 @out_option
 @json_option
 def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """What can be run, how long it takes, and whether its results are there."""
+    """List presets, how long each takes, and whether it has results."""
     from experiments.measuring import default_out
     from experiments.paper import load_presets, state_of
 

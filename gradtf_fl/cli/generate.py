@@ -33,7 +33,13 @@ from gradtf_fl.cli.options import emit_json, json_option, naming_options, place_
     help="Refine on public prompts of the same task: a file of rows, or of prompts alone. The tuned TinyLM answers "
     "them.",
 )
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer.")
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Maximum length of an answer, in TinyLM tokens.",
+)
 @place_options
 @json_option
 def generate(

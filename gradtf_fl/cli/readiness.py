@@ -34,7 +34,7 @@ MEANING = {
 @row_form_options
 @click.option("--show-rows", is_flag=True, help="Also print the farthest of your rows, on a terminal only.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures here (JSON, mode 0600).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling and folds.  [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of sampling and folds.  [default: 0]")
 @json_option
 def readiness(
     private: Path,

@@ -74,7 +74,7 @@ class AuditStatement:
         compliant: whether every check holds.
         verdict: the same in a few words.
         reasons: why not; empty for a compliant one.
-        caution: which checks could not be made; empty where all were.
+        caution: what a reader must know besides, such as checks that were not made; may be empty.
         made: when the statement was made (UTC, ISO 8601).
         parts: the sections, in order.
         checks: every check with its result.
@@ -148,7 +148,7 @@ def make_statement(
         compliant=not reasons,
         verdict=NO_COMPLIANCE if reasons else _verdict(reports),
         reasons=reasons,
-        caution=_caution(checks),
+        caution=_caution(checks, reports),
         made=made,
         parts=tuple(_parts(reading, reports, checks)),
         checks=tuple(checks),
@@ -162,12 +162,12 @@ def _verdict(reports: Sequence[LedgerReport]) -> str:
     return "Verified: epsilon is within the budget that the ledger records"
 
 
-def _caution(checks: Sequence[Check]) -> str:
-    open_checks: dict[str, list[str]] = {}
-    for check in checks:
-        if check.result in ("not compared", "not recorded"):
-            open_checks.setdefault(check.result, []).append(check.name.lower())
-    return " ".join(f"{result.capitalize()}: {', '.join(names)}." for result, names in open_checks.items())
+def _caution(checks: Sequence[Check], reports: Sequence[LedgerReport]) -> str:
+    found = [] if all(report.sound for report in reports) else ["The figures of a broken ledger prove nothing."]
+    for result in ("not compared", "not recorded"):
+        if names := [check.name.lower() for check in checks if check.result == result]:
+            found.append(f"{result.capitalize()}: {', '.join(names)}.")
+    return " ".join(found)
 
 
 def _parts(

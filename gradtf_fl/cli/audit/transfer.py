@@ -19,8 +19,8 @@ FILE = click.Path(path_type=Path)
 def export(ledger: Path, out: Path | None) -> None:
     """One portable text file with every signed row, for `verify`, `report` and `import` on any machine.
 
-    It holds what the ledger holds: no data, but when was trained, and at what noise. A broken ledger is not
-    exported (exit 5); one whose file another tool rewrote, though every row holds, is.
+    It holds what the ledger holds: when training ran and at what noise, but no data. A broken ledger is not
+    exported (exit 5). A ledger that another tool rewrote is exported if every row holds.
 
     \b
     Example:

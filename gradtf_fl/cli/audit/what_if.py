@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     "--rows", type=int, help="The organization's rows (its persons, where a person is the unit); always required."
 )
 @click.option("--steps", type=int, help="DP-SGD steps in a round.  [default: 50]")
-@click.option("--delta", type=float, help="Must be the ledger's where one is named.  [default: 1e-5]")
+@click.option("--delta", type=float, help="Must be the ledger's, if one is given.  [default: 1e-5]")
 @click.option(
     "--ledger", type=click.Path(path_type=Path), metavar="PATH", help="A ledger.sqlite, or a folder with one."
 )
-@click.option("--dataset", metavar="NAME", help="Whose account pays, where the ledger has several.")
+@click.option("--dataset", metavar="NAME", help="Dataset that pays, if the ledger has several.")
 @json_option
 def what_if(
     config_file: Path | None, ledger: Path | None, dataset: str | None, rows: int | None, as_json: bool, **given: Any

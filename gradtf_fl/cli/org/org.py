@@ -107,10 +107,9 @@ def init(
 )
 @json_option
 def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool) -> None:
-    """Pin who takes part, as the invitation says, once its fingerprint was compared with everybody else.
+    """Pin who takes part, as the invitation says, after you compared its fingerprint with everybody else.
 
-    The server could put a key of its own into the invitation it gives you. It can't give all of you the same
-    fingerprint then.
+    The server could put a key of its own into your invitation. Then your fingerprint differs from the others'.
     """
     from clients import join_federation
     from gradtf_fl.deployment import read_invitation, same_fingerprint
@@ -148,7 +147,7 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
 
 @org.command(short_help="Check whether the node can work.", epilog="Example: gradtf org check org-1")
 @FOLDER
-@click.option("--offline", is_flag=True, help="Leave out what asks the server.")
+@click.option("--offline", is_flag=True, help="Skip the checks that ask the server.")
 @json_option
 def check(folder: Path, offline: bool, as_json: bool) -> int:
     """Test keys, policy, data, budget, disk, and the server's TLS, clock and registration; say what to do.
@@ -169,11 +168,13 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
 @org.command(short_help="Run the node until SIGTERM.", epilog="Example: gradtf org run org-1")
 @FOLDER
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
-@click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="For the stage in hand at SIGTERM.")
+@click.option(
+    "--stage-seconds", type=float, default=120.0, show_default=True, help="Grace for a stage at SIGTERM."
+)
 def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
-    """Serve the federation until SIGTERM; starts again whatever dies.
+    """Serve the federation until SIGTERM, and restart whatever dies.
 
-    No code of the server's is run: its app bundle is not even unpacked.
+    No code of the server is run: its app bundle is not even unpacked.
     """
     from contextlib import ExitStack
 

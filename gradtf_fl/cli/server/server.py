@@ -45,7 +45,7 @@ def server() -> None:
 @click.option("--key", required=True, type=PEM, help="PEM of its key.")
 @config_option
 @click.option("--rounds", type=int, help="Rounds of the run.")
-@click.option("--epsilon", type=float, help="What all rounds together spend at each organization.")
+@click.option("--epsilon", type=float, help="Epsilon that all rounds together spend at each organization.")
 @click.option("--delta", type=float)
 @click.option("--deadline-s", type=float, help="Seconds that a stage waits for organizations.")
 @click.option("--join-s", type=float, help="Seconds that a round waits for the organizations to be connected.")
@@ -108,8 +108,8 @@ def init(
 def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> None:
     """Start SuperLink and ServerApp and keep them going until all rounds are done.
 
-    Killed at any moment, --resume continues after the last finished round. No round is released twice, and no attempt's
-    number is used twice.
+    After a kill at any moment, --resume continues after the last finished round. No round is released twice, and no
+    attempt's number is used twice.
     """
     import signal
     import sys

@@ -25,7 +25,7 @@ OTHER_LINES = 24  # of the view, besides the organizations
 @click.option("--once", is_flag=True, help="Print once.  [default unless stdout is a terminal]")
 @click.option("--watch", is_flag=True, help="Refresh twice a second until Ctrl-C.  [default on a terminal]")
 def status(folder: Path, as_json: bool, once: bool, watch: bool) -> None:
-    """Where the run in DIR stands: rounds, stage, organizations, refusals, bytes, the last adapter.
+    """Show how far the run in DIR is: rounds, stage, organizations, refusals, bytes, the last adapter.
 
     Reads DIR only, so it works while the server is down. With --watch and no terminal, or with --json, every change
     is printed below the last one (one JSON document a line).
