@@ -31,9 +31,7 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 @click.option("--epsilon", type=float, help="What the whole run may spend per organization.  [default: 8]")
 @click.option("--delta", type=float, help="Delta of every organization's ledger.  [default: 1e-5]")
 @click.option("--budget", type=float, help="Lifetime epsilon of every ledger.  [default: --epsilon]")
-@click.option(
-    "--task", metavar="SOURCE", multiple=True, help="Rows, as [task] source.  [default: house-rules]"
-)
+@click.option("--task", metavar="SOURCE", multiple=True, help="Rows, as [task] source.  [default: house-rules]")
 @click.option("--partition", metavar="NAME", help="iid, dirichlet, shards, pathological, sizes or natural.")
 @click.option("--alpha", type=float, help="Concentration of dirichlet.  [default: 0.5]")
 @click.option("--by", metavar="FIELD", help="Field of a row that is its label.  [default: the source]")

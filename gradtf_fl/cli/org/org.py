@@ -168,9 +168,7 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
 @org.command(short_help="Run the node until SIGTERM.", epilog="Example: gradtf org run org-1")
 @FOLDER
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
-@click.option(
-    "--stage-seconds", type=float, default=120.0, show_default=True, help="Grace for a stage at SIGTERM."
-)
+@click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="Grace for a stage at SIGTERM.")
 def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
     """Serve the federation until SIGTERM, and restart whatever dies.
 
