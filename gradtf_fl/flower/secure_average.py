@@ -322,7 +322,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             raise ConfigError(f"{name}: {inner}: {error}") from error
         if len(found) > 1:
             raise ConfigError(
-                f"{name}: {inner} sends different content to different nodes: models that differ would reveal updates "
+                f"{name}: {inner} sends different content to different nodes: models that differ would tell updates "
                 "apart, so all get the same"
             )
         if len(set(asked)) < len(asked):

@@ -1,4 +1,4 @@
-"""What is drawn and clipped as one: a row, or a person with up to this many of their rows.
+"""What is drawn and clipped as one: a row, or a person with a bounded number of their rows.
 
 One person's rows reach a step as ONE gradient, that of the mean of their losses, of norm C at most. Adding or removing
 a person then moves a step's sum by at most C, whatever the number of their rows: the subsampled Gaussian of a row, with
