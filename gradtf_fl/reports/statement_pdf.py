@@ -6,14 +6,11 @@ import os
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.reports.statement import AuditStatement, Fact, Grid, Part
 from gradtf_fl.reports.statement_html import TONES
-
-if TYPE_CHECKING:
-    from fpdf import FPDF
 
 MARGIN, TOP, LINE, SMALL = 14.0, 11.0, 3.6, 3.2
 """Millimetres: the sheet's margins, and the height of a line of text and of small text."""
@@ -174,7 +171,8 @@ class _Sheet:
         return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
 
 
-def _new_pdf() -> FPDF:
+def _new_pdf() -> Any:
+    """An FPDF with the sheet's size, margins and fonts; Any, as the package is an extra."""
     from fpdf import FPDF
 
     pdf = FPDF(format="A4")
