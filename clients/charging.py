@@ -1,7 +1,7 @@
 """What a round's training costs: reserved before a row is read, and paid once for what is released.
 
 - Every figure here is public or the ledger's: the plan, the number of rows that the organization declares, and what was
-  spent. Rows are not even counted before the charge is written, so no refusal can tell how many there are.
+  spent. Rows are not even counted before the charge is written, so no refusal can reveal how many there are.
 - A training that fails before its first noise gives its charge back: nothing of a row can be in what left.
 - One that fails later keeps its charge open and itself in a file. The next attempt at the round finishes it for the
   same charge. A process that was killed leaves the same behind.
@@ -49,7 +49,7 @@ def planned_event(organization: Organization, plan: TrainingPlan) -> DpEvent:
 
 
 def client_level(organization: Organization, config: RoundConfig) -> SkellamEvent | None:
-    """What the sum of this round tells of one whole organization, where it carries Skellam noise."""
+    """What the sum of this round reveals of one whole organization, if it carries Skellam noise."""
     if config.noise_multiplier == 0:
         return None
     noise = distributed_noise(config, len(round_members(config, organization.roster)))

@@ -126,12 +126,12 @@ def verify(organization: Organization, delivery: AdapterDelivery) -> None:
 
 
 def _refuse_unusable(state: Mapping[str, Any], spec: AdapterSpec) -> None:
-    """ConfigError for values that are no finite float32, and for a rank that no value has: nothing is built for it."""
+    """ConfigError for values that are not finite float32, and for a rank that no value has: nothing is built for it."""
     import torch
 
     for name, tensor in state.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(f"the adapter's {name} is no finite float32")
+            raise ConfigError(f"the adapter's {name} is not a finite float32")
         if spec.kind != "full" and spec.rank not in tensor.shape:
             raise ConfigError(f"the adapter's {name} is not of rank {spec.rank}")
 

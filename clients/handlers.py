@@ -59,5 +59,5 @@ def handle(organization: Organization, message_type: str, fields: Mapping[str, A
     if organization.config.simulation is not None and not organization.simulated:
         raise ConfigError(f"{organization.folder}: {SIMULATION_TABLE}")
     if message_type not in HANDLERS:
-        raise MalformedFields(f"there is no message {message_type[:64]!r}")
+        raise MalformedFields(f"unknown message {message_type[:64]!r}")
     return HANDLERS[message_type](organization, fields)

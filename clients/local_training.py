@@ -213,7 +213,7 @@ def load_tiny(organization: Organization, spec_json: str, initial_hash: bytes) -
     """Our own TinyLM with the shared initial adapter, which is not built before ``[policy]`` permits its size.
 
     Raises:
-        Refused: ``protocol`` for a spec that is none, ``policy`` for one out of bounds, ``model_hash`` when the initial
+        Refused: ``protocol`` for a malformed spec, ``policy`` for one out of bounds, ``model_hash`` when the initial
             adapter is not ours.
         ConfigError: the model can't be had, or ``[compute]`` asks for what this machine can't do.
     """

@@ -1,4 +1,4 @@
-"""An organization's protocol state between two messages: a member's, and what its ledger and adapters need beside it.
+"""An organization's protocol state between two messages: a member's, and what its ledger and adapters need.
 
 Beside `MemberStore`'s tables: the ledger's reservation that is trained for, plans that were too dear, runs whose
 adapters came, and the hash of the last delivered global update.
@@ -40,7 +40,7 @@ class NodeStore(MemberStore):
     schema: str = MemberStore.schema + _SCHEMA
 
     def goes_on(self, pinned: str, plan: str) -> bool:
-        """Whether a run that began with ``pinned`` may go on with ``plan``; each as `TrainingPlan.canonical`."""
+        """Whether a run that began with ``pinned`` may continue with ``plan``; each as `TrainingPlan.canonical`."""
         return plan == pinned or TrainingPlan.from_canonical(plan).goes_on_from(TrainingPlan.from_canonical(pinned))
 
     def take_run(self, run_id: str, known: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class NodeStore(MemberStore):
             database.execute("INSERT OR IGNORE INTO adapter_runs (run_id) VALUES (?)", (run_id,))
 
     def unfinished(self, key: RoundKey) -> int | None:
-        """The ledger's reservation for a training of this round that is not at its end; None where there is none.
+        """The ledger's reservation for a training of this round that is not at its end; None without one.
 
         It stands here and not in the ledger alone: a ledger may be restored from its export, where a charge is open
         that was settled and released since.

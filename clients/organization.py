@@ -140,7 +140,7 @@ def organization_of(context: Context) -> Organization:
     ``partition-id`` in place of the folder.
 
     Raises:
-        ConfigError: as that, and for a folder that only the run config names and that is no simulation's.
+        ConfigError: as that, and for a folder that only the run config names and that is not a simulation's.
     """
     own, folder = context.node_config.get("organization-dir"), organization_folder(context)
     simulated = not own or bool(context.node_config.get("simulated"))
@@ -163,7 +163,7 @@ def _simulated(folder: Path, signature: tuple[tuple[int, int, int], ...]) -> Org
 
 
 def _signature(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    """What tells that an organization's settings or key were replaced; nothing where one is missing."""
+    """What shows that an organization's settings or key were replaced; nothing where one is missing."""
     try:
         found = [(folder / name).stat() for name in (ORGANIZATION_CONFIG, IDENTITY_KEY)]
     except OSError:
@@ -240,7 +240,7 @@ def is_joined(config: OrganizationConfig) -> bool:
 
 
 SIMULATION_TABLE = (
-    "simulation: noise, keys and masks of a seed are no secret, so only `gradtf simulate` serves a folder with this "
+    "simulation: noise, keys and masks of a seed are not secret, so only `gradtf simulate` serves a folder with this "
     "table: remove it"
 )
 NOT_JOINED = "has not joined a federation yet"

@@ -56,7 +56,7 @@ def begin(organization: Organization, message: BeginRound) -> StagePayload:
 
 
 def example_weight(rows: int) -> float:
-    """Weight of an organization that declares so many rows, under the rule "examples", in units of the largest one."""
+    """Weight of an organization that declares ``rows``, under the rule "examples", in units of the largest one."""
     return min(1.0, rows / REFERENCE_ROWS)
 
 

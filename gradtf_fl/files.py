@@ -45,7 +45,7 @@ def place_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def replace_file(path: Path, data: bytes | Iterable[bytes], mode: int) -> None:
-    """Write ``path`` anew, on the disk when this returns: readers see the old content or the new one, also after a
+    """Replace ``path``, on the disk when this returns: readers see the old content or the new one, also after a
     power cut. OSError when it can't be written."""
     draft = _draft(path)
     try:
@@ -57,7 +57,7 @@ def replace_file(path: Path, data: bytes | Iterable[bytes], mode: int) -> None:
 
 
 def write_whole(out: Path, text: str, mode: int = 0o666) -> None:
-    """Write ``text`` (UTF-8) beside ``out`` and rename it there.
+    """Write ``text`` (UTF-8) to a draft next to ``out`` and rename it.
 
     Args:
         mode: permissions, less the umask; 0o600 for what its owner alone may read.
@@ -155,7 +155,7 @@ def exposure(path: Path, status: os.stat_result) -> Exposure | None:
 
 
 def exposed(paths: Iterable[Path]) -> list[str]:
-    """What others may do to private files and folders, each with its remedy; what is not there is no problem."""
+    """What others may do to private files and folders, each with its remedy; what is missing counts as none."""
     problems = []
     for path in paths:
         try:

@@ -4,17 +4,15 @@
 and bytes; each dataclass has ``to_fields`` and a checked ``from_fields``, because fields come from the
 other side.
 
-message type         | to the organization  | back
--------------------- | -------------------- | -----------------------------------------------------
-train.begin          | `BeginRound`, with   | `StagePayload` (advert) or a refusal
-                     | the last adapter     |
-train.share          | `StagePayload`       | `StagePayload`
-train.accept         | `StagePayload`       | `StagePayload`
-train.mask           | `PieceRequest`       | `StagePayload`, once for each piece of the masked vector
-train.consistency    | `StagePayload`       | `StagePayload`
-train.unmask         | `StagePayload`       | `StagePayload`
-evaluate.adapter     | `AdapterDelivery`    | ``{"status": "stored"}`` (+ metrics when the organization
-                     |                      | shares them)
+message type      | to the organization                 | back
+----------------- | ----------------------------------- | ---------------------------------------------------------
+train.begin       | `BeginRound`, with the last adapter | `StagePayload` (advert) or a refusal
+train.share       | `StagePayload`                      | `StagePayload`
+train.accept      | `StagePayload`                      | `StagePayload`
+train.mask        | `PieceRequest`                      | `StagePayload`, once for each piece of the masked vector
+train.consistency | `StagePayload`                      | `StagePayload`
+train.unmask      | `StagePayload`                      | `StagePayload`
+evaluate.adapter  | `AdapterDelivery`                   | ``{"status": "stored"}``, and metrics that are shared
 """
 
 from __future__ import annotations
@@ -127,7 +125,7 @@ class TrainingPlan:
         return plan
 
     def goes_on_from(self, earlier: TrainingPlan) -> bool:
-        """Whether a run that began with ``earlier`` may go on with this one: the same, or the same with more rounds."""
+        """Whether a run that began with ``earlier`` may continue with this: the same, or the same with more rounds."""
         return self.rounds >= earlier.rounds and replace(self, rounds=earlier.rounds) == earlier
 
     def _checks(self) -> dict[str, bool]:

@@ -49,7 +49,7 @@ def metadata_of(data: bytes, name: str) -> dict[str, Any]:
     """The JSON object that safetensors bytes carry as metadata under ``name``.
 
     Raises:
-        CorruptFile: as `header_text`, or there is no JSON object under ``name``.
+        CorruptFile: as `header_text`, or ``name`` holds no JSON object.
     """
     try:
         found = json.loads(json.loads(header_text(data))["__metadata__"][name])

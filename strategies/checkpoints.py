@@ -1,12 +1,12 @@
 """A run on disk: what has to survive a killed server, written so that it is there whole or not at all.
 
-OUT/federation.json                               run id, pair and transformer, last (round, attempt), rounds
-                                                  delivered, records
-OUT/roster.txt                                    pinned Ed25519 keys of the organizations, one hex key a line
-OUT/provider.key                                  signs LLM adapters (0600), unless the plan names another file
-OUT/rounds/ROUND/round.json                       record, hashes and signature
-OUT/rounds/ROUND/global_update.safetensors        "global_update" float32 and "mean" float64, both [blocks, block_dim]
-OUT/rounds/ROUND/llm_adapter/                     PEFT folder
+OUT/federation.json             run id, pair, transformer, last (round, attempt), rounds delivered, records
+OUT/roster.txt                  pinned Ed25519 keys of the organizations, one hex key a line
+OUT/provider.key                signs LLM adapters (0600), unless the plan names another file
+OUT/rounds/ROUND/
+    round.json                  record, hashes and signature
+    global_update.safetensors   "global_update" float32 and "mean" float64, both [blocks, block_dim]
+    llm_adapter/                PEFT folder
 
 A round's folder appears by one rename after everything in it was synced. An aborted round has no folder.
 """
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def interrupted_attempt(out: Path) -> RoundKey | None:
-    """The attempt that was sent out and that no finished round came of; None where there is none."""
+    """The attempt that was sent out and that no finished round came of; None without one."""
     state = read_run(out)
     if state is None:
         return None

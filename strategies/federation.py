@@ -58,7 +58,8 @@ class FederationResult:
 
     Attributes:
         rounds: records of all attempts, aborted ones too, those of earlier starts included.
-        global_update: U, float32 [blocks, block_dim]. out: the folder of checkpoints.
+        global_update: U, float32 [blocks, block_dim].
+        out: the folder of checkpoints.
     """
 
     rounds: list[RoundRecord]
@@ -213,7 +214,7 @@ class SecureFederation(Strategy):  # type: ignore[misc]
         return RoundStart(start_hash(tiny, self._update), tiny.layout.size, self._training_plan().canonical())
 
     def _run_name(self) -> str:
-        """Of a new run: random, and in a deployment with the time, by which organizations tell an old run's adapter."""
+        """Of a new run: random; in a deployment with the time, so that organizations recognize an old run's adapter."""
         name = self._fresh("run")[:16].hex()
         return name if self.plan.organizations_dir is not None else f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
 

@@ -27,7 +27,7 @@ log = logging.getLogger("flwr").info  # where a run's log comes from
 def main(grid: Grid, context: Context) -> None:
     """Run (or continue) the federation of the run config; an error fails the run.
 
-    `Observer` keeps OUT/status.json and OUT/events.jsonl beside it.
+    `Observer` writes OUT/status.json and OUT/events.jsonl.
     """
     plan = FederationPlan.from_run_config(context.run_config)
     try:

@@ -25,6 +25,7 @@ LAZY_EXTRAS = {
     "tensorboard": "tracking",
     "gguf": "real-model",
     "tokenizers": "real-model",
+    "fpdf": "pdf",
 }
 """Modules that an extra brings, by the extra's name: imported inside a function only."""
 

@@ -11,12 +11,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("gradtf_fl", "strategies", "clients", "experiments")
-TOP = (*PACKAGES, "tests", "docs")
+TOP = (*PACKAGES, "tests", "docs", "deploy")
 PAGES = sorted(
     [
         *(page for page in REPOSITORY.glob("*.md") if page.name != "CHANGELOG.md"),  # it names what was, too
         *(REPOSITORY / "docs").rglob("*.md"),
         *(REPOSITORY / ".github").rglob("*.md"),
+        REPOSITORY / "deploy" / "README.md",
         REPOSITORY / "experiments" / "results" / "README.md",
         REPOSITORY / "tests" / "vectors" / "secagg" / "README.md",
     ]

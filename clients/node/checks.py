@@ -94,13 +94,13 @@ def _keys(folder: Path, findings: list[Finding]) -> Identity | None:
         findings.append(Finding("ok", "node key", f"{path.absolute()}"))
     except ConfigError as error:
         if str(path) not in said:
-            findings.append(Finding("fail", "node key", str(error), "restore it from the backup, or enrol anew"))
+            findings.append(Finding("fail", "node key", str(error), "restore it from the backup, or enrol again"))
     path = folder / IDENTITY_KEY
     try:
         identity = Identity.load(path)
     except ConfigError as error:
         if str(path) not in said:
-            findings.append(Finding("fail", "identity key", str(error), "restore it from the backup, or enrol anew"))
+            findings.append(Finding("fail", "identity key", str(error), "restore it from the backup, or enrol again"))
     return identity
 
 
@@ -114,7 +114,7 @@ def _policy(organization: Organization) -> Iterator[Finding]:
         yield Finding("ok", "roster", f"{len(limits.roster)} organizations, this one among them")
     if config.simulation is not None:
         yield Finding(
-            "fail", "policy", "a [simulation] table: noise and masks of a seed are no secret", "remove the table"
+            "fail", "policy", "a [simulation] table: noise and masks of a seed are not secret", "remove the table"
         )
     text = f"at least {limits.n_min} in a sum, update clip up to {limits.max_clip:g}"
     yield Finding("ok", "policy", text + (", metrics are shared" if config.share_metrics else ", metrics stay here"))
@@ -196,7 +196,7 @@ def _declared(organization: Organization) -> Iterator[Finding]:
     elif rows >= FAR_MORE * declared:
         remedy = (
             f"rounds cost more epsilon than they need to: [privacy] declared = {declared_of(rows)} changes that, and "
-            f"tells the server that there are more {units}"
+            f"shows the server that there are more {units}"
         )
         yield Finding("warn", "declared", text, remedy)
     else:
@@ -283,7 +283,7 @@ def _budget(organization: Organization) -> Iterator[Finding]:
         )
         left = ledger.remaining(privacy.dataset)
     except GradtfError as error:
-        return (yield Finding("fail", "ledger", str(error).splitlines()[0], "gradtf audit verify tells more"))
+        return (yield Finding("fail", "ledger", str(error).splitlines()[0], "gradtf audit verify says more"))
     if left <= 0:
         return (
             yield Finding("fail", "budget", "nothing left", "fresh rows under a new [privacy] dataset, or stop here")
@@ -294,7 +294,7 @@ def _budget(organization: Organization) -> Iterator[Finding]:
 
 
 def _sums(organization: Organization) -> Iterator[Finding]:
-    """What the sums that this organization has signed for tell about it, all of them together."""
+    """What all sums that this organization has signed for reveal about it together."""
     if not (organization.folder / STATE).exists():
         return
     sums = organization.store().sums()
@@ -401,4 +401,4 @@ def _clock(connection: ssl.SSLSocket, host: str, started: float) -> Finding:
             if abs(off) > MAX_CLOCK_S:
                 return Finding("fail", "clock", f"{off:+.0f} s from the server's", "set it, and keep it with NTP")
             return Finding("ok", "clock", f"within {abs(off) + 1:.0f} s of the server's")
-    return Finding("warn", "clock", "the server did not tell its time", "compare by hand")
+    return Finding("warn", "clock", "the server did not send its time", "compare by hand")

@@ -29,7 +29,9 @@ class Executor:
         on_answer: told of each message: its type, how it ended (``answered``, ``failed`` or a refusal's code), seconds.
 
     Attributes:
-        busy: the message type in hand, else None. served: messages answered. seconds: spent on the last one.
+        busy: the message type in hand, else None.
+        served: messages answered.
+        seconds: spent on the last one.
         last: time (time.time) of the last answer.
     """
 

@@ -46,7 +46,7 @@ def registration(address: str, ca: Path, key: Path, proxy: bool = False) -> Regi
     """What the SuperLink at ``address`` says of our node key; asked while no SuperNode of ours runs.
 
     ``registered``: all is well. ``refused``: the key is not registered, or counts as online (just killed, or in use by
-    a copy); Flower does not tell which. ``clock``: our signature's time is refused. ``tls``: the certificate is not
+    a copy); Flower does not say which. ``clock``: our signature's time is refused. ``tls``: the certificate is not
     accepted. ``unreachable``: no answer.
 
     Args:

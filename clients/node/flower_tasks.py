@@ -54,7 +54,7 @@ class ClientTask:
     """One claimed message. As a context it keeps the claim alive until there is a reply, or none to be had.
 
     A SuperNode waits for the reply to the message in hand before it looks for another. Where our reply does not get
-    through, the claim is left to expire: the SuperNode then says to the server that its client died, and goes on. Were
+    through, the claim is left to expire: the SuperNode then tells the server that its client died and continues. Were
     it told that the task has failed, it would wait for ever.
 
     Args:
@@ -103,7 +103,7 @@ class ClientTask:
         """Flower's ``pull_task_input``, which waits for ever for a message that its SuperNode has given up.
 
         That happens when the message's run ends while the SuperNode fetches it. A SuperNode handles one message after
-        the other, so a later one tells.
+        the other, so a later one shows it.
         """
         found = self._client.PullTaskInput(PullTaskInputRequest())
         identify(found.task_id, found.run.run_id, found.context.node_id)
@@ -154,7 +154,7 @@ class TaskSource:
         self._lock, self._looked = threading.Lock(), 0.0
 
     def acquire(self) -> ClientTask | None:
-        """The oldest waiting message; None when there is none or the SuperNode does not answer."""
+        """The oldest waiting message; None without one, or when the SuperNode does not answer."""
         with self._lock:
             token, self._later = self._later or self._claim(), ""
         return ClientTask(self._address, token, self._is_there_another) if token else None

@@ -1,7 +1,7 @@
 """``python -m clients.node.worker FOLDER``: an organization's resident worker, which holds the models in memory.
 
 It answers one request at a time over the folder's socket (`clients.node.worker_link`), with the same handlers and the
-same refusals as a simulation. The organization's files are read anew for every request, so that a changed policy
+same refusals as a simulation. The organization's files are read again for every request, so that a changed policy
 counts at once; the TinyLM is kept. The LLM is read once a round, to check and score its new adapter, and let go
 again. When its memory has passed the limit of ``[worker] memory_mb`` it ends after the answer and is started afresh
 with the next request: that bounds what leaks anywhere below could take.
@@ -53,7 +53,7 @@ def serve(folder: Path) -> None:
 
 
 def _serve_one(folder: Path, connection: socket.socket) -> bool:
-    """Whether it was work (a ping is none): one piece of it gets done, however little memory is allowed."""
+    """Whether it was work (a ping is not): one piece of it gets done, however little memory is allowed."""
     try:
         request = read_frame(connection)
         write_frame(connection, answer(folder, str(request.get("type")), request.get("fields", {})))
@@ -121,7 +121,7 @@ def tell_unusable_rows(folder: Path) -> None:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now, in MB (0 where the system does not tell)."""
+    """Resident memory of this process now, in MB (0 where the system does not say)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6
     except (OSError, IndexError, ValueError):

@@ -1,8 +1,8 @@
-"""``gradtf bench dp``: what privacy adds to a training step, beside other ways to get the rows' gradients.
+"""``gradtf bench dp``: what privacy adds to a training step, compared with other ways to get the rows' gradients.
 
 The ways (dp_peers.py) take one step each in turn on the same drawn rows, in random order, so that a busy moment of
 the machine and the caches that a neighbour leaves meet all of them; figures are medians. The limit of every row is
-the plain step: same model, rows, loss and Adam, no privacy. Milliseconds are elapsed time; beside them stand the
+the plain step: same model, rows, loss and Adam, no privacy. Milliseconds are elapsed time; next to them stand the
 ratios in CPU time of all threads, which other programs on the machine disturb less.
 """
 
@@ -88,7 +88,7 @@ class StepTimes:
 
 
 def _rows(model: nn.Module, rows: TokenRows, batch: int, threads: int, plan: DpBench) -> Iterator[Row]:
-    """Ours beside every other way, the plain step among them."""
+    """Ours compared with every other way, the plain step among them."""
     times = step_times(model, rows, batch, plan)
     elapsed = {name: median(taken.elapsed) * 1e3 for name, taken in times.items()}
     cpu = {name: median(taken.cpu) for name, taken in times.items()}

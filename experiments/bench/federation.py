@@ -1,4 +1,4 @@
-"""``gradtf bench federation``: what one exchange between server and organizations costs, beside Flower's own processes.
+"""``gradtf bench federation``: what an exchange of server and organizations costs, compared with Flower's processes.
 
 Three organizations and a server on loopback, as deployed (TLS, node authentication, SQLite), twice in one run: with
 ``gradtf org run`` (resident worker, our executor), and with ``flower-supernode`` as it is, which starts a process for

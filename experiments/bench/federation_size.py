@@ -1,7 +1,7 @@
 """What a simulated federation costs by its number of organizations, each run in a process of its own.
 
 Every run is a whole `simulate`: folders, ledgers, DP-SGD, secure aggregation, delivery, evaluation. The task is small
-(`TASK`), so that a thousand organizations take minutes: what is left is what an organization costs beside its training.
+(`TASK`), so that a thousand organizations take minutes. What is left is their cost besides training.
 `USUAL` is a task of the usual size, for the share that this is of bare training.
 """
 
@@ -38,7 +38,7 @@ class SizeBench:
 
     Attributes:
         organizations: of the runs in one process.
-        shared: of those in two processes, and beside them in one.
+        shared: of those in two processes, and of those in one.
         ray: of those on Flower's Ray simulation; none where Ray is not installed.
     """
 
@@ -97,7 +97,7 @@ def bench_sizes(plan: SizeBench, progress: Progress) -> list[SizeRun]:
 
 
 def size_rows(runs: Sequence[SizeRun]) -> list[Row]:
-    """The runs as a benchmark's rows: Flower's Ray simulation beside ours of as many organizations."""
+    """The runs as a benchmark's rows: Flower's Ray simulation compared with ours of as many organizations."""
     rays = {run.organizations: run for run in runs if run.engine == RAY}
     rows = []
     for run in runs:

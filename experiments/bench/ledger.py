@@ -1,4 +1,4 @@
-"""What the privacy ledger costs, beside what the disk can do: measured in turn in one run.
+"""What the privacy ledger costs, compared with what the disk can do: measured in turn in one run.
 
     python -m experiments.bench.ledger --out experiments/results/ledger.json      # about four minutes
 

@@ -6,7 +6,7 @@
     gradtf simulate  several times, each with another seed: other holders of the private rows, other noise
 
 Each command is a process of its own and is timed. The JSON holds what they reported: what the provider judged on public
-rows that no shadow set has, and each federation's figures on private rows, with every control beside them.
+rows that no shadow set has, and each federation's figures on private rows, with every control.
 """
 
 from __future__ import annotations

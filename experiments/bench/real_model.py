@@ -5,14 +5,14 @@
 
 | part | question |
 |---|---|
-| steps | what a private step costs beside a plain PEFT step of the same 16 rows of 64 tokens, by us and by others |
+| steps | what a private step costs, by us and by others, and a plain PEFT step of the same 16 rows of 64 tokens |
 | steps-large | the same with rank 8 on all attention projections |
 | memory | the most that a process holds in such a step, each way in a process of its own |
 | check | whether ``gradtf org check`` is right about a step on conversations, before the first one |
 | bf16 | what base weights in bf16 save, and what they do to the rows' gradients |
 | stop | whether a tuned model ends its answer by itself |
-| curation | whether curation loads the model once a worker, and what a shadow set costs beside a loop over plain PEFT |
-| scoring | what exact match holds, beside the logits of all rows at once |
+| curation | whether curation loads the model once a worker, and what a shadow set and a loop over plain PEFT cost |
+| scoring | what exact match holds, compared with the logits of all rows at once |
 
 One thread. The ways take one step each in turn, in random order; figures are medians. Ratios are of CPU time where
 other programs could disturb the clock. The model is made by ``make real-model``.
@@ -302,7 +302,7 @@ SETS, SET_ROWS, SET_BATCH, SET_STEPS, SET_ROUNDS = 4, 16, 8, 1, 3
 
 
 def curation() -> dict[str, Any]:
-    """How often a worker loads its models, and CPU seconds of a shadow set beside a loop over plain PEFT."""
+    """How often a worker loads its models, and CPU seconds of a shadow set compared with a loop over plain PEFT."""
     return {"loads": alone(loads), "shadow_set": alone(shadow_set_times)}
 
 

@@ -50,8 +50,11 @@ class SamplingBench:
     """How much is drawn.
 
     Attributes:
-        organizations: N. sample: drawn a round. share: of the organizations that collude.
-        draws: beacons. tried: how many of them a server tries before it takes the best.
+        organizations: N.
+        sample: drawn a round.
+        share: of the organizations that collude.
+        draws: beacons.
+        tried: how many of them a server tries before it takes the best.
         rosters: sizes of rosters whose round 0 is played.
     """
 

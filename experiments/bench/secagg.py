@@ -78,7 +78,8 @@ class MachineLimits:
     """GB/s of one core at best, 10^9 bytes of mask a second: keystream, and addition of 32-bit words.
 
     Attributes:
-        aes: AES-256-CTR into one buffer, the best of several chunk sizes. gcm: the same bytes by AES-256-GCM.
+        aes: AES-256-CTR into one buffer, the best of several chunk sizes.
+        gcm: the same bytes by AES-256-GCM.
         add: sum += mask with both in the second-level cache, the best of the same sizes.
         add_memory: sum += mask with both in memory.
     """

@@ -4,7 +4,7 @@ Makes a store of random tuples [36, 12800] -> [28, 22528] (a TinyLM of Qwen2.5-3
 2 on query and value), half of them under DP. Then a process of its own trains a small Grad-Transformer on it by `mse`,
 which runs no LLM: the models that the store names are the embedded ones. Measured are the most anonymous memory that
 this process held beyond what it held before (``RssAnon``; pages of mapped files are ``RssFile``, which the operating
-system takes back when memory is wanted), and how fast batches of tuples are drawn from the mapped store and from the
+system takes back when memory is needed), and how fast batches of tuples are drawn from the mapped store and from the
 same shards copied to memory, with a warm page cache. 2,000 tuples take 8.7 GB of disk.
 """
 

@@ -1,7 +1,7 @@
 """``gradtf bench secagg --sizes``: one round of three members with vectors of up to 1.5 * 10^9 coordinates.
 
 Each member and the server is a process of its own, one after the other; masked pieces go from one to the next as files.
-A member makes its vector row by row from a seed, so what it holds is what it needs beside its vector. Counted are
+A member makes its vector row by row from a seed, so what it holds is what it needs besides its vector. Counted are
 seconds by the clock and CPU seconds of masking (norm, encoding, masks, packing, signatures, writing), of folding
 (reading, verifying, adding) and of unmasking (shares, masks taken off, the mean decoded as the server does it), the
 bytes of a member's messages up and down in the stage mask, and the most resident memory of each process, with

@@ -110,7 +110,7 @@ class Block:
 
 
 def _continues(lines: list[str]) -> bool:
-    """Whether a command goes on in the next line: after a backslash, or in a here-document."""
+    """Whether a command continues in the next line: after a backslash, or in a here-document."""
     here = re.search(r"<<\s*'?(\w+)'?", lines[0])
     return here[1] not in lines[1:] if here else lines[-1].endswith("\\")
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 BEGINNING, TEXTS, CONTINUED = 40, 4, 24
-"""Of rows of text: characters that are given, of so many texts, and tokens that follow."""
+"""Of rows of text: characters that are given, how many texts, and tokens that follow."""
 
 
 def answers(adapter: Path, prompts: list[str], length: int) -> list[str]:

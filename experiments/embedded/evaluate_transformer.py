@@ -3,7 +3,7 @@
     python -m experiments.embedded.evaluate_transformer --out experiments/results/grad_transformer.json
 
 One organization a rule tunes the TinyLM on 1,024 private rows; the LLM update generated from it is scored on 256 test
-rows, beside the directly tuned LLM (ceiling) and the controls. Under DP, one and five organizations a rule train in
+rows, as are the directly tuned LLM (ceiling) and the controls. Under DP, one and five organizations a rule train in
 three rounds, as the federation does; ``five`` feeds the mean of five updates, which is what secure aggregation gives.
 """
 

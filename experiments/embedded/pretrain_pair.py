@@ -186,7 +186,7 @@ def main() -> None:
         install(options.install)
         return
     if options.model is None:
-        parser.error("--model or --install is wanted")
+        parser.error("--model or --install is required")
     torch.set_num_threads(options.threads)
     schedule = SCHEDULES[options.model]
     pretrain(

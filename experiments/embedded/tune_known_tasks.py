@@ -5,8 +5,8 @@
 
 Of each rule the LLM sees rows of public code pairs, half of them with the operation's tag and half without any, as
 federations have them. The TinyLM trains for one round of a federation, with the operation's tag, on eight sets of rows;
-their mean update is the rule's signature. Eight rules are tuned at once and kept in a file; a killed run goes on after
-the last of them.
+their mean update is the rule's signature. Eight rules are tuned at once and kept in a file; a killed run continues
+after the last of them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class Row:
     """One measured line.
 
     Attributes:
-        what: the quantity. unit: of ``ours``, ``theirs`` and ``limit``.
+        what: the quantity.
+        unit: of ``ours``, ``theirs`` and ``limit``.
         size: the problem's size by symbol, e.g. {"d": 1e6, "n": 50}.
         ours: median of ``runs``.
         peer, theirs: whose code did the same job on the same data, and its figure.

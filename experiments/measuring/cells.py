@@ -98,7 +98,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def recovered(made: Sequence[float], floor: Sequence[float], ceiling: Sequence[float]) -> float:
-    """PGR of means over rules: (made - floor) / (ceiling - floor); nan where there is no gap."""
+    """PGR of means over rules: (made - floor) / (ceiling - floor); nan without a gap."""
     low = float(np.mean(floor))
     gap = float(np.mean(ceiling)) - low
     return (float(np.mean(made)) - low) / gap if gap else math.nan

@@ -232,7 +232,7 @@ class Work:
     def trial(
         self, pair: Pair, name: str, way: Way, epsilon: float, seed: int, *, public: bool = False, alone: bool = True
     ) -> dict[str, Any]:
-        """The trial's line; computed where there is none yet."""
+        """The trial's line; computed without one yet."""
         key = {"way": name, "epsilon": epsilon, "seed": seed, "public": public, "alone": alone, "rate": way.rate}
         for line in self.done:
             if line.items() >= key.items():

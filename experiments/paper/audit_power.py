@@ -4,7 +4,7 @@
 
 20 seeded audits for each of epsilon 1, 4 and 8, as `gradtf audit empirical --epsilon E --seed S` makes them. All six
 bounds of an audit hold together with 95 % confidence, so that of 60 audits of a right trainer 3 may refute it by
-chance. What is finished is in the file after each audit, and a second start goes on from there.
+chance. What is finished is in the file after each audit, and a second start continues from there.
 """
 
 from __future__ import annotations

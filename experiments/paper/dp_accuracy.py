@@ -7,7 +7,7 @@ For each seed some rules are drawn from those that `gradtf simulate` draws from.
 organizations with 1,024 private rows each train in three rounds, epsilon covering the whole run; the LLM update is
 generated from the mean of their updates and scored on 256 test rows. PGR = (generated - floor) / (ceiling - floor):
 floor is the TinyLM that ONE organization tuned under the same DP, ceiling the LLM tuned WITHOUT DP. What is finished is
-in the file after each (seed, epsilon), and a second start goes on from there.
+in the file after each (seed, epsilon), and a second start continues from there.
 """
 
 from __future__ import annotations

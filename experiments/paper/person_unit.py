@@ -1,4 +1,4 @@
-"""What the person as unit costs: accuracy and loss beside those of rows, at the same epsilon.
+"""What the person as unit costs: accuracy and loss compared with those of rows, at the same epsilon.
 
     python -m experiments.paper.person_unit --words FOLDER --out experiments/results/person_unit.json
 
@@ -8,7 +8,7 @@ Every way takes 64 rows a step in expectation, so steps cost alike: of four rows
 last line each of 64 persons with sixteen rows gives four of them to a step, and four times as many persons are drawn.
 House Rules are scored by exact match on 256 fresh rows, word tasks (FOLDER holds a JSONL file of each) by nats a
 character. A line of the table is the mean over seeds and half of the 95 % interval; each seed draws its own rows.
-What is finished is in the file after each run, and a second start goes on from there.
+What is finished is in the file after each run, and a second start continues from there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HOUSE_RULES = "house-rules"
 
 @dataclass(frozen=True)
 class Way:
-    """So many rows a person, of which so many in a step."""
+    """Rows a person has, and how many of them enter a step."""
 
     rows: int
     most: int

@@ -26,7 +26,8 @@ class PresetFile(Section):
     """A preset as its TOML has it.
 
     Attributes:
-        title: what the table or figure shows. question: what it answers, one sentence.
+        title: what the table or figure shows.
+        question: what it answers, one sentence.
         measure: ``module:function``, see `experiments.measuring.cells.measure`.
         minutes: of two cores, measured, all seeds.
         paper: the paper's figures for the same question.
@@ -90,7 +91,7 @@ def preset_names(folder: Path | None = None) -> list[str]:
     place = folder or PRESETS
     names = sorted(path.stem for path in place.glob("*.toml"))
     if not names:
-        raise ConfigError(f"presets {place}: there is no preset (*.toml)")
+        raise ConfigError(f"presets {place}: no preset (*.toml)")
     return names
 
 
@@ -147,7 +148,7 @@ def _measure(where: str, place: str) -> Measure:
     except Exception as error:
         raise ConfigError(f"{place}: {where} can't be imported ({type(error).__name__}: {error})") from error
     if not callable(function) or not hasattr(function, "check"):
-        raise ConfigError(f"{place}: {where} is no measure (see experiments.measuring.cells.measure)")
+        raise ConfigError(f"{place}: {where} is not a measure (see experiments.measuring.cells.measure)")
     measure: Measure = function
     return measure
 

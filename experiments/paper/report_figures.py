@@ -19,7 +19,7 @@ ENDS = {"PGR": (0.0, 1.0)}
 LONG = 30
 """Letters of a name that needs the figure's whole width."""
 LOGARITHMIC = 30.0
-"""An axis is logarithmic when its largest positive value is so many times the smallest."""
+"""An axis is logarithmic when its largest positive value is this many times the smallest."""
 
 
 class Look(NamedTuple):
@@ -129,7 +129,7 @@ def _curves(axis: Any, table: ResultsTable, looks: Mapping[str, Look], x: str) -
 
 
 def _rows(axis: Any, table: ResultsTable, looks: Mapping[str, Look], bars: bool) -> None:
-    """A line of the figure for each row, the first on top; columns beside each other in it."""
+    """A line of the figure for each row, the first on top; columns side by side in it."""
     count = len(table.measured)
     means: list[float] = []
     for number, column in enumerate(table.measured):

@@ -1,4 +1,4 @@
-"""Runs a preset seed by seed; what is finished is in its file, so a killed run goes on where it stopped."""
+"""Runs a preset seed by seed; what is finished is in its file, so a killed run continues where it stopped."""
 
 from __future__ import annotations
 

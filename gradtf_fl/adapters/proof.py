@@ -104,7 +104,7 @@ def _parsed(header: str) -> tuple[list[_Slot], AdapterSpec, str]:
     if kinds != {"F32"} or any(
         (slot.start, slot.end) != (end, end + size) for slot, end, size in zip(slots, ends, sizes, strict=False)
     ):
-        raise CorruptFile("packed adapter: float32 values without gaps are wanted")
+        raise CorruptFile("packed adapter: expected contiguous float32 tensors")
     return slots, spec, base
 
 

@@ -57,7 +57,7 @@ class Controls:
         Raises ConfigError when there are fewer than three tuples: too few to hold one out.
         """
         if len(tiny) < 3:
-            raise ConfigError(f"controls: {len(tiny)} shadow sets have an LLM update, at least 3 are wanted")
+            raise ConfigError(f"controls: {len(tiny)} shadow sets have an LLM update, at least 3 are required")
         tiny, llm = _in_parts(tiny), _in_parts(llm)
         grid = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
         order = np.random.default_rng(0).permutation(len(tiny))
@@ -134,12 +134,12 @@ class Controls:
 
     @classmethod
     def load(cls, path: str | Path) -> Controls:
-        """Verify the file and map it; ConfigError when there is none, CorruptFile when it is damaged."""
+        """Verify the file and map it; ConfigError when it is missing, CorruptFile when it is damaged."""
         from safetensors import safe_open
 
         path = Path(path)
         if not path.is_file():
-            raise ConfigError(f"controls {path}: there is no such file")
+            raise ConfigError(f"controls {path}: no such file")
         try:
             with safe_open(path, "pt") as file:
                 tiny, llm = (UpdateParts([file.get_tensor(name).numpy()]) for name in ("tiny", "llm"))

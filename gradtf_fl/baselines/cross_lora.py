@@ -64,7 +64,7 @@ class CrossLora:
         Args:
             rank: singular triplets kept, r; as many as both weights have unless given.
 
-        Raises ConfigError when an adapter is no LoRA, or a target projection has no source projection of its name.
+        Raises ConfigError when an adapter is not a LoRA, or a target projection has no source projection of its name.
         """
         kinds = [side.spec.kind for side in (source, target)]
         if kinds != ["lora", "lora"]:

@@ -1,7 +1,7 @@
 """Proxy tuning (Liu et al. 2024, arXiv 2401.08565): steer the LLM at decode time, without tuning it.
 
 logits = LLM base + (TinyLM tuned - TinyLM base), at every position. There is no LLM update: the provider, or whoever
-runs the LLM, keeps both TinyLMs beside it and pays three forward passes a token.
+runs the LLM, keeps both TinyLMs alongside it and pays three forward passes a token.
 """
 
 from __future__ import annotations

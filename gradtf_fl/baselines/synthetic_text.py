@@ -39,7 +39,7 @@ class RowShape:
         try:
             groups = re.compile(self.pattern).groupindex
         except re.error as error:
-            raise ConfigError(f"row shape: pattern {self.pattern!r} is no regular expression ({error})") from error
+            raise ConfigError(f"row shape: pattern {self.pattern!r} is not a regular expression ({error})") from error
         if not {"prompt", "answer"} <= groups.keys():
             raise ConfigError(f"row shape: pattern {self.pattern!r} needs the groups prompt and answer")
 

@@ -1,4 +1,4 @@
-"""``gradtf bench``: what the parts cost, beside other people's code and what this machine could do at best."""
+"""``gradtf bench``: what the parts cost, compared with other code and with this machine's limits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ def bench() -> None:
     """Measure against peers and this machine's limits, in one run. Close other programs first."""
 
 
-@bench.command(epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.")
+@bench.command(
+    short_help="Secure aggregation: seconds, bytes.",
+    epilog="Example: gradtf bench secagg --quick\n\nThe whole of it takes three to eight minutes.",
+)
 @click.option("--quick", is_flag=True, help="Small sizes: a first look in ten seconds.")
 @click.option("--sizes", is_flag=True, help="Only vectors of 10^6 to 1.5 * 10^9: memory, 14 GB of disk.")
 @json_option
 def secagg(quick: bool, sizes: bool, as_json: bool) -> None:
-    """Secure aggregation: CPU seconds of client and server beside Flower's own functions, bytes, limits."""
+    """Secure aggregation: CPU seconds of client and server, Flower's own functions, bytes, limits."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench secagg") as progress:
@@ -38,12 +41,15 @@ def secagg(quick: bool, sizes: bool, as_json: bool) -> None:
         print_rows(document)
 
 
-@bench.command(epilog="Example: gradtf bench dp --model ./my-model --json > dp.json\n\nFour minutes for each model.")
+@bench.command(
+    short_help="Private training: seconds, memory.",
+    epilog="Example: gradtf bench dp --model ./my-model --json > dp.json\n\nFour minutes for each model.",
+)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A further model: folder or hub id.")
 @click.option("--quick", is_flag=True, help="One batch size, few steps: a first look.")
 @json_option
 def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
-    """A private training step, by either sampler, beside the plain one, stock Opacus, ghost clipping, torch.func."""
+    """A private step by either sampler, compared with a plain step, stock Opacus, ghost clipping, torch.func."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench dp") as progress:
@@ -56,11 +62,14 @@ def dp(models: tuple[str, ...], quick: bool, as_json: bool) -> None:
         print_rows(document)
 
 
-@bench.command(epilog="Example: gradtf bench federation --json > federation.json\n\nSix to ten minutes.")
+@bench.command(
+    short_help="Exchanges of real processes: seconds.",
+    epilog="Example: gradtf bench federation --json > federation.json\n\nSix to ten minutes.",
+)
 @click.option("--quick", is_flag=True, help="One measured round each: a first look.")
 @json_option
 def federation(quick: bool, as_json: bool) -> None:
-    """Seconds of an exchange between server and organizations, beside Flower's process per message."""
+    """Seconds of an exchange between server and organizations, and of Flower's process per message."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress("bench federation") as progress:

@@ -22,12 +22,13 @@ def certs() -> None:
     \b
     Example:
         gradtf certs init ca
-        gradtf certs issue ca --host superlink.example.org --host 192.0.2.7 --out tls
-        gradtf certs verify --ca ca/ca.crt --cert tls/server.crt --key tls/server.key --host superlink.example.org
+        gradtf certs issue ca --host superlink.example.org --out tls
+        gradtf certs verify --ca ca/ca.crt --cert tls/server.crt \\
+            --key tls/server.key --host superlink.example.org
     """
 
 
-@certs.command(epilog="Example: gradtf certs init ca --name 'Hospitals of the north'")
+@certs.command(short_help="Make an authority.", epilog="Example: gradtf certs init ca --name 'Hospitals of the north'")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--name", default="gradtf federation", show_default=True, help="The authority's common name.")
 @click.option("--days", type=DAYS, default=3650, show_default=True, help="Validity.")
@@ -35,7 +36,7 @@ def certs() -> None:
 def init(folder: Path, name: str, days: int, as_json: bool) -> None:
     """Make an authority: DIR/ca.crt for every organization, DIR/ca.key (0600) for nobody else.
 
-    An existing authority is never overwritten. Tell organizations the fingerprint by another way than ca.crt itself.
+    An existing authority is never overwritten. Send organizations its fingerprint by another channel.
     """
     from gradtf_fl.deployment import fingerprint, init_authority
 
@@ -57,7 +58,10 @@ def init(folder: Path, name: str, days: int, as_json: bool) -> None:
     click.echo(f"SHA-256 {fingerprint(authority.pem)}")
 
 
-@certs.command(epilog="Example: gradtf certs issue ca --host superlink.example.org --host 192.0.2.7 --out tls")
+@certs.command(
+    short_help="Issue a server's certificate and key.",
+    epilog="Example: gradtf certs issue ca --host superlink.example.org --host 192.0.2.7 --out tls",
+)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--host",
@@ -73,7 +77,7 @@ def init(folder: Path, name: str, days: int, as_json: bool) -> None:
 def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: bool) -> None:
     """Issue OUT/server.crt and OUT/server.key (0600) with the authority in DIR.
 
-    To renew, run it again: both files change in one step, also when it is killed on the way. Then restart the
+    To renew, run it again: both files change in one step, even after a kill. Then restart the
     SuperLink.
     """
     from gradtf_fl.deployment import issue_server
@@ -101,8 +105,9 @@ def issue(folder: Path, hosts: tuple[str, ...], out: Path, days: int, as_json: b
 
 
 @certs.command(
+    short_help="Check a server's certificate and key.",
     epilog="Example: gradtf certs verify --ca ca/ca.crt --cert tls/server.crt --key tls/server.key "
-    "--host superlink.example.org"
+    "--host superlink.example.org",
 )
 @click.option("--ca", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What clients trust (PEM).")
 @click.option(

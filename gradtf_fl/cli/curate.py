@@ -107,8 +107,8 @@ class WorkersType(click.ParamType[int | str]):
     help="Tasks: how the TinyLM learns; several share the shadow sets.  [default: adamw]",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of both models' adapters.  [default: 2]")
-@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Their LoRA alpha.  [default: 4]")
-@click.option("--targets", metavar="NAME[,NAME...]", help="Layers they go on, by last name.  [default: q_proj,v_proj]")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="LoRA alpha of both adapters.  [default: 4]")
+@click.option("--targets", metavar="NAME[,NAME...]", help="Layers to train, by last name.  [default: q_proj,v_proj]")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -144,8 +144,7 @@ def curate(
 ) -> None:
     """Fine-tune on public shadow sets and store the update vectors: TinyLM alone, and pairs with the LLM's.
 
-    A killed run resumes: shards that are there are verified and kept. Lost are the shards that were being made, one for
-    each worker.
+    A killed run resumes: finished shards are verified and kept. Only unfinished shards are lost, one for each worker.
     """
     options = {name: value for name, value in chosen(given).items() if value != ()}
     curation: Curation
@@ -156,7 +155,7 @@ def curate(
         curation, out, place = work[0], out or work[1], Place.of(work[2])
     else:
         if out is None:
-            raise ConfigError("--out: wanted without --config")
+            raise ConfigError("--out: required without --config")
         _check(options)
         place, curation = place_of(device, precision), _curation(dict(options))
     if workers is None and place.device.type != "cpu":
@@ -196,7 +195,7 @@ def _check(options: dict[str, Any]) -> None:
     why = "only for House Rules, and --tasks is given" if for_tasks else "only with --tasks"
     problems = [f"{_option(name)}: {why}" for name in strange if name in options]
     wanted = ("tiny", "llm", "data") if for_tasks else ()
-    problems += [f"{_option(name)}: wanted with --tasks" for name in wanted if name not in options]
+    problems += [f"{_option(name)}: required with --tasks" for name in wanted if name not in options]
     if problems:
         raise ConfigError(problems)
 

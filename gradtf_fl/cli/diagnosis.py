@@ -131,7 +131,7 @@ def _clock() -> Iterator[Finding]:
         yield Finding("warn", "clock", "cannot ask this system whether the clock is synchronised", remedy)
         return
     if state < 0:
-        yield Finding("warn", "clock", "the kernel does not tell whether the clock is synchronised", remedy)
+        yield Finding("warn", "clock", "the kernel does not say whether the clock is synchronised", remedy)
         return
     worst_s = struct.unpack_from("q", buffer.raw, 24)[0] / 1e6  # maxerror, microseconds
     if state == TIME_ERROR:

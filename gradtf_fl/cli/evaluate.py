@@ -189,7 +189,7 @@ def _wanted_model(model: str | None, task: str | None, project: SimulationConfig
     found = model or (project.adapted_model if project is not None else None)
     if found is None or (task is None and project is None):
         missing = [name for name, value in (("--model", found), ("--task", task)) if value is None]
-        raise ConfigError(f"{', '.join(missing)}: wanted, or the project that says it (--config)")
+        raise ConfigError(f"{', '.join(missing)}: required, or a project that sets it (--config)")
     return found
 
 
@@ -237,7 +237,7 @@ class _Problems:
     def add_needless(
         self, task: str, of_rows: Mapping[str, object], of_text: Mapping[str, object], text_task: TextTask | None
     ) -> None:
-        """Options about the rows of a file where there is no file, and about a text task where there is none."""
+        """Options about rows without a file, and about a text task without one."""
         if text_task is None and (needless := [name for name, value in of_text.items() if value is not None]):
             self.add(f"{', '.join(needless)}: only for text tasks, which {task} is not")
         if text_task is None and not task.startswith(HOUSE_RULES):

@@ -28,12 +28,14 @@ def experiment() -> None:
     """Tables and figures of the paper, measured on this machine."""
 
 
-@experiment.command("list", epilog="Example: gradtf experiment list --json")
+@experiment.command(
+    "list", short_help="List presets and their results.", epilog="Example: gradtf experiment list --json"
+)
 @presets_option
 @out_option
 @json_option
 def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """What can be run, how long it takes, and whether its results are there."""
+    """List presets, how long each takes, and whether it has results."""
     from experiments.measuring import default_out
     from experiments.paper import load_presets, state_of
 
@@ -49,14 +51,16 @@ def list_presets(presets: Path | None, out: Path | None, as_json: bool) -> None:
         _print_list(rows)
 
 
-@experiment.command(epilog="Example: gradtf experiment run figure4 --seeds 1 --out build/results")
+@experiment.command(
+    short_help="Run one preset.", epilog="Example: gradtf experiment run figure4 --seeds 1 --out build/results"
+)
 @click.argument("name")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Only the preset's first N seeds.")
 @presets_option
 @out_option
 @json_option
 def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """Run preset NAME (see `list`). A killed run goes on with the seeds that are not in its results yet."""
+    """Run preset NAME (see `list`). A killed run continues with the seeds that its results lack."""
     from gradtf_fl.reports import WorkProgress
 
     with WorkProgress(f"experiment {name}") as progress:
@@ -72,12 +76,12 @@ def run(name: str, seeds: int | None, presets: Path | None, out: Path | None, as
         click.echo(f"in {folder / name}.json; all of it as a page: gradtf experiment report")
 
 
-@experiment.command(epilog="Example: gradtf experiment report")
+@experiment.command(short_help="Write the page of all results.", epilog="Example: gradtf experiment report")
 @presets_option
 @out_option
 @json_option
 def report(presets: Path | None, out: Path | None, as_json: bool) -> None:
-    """Write README.md and figures of all results beside them."""
+    """Write README.md and figures of all results, in the same folder."""
     from experiments.measuring import default_out
     from experiments.paper import write_report
 

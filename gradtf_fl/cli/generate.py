@@ -33,7 +33,13 @@ from gradtf_fl.cli.options import emit_json, json_option, naming_options, place_
     help="Refine on public prompts of the same task: a file of rows, or of prompts alone. The tuned TinyLM answers "
     "them.",
 )
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer.")
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Maximum length of an answer, in TinyLM tokens.",
+)
 @place_options
 @json_option
 def generate(
@@ -68,7 +74,7 @@ def generate(
 
 def _told(found: Mapping[str, Any]) -> str:
     if found.get("kinds"):
-        return f"put together from {found['kinds']} tasks that the provider knows, one for each kind of prompt"
+        return f"composed of {found['kinds']} tasks of the provider's library, one for each kind of prompt"
     if found["without"] is None:
         return "not refined: the TinyLM answers too few of the prompts"
     if found["agreement"] is None:

@@ -22,8 +22,12 @@ from gradtf_fl.errors import ConfigError
 )
 @click.option("--tiny", metavar="M", help="TinyLM: a folder or hub id.  [default: embedded:tiny]")
 @click.option("--llm", metavar="M", help="LLM: a folder or hub id.  [default: embedded:llm]")
-@click.option("--prompt", metavar="TEMPLATE", help='Of rows with columns of their own: "{title}\\n{body}\\n".')
-@click.option("--answer", metavar="TEMPLATE", help="What is to be answered, likewise.")
+@click.option(
+    "--prompt",
+    metavar="TEMPLATE",
+    help='Rows with own columns: template of a prompt, "{title}\\n{body}\\n".',
+)
+@click.option("--answer", metavar="TEMPLATE", help="Template of an answer, in the same form.")
 @json_option
 def init(
     folder: Path,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a simulation: one line that says what is kept and how it goes on, and the end."""
+"""Ctrl-C and SIGTERM during a simulation: one line that says what is kept and how to continue, then the end."""
 
 from __future__ import annotations
 

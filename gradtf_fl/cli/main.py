@@ -39,21 +39,19 @@ VERBS = {
     "check": Verb("gradtf_fl.cli.check:check", "Say everything that is wrong with a project."),
     "prepare": Verb("gradtf_fl.cli.prepare:prepare", "Provider: all of its work for a project."),
     "simulate": Verb("gradtf_fl.cli.simulate:simulate", "Run a whole federation on this machine."),
-    "curate": Verb("gradtf_fl.cli.curate:curate", "Provider: make update-vector tuples from public data."),
+    "curate": Verb("gradtf_fl.cli.curate:curate", "Provider: make tuples from public data."),
     "train": Verb("gradtf_fl.cli.train:train", "Provider: train a Grad-Transformer on tuples."),
     "generate": Verb("gradtf_fl.cli.generate:generate", "Turn one TinyLM adapter into an LLM adapter."),
     "evaluate": Verb("gradtf_fl.cli.evaluate:evaluate", "Score a model, with or without an adapter."),
-    "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with the public ones; stays local."),
-    "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, the node, its adapters."),
-    "member": Verb("gradtf_fl.cli.member:member", "Organization: secure averages of any Flower app."),
-    "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run the server of a federation, look at it."),
-    "audit": Verb(
-        "gradtf_fl.cli.audit.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."
-    ),
-    "certs": Verb("gradtf_fl.cli.certs:certs", "TLS for the SuperLink: an authority, certificates, checks."),
-    "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and this machine's limits."),
-    "experiment": Verb("gradtf_fl.cli.experiment:experiment", "Tables and figures of the paper, from presets."),
-    "doctor": Verb("gradtf_fl.cli.doctor:doctor", "Check this machine and say what to do about it."),
+    "readiness": Verb("gradtf_fl.cli.readiness:readiness", "Compare your rows with public ones, locally."),
+    "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, node, adapters."),
+    "member": Verb("gradtf_fl.cli.member:member", "Organization: averages of any Flower app."),
+    "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run and watch a federation."),
+    "audit": Verb("gradtf_fl.cli.audit.audit:audit", "Privacy ledgers: report, verify, state, plan."),
+    "certs": Verb("gradtf_fl.cli.certs:certs", "Make and check the server's TLS files."),
+    "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and machine limits."),
+    "experiment": Verb("gradtf_fl.cli.experiment:experiment", "Tables and figures of the paper."),
+    "doctor": Verb("gradtf_fl.cli.doctor:doctor", "Check this machine and say what to mend."),
 }
 
 

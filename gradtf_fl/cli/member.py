@@ -26,8 +26,8 @@ def member() -> None:
 def new(folder: Path, as_json: bool) -> None:
     """Make DIR/identity.key and DIR/policy.toml (0600), and print the public key.
 
-    An existing member is never overwritten. The public keys of all members make the roster: give yours to the others,
-    and take theirs, by another way than through the server.
+    An existing member is never overwritten. The public keys of all members make the roster: exchange
+    them without the server.
     """
     from gradtf_fl.flower import new_member
 

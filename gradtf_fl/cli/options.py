@@ -49,7 +49,7 @@ def place_options(command: F) -> F:
             type=click.Choice(["auto", "float32", "bf16"]),
             default="auto",
             show_default=True,
-            help="Of weights that are not trained; auto: bf16 on a CUDA device that has it.",
+            help="Precision of frozen weights; auto: bf16 on a CUDA device that has it.",
         )(command)
     )
 
@@ -76,9 +76,9 @@ def row_form_options(command: F) -> F:
     """``--format``, ``--prompt``, ``--answer`` and ``--window``: how files of rows are read."""
     formats = ["auto", "prompt-answer", "instruction", "messages", "columns", "text"]
     for option in (
-        click.option("--window", type=click.IntRange(min=8), metavar="N", help="Of text: characters of a window."),
-        click.option("--answer", metavar="T", help="Of columns: template of an answer."),
-        click.option("--prompt", metavar="T", help="Of columns: template of a prompt, fields in braces."),
+        click.option("--window", type=click.IntRange(min=8), metavar="N", help="Text: characters of a window."),
+        click.option("--answer", metavar="T", help="Columns: template of an answer."),
+        click.option("--prompt", metavar="T", help="Columns: template of a prompt, fields in braces."),
         click.option(
             "--format", "row_format", type=click.Choice(formats), help="Form of the rows.  [default: auto, first row]"
         ),

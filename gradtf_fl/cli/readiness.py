@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS, SHOWN_CHARACTERS = 5, 200
 MEANING = {
-    "near": "the public rows cover the words of yours; whether the tasks are the same, words cannot tell",
+    "near": "the public rows cover the words of yours; whether the tasks are the same, words cannot show",
     "some way off": "some of your rows have no like among the public ones: expect less, or ask for rows like them",
     "far": "a Grad-Transformer made from these public rows has not seen anything like your rows",
 }
@@ -34,7 +34,7 @@ MEANING = {
 @row_form_options
 @click.option("--show-rows", is_flag=True, help="Also print the farthest of your rows, on a terminal only.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the figures here (JSON, mode 0600).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling and folds.  [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of sampling and folds.  [default: 0]")
 @json_option
 def readiness(
     private: Path,
@@ -93,7 +93,7 @@ def _on_a_terminal() -> bool:
 
 
 def _form(asked: Mapping[str, object]) -> RowFormat:
-    """How the files are read, as far as it was said."""
+    """How the files are read, as far as options say."""
     from gradtf_fl.config import RowFormat, validate
 
     return validate(RowFormat, chosen(asked), lambda key: f"--{key}" if key else "--prompt, --answer")

@@ -31,9 +31,9 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
 @click.option("--epsilon", type=float, help="What the whole run may spend per organization.  [default: 8]")
 @click.option("--delta", type=float, help="Delta of every organization's ledger.  [default: 1e-5]")
 @click.option("--budget", type=float, help="Lifetime epsilon of every ledger.  [default: --epsilon]")
-@click.option("--task", metavar="SOURCE", multiple=True, help="Whose rows: see [task] source.  [default: house-rules]")
+@click.option("--task", metavar="SOURCE", multiple=True, help="Rows, as [task] source.  [default: house-rules]")
 @click.option("--partition", metavar="NAME", help="iid, dirichlet, shards, pathological, sizes or natural.")
-@click.option("--alpha", type=float, help="Of dirichlet.  [default: 0.5]")
+@click.option("--alpha", type=float, help="Concentration of dirichlet.  [default: 0.5]")
 @click.option("--by", metavar="FIELD", help="Field of a row that is its label.  [default: the source]")
 @click.option("--rows", type=int, help="Rows of an organization; 0: all that fall to it.  [default: 1024]")
 @click.option("--test-rows", type=int, help="Test rows of an organization.  [default: 256]")
@@ -68,7 +68,9 @@ EXIT_CODES = {"completed": 0, "budget": BudgetExhausted.exit_code, "aborted": Ro
     metavar="STAGE:COUNT",
     help="Organizations that vanish at advertise, share, accept, mask, consistency or unmask. Repeatable.",
 )
-@click.option("--groups", type=int, help="Sum the organizations in so many groups of 5 or more.  [default: 1]")
+@click.option(
+    "--groups", type=int, help="Aggregate in this many groups (each needs at least 5 organizations).  [default: 1]"
+)
 @click.option("--sample", type=int, help="Organizations a round, drawn by a beacon nobody steers.  [default: all]")
 @click.option(
     "--noise-multiplier",
@@ -129,7 +131,7 @@ def _stored(folder: Path, config_file: Path | None, options: dict[str, Any]) -> 
     if named:
         raise ConfigError(
             [
-                f"{name}: the run in {folder} was started with another value; leave it out, or start anew"
+                f"{name}: the run in {folder} was started with another value; leave the option out, or start over"
                 for name in named
             ]
         )

@@ -91,11 +91,11 @@ def train(
         tuples, out, controls = tuples or work.tuples, out or work.checkpoint, controls or work.controls
     if tuples is None or out is None:
         missing = [name for name, path in (("tuples", tuples), ("out", out)) if path is None]
-        raise ConfigError([f"--{name}: wanted without --config" for name in missing])
+        raise ConfigError([f"--{name}: required without --config" for name in missing])
     if not tuples.is_dir():
         raise ConfigError(f"--tuples {tuples}: no such folder; `gradtf curate` makes one")
     if out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder, a file name is wanted")
+        raise ConfigError(f"--out {out}: is a folder; expected a file name")
 
     from gradtf_fl.reports import WorkProgress
 

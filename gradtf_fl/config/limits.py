@@ -53,10 +53,10 @@ class RoundLimits(Section):
     """How rounds may weigh, split and repeat.
 
     Attributes:
-        weight_rules: how sums may weigh the organizations; "examples" tells the server how many rows all have together.
+        weight_rules: how sums may weigh the organizations; "examples" shows the server how many rows all have together.
         groups: number of groups that the roster is split into, always the same: other groups would be other sums.
         attempts: most attempts at one round that this organization pays for; by default a server makes up to 4.
-        min_difference: fewest organizations by which the members of two sums may differ, where they differ at all; two
+        min_difference: how many organizations the members of two sums must differ in, if they differ at all; two
             sums from one model need 3 in any case. With 2, a round that one organization misses is refused.
         rest_rounds: rounds that this organization sits out after one for which it masked an update.
     """

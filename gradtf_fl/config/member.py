@@ -27,7 +27,7 @@ class MemberPolicy(RoundLimits, SumLimits):
         roster: public keys of the organizations that take part, this one's included, or a file with one hex key a line,
             relative to this file; agree on it with the other organizations, not through the server.
         metrics: names of the metrics that may leave in clear, of training and of evaluation; none unless named.
-        weighted_by: the one metric of the app by which its update may be weighed, where ``weight_rules`` allows
+        weighted_by: the one metric of the app that may weigh its update, where ``weight_rules`` allows
             "examples". A server that chose the metric could choose one that leaves a single update in the sum.
         queries: let the app answer query messages, in clear.
     """

@@ -31,7 +31,7 @@ MOST_DECLARED = 2**40
 
 
 def declared_of(rows: int) -> int:
-    """What `gradtf org init` declares of so many rows: two leading binary digits, rounded down (64, 96, 128, 192, ...).
+    """What `gradtf org init` declares of ``rows``: two leading binary digits, rounded down (64, 96, 128, 192, ...).
 
     It says no more than which of 2 log2(rows) classes the number is in, and leaves out at most a third of the rows,
     so that q, and with it the noise of a plan, is at most 1.5 times what the whole file would ask for.
@@ -74,7 +74,7 @@ class PrivacySection(UnitSection):
         budget: epsilon that these rows may spend over all runs.
         delta: delta of that epsilon.
         declared: how many rows (persons) this organization makes public, at most those that it has. Every plan is
-            checked by this figure, never by the file; whoever raises it tells that there are more.
+            checked by this figure, never by the file; raising it shows that there are more.
         dataset: what the ledger calls these rows; only rows that were never trained on may have a new name.
     """
 
@@ -188,7 +188,7 @@ class OrganizationConfig(Section):
         server: see `ServerSection`; absent before ``gradtf org join``.
         worker: see `WorkerSection`.
         compute: see `ComputeSection`.
-        share_metrics: tell the server how each round's models score on the test rows; false keeps that here.
+        share_metrics: send the server how each round's models score on the test rows; false keeps that here.
         simulation: see `OrganizationSimulation`.
     """
 

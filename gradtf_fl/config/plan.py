@@ -53,7 +53,7 @@ class RoundSettings(Section):
         transformer: checkpoint of the Grad-Transformer: ``embedded``, a file, or ``none``: the sum is delivered as an
             adapter of the TinyLM itself.
         adapter: kind of the TinyLM's adapter: lora, lora-b (only B is trained), lora-xs or full.
-        targets: layers that it goes on, by last name, between commas; auto: the architecture's attention projections.
+        targets: layers that get it, by last name, separated by commas; auto: the architecture's attention projections.
         rank: of the adapter.
         lora_alpha: its alpha: what it adds is multiplied by lora_alpha / rank.
         organizations: how many take part.

@@ -28,7 +28,7 @@ class PolicySection(RoundLimits):
         max_steps: most DP-SGD steps in one round.
         max_round_epsilon: most epsilon that one round alone may cost, at the delta of ``[privacy]``.
         min_sigma: smallest noise multiplier of DP-SGD.
-        min_rows: fewest rows (persons), as declared, with which this organization takes part.
+        min_rows: fewest declared rows (persons) for this organization to take part.
         hours: times of the day, UTC, in which a round may begin (``"20:00-06:00"``); empty for any.
     """
 

@@ -22,7 +22,7 @@ MAX_WORKERS = 1024
 
 
 class DropRule(Section):
-    """``--drop STAGE:COUNT``: so many organizations vanish at that stage of every round."""
+    """``--drop STAGE:COUNT``: this many organizations vanish at that stage of every round."""
 
     stage: Stage
     count: int = Field(ge=1)

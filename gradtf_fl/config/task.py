@@ -92,7 +92,7 @@ class SharingOut(Section):
         by: field of a row that is its label (default: which source it is from).
         labels_each: of shards and pathological: pieces or labels of an organization.
         sizes: of sizes: each organization's share of the rows.
-        rows: rows of each organization; of other tasks than house-rules at most so many, 0 for all.
+        rows: rows of each organization; for tasks other than house-rules the most that are used, 0 for all.
         test_rows: test rows of each organization, likewise.
         test: share of an organization's rows that is put aside for scoring, where the source has no test file.
     """

@@ -17,7 +17,7 @@ class UnitSection(Section):
     Attributes:
         unit: row, or the field of a row that says whose it is (patient, customer.id, author): all rows with one value
             there are one person's, and epsilon is a person's.
-        rows_per_person: rows that a person adds to one step at most; of more, each step draws so many.
+        rows_per_person: most rows that a person adds to one step; of more rows, each step draws this many.
     """
 
     unit: Annotated[str, StringConstraints(min_length=1)] = ROW

@@ -43,7 +43,7 @@ class CurationConfig:
 
     Attributes:
         rows: rows in a shadow set.
-        single_groups: DP federations for each public rule: so many of `FEDERATIONS`, over and over.
+        single_groups: DP federations for each public rule: this many of `FEDERATIONS`, over and over.
         extra_singles: DP federations of one member for each public rule at `EXTRA_EPSILON`.
         mixture_groups: DP federations on mixtures of three rules.
         plain_singles: plain TinyLM shadow sets for each public rule.

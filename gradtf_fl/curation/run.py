@@ -2,7 +2,7 @@
 
 What is curated is a `Curation`: House Rules (`rule_curation`) or text tasks for any two models (`task_curation`). It
 plans shards from its seed alone and makes each of them by itself, so shards are made in any order, in any process, on
-any machine, and a killed run goes on where it stopped.
+any machine, and a killed run continues where it stopped.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ DELTA = 1e-5
 
 
 class Group(Protocol):
-    """A shadow federation: so many members, each with a shadow set of its own, under one epsilon."""
+    """A shadow federation: this many members, each with a shadow set of its own, under one epsilon."""
 
     @property
     def members(self) -> int:

@@ -1,7 +1,7 @@
 """The tuple store: a folder of safetensors shards and an index with their checksums. Resumable, atomic, verified.
 
 A store may be larger than memory: shards are mapped, not read. What is taken from a mapped tensor is read then, and the
-operating system drops it again when memory is wanted. A file is hashed once in a process, unless it changes.
+operating system drops it again when memory is needed. A file is hashed once in a process, unless it changes.
 
 A shard holds shadow sets fine-tuned together:
 
@@ -161,7 +161,7 @@ class TupleStore:
 
 
 class _MappedTensors(Mapping[str, Tensor]):
-    """Tensors of a shard's file by name. The mapping is made when one is wanted, and `MAPPED_SHARDS` are kept."""
+    """Tensors of a shard's file by name. The mapping is made when one is needed, and `MAPPED_SHARDS` are kept."""
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
         self._path, self._fingerprint = path, fingerprint

@@ -40,7 +40,7 @@ def finished_shards(
             cluster that RAY_ADDRESS names, or on a local one, whose nodes see the same models and data.
         told: called in this process while shards are made; not with Ray, whose tasks may be on other machines.
 
-    Raises ConfigError when Ray is wanted and not installed, or its cluster can't be reached.
+    Raises ConfigError when Ray is required and not installed, or its cluster can't be reached.
     """
     if workers == "ray":
         return _by_ray(make, wanted)

@@ -35,11 +35,12 @@ def check(ca: Path, cert: Path, key: Path, hosts: Iterable[str], now: datetime) 
     """All findings about a server's files, good ones too.
 
     Args:
-        ca: PEM with the root or roots that clients are given. cert: PEM of the server's certificate, then its
+        ca: PEM with the root or roots that clients are given.
+        cert: PEM of the server's certificate, then its
             intermediates. hosts: names and addresses that clients use. now: moment to check for (with a time zone).
 
     Raises:
-        ConfigError: a file can't be read or holds no certificate, or a host is none; all of them.
+        ConfigError: every file that can't be read or holds no certificate, and every malformed host.
     """
     problems: list[str] = []
     loaded: list[list[x509.Certificate]] = []
@@ -143,7 +144,7 @@ def _path(
 
 
 def _signed(below: x509.Certificate, issuer: x509.Certificate, between: int) -> bool:
-    """Whether ``issuer`` is a CA that may have so many CAs below it, and signed ``below``."""
+    """Whether ``issuer`` is a CA that may have this many CAs below it, and signed ``below``."""
     constraints = _extension(issuer, x509.BasicConstraints)
     usage = _extension(issuer, x509.KeyUsage)
     if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
@@ -217,7 +218,7 @@ def _key(leaf: x509.Certificate, path: Path) -> Iterator[Finding]:
         if key.public_key() == leaf.public_key():
             yield Finding("ok", "key", "belongs to the certificate")
         else:
-            remedy = "give the key that it was issued for, or issue both anew"
+            remedy = "give the key that it was issued for, or issue both again"
             yield Finding("fail", "key", "belongs to another certificate", remedy)
 
 

@@ -7,7 +7,7 @@ OUT/server.key        link to .issued/server.key, 0600
 OUT/.issued           link to .issued-SERIAL, the one folder that holds the pair
 
 Certificate and key are renewed together by replacing the link .issued: whoever is killed on the way leaves the old
-pair or the new one, never a key beside another key's certificate.
+pair or the new one, never a key with another key's certificate.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Issued:
     """A server's new certificate.
 
     Attributes:
-        hosts: every name and address in it, loopback included. not_after: its last moment (UTC).
+        hosts: every name and address in it, loopback included.
+        not_after: its last moment (UTC).
         shortened: it was asked for longer than the authority itself is valid.
     """
 
@@ -77,7 +78,7 @@ def fingerprint(pem: bytes | str) -> str:
     """SHA-256 of the first certificate in ``pem``, colon-separated upper-case hex, as ``openssl x509`` prints it.
 
     Raises:
-        ConfigError: there is no certificate in it.
+        ConfigError: it holds no certificate.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode() if isinstance(pem, str) else pem)
@@ -92,7 +93,9 @@ def init_authority(
     """A new authority in ``folder`` (made, 0700, where it is missing).
 
     Args:
-        name: common name, 1 to 64 characters. days: validity. now: issuing time (default: the clock's).
+        name: common name, 1 to 64 characters.
+        days: validity.
+        now: issuing time (default: the clock's).
 
     Raises:
         ConfigError: there is one already, which is never overwritten, or name or days are of no use; all told.
@@ -100,7 +103,7 @@ def init_authority(
     certificate_path, key_path = folder / CA_CERTIFICATE, folder / CA_KEY
     problems = _days_problem(days)
     if not 1 <= len(name) <= 64 or not name.isprintable() or not name.strip():
-        problems.append("--name: 1 to 64 printable characters are wanted")
+        problems.append("--name: expected 1 to 64 printable characters")
     if os.path.lexists(certificate_path):
         problems.append(f"{certificate_path}: exists, and an authority is never overwritten; choose another folder")
     elif os.path.lexists(key_path):
@@ -169,7 +172,9 @@ def issue_server(folder: Path, hosts: Iterable[str], out: Path, days: int = 365,
     """A new key and a certificate for a server that clients reach as ``hosts``; an earlier pair in ``out`` is replaced.
 
     Args:
-        folder: the authority's. hosts: names and IP addresses; loopback is always added. days: validity, which ends
+        folder: the authority's.
+        hosts: names and IP addresses; loopback is always added.
+        days: validity, which ends
             with the authority's in any case.
 
     Raises:
@@ -242,7 +247,7 @@ def _not_now(authority: Authority, moment: datetime) -> list[str]:
 def _occupied(out: Path) -> list[str]:
     """Files that another tool put where ours would go; our own are links into ``.issued`` and may be replaced."""
     if os.path.lexists(out) and not out.is_dir():
-        return [f"--out {out}: is no folder"]
+        return [f"--out {out}: not a folder"]
     return [
         f"{path}: was not written by `gradtf certs issue` and is not overwritten; move it away or choose another folder"
         for path in (out / SERVER_CERTIFICATE, out / SERVER_KEY, out / ISSUED)
@@ -292,4 +297,4 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _days_problem(days: int) -> list[str]:
-    return [] if 1 <= days <= MAX_DAYS else [f"--days {days}: 1 to {MAX_DAYS} is wanted"]
+    return [] if 1 <= days <= MAX_DAYS else [f"--days {days}: expected 1 to {MAX_DAYS}"]

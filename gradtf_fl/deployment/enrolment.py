@@ -32,10 +32,11 @@ MAX_FILE = 10_000_000  # bytes
 
 
 class Enrolment(Section):
-    """What an organization tells about itself.
+    """What an organization says about itself.
 
     Attributes:
-        name: what people call it. identity: Ed25519 key (hex) that signs its adverts and its ledger.
+        name: what people call it.
+        identity: Ed25519 key (hex) that signs its adverts and its ledger.
         node_key: OpenSSH line of the ECDSA key that its SuperNode authenticates with.
         signature: the identity's, over the other fields, so that nobody enrols a key that is not theirs.
     """
@@ -77,8 +78,10 @@ class Invitation(Section):
     """What every organization joins.
 
     Attributes:
-        server: HOST:PORT. provider_key: Ed25519 key (hex) that signs LLM adapters.
-        ca: PEM text of the authority of the server's certificate. organizations: everyone's enrolment.
+        server: HOST:PORT.
+        provider_key: Ed25519 key (hex) that signs LLM adapters.
+        ca: PEM text of the authority of the server's certificate.
+        organizations: everyone's enrolment.
     """
 
     server: Address

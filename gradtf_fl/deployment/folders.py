@@ -39,7 +39,7 @@ def new_folder(folder: Path, what: str) -> None:
 
 @contextmanager
 def filled(folder: Path, what: str) -> Iterator[None]:
-    """`new_folder`, filled while the block runs; as it was before where the block ends by an error."""
+    """`new_folder`, filled while the block runs; restored if the block ends by an error."""
     there = folder.exists()
     new_folder(folder, what)
     try:

@@ -55,9 +55,9 @@ def host_problem(host: str) -> str:
     if not host or host != host.strip() or any(letter.isspace() for letter in host):
         return "is empty or holds blanks"
     if "://" in host or "/" in host:
-        return "is no host but a URL or path: give the name alone"
+        return "is a URL or path, not a host: give the name alone"
     if host.startswith("[") or host.count(":") > 1:
-        return "is no IPv6 address; write one without brackets, port and zone"
+        return "is not an IPv6 address; write one without brackets, port and zone"
     if ":" in host:
         return "has a port: give the name alone, a certificate holds for every port"
     if not host.isascii():
@@ -66,7 +66,7 @@ def host_problem(host: str) -> str:
     if name != host and "." not in name:
         return "is a wildcard for a whole top-level domain"
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
-        return "is no host name: labels of letters, digits and inner hyphens, 63 characters at most, joined by dots"
+        return "is not a host name: expected labels of at most 63 letters, digits and inner hyphens, joined by dots"
     if name.rpartition(".")[2].isdigit():
         return "is neither an IPv4 address nor a name (names do not end in a number)"
     return ""

@@ -32,7 +32,7 @@ from gradtf_fl.round_messages import STAGES, Refusal
 
 WITHHELD = "withheld"
 MAX_BYTES, KEPT = 10_000_000, 5
-LARGEST = 2**53  # beyond, an integer is no number to JSON's readers, and it could carry text
+LARGEST = 2**53  # beyond, an integer is not a number to JSON's readers, and it could carry text
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")  # of events, components and fields
 SHAPES = re.compile(
@@ -72,7 +72,8 @@ class JsonLog:
         """A log at ``path``, which appears with the first line.
 
         Args:
-            component: who writes, e.g. ``serverapp``. words: strings that may be written beside `WORDS`.
+            component: who writes, e.g. ``serverapp``.
+            words: strings that may be written, besides `WORDS`.
             max_bytes: a file that would grow beyond is renamed to PATH.1, PATH.1 to PATH.2, and so on.
             kept: renamed files that are kept.
         """

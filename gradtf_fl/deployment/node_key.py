@@ -1,4 +1,4 @@
-"""The key pair with which a SuperNode proves to the SuperLink who it is: ECDSA P-384 in OpenSSH's format."""
+"""The key pair that proves to the SuperLink who a SuperNode is: ECDSA P-384 in OpenSSH's format."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def trusting_nobody(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def direct_to(environ: Mapping[str, str], hosts: Sequence[str] = ()) -> dict[str, str]:
-    """The variables by which calls to loopback and to ``hosts`` go past every proxy that ``environ`` names."""
+    """The variables that take calls to loopback and to ``hosts`` past every proxy that ``environ`` names."""
     known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     listed = [name.strip() for name in known.split(",") if name.strip()]
     value = ",".join(dict.fromkeys([*listed, *LOOPBACK, *hosts]))
@@ -98,7 +98,7 @@ def going_direct(host: str) -> Iterator[None]:
 def end_with_parent() -> None:
     """In a process that multiprocessing started: end at once when the process that started it does, however it ends.
 
-    It would go on with the work at hand, for minutes and at full load, with nobody to hand it to.
+    It would continue its work for minutes and at full load, with nobody to hand it to.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -157,7 +157,7 @@ class ChildProcess:
         return self._process.poll()
 
     def trim_log(self) -> None:
-        """Put a long log aside. The program goes on writing at the end of the emptied file, as it appends."""
+        """Put a long log aside. The program keeps writing at the end of the emptied file, as it appends."""
         with contextlib.suppress(OSError):
             if self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, self.log.with_name(self.log.name + ".1"))

@@ -38,9 +38,11 @@ class NodeStatus:
 
     Attributes:
         key: hex Ed25519 key of its last valid advert; empty when it never sent one to this server.
-        stage: the last one it was asked in, in this attempt; empty when it was not asked. outcome: how it stands
+        stage: the last one it was asked in, in this attempt; empty when it was not asked.
+        outcome: how it stands
             there: ``waiting``, ``answered``, ``silent``, ``unusable`` or a refusal's code.
-        bytes_up, bytes_down: payload in this attempt. refusal, refused_in: its last refusal's code, and the round.
+        bytes_up, bytes_down: payload in this attempt.
+        refusal, refused_in: its last refusal's code, and the round.
     """
 
     node: int
@@ -68,11 +70,16 @@ class RunStatus:
     """``status.json``.
 
     Attributes:
-        error: class of the error that the run ended with. pid: of the server that wrote this.
-        round, attempt: the current or last one. stage: ``connect`` (waiting for nodes), one of the protocol's stages,
+        error: class of the error that the run ended with.
+        pid: of the server that wrote this.
+        round, attempt: the current or last one.
+        stage: ``connect`` (waiting for nodes), one of the protocol's stages,
             ``generate``, ``deliver``, or empty between rounds. answered, expected: organizations in that stage.
-        dropped: organizations lost in this attempt so far. exchanges: of this attempt. refused: code -> organizations.
-        delivered: last round whose adapter was sent out. stored, asked: organizations that stored it, of those asked.
+        dropped: organizations lost in this attempt so far.
+        exchanges: of this attempt.
+        refused: code -> organizations.
+        delivered: last round whose adapter was sent out.
+        stored, asked: organizations that stored it, of those asked.
     """
 
     plan: PlanStatus
@@ -110,7 +117,7 @@ class RunStatus:
 
     @classmethod
     def read(cls, out: Path) -> RunStatus | None:
-        """The status in ``out``; None where there is none.
+        """The status in ``out``; None without one.
 
         Raises:
             CorruptFile: it cannot be read, or is of another version.

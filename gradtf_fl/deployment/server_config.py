@@ -26,10 +26,10 @@ OURS = ("out", "provider_key", "organizations_dir", "organizations", "seed")  # 
 
 
 class ListenSection(Section):
-    """``[server]``: where the server listens, and with which certificate.
+    """``[server]``: where the server listens, and its certificate.
 
     Attributes:
-        address: HOST:PORT by which organizations reach the server.
+        address: HOST:PORT where organizations reach the server.
         listen: HOST:PORT that it binds.
         ca: PEM file of the authority, which every organization pins.
         certificate: PEM file of the server's certificate; anybody's, as long as it comes from ``ca``.
@@ -118,5 +118,5 @@ def load_server(folder: Path) -> Server:
 
 
 def _named(path: Path, section: str, key: str) -> str:
-    """Where a key stands in the file, in which ``[compute]`` is no part of ``[plan]``."""
+    """Where a key stands in the file, where ``[compute]`` is a table of its own, outside ``[plan]``."""
     return f"{path}: {key}" if key.startswith("compute") else f"{path}: {section}.{key}".rstrip(".")

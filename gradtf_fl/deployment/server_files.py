@@ -43,7 +43,7 @@ def holds_lock(folder: Path) -> bool:
 
 
 def read_federation(folder: Path, problems: list[str]) -> dict[str, Any]:
-    """``federation.json``, its records checked as far as a view needs them; empty where there is none."""
+    """``federation.json``, its records checked as far as a view needs them; empty without the file."""
     path = folder / FEDERATION
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def read_federation(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def read_roster(folder: Path, problems: list[str]) -> list[str]:
-    """Keys of ``roster.txt`` (hex); empty where there is none."""
+    """Keys of ``roster.txt`` (hex); empty without the file."""
     path = folder / ROSTER
     try:
         lines = path.read_text(encoding="ascii").split()

@@ -1,4 +1,4 @@
-"""What a server's folder tells about its run, whether the server is up or not: for `gradtf server status` and health.
+"""What a server's folder says about its run, whether the server is up or not: for `gradtf server status` and health.
 
 DIR/status.json        where the run stands (`RunStatus`); absent before the first round
 DIR/federation.json    every finished attempt: the authority on rounds, sums and refusals
@@ -42,8 +42,10 @@ class OrganizationView:
     """One organization, or one node that never showed a key.
 
     Attributes:
-        key: hex Ed25519; empty for such a node. name, fingerprint: of its enrolment, else empty.
-        in_last_sum: of the last completed round; None before the first. missed: completed rounds without it.
+        key: hex Ed25519; empty for such a node.
+        name, fingerprint: of its enrolment, else empty.
+        in_last_sum: of the last completed round; None before the first.
+        missed: completed rounds without it.
         now: how it stands in the round under way or last tried; None before its node was first asked.
         traffic: of each attempt in which it was asked.
     """
@@ -67,8 +69,10 @@ class ServerView:
     """All of it.
 
     Attributes:
-        alive: whether a process runs the rounds now. age: seconds since the status was written.
-        records: `RoundRecord`s of all finished attempts in JSON form. refused: code -> refusals in all of them.
+        alive: whether a process runs the rounds now.
+        age: seconds since the status was written.
+        records: `RoundRecord`s of all finished attempts in JSON form.
+        refused: code -> refusals in all of them.
         problems: files that could not be read.
     """
 

@@ -41,11 +41,11 @@ class AppStore(MemberStore):
     def open_replied(self, opened: OpenRound, training: bytes, metrics: dict[str, object]) -> None:
         """`open`, and with it what the app replied in this round besides its arrays: the weight, and these metrics."""
 
-        def beside(database: sqlite3.Connection) -> None:
+        def also(database: sqlite3.Connection) -> None:
             row = opened.key.run_id, opened.key.round, opened.weight, json.dumps(metrics)
             database.execute("INSERT OR REPLACE INTO reply VALUES (1, ?, ?, ?, ?)", row)
 
-        self.open(opened, training, beside)
+        self.open(opened, training, also)
 
     def reply(self, key: RoundKey) -> tuple[float, dict[str, object]] | None:
         """Weight and metrics of the app's last reply, if that was in this round."""

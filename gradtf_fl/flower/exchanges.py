@@ -72,7 +72,8 @@ def wait_for_nodes(grid: Grid, wanted: int, least: int, join_s: float, all_s: fl
     """The connected nodes, as soon as ``wanted`` are there.
 
     Args:
-        join_s: seconds to wait for ``least``. all_s: seconds to wait for the others, too (default: as long).
+        join_s: seconds to wait for ``least``.
+        all_s: seconds to wait for the others, too (default: as long).
 
     Raises:
         RoundAborted: fewer than ``least`` after ``join_s``.

@@ -93,7 +93,7 @@ class Member:
         return opened.pieces[message.piece]
 
     def _consistency(self, client: SecAggClient, opened: OpenRound, message: StagePayload) -> bytes:
-        """A signature over (C, U2, U3), where the sum over U3 tells no more than earlier ones do.
+        """A signature over (C, U2, U3), if the sum over U3 reveals no more than earlier ones do.
 
         From here on the sum counts as opened: the others can do that without this member.
         """

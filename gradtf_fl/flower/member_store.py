@@ -309,17 +309,17 @@ class MemberStore:
             )
 
     def goes_on(self, pinned: str, plan: str) -> bool:
-        """Whether a run that began with the plan ``pinned`` may go on with ``plan``: only with the same."""
+        """Whether a run that began with the plan ``pinned`` may continue with ``plan``: only with the same."""
         return plan == pinned
 
     def open(
-        self, opened: OpenRound, training: bytes, beside: Callable[[sqlite3.Connection], None] | None = None
+        self, opened: OpenRound, training: bytes, also: Callable[[sqlite3.Connection], None] | None = None
     ) -> None:
         """Keep the state of the round just begun.
 
         Args:
             training: as `claim` has it.
-            beside: keeps more in the same transaction.
+            also: keeps more in the same transaction.
 
         Raises:
             Refused: with ``stale`` when a later round was claimed meanwhile, or another process opened this one, or
@@ -343,8 +343,8 @@ class MemberStore:
             )
             database.execute("INSERT OR REPLACE INTO trained VALUES (1, ?, ?, ?)", (key.run_id, key.round, training))
             database.execute("DELETE FROM begun")
-            if beside is not None:
-                beside(database)
+            if also is not None:
+                also(database)
 
     def sums(self) -> list[TakenSum]:
         """The sums that this organization has signed for, oldest first; the newest `KEPT_SUMS`."""

@@ -116,7 +116,7 @@ def _answer(member: AppMember, message: Message, context: Context, app: App) -> 
         if not member.rules.queries:
             raise Refused(Refusal.POLICY, "a query is not answered (queries)")
         return _content_of(app(message, context))
-    raise MalformedFields("there is no message of this kind")
+    raise MalformedFields("no such kind of message")
 
 
 def _content_of(reply: Message) -> RecordDict:
@@ -126,7 +126,7 @@ def _content_of(reply: Message) -> RecordDict:
 
 
 def _evaluated(member: AppMember, content: RecordDict) -> RecordDict:
-    """The metrics of the app's reply that may leave, in one record: the names of the app's own tell nobody anything."""
+    """The metrics of the app's reply that may leave, in one record: the app's own names reveal nothing."""
     kept = {name: value for name, value in _figures(content).items() if name in member.rules.metrics}
     if not kept:
         raise Refused(Refusal.POLICY, "the app's evaluation has no metric that may leave (metrics)")

@@ -12,7 +12,8 @@ class RoundRecord:
     """One attempt at a round.
 
     Attributes:
-        joined: organizations that advertised. masked: those whose update is in the sum.
+        joined: organizations that advertised.
+        masked: those whose update is in the sum.
         unmasked: those that helped to unmask it.
         dropped: stage -> organizations lost there: silent, refusing or wrong.
         refused: refusal code -> organizations that declined with it.
@@ -20,9 +21,10 @@ class RoundRecord:
         bytes_up_per_client, bytes_down_per_client: payload bytes, mean over the organizations asked.
         llm_adapter_sha256: of the packed adapter; empty in an aborted round.
         refinement: of the LLM update on public prompts (``taken``, ``agreement``, ``without``,
-            ``kinds``: of prompts that it was put together from, 0 where it was not); empty without any.
+            ``kinds``: of prompts that it is composed of, 0 if it is not); empty without any.
         aborted_at: the stage that fell below the threshold; empty in a completed round.
-        included: hex Ed25519 keys of the organizations in the sum. sums: the same by group, in group mode.
+        included: hex Ed25519 keys of the organizations in the sum.
+        sums: the same by group, in group mode.
         opened: hex keys of the organizations in each sum that was opened, in an aborted round too.
         cheated: hex keys of organizations that were shut out because they cheated -> the evidence, in hex.
         seconds: wall time of ``train`` (begin to last advert), ``aggregate`` and ``generate``.
@@ -68,7 +70,8 @@ class NodeOutcome:
     """How one node stands in a stage.
 
     Attributes:
-        node: Flower's id of it. organization: hex Ed25519 key of its advert in this attempt; empty without one.
+        node: Flower's id of it.
+        organization: hex Ed25519 key of its advert in this attempt; empty without one.
         outcome: ``waiting``, ``answered``, ``silent`` (at the deadline), ``unusable``, or its refusal's code.
         bytes_up, bytes_down: payload from and to it in this attempt so far.
     """
@@ -84,13 +87,16 @@ class NodeOutcome:
 class RoundEvent:
     """Live progress.
 
-    ``round`` opens one; ``stage`` opens a stage; ``reply`` tells that one organization answered or was lost;
+    ``round`` opens one; ``stage`` opens a stage; ``reply`` says that one organization answered or was lost;
     ``closed`` ends the stage; ``generated`` follows the sum, ``end`` carries the record, ``delivered`` comes last.
 
     Attributes:
-        joined: organizations that have answered this stage so far. expected: those asked.
-        dropped: organizations lost in this round so far. seconds: since the stage began.
-        attempt: of the round, where a stage is told. nodes: of a ``stage`` and ``closed`` event all that were asked,
+        joined: organizations that have answered this stage so far.
+        expected: those asked.
+        dropped: organizations lost in this round so far.
+        seconds: since the stage began.
+        attempt: of the round, where a stage is told.
+        nodes: of a ``stage`` and ``closed`` event all that were asked,
             of a ``reply`` the one.
     """
 

@@ -73,7 +73,7 @@ def colluders_of(settings: SumSettings, size: int) -> int | None:
 
 
 def kept_beacon(folder: Path, run_id: str, roster: Roster, settings: SumSettings) -> RunBeacon | None:
-    """The run's beacon in its folder; None where there is none.
+    """The run's beacon in its folder; None without one.
 
     Raises:
         ConfigError: the run there draws other samples.

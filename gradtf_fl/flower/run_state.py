@@ -23,9 +23,10 @@ class RunState:
     """``federation.json``.
 
     Attributes:
-        run_id: made at the first start; every later start goes on under it.
+        run_id: made at the first start; every later start continues under it.
         origin: what a continued run must share with the first start (models, transformer, roster), as hashes.
-        last: highest (round, attempt) ever sent out. delivered: rounds whose adapter was sent out.
+        last: highest (round, attempt) ever sent out.
+        delivered: rounds whose adapter was sent out.
     """
 
     run_id: str
@@ -48,7 +49,7 @@ def locked_run(out: Path) -> Iterator[None]:
 
 
 def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
-    """The state of the run in ``out``; a new one, named ``run_id``, where there is none.
+    """The state of the run in ``out``; a new one, named ``run_id``, without one.
 
     Raises:
         ConfigError: the run there was started with other models, another transformer or another roster.
@@ -64,7 +65,7 @@ def open_run(out: Path, origin: Mapping[str, str], run_id: str) -> RunState:
 
 
 def read_run(out: Path) -> RunState | None:
-    """The state of the run in ``out``, None where there is none; `CorruptFile` where it cannot be read."""
+    """The state of the run in ``out``, None without one; `CorruptFile` where it cannot be read."""
     path = out / FEDERATION
     if not path.exists():
         return None

@@ -120,7 +120,7 @@ class SecureAverage(Strategy):  # type: ignore[misc]
         attempts: most attempts at one round.
         max_norm: L2 norm of a mean above which the whole round is rejected (default: ``clip``).
         allow_two: accept two organizations, of which each learns the other's update.
-        state: folder where the run is kept: another start goes on after its last finished round, and never uses an
+        state: folder where the run is kept: another start continues after its last finished round, and never uses an
             attempt's number twice. What the inner strategy itself remembers (momentum, say) begins afresh.
         on_event: is told what happens.
 
@@ -229,7 +229,8 @@ class SecureAverage(Strategy):  # type: ignore[misc]
             num_rounds: rounds in total, those that ``state`` holds included.
             timeout: seconds that the organizations have for a stage, where ``deadline_s`` is not given, and for an
                 evaluation.
-            train_config: for the inner strategy. evaluate_config: for the inner strategy.
+            train_config: for the inner strategy.
+            evaluate_config: for the inner strategy.
             evaluate_fn: evaluates the model at the server, before the first round and after each.
 
         Returns:

@@ -63,12 +63,16 @@ class RoundLog:
     """What happened so far in a round; complete enough to report an aborted one.
 
     Attributes:
-        answered: stage -> organizations whose answer counted. dropped: stage -> organizations lost there.
-        refused: refusal code -> organizations. included: hex keys of the organizations in each sum.
+        answered: stage -> organizations whose answer counted.
+        dropped: stage -> organizations lost there.
+        refused: refusal code -> organizations.
+        included: hex keys of the organizations in each sum.
         cheated: hex keys of the organizations that were shut out for a ciphertext that does not open, or for a false
             complaint about one -> `gradtf_fl.secagg.Evidence` in hex.
-        seconds: ``train`` and ``aggregate``. organizations: node -> hex key of its advert.
-        metrics: node -> what came with its advert in clear, as it came. bare: organizations that answered it in clear.
+        seconds: ``train`` and ``aggregate``.
+        organizations: node -> hex key of its advert.
+        metrics: node -> what came with its advert in clear, as it came.
+        bare: organizations that answered it in clear.
     """
 
     answered: dict[str, int] = field(default_factory=dict)

@@ -289,7 +289,7 @@ class SecureSums:
         return patience(grid, self.settings.deadline_s, nodes) + TTL_MARGIN
 
     def record(self, record: RoundRecord) -> None:
-        """Keep an attempt's record, and tell that it is over."""
+        """Keep an attempt's record, and report that it is over."""
         self.keep(self.state.recorded(record))
         self.tell("end", record.round, record=record)
 

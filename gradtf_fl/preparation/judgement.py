@@ -132,7 +132,7 @@ def played(curation: TaskCuration) -> tuple[list[str], list[list[Row]], list[lis
         pool = [example.row for example in curation.task_rows(name).judged]
         pools[name] = [pool[i] for i in rng.permutation(len(pool))]
         if len(pool) < 2 * LEAST_ROWS:
-            problems.append(f"task {name}: {len(pool)} public rows to judge on, at least {2 * LEAST_ROWS} are wanted")
+            problems.append(f"task {name}: {len(pool)} public rows to judge on, at least {2 * LEAST_ROWS} are required")
     if problems:
         raise ConfigError(problems)
     least = min(map(len, pools.values()))

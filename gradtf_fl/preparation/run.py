@@ -1,4 +1,4 @@
-"""The provider's work from public rows to a judged Grad-Transformer. Every part is kept, so a killed run goes on."""
+"""The provider's work from public rows to a judged Grad-Transformer. Every part is kept, so a killed run continues."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Prepared:
 def prepare(
     work: ProviderWork, progress: PrepareProgress, workers: int | None = 1, place: Place | None = None
 ) -> Prepared:
-    """Curate, train, fit the controls, tune the task library, judge. What is there already is kept.
+    """Curate, train, fit the controls, tune the task library, judge. What exists is kept.
 
     Raises:
         ConfigError: a model or rows can't be had, or what is there was made with other settings.
@@ -121,7 +121,7 @@ def seen_rows_differ(work: ProviderWork) -> str | None:
     noted, now = json.loads(path.read_text())["curation"], json.loads(json.dumps(work.curation.settings()))
     if all(noted.get(key) == now[key] for key in ("tasks", "task")):
         return None
-    return f"{work.checkpoint}: prepared on other public rows than [task] names now; run gradtf prepare anew"
+    return f"{work.checkpoint}: prepared on other public rows than [task] names now; run gradtf prepare again"
 
 
 def _settings(work: ProviderWork) -> str:

@@ -46,7 +46,7 @@ class ProviderWork:
             problems.append("task.source house-rules: the embedded pair comes prepared; name the rows of your own task")
         for name, value in (("transformer", settings.transformer), ("controls", settings.controls)):
             if value in ("embedded", NO_TRANSFORMER):
-                problems.append(f"provider.{name}: {value!r} is no file; name the one that prepare is to write")
+                problems.append(f"provider.{name}: {value!r} is not a file; name the one that prepare writes")
         if problems:
             raise ConfigError(problems)
         recipe = PlainRecipe(provider.tuning_steps, provider.tuning_batch, provider.tuning_rate)

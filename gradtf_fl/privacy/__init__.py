@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.privacy.ledger.advertised import AdvertisedHeads, Announcement, read_heads
     from gradtf_fl.privacy.ledger.books import DatasetAccount
-    from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, seal
+    from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, LedgerCheck, seal
     from gradtf_fl.privacy.ledger.export import export_text, import_ledger
     from gradtf_fl.privacy.ledger.head import head_path
     from gradtf_fl.privacy.ledger.ledger import Ledger
@@ -113,6 +113,7 @@ __all__ = [
     "Genesis",
     "Guesses",
     "Ledger",
+    "LedgerCheck",
     "LedgerOutlook",
     "LedgerReading",
     "LowerBound",

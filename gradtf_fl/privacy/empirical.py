@@ -62,19 +62,19 @@ def score_guesses(scores: Floats, included: Bools, guess_in: int, guess_out: int
     Equal scores are ranked by their position, never by their coin.
 
     Raises:
-        ValueError: more guesses than canaries, or a score that is no number.
+        ValueError: more guesses than canaries, or a score that is not a number.
     """
     if min(guess_in, guess_out) < 0 or guess_in + guess_out > len(scores):
         raise ValueError(f"{guess_in} + {guess_out} guesses about {len(scores)} canaries")
     if np.isnan(scores).any():
-        raise ValueError("a score is no number")
+        raise ValueError("a score is not a number")
     ranked = np.argsort(scores, kind="stable")
     right = int(included[ranked[len(scores) - guess_in :]].sum()) + int((~included[ranked[:guess_out]]).sum())
     return Guesses(len(scores), guess_in + guess_out, right)
 
 
 def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
-    """Most probable it can be, under (epsilon, delta)-DP, that at least so many guesses are right.
+    """Largest probability, under (epsilon, delta)-DP, that at least this many guesses are right.
 
     Corollary 5.4 of Steinke et al.: with W ~ Binomial(r, e^eps / (1 + e^eps)),
     P[correct >= v] <= P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i.
@@ -116,7 +116,7 @@ def epsilon_lower_bound(guesses: Guesses, delta: float, confidence: float) -> fl
 
 
 def attainable_bound(canaries: int, made: int, delta: float, confidence: float) -> float:
-    """`epsilon_lower_bound` if every guess is right: what so many canaries can show at best."""
+    """`epsilon_lower_bound` if every guess is right: the most that this many canaries can show."""
     return epsilon_lower_bound(Guesses(canaries, made, made), delta, confidence)
 
 
@@ -159,7 +159,7 @@ def dp_sgd_curve(event: DpEvent) -> PrivacyCurve:
 
 
 def curve_p_value(guesses: Guesses, curve: PrivacyCurve) -> float:
-    """Most probable it can be, under ``curve``, that at least so many guesses are right; not below 1e-15.
+    """Largest probability, under ``curve``, that at least this many guesses are right; not below 1e-15.
 
     The greatest tail for which `least_total` stays within 1.
     """
@@ -230,7 +230,7 @@ class LowerBound:
         pair: by Corollary 5.4, at the claim's delta.
         curve: epsilon (PRV) that DP-SGD with the least refuted noise would have to claim; 0 when none is refuted.
         noise: that noise multiplier: the run is less private than one with it. None when none is refuted.
-        pair_p, curve_p: how probable so many right guesses can be, at most, if the claim is true.
+        pair_p, curve_p: largest probability of this many right guesses if the claim is true.
         refutes: whether either bound refutes the claim.
     """
 

@@ -74,7 +74,8 @@ class Expected:
     """Mean accuracy at an epsilon; ``measured`` false where it lies between two measured ones.
 
     Attributes:
-        tiny: TinyLM tuned by the organizations. generated: LLM with the update made from theirs.
+        tiny: TinyLM tuned by the organizations.
+        generated: LLM with the update made from theirs.
     """
 
     organizations: int
@@ -88,7 +89,8 @@ class LedgerOutlook:
     """What the run would do to a dataset's account in a ledger, and how long its budget lasts.
 
     Attributes:
-        spent, after: epsilon (PRV, joint) now and after the planned run. budget: None without one.
+        spent, after: epsilon (PRV, joint) now and after the planned run.
+        budget: None without one.
         unit: whose epsilon.
         rounds_left: further rounds like the last one in the ledger (None: no round yet, or no budget).
         planned_rounds: rounds of the planned kind that fit (None: no budget). Both end at `MOST_ROUNDS`.

@@ -17,18 +17,28 @@ if TYPE_CHECKING:
     from gradtf_fl.reports.simulation import print_report
     from gradtf_fl.reports.simulation_progress import SimulationEvent, SimulationProgress
     from gradtf_fl.reports.simulation_report import OrganizationResult, SimulationReport, State, gap_recovered
+    from gradtf_fl.reports.statement import AuditStatement, Unreadable, file_names, make_statement
+    from gradtf_fl.reports.statement_checks import Compared
+    from gradtf_fl.reports.statement_html import to_page
+    from gradtf_fl.reports.statement_pdf import check_pdf, to_pdf
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "AuditStatement",
+    "Compared",
     "OrganizationResult",
     "SimulationEvent",
     "SimulationProgress",
     "SimulationReport",
     "State",
+    "Unreadable",
     "WorkProgress",
+    "check_pdf",
     "draw_holdings",
+    "file_names",
     "gap_recovered",
+    "make_statement",
     "plan_line",
     "print_audit",
     "print_report",
@@ -39,5 +49,7 @@ __all__ = [
     "to_csv",
     "to_html",
     "to_json",
+    "to_page",
+    "to_pdf",
     "to_table",
 ]

@@ -35,7 +35,7 @@ from gradtf_fl.reports.projection import projected_rounds
 CURVE_POINTS = 32
 """Rounds for which epsilon is recomputed; of a longer history every n-th round and the last."""
 ALL_CURVES_POINTS = 320
-"""So many over all ledgers of one report, but at least `FEWEST_POINTS` each."""
+"""Points over all ledgers of one report; each has at least `FEWEST_POINTS`."""
 FEWEST_POINTS = 4
 
 BY_UNIT = {
@@ -77,7 +77,8 @@ class LedgerReport:
         reading: the ledger as found, with the breaks of its chain.
         account: the dataset, its budget and its charges.
         events: what counts, merged by (sigma, q).
-        epsilon: joint epsilon, add/remove adjacency. replace_one: the same by PLD for one REPLACED row (person).
+        epsilon: joint epsilon, add/remove adjacency.
+        replace_one: the same by PLD for one REPLACED row (person).
         remaining: budget less PRV epsilon, at least 0; inf without a budget.
         noise: every kind of noise generator that a charge names.
         client_level: epsilon of one organization in the opened sums by their Skellam noise, over all of its
@@ -224,7 +225,7 @@ def finite(value: float | None) -> float | None:
 
 
 def report_ledger(path: str | Path) -> tuple[LedgerReport, ...]:
-    """Read one ledger and compute its epsilons anew from its events, dataset by dataset.
+    """Read one ledger and recompute its epsilons from its events, dataset by dataset.
 
     Raises:
         ConfigError: no file, or no ledger.
@@ -250,7 +251,7 @@ def report_all(readings: Sequence[LedgerReading]) -> list[LedgerReport]:
 
 
 def curve_points(ledgers: int) -> int:
-    """Points on each curve of a report on so many ledgers."""
+    """Points on each curve of a report on this many ledgers."""
     return min(CURVE_POINTS, max(FEWEST_POINTS, ALL_CURVES_POINTS // max(1, ledgers)))
 
 

@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 38, 18, 24, 38
 so that no label meets the curve, whatever the figures."""
 CAPTION_Y, TICK_Y, X_CAPTION_Y = 12, HEIGHT - BOTTOM + 15, HEIGHT - 4
 FAR = 10
-"""A budget more than so many times the largest epsilon would flatten every curve: it is named, and not drawn."""
+"""A budget more than this many times the largest epsilon would flatten every curve: it is named, not drawn."""
 
 
 @dataclass(frozen=True)

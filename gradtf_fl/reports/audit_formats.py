@@ -54,7 +54,7 @@ MOST_LISTED = 100
 
 
 def to_json(reports: Sequence[LedgerReport]) -> str:
-    """One JSON document: ``{"ledgers": [...]}``; a line for each ledger where nobody reads so many charges."""
+    """One JSON document: ``{"ledgers": [...]}``; one line a ledger beyond `MOST_INDENTED` charges."""
     documents = [report.to_json() for report in reports]
     if sum(len(document["rounds"]) for document in documents) <= MOST_INDENTED:
         return json.dumps({"ledgers": documents}, indent=1, allow_nan=False) + "\n"

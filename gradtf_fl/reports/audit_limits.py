@@ -72,7 +72,7 @@ def impossible(reading: LedgerReading) -> str | None:
     for account in reading.content.datasets:
         events = merge(account.events)
         if (steps := sum(event.steps for event in events)) > POSSIBLE_STEPS:
-            return f"{steps:.3g} steps: no training of one organization has so many"
+            return f"{steps:.3g} steps: no training of one organization has that many"
         for event in events:
             if event.sigma and not POSSIBLE_SIGMAS[0] <= event.sigma <= POSSIBLE_SIGMAS[1]:
                 return f"sigma is {event.sigma:g}: no training of one organization has that"
@@ -137,7 +137,7 @@ def _compute(out: Connection, reading: LedgerReading, points: int, seconds: int)
 
 
 def _limit(seconds: int) -> None:
-    """From now on so many seconds of CPU time and `MEMORY_BYTES` more than now."""
+    """From now on ``seconds`` of CPU time and `MEMORY_BYTES` more than now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     end = math.ceil(used.ru_utime + used.ru_stime) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (end, end + 1))

@@ -100,7 +100,7 @@ def _cells(report: LedgerReport, clients: bool) -> list[str]:
 
 
 def _grid() -> Table:
-    """Two columns without lines: a word, and text that wraps beside it."""
+    """Two columns without lines: a word, and text that wraps."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 1, 0, 0))

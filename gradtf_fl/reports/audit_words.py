@@ -11,7 +11,7 @@ from gradtf_fl.reports.audit import LedgerReport
 from gradtf_fl.shown import shown
 
 NAMED = 6
-"""Of the organizations that share a value so many are named, or all of them where the others are as many."""
+"""How many organizations that share a value are named; all of them unless they are the majority."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -38,7 +38,7 @@ def title(report: LedgerReport) -> str:
 
 
 def rounds_left(report: LedgerReport) -> str:
-    """Projected rounds left, a dash where there is no budget or no round yet."""
+    """Projected rounds left, a dash without a budget or a round."""
     rounds = report.projected_rounds
     if rounds is None:
         return "–"

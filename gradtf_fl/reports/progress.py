@@ -18,7 +18,7 @@ class ProgressDisplay:
     """A context manager; on a terminal its bar is shown as long as the context lasts.
 
     Attributes:
-        live: whether there is a terminal, so that `show_bar` is wanted; else `show_line` is.
+        live: whether to call `show_bar`, on a terminal, or `show_line`.
     """
 
     def __init__(self, title: str, *columns: ProgressColumn, console: Console | None = None) -> None:

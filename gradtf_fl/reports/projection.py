@@ -28,10 +28,10 @@ from gradtf_fl.privacy import (
 EXACT = 64
 """Up to here the answer is that of `rounds_within`."""
 NEAR = 0.01
-"""Beyond `EXACT` the factor that PRV gave within so much of the answer is trusted for the rest: over such a stretch
+"""Beyond `EXACT` the factor that PRV gave within this share of the answer is trusted for the rest: over such a stretch
 it moves by less than 10^-4, and the answer is at most one round in a thousand off."""
 GUESSES = 8
-"""After so many the range is halved instead: two or three are usual."""
+"""After this many the range is halved instead: two or three are usual."""
 
 
 def projected_rounds(account: DatasetAccount, delta: float) -> int | None:

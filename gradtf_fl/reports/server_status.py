@@ -32,11 +32,11 @@ STAGE_WORDS = {
 }
 LOST_WORDS = {"silent": "no answer", "unusable": "bad answer"}
 STATE_WORDS = {
-    "died": "the server is gone in mid-run; start it again with --resume, it goes on from the last checkpoint",
+    "died": "the server ended in mid-run; start it again with --resume, it continues from the last checkpoint",
     "aborted": "too few organizations stayed in the round",
     "rejected": "the sum was none that honest organizations can give",
     "failed": "the server ended with an error; see its log",
-    "stopped": "the server was stopped; start it again with --resume, it goes on from the last checkpoint",
+    "stopped": "the server was stopped; start it again with --resume, it continues from the last checkpoint",
     "not started": "no round has begun",
     "idle": "no server runs here now",
 }

@@ -18,12 +18,14 @@ class SimulationEvent:
     """One step of a running simulation.
 
     Attributes:
-        stage: what goes on, e.g. ``train``, ``mask``, ``generate``, ``ceiling``.
-        done, total: steps of the whole run finished so far. round: 0 outside rounds.
+        stage: what happens now, e.g. ``train``, ``mask``, ``generate``, ``ceiling``.
+        done, total: steps of the whole run finished so far.
+        round: 0 outside rounds.
         joined, expected, dropped: organizations that answered, that were asked, and that this round has lost.
         answered: organizations that answered this stage or were lost in it.
-        epsilon: largest one spent by an organization. seconds: how long the stage took.
-        left_s: seconds that the run still takes, an estimate; None where there is none.
+        epsilon: largest one spent by an organization.
+        seconds: how long the stage took.
+        left_s: seconds that the run still takes, an estimate; None without one.
         passing: of interest only while it lasts.
         out: the folder of the run, told once, when the run can be continued from there; else empty.
     """
@@ -73,7 +75,7 @@ class SimulationProgress(ProgressDisplay):
 
 
 def time_left(seconds: float | None) -> str:
-    """An estimate in words, as exact as it may be; empty where there is none.
+    """An estimate in words, as exact as it may be; empty without one.
 
     >>> from gradtf_fl.reports.simulation_progress import time_left
     >>> time_left(40.0), time_left(250.0), time_left(3000.0), time_left(9000.0)

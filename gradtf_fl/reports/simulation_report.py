@@ -35,9 +35,11 @@ class OrganizationResult:
         rule: what its rows follow, in words.
         accuracy: score by the federation's metric, by `COLUMNS` and `CONTROLS`; None: not measured.
         loss: nats a character of the test rows' answers, by the same names.
-        rows, test_rows: how many it has. persons: whose training rows they are, None where the unit is a row.
+        rows, test_rows: how many it has.
+        persons: whose training rows they are, None where the unit is a row.
         holds: its training rows by label.
-        epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant). budget: lifetime limit.
+        epsilon: spent, from its ledger, all rounds composed jointly (PRV accountant).
+        budget: lifetime limit.
         client_epsilon: of one whole organization in the opened sums, by their Skellam noise; None without it.
     """
 
@@ -67,7 +69,8 @@ class SimulationReport:
     Attributes:
         state: ``completed``; ``budget`` when the organizations refused a round; ``aborted`` when one failed.
         reason: one line for a person when the state is not ``completed``.
-        rounds: one mapping per attempted round. seconds: wall time by stage of the run.
+        rounds: one mapping per attempted round.
+        seconds: wall time by stage of the run.
         metric: of ``accuracy``: ``exact_match``, ``rouge1``, or ``loss``: nats a character, of which less is better.
         pictures: files of charts by name.
     """

@@ -99,7 +99,7 @@ def check_draw(config: RoundConfig, roster: Roster, policy: ClientPolicy) -> Sam
     """The plan of the samples, where ``config`` is a round 0 in which ``policy`` lets an organization take part.
 
     Raises:
-        WrongBeacon: a round that is no round 0. MalformedMessage: a plan that is none.
+        WrongBeacon: a round other than round 0. MalformedMessage: a malformed plan.
         RosterMismatch, TooFewMembers, PolicyViolation.
     """
     bare = (config.round, config.sample, config.groups, config.dim) == (0, 0, 1, 1)

@@ -268,7 +268,7 @@ class SecAggClient:
             The signed messages, one for each of the `pieces`.
 
         Raises:
-            UpdateRejected: the own vector or weight cannot be encoded; leave the round, tell nobody why.
+            UpdateRejected: the own vector or weight cannot be encoded; leave the round without a reason.
             UndecryptableShare: a member is left whose shares did not open.
             SurvivorsNotSubset, OwnKeyMissing, TooFew...
         """

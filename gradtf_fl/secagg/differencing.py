@@ -1,4 +1,4 @@
-"""What several sums together tell about one organization, and when a sum is refused for that.
+"""What several sums together reveal about one organization, and when a sum is refused for that.
 
 The server knows who is in each sum. Two sums whose members differ by one organization differ by its update, as far as
 the others' updates are alike: exactly as far as training is the same for two attempts from one model, and roughly for

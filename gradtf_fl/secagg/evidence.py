@@ -122,7 +122,7 @@ def opened(secret: bytes, commitment: bytes, source: int, target: int, sealed: b
     plain = crypto.unsealed(secret, commitment, source, target, sealed[:CIPHERTEXT_BYTES])
     shares = HeldShares(plain[:ELEMENT_BYTES], plain[ELEMENT_BYTES:])
     if not (is_element(shares.self_share) and is_element(shares.mask_share)):
-        raise UndecryptableShare(f"member {source} sealed something that is no field element")
+        raise UndecryptableShare(f"member {source} sealed something that is not a field element")
     return shares
 
 

@@ -27,7 +27,7 @@ def round_members(config: RoundConfig, roster: Roster) -> tuple[int, ...]:
 
 
 def group_size(organizations: int, groups: int, group: int) -> int:
-    """Members of group number ``group`` where so many organizations are split into ``groups``."""
+    """Members of group number ``group`` where this many organizations are split into ``groups``."""
     return len(range(group, organizations, groups))
 
 

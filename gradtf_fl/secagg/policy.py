@@ -139,7 +139,7 @@ class ClientPolicy:
 
     def _sample_reasons(self, config: RoundConfig, roster: Roster) -> Iterator[str]:
         if config.sample == len(roster):
-            yield f"a sample of all {len(roster)} organizations is none"
+            yield f"a sample must be smaller than all {len(roster)} organizations"
         if config.sample and config.round > MOST_SAMPLED_ROUNDS:
             yield f"round {config.round} has a sample, which no round above {MOST_SAMPLED_ROUNDS} has"
 

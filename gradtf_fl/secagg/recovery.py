@@ -22,7 +22,8 @@ class Recovery:
     """What the server holds when stage 4 ends.
 
     Attributes:
-        adverts: by member of U1. around: neighbours within U2, by member of U2.
+        adverts: by member of U1.
+        around: neighbours within U2, by member of U2.
         unmaskings: one share for each owner in a holder's neighbourhood, by holder.
         counts: for the report of an abort.
     """

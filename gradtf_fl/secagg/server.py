@@ -359,7 +359,7 @@ class SecAggServer:
         """Rebuilds the masks, takes them off and decodes the mean.
 
         Args:
-            precision: of the mean. float32 takes the sum's own memory (with 16 bits, twice that), float64 beside it
+            precision: of the mean. float32 takes the sum's own memory (with 16 bits, twice that), float64 alongside it
                 twice as much again.
 
         Raises:

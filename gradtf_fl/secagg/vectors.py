@@ -50,10 +50,10 @@ class VectorEncoding(Protocol):
         """
 
     def largest(self, clients: int) -> int:
-        """Magnitude that no integer of a sum over so many honest clients exceeds (but with probability 2^-60)."""
+        """Magnitude that no integer of a sum over this many honest clients exceeds (but with probability 2^-60)."""
 
     def noise_norm(self, clients: int) -> float:
-        """L2 norm that the noise of so many clients adds to their sum, at most (but with probability 2^-60)."""
+        """L2 norm that the noise of this many clients adds to their sum, at most (but with probability 2^-60)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def encoding_of(config: RoundConfig, members: int) -> VectorEncoding:
     """The encoding of a round of ``members`` organizations.
 
     Raises:
-        ValueError: the round's bits are too few for so many organizations or for its noise.
+        ValueError: the round's bits are too few for this many organizations or for its noise.
     """
     if config.noise_multiplier == 0:
         return PlainEncoding(Quantizer(config.bits, members, config.clip, config.max_weight, config.dim), config.dim)

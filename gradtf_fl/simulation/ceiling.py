@@ -77,7 +77,7 @@ class CeilingWorker:
             self._process = None
 
     def begin(self, pool: WorkerPool | None, rounds: int) -> None:
-        """Have a worker of ``pool`` compute the figures after ``rounds`` finished rounds, beside other work."""
+        """Have a worker of ``pool`` compute the figures after ``rounds`` finished rounds, alongside other work."""
         if pool is not None and len(pool) > 1:
             self._pool = pool
             pool.give(pool.idle()[-1], CEILING, ceiling_figures, self.config, rounds)

@@ -170,7 +170,7 @@ def ceiling(tests: OrganizationTests, rounds: int) -> Figures:
     steps, batch = rounds * config.steps, config.batch * len(organizations)
     rate = HOUSE_RULES_CEILING_RATE if config.task.is_house_rules else config.provider.tuning_rate
     vocabulary = tests.model.get_input_embeddings().weight.shape[0]
-    bound = 4 * vocabulary * rows.input_ids.shape[1] * config.batch * TOGETHER  # float32 logits of so many batches
+    bound = 4 * vocabulary * rows.input_ids.shape[1] * config.batch * TOGETHER  # float32 logits of this many batches
     fine_tune(
         tests.model,
         rows,
@@ -188,7 +188,7 @@ def ceiling(tests: OrganizationTests, rounds: int) -> Figures:
 class Scorer:
     """Figures of all organizations, some of them at a time: in this process, or in those of a pool.
 
-    How organizations are put together does not depend on the pool, so that figures don't either.
+    How organizations are combined does not depend on the pool, so that figures don't either.
 
     Attributes:
         config: the simulation's.

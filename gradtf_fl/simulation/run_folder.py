@@ -87,7 +87,7 @@ def interrupted_run(out: Path) -> Iterator[SimulationConfig]:
     """The configuration of the run in ``out``, whose unfinished round may be asked for once more.
 
     Raises:
-        ConfigError: there is no run, or another process runs it.
+        ConfigError: no run is there, or another process runs it.
         CorruptFile: a file of it can't be read.
     """
     config = read_run(out)
@@ -103,7 +103,7 @@ def interrupted_run(out: Path) -> Iterator[SimulationConfig]:
 
 
 def read_run(out: Path) -> SimulationConfig:
-    """What the run in ``out`` was started with; ConfigError where there is none."""
+    """What the run in ``out`` was started with; ConfigError without one."""
     if not (out / SIMULATION).is_file():
         raise ConfigError(f"--resume {out}: holds no simulation that can be continued (no {SIMULATION})")
     return load_toml(SimulationConfig, out / SIMULATION).model_copy(update={"out": out.absolute()})

@@ -39,7 +39,8 @@ class FederationFolders:
     """Where a simulation lives.
 
     Attributes:
-        out: ``--out``. organizations: one folder per organization, in the order of node numbers.
+        out: ``--out``.
+        organizations: one folder per organization, in the order of node numbers.
         provider_key: PEM of the Ed25519 key that signs LLM adapters.
         prompts: public prompts that the provider refines on; None where it does not.
     """
@@ -153,7 +154,7 @@ class _OrganizationFiles:
     _texts: dict[tuple[int, tuple[DropPoint, ...]], str] = field(default_factory=dict)
 
     def text(self, name: str, declared: int, seed: int, number: int) -> str:
-        """The file of organization ``number``, which declares so many rows (persons)."""
+        """The file of organization ``number``, which declares this many rows (persons)."""
         drop = drop_points(self.config, number)
         if (declared, drop) not in self._texts:
             self._texts[declared, drop] = to_toml(self._values("NAME", declared, 0, drop))

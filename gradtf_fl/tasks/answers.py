@@ -2,7 +2,7 @@
 
 The paper's metric (appendix A.2): the model gives its final answer at the end, after its reasoning, and that answer
 must match the ground truth exactly. Prompts ask for a last line ``Final answer: X`` and training answers end with it.
-What is compared is X, so reasoning never counts. Anything ambiguous is wrong: two numbers where one is wanted, or no
+What is compared is X, so reasoning never counts. Anything ambiguous is wrong: two numbers where one is required, or no
 final answer at all.
 """
 

@@ -25,7 +25,7 @@ class Answer:
     Attributes:
         start: where the model begins to write.
         stop: the end of its content.
-        end: the end of the special token that closes the turn; ``stop`` where there is none.
+        end: the end of the special token that closes the turn; ``stop`` without one.
     """
 
     start: int
@@ -72,7 +72,7 @@ def conversation(turns: Sequence[Turn], tokenizer: Any) -> Conversation:
 
 
 def turn_end(tokenizer: Any) -> str:
-    """The special token that the template closes an assistant turn with; "" where there is none."""
+    """The special token that the template closes an assistant turn with; "" without one."""
     if not has_template(tokenizer):
         return ""
     turns = [Turn("user", "a"), Turn("assistant", MARK)]

@@ -12,7 +12,7 @@ from gradtf_fl.tasks.reading import MalformedRow
 def value_at(document: Mapping[str, Any], path: str) -> str:
     """The field ``path`` as text: a name, or names and places in lists joined by dots (``meta.tags.0``).
 
-    A field whose own name holds dots goes first. MalformedRow where there is none, or neither text nor a number.
+    A field whose own name holds dots goes first. MalformedRow without one, or neither text nor a number.
     """
     value: Any = document
     for part in (path,) if path in document else path.split("."):

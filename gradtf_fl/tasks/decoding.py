@@ -30,7 +30,8 @@ class Generated:
     """What follows one prompt.
 
     Attributes:
-        tokens: new token ids, without the end-of-sequence token. text: the same as text.
+        tokens: new token ids, without the end-of-sequence token.
+        text: the same as text.
         dropped: tokens of the prompt's start that did not fit into the model's context.
         ended: by an end token; else it was cut, or the task's rule found it finished.
     """

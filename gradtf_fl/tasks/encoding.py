@@ -271,7 +271,7 @@ def _by_template(row: Row, tokenizer: Any, ending: list[int]) -> _Encoded:
     written = conversation(row.turns, tokenizer)
     spans = [(answer.start, answer.end if ending else answer.stop) for answer in written.answers]
     borders = [place for span in spans for place in span]
-    last = borders[-1]  # what follows the last answer is no part of the row
+    last = borders[-1]  # what follows the last answer does not belong to the row
     whole, *heads = _bare(tokenizer, [written.text[:last], *(written.text[:place] for place in borders)])
     if all(whole[: len(head)] == head for head in heads):
         places = [len(head) for head in heads]

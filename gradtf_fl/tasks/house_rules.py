@@ -92,7 +92,7 @@ ALL_RULES = tuple(
 
 
 def rule_named(name: str) -> Rule:
-    """The rule with tag letters ``name``; ValueError where there is none."""
+    """The rule with tag letters ``name``; ValueError without one."""
     for rule in ALL_RULES:
         if rule.name == name:
             return rule

@@ -185,7 +185,7 @@ def extractor(answer_pattern: str | None) -> Callable[[str], str | None]:
 
 
 def finisher(answer_pattern: str | None) -> Callable[[str], bool]:
-    """What tells that a generated text holds the whole answer: a whole line that matches, or a whole first line."""
+    """What shows that a generated text holds the whole answer: a whole line that matches, or a whole first line."""
     if answer_pattern is None:
         return has_first_line
     pattern = re.compile(answer_pattern, re.MULTILINE)

@@ -131,7 +131,7 @@ def _natural(
     largest = [kind for kind, _ in Counter(names.tolist()).most_common(count)]
     if len(largest) < count:
         raise ConfigError(
-            f"partition natural: {settings.by} has {len(largest)} values, and {count} organizations are wanted"
+            f"partition natural: {settings.by} has {len(largest)} values, and {count} organizations are required"
         )
     return [np.flatnonzero(names == kind) for kind in largest]
 

@@ -4,7 +4,7 @@
 |---|---|
 | ``.jsonl``, and any ending that is not listed here | a line that is not blank |
 | ``.json`` | an element of the array; without an array, a line as above |
-| ``.csv`` | a record after the header, which names the fields; a blank line is none |
+| ``.csv`` | a record after the header, which names the fields; blank lines are skipped |
 | ``.parquet`` | a row of the table |
 | folder that ``datasets`` wrote (``save_to_disk``) | a row of the data set |
 | other folder | a row of one of its files of the kinds above, file by file in the order of their names |
@@ -202,7 +202,7 @@ def _folder(path: Path, name: str) -> Iterator[RawRow]:
             )
         sides = [file.name for file in files if file.name.partition(".")[0] in ("test", "validation")]
         if sides and len(files) > 1:
-            raise ConfigError(f"{name}: holds {', '.join(sides)} beside other files; name one file, or move it away")
+            raise ConfigError(f"{name}: holds {', '.join(sides)} alongside other files; name one file, or move it away")
         for file in files:
             yield from raw_rows(file, name.removesuffix(f" {path}"))
         return
@@ -217,7 +217,7 @@ def _folder(path: Path, name: str) -> Iterator[RawRow]:
 
 
 def _checked(place: str, document: Any, text: str | None = None) -> RawRow:
-    r"""The row, or its problem where a text in it is none: JSON can say half a character (``"\ud83d"``).
+    r"""The row, or its problem if a text in it is malformed: JSON can say half a character (``"\ud83d"``).
 
     Args:
         text: the JSON that ``document`` came from, where it is known: without an escape of a half, none can be there.

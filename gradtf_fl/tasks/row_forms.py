@@ -15,9 +15,9 @@ file have the same:
 An instruction may be without ``input``. Of ``messages`` every assistant turn is trained, through the tokenizer's chat
 template (see `Row.turns`); turns after the last one are left out.
 
-Of text, in a file of rows or in a plain text file (``.txt``, ``.txt.gz``), a row is no row of the file: the documents
-are joined, a blank line between them, and cut into windows of so many characters (`text_windows`). Such a window has no
-end, so none is trained. Rows that have other fields too are read as text only where the format says so.
+Of text, in a file of rows or in a plain text file (``.txt``, ``.txt.gz``), a row of the task is a window: documents are
+joined, a blank line between them, and cut into windows of a fixed number of characters (`text_windows`). Such a window
+has no end, so none is trained. Rows that have other fields too are read as text only where the format says so.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_rows(
 
     Args:
         tokenizer: whose chat template has to write the rows of ``messages``; None asks none.
-        form: how they are read; None for a form that the first row tells.
+        form: how they are read; None for the form of the first row.
         person: field that says whose a row is (`persons`); None leaves that open.
 
     Raises:

@@ -17,7 +17,7 @@ from gradtf_fl.tasks.rows import IGNORED, Row
 from gradtf_fl.tasks.text_tasks import Example, Metric, TextTask
 
 FREE_TEXT_WORDS = 3
-"""An answer of so many words is free text, which exact match says little about."""
+"""An answer of this many words is free text, which exact match says little about."""
 HOME_ROWS, HOME_TOKENS, HOME_BATCH, HOME_SECONDS = 32, 64, 4, 20.0
 """Of `answer_rouge1`: most rows, most tokens of an answer, rows decoded together, when no further ones are begun."""
 
@@ -35,7 +35,8 @@ class TaskScore:
     """A metric's mean, and what it was taken over.
 
     Attributes:
-        metric: ``exact_match`` or ``rouge1`` (F-measure). value: mean over rows, in 0..1.
+        metric: ``exact_match`` or ``rouge1`` (F-measure).
+        value: mean over rows, in 0..1.
         row_scores: one for each example, in order, each in 0..1.
         unanswered: rows whose generated text states no answer; they score 0.
         truncated: rows whose prompt lost its start to the model's context.
@@ -80,7 +81,8 @@ def score_task(
     """Ask each row's question as it is trained, and score every example. Rows with one question share what is written.
 
     Args:
-        examples: at least one. max_new_tokens: None takes the task's own.
+        examples: at least one.
+        max_new_tokens: None takes the task's own.
 
     Raises:
         ConfigError: see `decoding.generate_greedily`.

@@ -19,7 +19,8 @@ class HubSource:
     """A data set on the hub.
 
     Attributes:
-        path: repository, e.g. ``openai/gsm8k``. config: its configuration, None for the only one.
+        path: repository, e.g. ``openai/gsm8k``.
+        config: its configuration, None for the only one.
         splits: the hub's split for each of ours. Where the hub's test split has no answers, ``test`` is another.
     """
 
@@ -73,7 +74,7 @@ class FolderSource:
     def file(self, split: Split) -> Path:
         """The file of ``split``; ConfigError when the folder has none, or has it twice."""
         if not self.folder.is_dir():
-            raise ConfigError(f"data {self.folder}: there is no such folder")
+            raise ConfigError(f"data {self.folder}: no such folder")
         for name in (split, "validation") if split == "test" else (split,):
             found = [
                 self.folder / f"{name}{ending}" for ending in ENDINGS if (self.folder / f"{name}{ending}").is_file()

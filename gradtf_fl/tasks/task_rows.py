@@ -3,7 +3,7 @@
 A source is a folder with a train file and perhaps a test file in a format of `reading`, one file, a plain text file, an
 own task's TOML file, one of the paper's data sets, or a data set on the hub. Two forms come out. Prompt and answer: a
 text task as `text_tasks` reads it. Plain text (format ``text``): the documents of each side are joined and cut into
-windows of so many characters; a row is an empty prompt and a window as its answer, so the loss is on all tokens and
+windows of this many characters; a row is an empty prompt and a window as its answer, so the loss is on all tokens and
 counts per character, which is comparable between tokenizers.
 """
 
@@ -175,7 +175,7 @@ class _Reader:
         if source.count("/") == 1 and not source.startswith((".", "~", "/")):
             return HubSource(source, None, (("train", "train"),))
         raise ConfigError(
-            f"task {self.name}: {source}: there is no such file or folder, and it is none of "
+            f"task {self.name}: {source}: no such file or folder, and it is none of "
             f"{', '.join(PAPER_TASKS)} nor OWNER/NAME on the hub"
         )
 
@@ -203,7 +203,7 @@ class _Reader:
         raise ConfigError(
             f"task {self.name}: its rows ({', '.join(fields) or 'none'}) have none of the forms {FORM_NAMES}; say "
             "which fields are what (format = 'columns' with the templates prompt and answer), or read them as text "
-            "(format = 'text', for which a field \"text\" is wanted)"
+            "(format = 'text', for which a field \"text\" is required)"
         )
 
     def _paper(self, shape: str) -> TextTask:
@@ -214,7 +214,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """A task's conversion, with the label beside it."""
+    """A task's conversion, with the label alongside it."""
 
     task: TextTask
     by: str | None

@@ -1,7 +1,7 @@
 """What a text task is: raw rows become prompts, answers and references, generated text becomes an answer to score.
 
 Six tasks of the paper are in `paper_datasets`, own ones are described in TOML (`own_tasks`). `load_task` reads either
-and tells what it skipped; `scoring` generates and scores.
+and reports what it skipped; `scoring` generates and scores.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TextTask:
         metric: ``exact_match`` of the final answer (see `answers.matches` for ``kind``), or ``rouge1``: F-measure.
         kind: what a final answer is; not used by ``rouge1``.
         convert: raw row to example; raises `MalformedRow`.
-        extract: the answer in a generated text, None where there is none.
+        extract: the answer in a generated text, None without one.
         finished: whether generation may stop, asked after each newline.
         max_new_tokens: where generation stops at the latest, unless told otherwise.
         source: where rows come from when no folder is given.
@@ -76,7 +76,8 @@ class LoadedTask:
     """A task's examples, and what was left out.
 
     Attributes:
-        skipped: number of malformed rows. skipped_rows: the first ten of them, each ``PLACE: REASON``.
+        skipped: number of malformed rows.
+        skipped_rows: the first ten of them, each ``PLACE: REASON``.
     """
 
     task: TextTask

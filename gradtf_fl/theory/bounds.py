@@ -88,7 +88,7 @@ def shadow_information(per_set: Iterable[float]) -> float:
     its own randomness. A Grad-Transformer trained through the LLM's loss on shadow rows (``functional``) has read
     the rows themselves, and this says nothing about it.
 
-    Raises ConfigError when a term is negative or there is none.
+    Raises ConfigError when a term is negative or missing.
     """
     terms = list(per_set)
     if not terms or any(math.isnan(term) or term < 0 for term in terms):

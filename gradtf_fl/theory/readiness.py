@@ -204,7 +204,7 @@ MEASURES = (
     ("more words that no public row has than is usual among public rows", ""),
     ("more letters beyond a-z than 95 % of the public rows have", ""),
 )
-"""Names of many and of few, in the order of `_measures`; an empty name is no kind."""
+"""Names of many and of few, in the order of `_measures`; an empty name is not a kind."""
 
 
 def _measures(row: Row, rows_with: Bag, itself: int) -> tuple[float, ...]:

@@ -36,15 +36,18 @@ class AuditPlan:
     """What is trained, who is guessed about, and how many guesses are made; `make` fills it in.
 
     Attributes:
-        epsilon, delta: the claim to be tested. sigma: the noise multiplier that makes it (PRV).
+        epsilon, delta: the claim to be tested.
+        sigma: the noise multiplier that makes it (PRV).
         confidence: of all bounds together; each has 1 - (1 - confidence) / 6.
         steps, batch, clip, rate: as of `train_dp`.
-        rows: ordinary rows of the task. gradient_canaries, row_canaries: canaries of each kind; about half of them
-            are in, the others are blank, so that the number of rows does not tell.
+        rows: ordinary rows of the task.
+        gradient_canaries, row_canaries: canaries of each kind; about half of them
+            are in, the others are blank, so that the number of rows reveals nothing.
         gradient_guesses, row_guesses: how many canaries are guessed to be in, and how many to be out.
-        seed: of coins, canaries and rows. replay: the trainer's noise and draws are seeded too.
+        seed: of coins, canaries and rows.
+        replay: the trainer's noise and draws are seeded too.
         unit: what the trainer draws and clips as one, and what the claim is of.
-        rows_per_canary: a canary is so many equal rows, as one person may have: a claim of rows must not be believed of
+        rows_per_canary: equal rows of each canary, as one person may have: a claim of rows must not be believed of
             it, one of persons must hold.
     """
 
@@ -176,6 +179,6 @@ class AuditPlan:
 
     @property
     def sha256(self) -> str:
-        """Hash of the canonical JSON: whoever has it can tell that the plan was not changed afterwards."""
+        """Hash of the canonical JSON: whoever has it can check that the plan was not changed afterwards."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -218,7 +218,7 @@ class NoisyGradients:
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient; zeros where there is none."""
+    """The parameter's gradient; zeros without one."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
 
 
@@ -234,7 +234,7 @@ def join(parts: Sequence[TokenRows]) -> TokenRows:
 def blank(rows: TokenRows, kept: NDArray[np.bool_]) -> TokenRows:
     """The rows with labels only where ``kept`` [N]: the others have no loss and no gradient, as if they were not there.
 
-    Their number stays, and with it q: otherwise the number of rows would tell the coins.
+    Their number stays, and with it q: otherwise the number of rows would reveal the coins.
     """
     labels = rows.labels.clone()
     labels[torch.from_numpy(~kept)] = IGNORED
@@ -242,5 +242,5 @@ def blank(rows: TokenRows, kept: NDArray[np.bool_]) -> TokenRows:
 
 
 def repeated(rows: TokenRows, copies: int) -> TokenRows:
-    """Each row so many times, one after the other: a person with equal rows."""
+    """Each row this many times, one after the other: a person with equal rows."""
     return rows.take(torch.arange(len(rows)).repeat_interleave(copies))

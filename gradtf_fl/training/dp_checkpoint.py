@@ -67,7 +67,7 @@ class DpCheckpoint:
 
         Raises:
             ConfigError: ``every`` below 1.
-            AnotherRun: the file is of another run: other rows, model or arguments.
+            AnotherRun: the file belongs to a different run: other rows, model or arguments.
             CorruptFile: the file is damaged.
         """
         if self.every < 1:
@@ -112,7 +112,10 @@ class DpRun:
         path = self._checkpoint.path
         header, tensors = _unpack(path)
         if header.get("identity") != self._identity:
-            raise AnotherRun(f"checkpoint {path}: of another run (other rows, model or arguments); delete it first")
+            raise AnotherRun(
+                f"checkpoint {path} belongs to a different run (rows, model or arguments changed); "
+                "delete it to start over"
+            )
         optimizer = self._optimizer
         with torch.no_grad():
             for name, p in optimizer.sampler.parameters.items():

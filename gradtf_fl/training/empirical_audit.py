@@ -35,7 +35,7 @@ from gradtf_fl.training.dp_sgd import train_dp
 from gradtf_fl.training.sensitivity import Sensitivity, Trainer, measure_sensitivity
 
 AuditProgress = Callable[[str, int, int], None]
-"""Called with (what goes on, steps done, steps in all)."""
+"""Called with (what happens now, steps done, steps in all)."""
 CODES = 100
 
 
@@ -143,7 +143,7 @@ def run_audit(plan: AuditPlan, progress: AuditProgress, train: Trainer = train_d
         train: called as `train_dp`; tests pass broken ones.
 
     Raises:
-        VerificationFailed: the trainer's gradients are not seen, or what it trained is no number.
+        VerificationFailed: the trainer's gradients are not seen, or what it trained is not a number.
     """
     total = 2 * plan.steps
     progress("sensitivity", 0, total)

@@ -71,7 +71,8 @@ def experts_forward(
         module: a layer of experts that `check_experts` accepts.
         branches: the adapters; all have the same K.
         hidden: tokens [S, width], group after group, equally many of each.
-        index: experts [S, k] of each token. weights: of their answers [S, k].
+        index: experts [S, k] of each token.
+        weights: of their answers [S, k].
     """
     tokens, chosen = index.shape
     groups = max(branch.groups for branch in branches.values())

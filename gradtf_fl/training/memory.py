@@ -46,7 +46,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def held_bytes(device: torch.device) -> int:
-    """Memory that this process holds on ``device`` now; 0 where the system does not tell."""
+    """Memory that this process holds on ``device`` now; 0 where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     if device.type == "mps":
@@ -67,7 +67,7 @@ def begin_peak(device: torch.device) -> None:
 
 
 def peak_held_bytes(device: torch.device) -> int:
-    """Most memory that this process held on ``device`` since `begin_peak`; 0 where the system does not tell.
+    """Most memory that this process held on ``device`` since `begin_peak`; 0 where the system does not say.
 
     Unlike `peak_bytes` it counts what kernels take and allocators keep, and it needs the work really done.
     """
@@ -89,7 +89,7 @@ def _system_bytes() -> int:
 
 
 def _cgroup_bytes() -> list[int]:
-    """What a container's limit leaves; empty where there is none."""
+    """What a container's limit leaves; empty without a limit."""
     left = []
     for limit, used in _CGROUPS:
         try:

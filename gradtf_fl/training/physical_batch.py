@@ -44,11 +44,11 @@ class StepMemory:
     after: int
 
     def of(self, rows: int) -> int:
-        """Bytes for so many rows in one pass."""
+        """Bytes for this many rows in one pass."""
         return max(self.after, self.fixed + rows * self.row)
 
     def most_rows(self, available: int) -> int:
-        """How many rows in one pass so many bytes are enough for; 0 where they are too few for one."""
+        """How many rows in one pass this many bytes are enough for; 0 where they are too few for one."""
         return max(0, (available - self.fixed) // self.row) if available >= self.after else 0
 
 
@@ -61,7 +61,7 @@ def step_memory(optimizer: PrivateAdam, made_up: RowLosses, of_persons: bool = F
 
 
 def try_rows(optimizer: PrivateAdam, made_up: RowLosses, rows: int, of_persons: bool = False) -> None:
-    """All of a step but its release, on so many rows, each of another person; nothing of it is kept."""
+    """All of a step but its release, on this many rows, each of another person; nothing of it is kept."""
     try:
         optimizer.zero_grad()
         optimizer.part = parts_of(torch.arange(rows), rows, made_up.device)[0] if of_persons else None
@@ -77,7 +77,7 @@ def fit_physical_batch(optimizer: PrivateAdam, forward: RowLosses, batch: int, o
     On the CPU it follows from the memory at hand. A GPU is tried with as many rows as a draw is likely to have.
 
     Args:
-        of_persons: several rows may be one person's, whose gradient is then held beside theirs.
+        of_persons: several rows may be one person's, whose gradient is then held alongside theirs.
 
     Raises:
         ConfigError: there is not enough memory for one row.
@@ -97,7 +97,7 @@ def fit_physical_batch(optimizer: PrivateAdam, forward: RowLosses, batch: int, o
     release(forward.device)
     free = available_bytes(forward.device) / 1e9
     raise ConfigError(
-        f"out of memory: a training step on one row of {made_up.width} tokens does not fit beside the model "
+        f"out of memory: a training step on one row of {made_up.width} tokens does not fit alongside the model "
         f"({free:.1f} GB are left on {forward.device}); shorten the rows, set gradient_checkpointing = true or take a "
         "smaller model"
     )

@@ -64,7 +64,7 @@ class PrivateAdam(DPOptimizer):  # type: ignore[misc]
 
     @property
     def params(self) -> list[Any]:
-        """The adapter's parameters. Opacus gathers them anew at every use: 5 microseconds each time."""
+        """The adapter's parameters. Opacus gathers them again at every use: 5 microseconds each time."""
         return self._parameters
 
     def row_gradients(self) -> Tensor:

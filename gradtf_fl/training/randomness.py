@@ -23,7 +23,7 @@ from gradtf_fl.privacy import NOISE_CSPRNG, NOISE_SEEDED
 
 _SAMPLING, _NOISE, _CHOICE = b"r", b"n", b"c"
 _AHEAD, _MOST_STEPS = 2**16, 64
-"""Draws made at once, for up to so many steps: in a small model's step a cipher of its own would show."""
+"""Draws made at once, for up to this many steps: in a small model's step a cipher of its own would show."""
 BLOCK = 2**22
 """Most numbers of noise that are there at once, with their words about 150 MB; even."""
 

@@ -97,7 +97,7 @@ def measure_step(model: nn.Module, rows: TokenRows, batch: int, compute: Compute
 
 
 def _seconds(optimizer: PrivateAdam, made_up: RowLosses, rows: int) -> tuple[float, int]:
-    """Of a step on so many rows, from as few as take `ENOUGH_S`, and how many those were."""
+    """Of a step on this many rows, from as few as take `ENOUGH_S`, and how many those were."""
     tried = min(4, rows)
     before, elapsed = 0, 0.0
     noisy_step(optimizer, made_up, torch.arange(min(2, rows)), 2)  # what is done once only

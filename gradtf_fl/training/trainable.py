@@ -46,7 +46,7 @@ def check_trainable(
         max_tokens: tokens of a row at most.
 
     Raises:
-        ConfigError: what is trainable is no plain LoRA or LoRA-XS that `trained_layers` knows; the sampler's row
+        ConfigError: what is trainable is not a plain LoRA or LoRA-XS that `trained_layers` knows; the sampler's row
             gradients are not the rows' own; the tokenizer's rows don't fit the model.
     """
     parameters = adapter_parameters(model)

@@ -1,11 +1,11 @@
-"""What is drawn and clipped as one: a row, or a person with up to so many of their rows.
+"""What is drawn and clipped as one: a row, or a person with a bounded number of their rows.
 
 One person's rows reach a step as ONE gradient, that of the mean of their losses, of norm C at most. Adding or removing
 a person then moves a step's sum by at most C, whatever the number of their rows: the subsampled Gaussian of a row, with
 persons in the rows' place.
 
 Who has more rows than ``rows_per_person`` gives others in every step: each of their rows has an equal chance, decided
-by a keystream of its own that knows nobody else's rows. Sensitivity is C for any choice; drawing anew lets all rows
+by a keystream of its own that knows nobody else's rows. Sensitivity is C for any choice; drawing again lets all rows
 count in the end.
 """
 

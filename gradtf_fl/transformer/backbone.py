@@ -44,7 +44,7 @@ def build_t5(backbone: Backbone) -> Any:
     """The T5Model of ``backbone``; nothing reads its vocabulary, so that is cut to 8 tokens.
 
     Raises:
-        ConfigError: ``pretrained`` can't be loaded, is no T5, lacks weights, or differs from T5 v1.1 in more than
+        ConfigError: ``pretrained`` can't be loaded, is not a T5, lacks weights, or differs from T5 v1.1 in more than
             its sizes (a checkpoint stores sizes only).
     """
     from transformers import T5Config, T5Model
@@ -76,10 +76,10 @@ def _pretrained(name: str, dropout: float) -> Any:
     try:
         config: Any = AutoConfig.from_pretrained(folder)
         if config.model_type != "t5":
-            raise ConfigError(f"it is a {config.model_type!r} model, a 't5' is wanted")
+            raise ConfigError(f"it is a {config.model_type!r} model; expected a 't5'")
         wanted: Any = T5Config(feed_forward_proj="gated-gelu")
         problems = [
-            f"{field} is {getattr(config, field)!r}, {getattr(wanted, field)!r} is wanted, as in T5 v1.1 and Flan-T5"
+            f"{field} is {getattr(config, field)!r}, not {getattr(wanted, field)!r} as in T5 v1.1 and Flan-T5"
             for field in _SAME
             if getattr(config, field) != getattr(wanted, field)
         ]

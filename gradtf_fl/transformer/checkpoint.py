@@ -93,11 +93,11 @@ class GradTransformer:
         """(source, target) of a checkpoint: what its file says, nothing of it loaded or verified.
 
         Raises:
-            ConfigError: there is no such file. CorruptFile: its header is damaged.
+            ConfigError: no such file. CorruptFile: its header is damaged.
         """
         path = Path(path)
         if not path.is_file():
-            raise ConfigError(f"Grad-Transformer checkpoint {path}: there is no such file")
+            raise ConfigError(f"Grad-Transformer checkpoint {path}: no such file")
         try:
             about = metadata_of(path.read_bytes(), "grad_transformer")
             return UpdateSpace.from_json(about["source"]), UpdateSpace.from_json(about["target"])
@@ -108,7 +108,7 @@ class GradTransformer:
     def load(cls, path: str | Path) -> GradTransformer:
         """Read and verify a checkpoint.
 
-        Raises ConfigError when there is none or its format or partition is unknown, CorruptFile when it is damaged.
+        Raises ConfigError when it is missing or its format or partition is unknown, CorruptFile when it is damaged.
         """
         import torch
         from safetensors.torch import load
@@ -118,7 +118,7 @@ class GradTransformer:
 
         path = Path(path)
         if not path.is_file():
-            raise ConfigError(f"Grad-Transformer checkpoint {path}: there is no such file")
+            raise ConfigError(f"Grad-Transformer checkpoint {path}: no such file")
         data = path.read_bytes()
         try:
             tensors = load(data)

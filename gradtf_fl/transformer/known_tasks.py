@@ -1,4 +1,4 @@
-"""Known tasks: a mixture that the Grad-Transformer can't generate is put together from tasks that the provider knows.
+"""The task library: a mixture that the Grad-Transformer can't generate is composed of tasks that the provider knows.
 
 Where prompts show which of several tasks they belong to, the sum of updates holds several tasks at once, and of such
 mixtures there are far more than the Grad-Transformer was trained on. But each kind of prompt follows ONE task, and
@@ -14,7 +14,7 @@ the provider has tuned its LLM on tasks: it knows their updates and which tokens
    would have used otherwise. That update answers the kinds that no known task explains. Where answers of a kind end,
    the LLM learns to end them.
 
-Where all prompts are of one kind there is nothing to put together, and nothing changes. Privacy: post-processing of
+If all prompts are of one kind there is nothing to compose, and nothing changes. Privacy: post-processing of
 the sum and public prompts, as in `refinement`. It recognises tasks and learns none: a kind of prompts whose task the
 provider has never seen is left as it was.
 """
@@ -54,7 +54,7 @@ class TaskLibrary:
 
     @classmethod
     def load(cls, path: Path) -> TaskLibrary:
-        """Of a file that `save` wrote; ConfigError when there is none, CorruptFile when it is something else."""
+        """Of a file that `save` wrote; ConfigError when it is missing, CorruptFile when it is something else."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -103,7 +103,7 @@ def embedded_tasks() -> TaskLibrary:
 
 @dataclass(frozen=True)
 class KnownRecipe:
-    """How tasks are told apart and put together.
+    """How tasks are told apart and composed.
 
     Attributes:
         probes: prompts of a kind that its tasks are compared on.
@@ -177,7 +177,7 @@ class KnownTasks:
         firsts: Tensor | None = None,
         end: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """LLM updates for K TinyLM updates, put together where known tasks explain the TinyLM.
+        """LLM updates for K TinyLM updates, composed if the task library explains the TinyLM.
 
         Args:
             updates: float32 [K, L1, n1].

@@ -33,7 +33,7 @@ class TrainConfig:
         validate_every: steps between validations on what is GENERATED for held-out federations; the best weights are
             kept. 0: none is held out, the last weights are kept.
         validation_share: share of shadow federations held out, where there is validation.
-        patience: training stops after so many validations in a row without a new best one.
+        patience: training stops after this many validations in a row without a new best one.
         scaled: false switches standardisation off for an ablation: mean 0, scale 1.
         averaged: false draws single updates of a task instead of averages over several of its federations, for an
             ablation.
@@ -82,7 +82,7 @@ class TrainConfig:
         return self.mse_steps + (0 if self.objective == "mse" else self.steps)
 
     def check(self, processes: int = 1) -> None:
-        """ConfigError with every value that no machine can train with, in so many processes."""
+        """ConfigError with every value that no machine can train with, in this many processes."""
         from gradtf_fl.transformer.partition import PLANS
 
         problems = []

@@ -128,7 +128,7 @@ def _descend(
 
 
 def _finish(run: TrainingRun, result: GradTransformer, out: Path, began: float) -> None:
-    """The checkpoint of the best weights, on the CPU in float32, and the record beside it."""
+    """The checkpoint of the best weights, on the CPU in float32, and the record alongside it."""
     if run.best is not None:
         run.model.load_state_dict(run.best)
     run.model.cpu().eval()

@@ -19,7 +19,7 @@ from gradtf_fl.transformer.train_config import TrainConfig
 
 @dataclass
 class TrainingRun:
-    """Everything that changes while training goes on.
+    """Everything that changes during training.
 
     Attributes:
         log: one loss for each finished step.

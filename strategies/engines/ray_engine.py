@@ -137,7 +137,7 @@ def wait_for_run(
 
 
 def raise_failure(status: str, out: Path, log: Path) -> None:
-    """Nothing for a completed run; else the error that the ServerApp's last record tells of."""
+    """Nothing for a completed run; else the error in the ServerApp's last record."""
     if status == COMPLETED:
         return
     records = read_records(out)

@@ -124,7 +124,7 @@ class WorkerPool:
         return found
 
     def each(self, work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """``work(*arguments[i])`` for every i, in their order, each by whichever worker is idle.
+        """``work(*arguments[i])`` for every i, in their order, each in an idle worker.
 
         Raises:
             WorkerDied: as `answers`. Else what the work raised.

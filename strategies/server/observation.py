@@ -1,6 +1,6 @@
 """A run's events as files: OUT/status.json for the live view, OUT/events.jsonl for collectors, and a tracker.
 
-All of it is beside the run. Whatever fails here (a full disk, a broken tracker) is logged once and forgotten: no round
+It stands apart from the run. Whatever fails here (a full disk, a broken tracker) is logged once and forgotten: no round
 fails for it. Nothing here is about an organization's data: a server knows keys, message sizes, times, refusal codes.
 """
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("gradtf.server")
 
 
 class Observer:
-    """An `OnEvent`; as a context manager it also tells how the run ended.
+    """An `OnEvent`; as a context manager it also records how the run ended.
 
     Files are written from the first event on: a server that may not run here (the folder is another's) leaves none.
     """
@@ -205,7 +205,7 @@ class Observer:
             complaint = f"{type(error).__name__}: {error}"
             if complaint not in self._complaints:
                 self._complaints.add(complaint)
-                logger.warning("the run goes on, but its status, log or tracker is behind: %s", complaint)
+                logger.warning("the run continues, but its status, log or tracker is behind: %s", complaint)
 
 
 def _at(status: RunStatus, stage: str, answered: int = 0, expected: int = 0) -> RunStatus:
@@ -222,7 +222,7 @@ def state_of(error: BaseException | None) -> RunState:
 
 
 def tell_all(*listeners: OnEvent) -> OnEvent:
-    """One `OnEvent` that tells ``listeners`` in turn."""
+    """One `OnEvent` that calls ``listeners`` in turn."""
 
     def tell(event: RoundEvent) -> None:
         for listener in listeners:

@@ -1,8 +1,8 @@
 """A deployed server: SuperLink, SuperExec and the run, kept going until all rounds are done.
 
 The SuperLink keeps its messages in SQLite and the ServerApp lives in a process of its own (``--isolation process``), so
-either may die without the other: a dead SuperLink is started again and the ServerApp's calls go on; a dead ServerApp is
-submitted again and goes on from the last checkpoint (`strategies.checkpoints`), under the next attempt's number. When
+either may die without the other: a dead SuperLink is restarted and the ServerApp's calls continue; a dead ServerApp is
+submitted again and continues from the last checkpoint (`strategies.checkpoints`), under the next attempt's number. When
 this process dies, its children get SIGTERM; ``gradtf server run --resume`` starts them again.
 """
 
@@ -81,7 +81,7 @@ class ServerRun:
                 self._rounds()
             except OSError as error:  # as a rule, a full disk; nothing is half written
                 cause = f"{error.strerror or type(error).__name__} ({error.filename or self.server.folder})"
-                raise FlowerFailed(f"{cause}: when that is mended, `gradtf server run --resume` goes on") from error
+                raise FlowerFailed(f"{cause}: when that is mended, run `gradtf server run --resume`") from error
             finally:
                 self.stop()
 
@@ -235,7 +235,7 @@ class ServerRun:
                     or f"it left no cause, as when it is killed for its memory: {last_line(log) or 'an empty log'}"
                 )
                 raise FlowerFailed(f"the ServerApp ended {fruitless} times without a result: {why} (see {log})")
-            self._tell(f"the ServerApp ended ({status}) and goes on from the last checkpoint")
+            self._tell(f"the ServerApp ended ({status}) and continues from the last checkpoint")
 
     def _submit(self) -> str:
         app = write_app(self.home / "app", self.server.plan)
@@ -292,7 +292,7 @@ class ServerRun:
 
 
 def progress(out: Path) -> tuple[int, int, int] | None:
-    """(rounds done, attempts made, rounds whose adapter went out) of the run in ``out``; None where there is none."""
+    """(rounds done, attempts made, rounds whose adapter went out) of the run in ``out``; None without one."""
     records = read_records(out)
     if not (out / FEDERATION).exists():
         return None

@@ -40,7 +40,8 @@ def make_server(
     """Write ``server.toml``, ``provider.key``, ``roster.txt``, the enrolments and ``invitation.json``.
 
     Args:
-        files: ``ca``, ``certificate`` and ``key``. plan: keys of `FederationPlan`, without what the folder decides.
+        files: ``ca``, ``certificate`` and ``key``.
+        plan: keys of `FederationPlan`, without what the folder decides.
 
     Raises:
         ConfigError: every problem of all of these at once; then nothing is written.

@@ -1,7 +1,7 @@
 """Each round's figures for TensorBoard or MLflow (``pip install "gradtf-fl[tracking]"``), behind one small Protocol.
 
-Only what the server knows anyway: counts, seconds, bytes, refusals and how a refinement agreed; nothing by which to
-tell an organization. A tracker runs in a thread of its own: a server that does not answer delays no round.
+Only what the server knows anyway: counts, seconds, bytes, refusals and how a refinement agreed; nothing that
+identifies an organization. A tracker runs in a thread of its own: a server that does not answer delays no round.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Background:
                 complaint = f"{type(error).__name__}: {error}"
                 if complaint not in complaints:
                     complaints.add(complaint)
-                    logger.warning("the run goes on, but its tracker is behind: %s", complaint)
+                    logger.warning("the run continues, but its tracker is behind: %s", complaint)
             if work is None:
                 return
 

@@ -184,7 +184,7 @@ def test_rows_are_encoded_by_the_organizations_own_tokenizer(organization: Path)
         (63, "fail", "lower [privacy] declared to at most 63"),
         (64, "ok", ""),
         (127, "ok", ""),
-        (128, "warn", "[privacy] declared = 128 changes that, and tells the server"),
+        (128, "warn", "[privacy] declared = 128 changes that, and shows the server"),
     ],
 )
 def test_the_declared_figure_is_compared_with_the_file(organization: Path, rows: int, level: str, said: str) -> None:

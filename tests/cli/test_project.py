@@ -216,7 +216,7 @@ def test_evaluate_and_what_if_read_the_project(text: TextFiles, tmp_path: Path) 
     assert found["accuracy"] is None
     missing = gradtf("audit", "what-if", "--epsilon", 1)
     assert missing.exit_code == 2
-    assert "--rounds, --batch, --rows: wanted, or a project's file" in missing.stderr
+    assert "--rounds, --batch, --rows: required, or a project's file" in missing.stderr
 
 
 def test_an_organization_takes_pair_form_and_compute_from_the_project(text: TextFiles, tmp_path: Path) -> None:

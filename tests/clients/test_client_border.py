@@ -379,7 +379,7 @@ def test_another_llm_is_found_before_the_first_charge(bench: Bench, tmp_path: Pa
     bench.kit.change(0, models=models.model_copy(update={"llm": str(other)}))
     assert bench.code(BEGIN, bench.begin().to_fields()) == "model_hash"
     assert not (folder / "ledger.sqlite").exists()
-    said = {"tokenizer": "is another one than the provider's", "missing": "there is no such folder"}[what]
+    said = {"tokenizer": "is another one than the provider's", "missing": "no such folder"}[what]
     assert said in (folder / "client.log").read_text()
     bench.kit.change(0, models=models)
     assert bench.code(BEGIN, bench.begin().to_fields()) is None

@@ -63,7 +63,7 @@ def test_server_disk_full(faults: Invariants) -> None:
             limit_files(server)
         fault.ends()
         if server.ended is not None:
-            assert "--resume` goes on" in server.said()
+            assert "run `gradtf server run --resume`" in server.said()
             fault.note(f"server run ended with {server.ended}")
             server.start("--resume")
         record = deployment.finished(number)

@@ -59,7 +59,7 @@ def test_all_problems_of_all_presets_are_told_at_once(tmp_path: Path) -> None:
         "a.toml: kind: ",
         "b.toml: measure: experiments.paper.measures.absent:measure can't be imported (ModuleNotFoundError",
         'b.toml: x names the axis of kind "line"',
-        f"c.toml: measure: {MODULE}:write_preset is no measure",
+        f"c.toml: measure: {MODULE}:write_preset is not a measure",
         "c.toml: seeds: a seed is there twice",
         "d.toml: parameters.factor: ",
         "d.toml: parameters.colour: is not a known key",

@@ -138,7 +138,7 @@ def test_the_provider_is_kept_and_private_rows_are_fresh(parameters: dict[str, A
 
 
 def test_too_few_rows_and_a_missing_model_are_named(parameters: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="task animals: 24 test rows, 9000 are wanted"):
+    with pytest.raises(ConfigError, match="task animals: 24 test rows, 9000 are required"):
         text_pair(parameters | {"test_rows": 9000}, 0, silent)
     with pytest.raises(ConfigError, match="no such folder"):
         text_pair(parameters | {"llm": "none"}, 0, silent)

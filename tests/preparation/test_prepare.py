@@ -96,11 +96,11 @@ def test_what_no_project_has_and_what_is_missing_is_refused(project: Path) -> No
     assert refused.exit_code == 2
     for name in ("rules", "tasks"):
         assert f"--{name}: only without --config" in refused.stderr
-    assert "--out: wanted without --config" in gradtf("curate").stderr
+    assert "--out: required without --config" in gradtf("curate").stderr
     missing = gradtf("train")
     assert missing.exit_code == 2
-    assert "--tuples: wanted without --config" in missing.stderr
-    assert "--out: wanted without --config" in missing.stderr
+    assert "--tuples: required without --config" in missing.stderr
+    assert "--out: required without --config" in missing.stderr
     elsewhere = gradtf("curate", "--config", project, "--device", "cuda:7")
     assert elsewhere.exit_code == 2
     assert "cuda:7" in elsewhere.stderr
@@ -221,9 +221,13 @@ def refused(path: Path) -> str:
 
 CHANGES = {
     "too few public rows for a shadow set": ("shadow_rows = 8", "shadow_rows = 800", "a shadow set has 800"),
-    "too few public rows to judge on": ("window = 8", "window = 40", "public rows to judge on, at least 8 are wanted"),
-    "a model that is missing": ("/tiny", "/nothing", "there is no such folder"),
-    "rows that are missing": ("/animals", "/plants", "plants: there is no such file or folder"),
+    "too few public rows to judge on": (
+        "window = 8",
+        "window = 40",
+        "public rows to judge on, at least 8 are required",
+    ),
+    "a model that is missing": ("/tiny", "/nothing", "no such folder"),
+    "rows that are missing": ("/animals", "/plants", "plants: no such file or folder"),
 }
 
 

@@ -104,7 +104,7 @@ def test_impossible_games_are_refused() -> None:
     coins = np.array([True, False])
     with pytest.raises(ValueError, match="guesses about 2"):
         score_guesses(np.zeros(2), coins, 2, 1)
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="not a number"):
         score_guesses(np.array([0.0, np.nan]), coins, 1, 0)
     for wrong in ((2, 3, 1), (3, 2, 3), (0, 0, 0)):
         with pytest.raises(ValueError, match="right of"):

@@ -76,7 +76,7 @@ def test_a_ledger_of_rows_does_not_become_one_of_persons(ledger: Ledger, owner: 
         ("reserve", {"unit": "person", "person": "customer"}, "another unit than its own"),
         ("reserve", {"unit": "household"}, "neither row nor person"),
         ("reserve", {"unit": "row"}, "a person is named"),
-        ("reserve", {"unit": "person", "person": None}, "person is no text"),
+        ("reserve", {"unit": "person", "person": None}, "person is not text"),
     ],
     ids=["row", "customer", "household", "both", "nobody"],
 )

@@ -226,7 +226,7 @@ def test_more_beacons_more_rounds_and_more_groups_cost_the_sample_dropouts() -> 
     [
         ({"threshold": 68, "quorum": 68, "degree": 99}, "threshold 68 of 100 lets 45 colluders open both kinds"),
         ({"round": 10_001}, "round 10001 has a sample"),
-        ({"sample": 1000}, "a sample of all 1000 organizations is none"),
+        ({"sample": 1000}, "a sample must be smaller than all 1000 organizations"),
     ],
 )
 def test_a_sample_is_judged_by_the_colluders_it_may_hold(changes: dict[str, int], reason: str) -> None:

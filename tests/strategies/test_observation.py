@@ -213,7 +213,7 @@ def test_a_full_disk_fails_no_round(
     with caplog.at_level(logging.WARNING, "gradtf.server"), Observer(kit.plan) as observer:
         result = run_server(kit.grid(), kit.plan, observer, kit.generator)
     assert [record.state for record in result.rounds] == ["completed"]
-    complaints = [record.message for record in caplog.records if "the run goes on" in record.message]
+    complaints = [record.message for record in caplog.records if "the run continues" in record.message]
     assert len(complaints) == 1  # once, not for each event
     assert "No space left" in complaints[0]
 

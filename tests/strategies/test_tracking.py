@@ -188,7 +188,7 @@ def test_a_failing_tracker_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
         background.scalars(step, {})
     background.close()
     assert [record.message for record in caplog.records if "no server" in record.message] == [
-        "the run goes on, but its tracker is behind: RuntimeError: no server"
+        "the run continues, but its tracker is behind: RuntimeError: no server"
     ]
 
 

@@ -77,7 +77,7 @@ def test_sizes_are_in_proportion() -> None:
 def test_natural_is_an_organization_a_label() -> None:
     made = shares("natural", 5, by="author")
     assert [len(counts(part)) for part in made] == [1] * 5
-    with pytest.raises(ConfigError, match="author has 5 values, and 6 organizations are wanted"):
+    with pytest.raises(ConfigError, match="author has 5 values, and 6 organizations are required"):
         shares("natural", 6, by="author")
 
 

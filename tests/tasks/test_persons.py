@@ -101,7 +101,7 @@ def test_a_person_in_two_files_is_one(tmp_path: Path) -> None:
 def test_a_folder_with_tests_beside_is_not_read_as_one(tmp_path: Path) -> None:
     jsonl(tmp_path / "train.jsonl", [visit(1, 1)])
     jsonl(tmp_path / "test.jsonl", [visit(2, 2)])
-    with pytest.raises(ConfigError, match=r"holds test.jsonl beside"):
+    with pytest.raises(ConfigError, match=r"holds test.jsonl alongside"):
         read_rows(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_a_source_that_cannot_be_read_is_refused(what: str, tmp_path: Path) -> N
         content = {"twice": data, "truncated": data[:-20], "not gzip": b"{}\n"}[what]
         (tmp_path / "train.jsonl.gz").write_bytes(content)
     expected = {
-        "no folder": "there is no such folder",
+        "no folder": "no such folder",
         "no rows": "its train split has no rows",
         "twice": r"both train\.jsonl and train\.jsonl\.gz",
         "truncated": "can't be read to its end",

@@ -215,7 +215,7 @@ def test_the_physical_batch_follows_from_the_memory_at_hand(
     assert rehearse(model, random_rows, 4, compute) == 7
     assert rehearse(model, random_rows, 4, ComputeSection(sampler=sampler, physical_rows=3)) == 3
     monkeypatch.setattr(physical_batch, "available_bytes", lambda _: memory.fixed)
-    with pytest.raises(ConfigError, match="one row of 9 tokens does not fit beside the model"):
+    with pytest.raises(ConfigError, match="one row of 9 tokens does not fit alongside the model"):
         rehearse(model, random_rows, 4, compute)
     assert torch.equal(adapter(model), before)
     assert all(p.grad is None and not vars(p) for p in model.parameters())

@@ -34,7 +34,8 @@ class ClientTasks(Section):
 
     Attributes:
         federations: of five organizations, for each seed and each way of showing the task.
-        rows, test_rows: of each organization. steps: in each of three rounds.
+        rows, test_rows: of each organization.
+        steps: in each of three rounds.
         public_prompts: what the provider refines on.
     """
 
@@ -66,7 +67,9 @@ class Mixtures(Section):
 
     Attributes:
         alphas: of the Dirichlet distribution that an organization's shares of three seen rules are drawn from.
-        federations: for each seed and alpha. rows, test_rows: of each organization. steps: in each of three rounds.
+        federations: for each seed and alpha.
+        rows, test_rows: of each organization.
+        steps: in each of three rounds.
         public_prompts: what the provider refines on.
     """
 

@@ -1,4 +1,4 @@
-"""What this project's ways of working cost beside the plain ones, on one machine in one run (paper, section 6).
+"""What this project's ways of working cost compared with the plain ones, on one machine in one run (paper, section 6).
 
 Provider: everything from public rows to a checkpoint, by `mse` on tuples with LLM shadows and by `functional` without
 them (but for a handful that give the output's scale), until `functional` is as good on seen and on unseen rules. The

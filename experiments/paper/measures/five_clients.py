@@ -30,7 +30,8 @@ class FiveClients(Section):
         rules: as `gradtf simulate --rules`; mixtures are Dirichlet(.5).
         epsilons: besides training without DP; of a row, for the whole run.
         federations: drawn for each seed and each of ``rules``.
-        rows, test_rows: of each organization. steps: in each of the three rounds.
+        rows, test_rows: of each organization.
+        steps: in each of the three rounds.
         public_prompts: what the provider refines on.
     """
 

@@ -1,4 +1,4 @@
-"""Refinement on public prompts (`gradtf_fl.transformer.refinement`) beside plain generation: known and new tasks."""
+"""Refinement on public prompts (`gradtf_fl.transformer.refinement`) and plain generation: known and new tasks."""
 
 from __future__ import annotations
 

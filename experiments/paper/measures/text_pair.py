@@ -3,7 +3,7 @@
 Each organization tunes the TinyLM on private windows of one domain; the LLM update generated from it is scored on
 fresh test windows by loss per character. Recovered share = (base - generated) / (base - tuned), where base is the
 LLM's own loss and tuned that of the LLM tuned on the private windows. The provider curates public windows and trains
-a Grad-Transformer once, for all seeds; private and test windows are drawn anew by each.
+a Grad-Transformer once, for all seeds; private and test windows are drawn again by each.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def draw_private(made: Provider, domains: Sequence[str], test_rows: int, seed: i
         rows = read_task_rows(made.source(name), curation.task)
         for side, pool, count in (("private", rows.private, curation.rows), ("test", rows.test, test_rows)):
             if len(pool) < count:
-                problems.append(f"task {name}: {len(pool)} {side} rows, {count} are wanted")
+                problems.append(f"task {name}: {len(pool)} {side} rows, {count} are required")
                 continue
             chosen = tuple(pool[i].row for i in rng.choice(len(pool), count, replace=False))
             (private if side == "private" else test).append(chosen)

@@ -26,9 +26,12 @@ class TextPlan(Section):
 
     Attributes:
         shared: folder with ``data`` and ``models``.
-        tiny: the TinyLM's folder in ``models``. tasks: see `gradtf_fl.tasks.read_task_rows`.
-        window: characters. rows: windows in a shadow set, and of an organization.
-        shadow_sets, pair_sets: of each task. mixtures: shadow sets on mixtures of tasks, in all.
+        tiny: the TinyLM's folder in ``models``.
+        tasks: see `gradtf_fl.tasks.read_task_rows`.
+        window: characters.
+        rows: windows in a shadow set, and of an organization.
+        shadow_sets, pair_sets: of each task.
+        mixtures: shadow sets on mixtures of tasks, in all.
         steps, groups, rate: of the Grad-Transformer's training, a row a group.
         folder: where store and checkpoint are kept, by their settings.
     """
@@ -140,7 +143,7 @@ def nearest_tuned_longer(made: Provider) -> FromUpdate:
 
 
 def _tuned_longer(made: Provider) -> Tensor:
-    """LLM updates [tasks, L2, n2], kept beside the checkpoint."""
+    """LLM updates [tasks, L2, n2], kept with the checkpoint."""
     curation, training, side = made.curation, made.training, made.pair.llm
     seen = training.steps * training.groups * training.rows // len(curation.tasks)
     recipe = replace(curation.llm_recipe, steps=max(1, seen // curation.llm_recipe.batch))

@@ -1,4 +1,4 @@
-"""Figure 6 and Tables 8-11: CPU seconds of what an organization and the provider do, beside tuning the LLM directly."""
+"""Figure 6 and Tables 8-11: CPU seconds of what an organization and the provider do, and of tuning the LLM directly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Timing(Section):
     """Parameters.
 
     Attributes:
-        steps: of every tuning. rows: of an organization, or of a shadow set.
+        steps: of every tuning.
+        rows: of an organization, or of a shadow set.
         epsilon: of the private run.
         organizations: that mask together.
         stack: shadow sets that are tuned at once.

@@ -24,11 +24,13 @@ class TrialParameters(Section):
 
     Attributes:
         cache: folder of stores, checkpoints and scores.
-        workers: processes, 0: one per core. device: of fine-tuning, "auto": a GPU where there is one.
+        workers: processes, 0: one per core.
+        device: of fine-tuning, "auto": a GPU where there is one.
         public_rules: how many are used, 64 at most.
         pair_singles, plain_singles: shadow sets for each public rule with and without an LLM half.
         pair_mixtures, plain_mixtures: the same on mixtures.
-        rows: of a shadow set. tuning_steps: of every fine-tuning, shadow or private.
+        rows: of a shadow set.
+        tuning_steps: of every fine-tuning, shadow or private.
         steps, groups, batch_rows, rate, width: of the Grad-Transformer and its training.
         private_rules, private_rows, test_rows: of the private sets.
     """

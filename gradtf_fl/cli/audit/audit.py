@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradtf_fl.cli.audit.empirical import empirical
-from gradtf_fl.cli.audit.files import ledger_files, ledger_options, read_each
+from gradtf_fl.cli.audit.files import compared_options, compared_with, ledger_files, ledger_options, read_each
+from gradtf_fl.cli.audit.statement import statement
 from gradtf_fl.cli.audit.transfer import export, import_, rotate
 from gradtf_fl.cli.audit.what_if import what_if
 from gradtf_fl.cli.options import console
@@ -30,12 +31,13 @@ def audit() -> None:
 
     \b
     Example:
-        gradtf audit report --ledger out/organizations/*/ledger.sqlite --format html --out audit.html
-        gradtf audit verify --ledger org-1/ledger.sqlite
+        gradtf audit report --ledger org-* --format html --out audit.html
+        gradtf audit verify --ledger org-*
+        gradtf audit statement --ledger org-* --out statements
     """
 
 
-@audit.command()
+@audit.command(short_help="Epsilon spent, by three accountants.")
 @ledger_options
 @click.option(
     "--format",
@@ -48,11 +50,11 @@ def audit() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
 def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_json: bool, out: Path | None) -> None:
-    """Epsilon spent, by three accountants, with everything it needs to mean something.
+    """Epsilon spent, by three accountants, with its unit, adjacency, delta, sampler and noise generator.
 
-    Checks what the figures hang on: every row's hash, the head, the last row's and each key rotation's signature;
-    `verify` checks all signatures. Exits with 5 after the report when a ledger's chain is broken, cannot be read, or
-    says what no audit can compute: the others are reported, and that one is named.
+    Checks what the figures rest on: every row's hash, the head, and the signatures of the last row and of each key
+    rotation. `verify` checks all signatures. Exits with 5 after the report when a ledger is broken, cannot be read, or
+    holds figures that no audit can compute. The other ledgers are reported, and that one is named.
 
     \b
     Example:
@@ -60,7 +62,7 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     """
     files = ledger_files(ledgers, paths)
     if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise ConfigError(f"--out {out}: the folder {out.absolute().parent} does not exist")
     from gradtf_fl.privacy import load_libraries
     from gradtf_fl.reports import read_for_report, report_each, to_csv, to_html, to_json, to_table
 
@@ -80,53 +82,40 @@ def report(ledgers: tuple[Path, ...], paths: tuple[Path, ...], form: str, as_jso
     _fail_on_breaks(readings, [*unread, *costly])
 
 
-@audit.command()
+@audit.command(short_help="Check hashes, signatures and heads.")
 @ledger_options
-@click.option("--public-key", "keys", multiple=True, metavar="HEX", help="Key the ledger must be signed with.")
-@click.option("--head", metavar="HEX", help="A head once announced in a signed advert; it must be on the chain.")
-@click.option(
-    "--heads",
-    "heads_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Many of them: lines of ORGANIZATION HEX, or what --json printed earlier.",
-)
+@compared_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def verify(
     ledgers: tuple[Path, ...],
     paths: tuple[Path, ...],
-    keys: tuple[str, ...],
-    head: str | None,
+    keys: tuple[bytes, ...],
+    head: bytes | None,
     heads_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Check every row's hash and signature, the order, the file's structure and the head kept beside it.
+    """Check every row's hash and signature, the order, the file's structure and its head file.
 
-    A ledger that was rolled back together with its head file is as sound as it once was: only a head that was
-    announced later, and kept elsewhere, tells (--head, --heads). Exits with 5 on any break and names the row.
+    A ledger that was rolled back together with its head file looks as sound as it once was. Only a head that was
+    announced later and kept elsewhere reveals it (--head, --heads). Exits with 5 on any break and names the row.
 
     \b
     Example:
         gradtf audit verify --ledger org-1/ledger.sqlite --public-key 9f3c...
         gradtf audit verify --ledger org-*/ledger.sqlite --heads last-month.json
     """
-    from gradtf_fl.privacy import AdvertisedHeads, Announcement, read_heads, read_ledger
+    from gradtf_fl.privacy import read_ledger
 
     files = ledger_files(ledgers, paths)
-    public_keys = [_bytes32("--public-key", key) for key in keys]
-    known = [Announcement("", _bytes32("--head", head))] if head is not None else []
-    known += read_heads(heads_file).announcements if heads_file is not None else ()
-    advertised = AdvertisedHeads(tuple(known))
-    if advertised.names_nobody and len(files) > 1:
-        raise ConfigError("a head without an organization belongs to one ledger; verify them one at a time")
-    read = partial(read_ledger, public_keys=public_keys, advertised=advertised)
+    advertised = compared_with(files, head, heads_file)
+    read = partial(read_ledger, public_keys=keys, advertised=advertised)
     readings = read_each("audit verify", files, read)
     if as_json:
         click.echo(json.dumps({"ledgers": [_verdict(reading, advertised) for reading in readings]}, indent=1))
     else:
         for reading in readings:
             if not reading.problems:
-                click.echo(_line(reading, advertised if known else None))
+                click.echo(_line(reading, advertised if advertised.announcements else None))
     _fail_on_breaks(readings)
 
 
@@ -152,7 +141,7 @@ def _verdict(reading: LedgerReading, advertised: AdvertisedHeads) -> dict[str, A
     }
 
 
-for command in (export, import_, rotate, empirical, what_if):
+for command in (statement, export, import_, rotate, empirical, what_if):
     audit.add_command(command)
 
 
@@ -160,16 +149,6 @@ def _fail_on_breaks(readings: list[LedgerReading], others: Sequence[str] = ()) -
     breaks = [f"{reading.path}: {problem}" for reading in readings for problem in reading.problems] + [*others]
     if breaks:
         raise VerificationFailed(breaks)
-
-
-def _bytes32(option: str, text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise ConfigError(f"{option} {text}: 64 hexadecimal digits are wanted")
-    return value
 
 
 def _print_table(table: Any, out: Path | None) -> None:

@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Attack the trainer with canaries.",
     epilog="Example: gradtf audit empirical --epsilon 4 --plan plan.json\n\n"
-    "Exit codes: 0 nothing found, 2 bad options, 5 the claim is refuted or the audit has no power."
+    "Exit codes: 0 nothing found, 2 bad options, 5 the claim is refuted or the audit has no power.",
 )
-@click.option("--epsilon", type=float, help="The claim to be tested; noise is calibrated to it.  [default: 8]")
+@click.option("--epsilon", type=float, help="Claimed epsilon to test; noise is calibrated to it.  [default: 8]")
 @click.option("--delta", type=float, help="Delta of the claim.  [default: 1e-5]")
 @click.option("--canaries", "gradient_canaries", type=int, help="Gradient canaries, at most 4096.  [default: 1500]")
 @click.option("--row-canaries", type=int, help="Rows with a wrong answer.  [default: 200]")
-@click.option("--rows", type=int, help="Ordinary rows beside them.  [default: 64]")
-@click.option("--unit", type=click.Choice(["row", "person"]), help="What is drawn and clipped as one.  [default: row]")
+@click.option("--rows", type=int, help="Ordinary rows besides the canaries.  [default: 64]")
+@click.option("--unit", type=click.Choice(["row", "person"]), help="Unit that is drawn and clipped.  [default: row]")
 @click.option("--rows-per-canary", type=int, help="Equal rows of each canary, as one person may have.  [default: 1]")
 @click.option("--steps", type=int, help="DP-SGD steps.  [default: 50]")
 @click.option("--batch", type=int, help="Expected rows (persons) in a step.  [default: 320]")
 @click.option("--clip", type=float, help="Clipping bound of a row's (person's) gradient.  [default: .5]")
-@click.option("--confidence", type=float, help="Of all bounds together.  [default: .95]")
-@click.option("--seed", type=int, help="Replay a run. Without it the noise is the system's, as in deployment.")
+@click.option("--confidence", type=float, help="Confidence of all bounds together.  [default: .95]")
+@click.option("--seed", type=int, help="Replay a run. Without a seed, noise comes from the system, as in deployment.")
 @click.option(
     "--plan",
     "plan_file",
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 def empirical(plan_file: Path | None, as_json: bool, **given: Any) -> None:
     """Audit the DP-SGD trainer by one training run with canaries (Steinke et al. 2023), on the embedded TinyLM.
 
-    Canary rows enter by fair coins; three ways of scoring guess the coins; too many right guesses refute the
-    claimed epsilon. The numbers of guesses are fixed before training. A second run without noise must be caught, or
-    the audit has no power. It takes about half a minute; no ledger and no data of yours are touched.
+    Each canary row enters by a fair coin. Three scores guess the coins, and too many right guesses refute the claimed
+    epsilon. The numbers of guesses are fixed before training. A second run without noise must be caught, or the audit
+    has no power. It takes about half a minute and touches neither a ledger nor your data.
     """
     from gradtf_fl.reports import plan_line, print_audit
     from gradtf_fl.training import AuditPlan

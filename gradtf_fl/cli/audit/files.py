@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
 from gradtf_fl.file_names import LEDGER
 from gradtf_fl.reports import WorkProgress
+
+if TYPE_CHECKING:
+    from gradtf_fl.privacy import AdvertisedHeads
 
 MANY = 8
 """Ledgers from which on several processes read them and a progress bar is shown."""
@@ -34,6 +37,65 @@ def ledger_options(command: Command) -> Command:
         type=click.Path(path_type=Path),
         help="A ledger.sqlite, a folder with one, or an export. Repeatable; further paths may follow.",
     )(command)
+
+
+def compared_options(command: Command) -> Command:
+    """``--public-key``, ``--head`` and ``--heads``: what a ledger is compared with; see `compared_with`."""
+    command = click.option(
+        "--heads",
+        "heads_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Many of them: lines of ORGANIZATION HEX, or what --json printed earlier.",
+    )(command)
+    command = click.option(
+        "--head",
+        metavar="HEX",
+        callback=_head,
+        help="A head once announced in a signed advert; it must be on the chain.",
+    )(command)
+    return click.option(
+        "--public-key",
+        "keys",
+        multiple=True,
+        metavar="HEX",
+        callback=_keys,
+        help="Key the ledger must be signed with.",
+    )(command)
+
+
+def compared_with(files: list[Path], head: bytes | None, heads_file: Path | None) -> AdvertisedHeads:
+    """The announced heads that the options name.
+
+    Raises:
+        ConfigError: the file cannot be read, or a head without an organization is named for several ledgers.
+    """
+    from gradtf_fl.privacy import AdvertisedHeads, Announcement, read_heads
+
+    known = [Announcement("", head)] if head is not None else []
+    known += read_heads(heads_file).announcements if heads_file is not None else ()
+    advertised = AdvertisedHeads(tuple(known))
+    if advertised.names_nobody and len(files) > 1:
+        raise ConfigError("a head without an organization belongs to one ledger; verify them one at a time")
+    return advertised
+
+
+def _keys(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(_bytes32(parameter.opts[0], text) for text in texts)
+
+
+def _head(_: click.Context, parameter: click.Parameter, text: str | None) -> bytes | None:
+    return None if text is None else _bytes32(parameter.opts[0], text)
+
+
+def _bytes32(option: str, text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigError(f"{option} {text}: expected 64 hexadecimal digits")
+    return value
 
 
 def ledger_files(ledgers: tuple[Path, ...], paths: tuple[Path, ...]) -> list[Path]:

@@ -13,14 +13,14 @@ from gradtf_fl.files import write_whole
 FILE = click.Path(path_type=Path)
 
 
-@click.command("export")
+@click.command("export", short_help="Write a ledger as one text file.")
 @click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
 @click.option("--out", type=FILE, metavar="FILE", help="Write here instead of to stdout; an existing file is replaced.")
 def export(ledger: Path, out: Path | None) -> None:
     """One portable text file with every signed row, for `verify`, `report` and `import` on any machine.
 
-    It holds what the ledger holds: no data, but when was trained, and at what noise. A broken ledger is not
-    exported (exit 5); one whose file another tool rewrote, though every row holds, is.
+    It holds what the ledger holds: when training ran and at what noise, but no data. A broken ledger is not
+    exported (exit 5). A ledger that another tool rewrote is exported if every row holds.
 
     \b
     Example:
@@ -39,16 +39,16 @@ def export(ledger: Path, out: Path | None) -> None:
     click.echo(f"wrote {out}", err=True)
 
 
-@click.command("import")
+@click.command("import", short_help="Make a ledger of an export.")
 @click.argument("source", type=FILE, metavar="EXPORT")
 @click.option(
     "--ledger", required=True, type=FILE, metavar="PATH", help="The ledger.sqlite to make; never overwritten."
 )
 def import_(source: Path, ledger: Path) -> None:
-    """Make a ledger of an export: the same rows bit for bit, with its head beside it.
+    """Make a ledger of an export: the same rows bit for bit, with a head file alongside.
 
-    The organization goes on charging to it; two ledgers that both go on from one export are a fork, which shows
-    to whoever knows a head of each.
+    The organization continues to charge to it. Two ledgers that both continue one export are a fork: whoever knows a
+    head of each can see it.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def import_(source: Path, ledger: Path) -> None:
     click.echo(f"wrote {ledger}", err=True)
 
 
-@click.command("rotate")
+@click.command("rotate", short_help="Hand a ledger over to a new key.")
 @click.option("--ledger", required=True, type=FILE, metavar="PATH", help="A ledger.sqlite, or a folder with one.")
 @click.option("--identity-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that signs it now.")
 @click.option("--new-key", required=True, type=FILE, metavar="FILE", help="PEM of the key that takes over.")
@@ -70,7 +70,8 @@ def rotate(ledger: Path, identity_key: Path, new_key: Path) -> None:
 
     \b
     Example:
-        gradtf audit rotate --ledger org-1 --identity-key org-1/identity.key --new-key org-1/identity.next.key
+        gradtf audit rotate --ledger org-1 --identity-key org-1/identity.key \\
+            --new-key org-1/identity.next.key
     """
     from gradtf_fl.privacy import Ledger
     from gradtf_fl.secagg import Identity
@@ -78,7 +79,7 @@ def rotate(ledger: Path, identity_key: Path, new_key: Path) -> None:
     old, new = Identity.load(identity_key), Identity.load(new_key)
     path = ledger_file(ledger)
     if not path.is_file():
-        raise ConfigError(f"ledger {path}: there is no such file")
+        raise ConfigError(f"ledger {path}: no such file")
     with Ledger(path, old.private) as opened:
         opened.rotate(new.private)
         click.echo(f"{path}: key {new.public.hex()} signs from here on, head {opened.head.hex()}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "what-if",
+    short_help="Noise and cost of a run before it is run.",
     epilog="Example: gradtf audit what-if --epsilon 4 --rounds 3 --batch 64 --rows 1024 --ledger org-1/ledger.sqlite",
 )
 @config_option
@@ -24,22 +25,22 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=int, help="Rounds of the run.")
 @click.option("--batch", type=int, help="Expected rows (persons) in a step.")
 @click.option(
-    "--rows", type=int, help="The organization's rows, where the unit is a person its persons; always wanted."
+    "--rows", type=int, help="The organization's rows (its persons, where a person is the unit); always required."
 )
 @click.option("--steps", type=int, help="DP-SGD steps in a round.  [default: 50]")
-@click.option("--delta", type=float, help="Must be the ledger's where one is named.  [default: 1e-5]")
+@click.option("--delta", type=float, help="Must be the ledger's, if one is given.  [default: 1e-5]")
 @click.option(
     "--ledger", type=click.Path(path_type=Path), metavar="PATH", help="A ledger.sqlite, or a folder with one."
 )
-@click.option("--dataset", metavar="NAME", help="Whose account pays, where the ledger has several.")
+@click.option("--dataset", metavar="NAME", help="Dataset that pays, if the ledger has several.")
 @json_option
 def what_if(
     config_file: Path | None, ledger: Path | None, dataset: str | None, rows: int | None, as_json: bool, **given: Any
 ) -> None:
     """The noise a run needs, the accuracy to expect, and what a ledger's budget still allows.
 
-    The plan comes from --config, the options win; without a file --epsilon, --rounds and --batch are wanted. Nothing is
-    trained, no data is read and no ledger is changed.
+    The plan comes from --config, and options override it. Without a file, --epsilon, --rounds and --batch are required.
+    Nothing is trained, no data is read and no ledger is changed.
     """
     from gradtf_fl.privacy import RunPlan, Unit
     from gradtf_fl.privacy import what_if as answer
@@ -58,7 +59,7 @@ def what_if(
     missing = [name for name, value in plan.items() if value is None]
     if missing:
         or_a_file = ", or a project's file (--config)" if config_file is None and missing != ["rows"] else ""
-        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: wanted{or_a_file}")
+        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)}: required{or_a_file}")
     found = answer(RunPlan(**plan), ledger, dataset, unit)
     if as_json:
         emit_json(found.to_json() | ({} if is_measured else {"accuracy": None}))

@@ -21,8 +21,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(
+    short_help="Show, verify, choose, export LLM adapters.",
     epilog="Example: gradtf org adapter /srv/gradtf/org-1 --rollback 2, then "
-    "gradtf org adapter /srv/gradtf/org-1 --export merged --dtype bfloat16"
+    "gradtf org adapter /srv/gradtf/org-1 --export merged --dtype bfloat16",
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--latest", is_flag=True, help="The newest one, also while another is pinned.  [default: the one in use]")
@@ -98,7 +99,7 @@ def _check(folder: Path, chosen: Mapping[str, Any], work: Mapping[str, Any], pro
         problems.append("--dtype: only with --export")
     if provider_key is not None:
         if len(provider_key) != 64 or set(provider_key) - set("0123456789abcdef"):
-            problems.append("--provider-key: 64 lower-case hex digits are wanted")
+            problems.append("--provider-key: expected 64 lower-case hexadecimal digits")
         if not (work["--verify"] or work["--export"] or chosen["--list"]):
             problems.append("--provider-key: only with --verify, --export or --list")
     if work["--export"]:

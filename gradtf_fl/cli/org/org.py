@@ -28,7 +28,9 @@ def org() -> None:
     """
 
 
-@org.command(epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8")
+@org.command(
+    short_help="Make keys and a local policy.", epilog="Example: gradtf org init org-1 --data rows.jsonl --budget 8"
+)
 @FOLDER
 @click.option("--name", help="What the others call you (default: the folder's name).")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="File of rows or datasets folder.")
@@ -95,18 +97,19 @@ def init(
     )
 
 
-@org.command(epilog="Example: gradtf org join org-1 invitation.json --fingerprint '3f2a ...'")
+@org.command(
+    short_help="Pin who takes part.", epilog="Example: gradtf org join org-1 invitation.json --fingerprint '3f2a ...'"
+)
 @FOLDER
 @click.argument("invitation", type=click.Path(path_type=Path))
 @click.option(
-    "--fingerprint", help="Of the invitation, as the other organizations read it to you; asked for otherwise."
+    "--fingerprint", help="The invitation's fingerprint, as the other organizations read it to you; else you are asked."
 )
 @json_option
 def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool) -> None:
-    """Pin who takes part, as the invitation says, once its fingerprint was compared with everybody else.
+    """Pin who takes part, as the invitation says, after you compared its fingerprint with everybody else.
 
-    The server could put a key of its own into the invitation it gives you. It can't give all of you the same
-    fingerprint then.
+    The server could put a key of its own into your invitation. Then your fingerprint differs from the others'.
     """
     from clients import join_federation
     from gradtf_fl.deployment import read_invitation, same_fingerprint
@@ -122,7 +125,9 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
             raise ConfigError("--fingerprint: missing; compare the invitation's with the other organizations first")
         click.confirm("Do the other organizations read the same fingerprint to you?", abort=True)
     elif not same_fingerprint(fingerprint, document.fingerprint):
-        raise ConfigError("--fingerprint: the invitation has another one: do not join, ask who changed it")
+        raise ConfigError(
+            "--fingerprint: fingerprint mismatch: do not join; ask the other organizations who changed the invitation"
+        )
     changed: list[str] = join_federation(folder, document)
     if as_json:
         return emit_json(
@@ -134,15 +139,15 @@ def join(folder: Path, invitation: Path, fingerprint: str | None, as_json: bool)
             }
         )
     for difference in changed:
-        click.echo(f"note: {difference}; make sure that this is wanted")
+        click.echo(f"note: {difference}; confirm that this change is intended")
     if changed:
-        click.echo("a node that runs takes up address and authority when it is started again")
+        click.echo("a running node uses the new address and authority after a restart")
     click.echo(f"joined; next: gradtf org check {folder}")
 
 
-@org.command(epilog="Example: gradtf org check org-1")
+@org.command(short_help="Check whether the node can work.", epilog="Example: gradtf org check org-1")
 @FOLDER
-@click.option("--offline", is_flag=True, help="Leave out what asks the server.")
+@click.option("--offline", is_flag=True, help="Skip the checks that ask the server.")
 @json_option
 def check(folder: Path, offline: bool, as_json: bool) -> int:
     """Test keys, policy, data, budget, disk, and the server's TLS, clock and registration; say what to do.
@@ -160,14 +165,14 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
     return 2 if failures(findings) else 0
 
 
-@org.command(epilog="Example: gradtf org run org-1")
+@org.command(short_help="Run the node until SIGTERM.", epilog="Example: gradtf org run org-1")
 @FOLDER
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
-@click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="For the stage in hand at SIGTERM.")
+@click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="Grace for a stage at SIGTERM.")
 def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
-    """Serve the federation until SIGTERM; starts again whatever dies.
+    """Serve the federation until SIGTERM, and restart whatever dies.
 
-    No code of the server's is run: its app bundle is not even unpacked.
+    No code of the server is run: its app bundle is not even unpacked.
     """
     from contextlib import ExitStack
 

@@ -26,25 +26,26 @@ def server() -> None:
 
     \b
     Example:
-        gradtf server init server --enrolment org-*/enrolment.json --address fl.example.org:9092 \\
-            --ca ca/ca.crt --certificate tls/server.crt --key tls/server.key --epsilon 8 --rounds 3
+        gradtf server init server --enrolment org-*/enrolment.json \\
+            --address fl.example.org:9092 --ca ca/ca.crt \\
+            --certificate tls/server.crt --key tls/server.key --rounds 3
         gradtf server run server
         gradtf server status server
     """
 
 
-@server.command(epilog="Example: see gradtf server --help")
+@server.command(short_help="Make a server's folder and invitation.", epilog="Example: see gradtf server --help")
 @FOLDER
 @click.option("--enrolment", "enrolments", multiple=True, required=True, type=PEM, help="From org init. Repeatable.")
 @click.argument("more", nargs=-1, type=PEM, metavar="[ENROLMENT]...")
-@click.option("--address", required=True, help="HOST:PORT by which the organizations reach this server.")
+@click.option("--address", required=True, help="HOST:PORT where the organizations reach this server.")
 @click.option("--listen", help="HOST:PORT to bind (default: all interfaces, the port of --address).")
 @click.option("--ca", required=True, type=PEM, help="PEM of the authority of the certificate.")
 @click.option("--certificate", required=True, type=PEM, help="PEM of the server's certificate.")
 @click.option("--key", required=True, type=PEM, help="PEM of its key.")
 @config_option
 @click.option("--rounds", type=int, help="Rounds of the run.")
-@click.option("--epsilon", type=float, help="What all rounds together spend at each organization.")
+@click.option("--epsilon", type=float, help="Epsilon that all rounds together spend at each organization.")
 @click.option("--delta", type=float)
 @click.option("--deadline-s", type=float, help="Seconds that a stage waits for organizations.")
 @click.option("--join-s", type=float, help="Seconds that a round waits for the organizations to be connected.")
@@ -99,16 +100,16 @@ def init(
     click.echo(f"it is secret), and run: gradtf server run {folder}")
 
 
-@server.command(epilog="Example: gradtf server run server --resume")
+@server.command(short_help="Run all rounds of the plan.", epilog="Example: gradtf server run server --resume")
 @FOLDER
-@click.option("--resume", is_flag=True, help="Go on with the run that was started in DIR.")
+@click.option("--resume", is_flag=True, help="Continue the run that was started in DIR.")
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
 @json_option
 def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> None:
     """Start SuperLink and ServerApp and keep them going until all rounds are done.
 
-    Killed at any moment, --resume goes on after the last finished round; no round is released twice, and no attempt's
-    number is used twice.
+    After a kill at any moment, --resume continues after the last finished round. No round is released twice, and no
+    attempt's number is used twice.
     """
     import signal
     import sys
@@ -121,7 +122,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
     loaded = load_server(folder.absolute())
     done = progress(loaded.plan.out)
     if done is not None and not resume:
-        raise ConfigError(f"{folder}: holds a run with {done[0]} finished rounds; --resume goes on with it")
+        raise ConfigError(f"{folder}: holds a run with {done[0]} finished rounds; --resume continues it")
     if done is not None and done[0] >= loaded.plan.rounds and done[2] >= loaded.plan.rounds:
         click.echo(
             f"server: all {loaded.plan.rounds} rounds are done; more: set rounds in {folder / SERVER_CONFIG}", err=True

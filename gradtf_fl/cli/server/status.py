@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 REFRESH_S = 0.5
-OTHER_LINES = 24  # of the view, beside the organizations
+OTHER_LINES = 24  # of the view, besides the organizations
 
 
-@click.command(epilog="Example: gradtf server status /srv/gradtf/server --once")
+@click.command(short_help="Show how far a run is.", epilog="Example: gradtf server status /srv/gradtf/server --once")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @json_option
-@click.option("--once", is_flag=True, help="Print once.  [default where stdout is no terminal]")
+@click.option("--once", is_flag=True, help="Print once.  [default unless stdout is a terminal]")
 @click.option("--watch", is_flag=True, help="Refresh twice a second until Ctrl-C.  [default on a terminal]")
 def status(folder: Path, as_json: bool, once: bool, watch: bool) -> None:
-    """Where the run in DIR stands: rounds, stage, organizations, refusals, bytes, the last adapter.
+    """Show how far the run in DIR is: rounds, stage, organizations, refusals, bytes, the last adapter.
 
     Reads DIR only, so it works while the server is down. With --watch and no terminal, or with --json, every change
     is printed below the last one (one JSON document a line).

@@ -58,7 +58,7 @@ ROW_UNIT = Unit()
 UNIT, ADJACENCY, SAMPLER = ROW_UNIT.text, ROW_UNIT.adjacency, ROW_UNIT.sampler
 SAMPLERS = (SAMPLER, Unit("").sampler)
 """All that an accountant's figures hold for."""
-ACCOUNTANT = "PRV (Opacus) works; PLD (Google dp-accounting) and RDP (Opacus) cross-check"
+ACCOUNTANT = "PRV (Opacus) enforces the budget; PLD (Google dp-accounting) and RDP (Opacus) are cross-checks"
 NOISE_CSPRNG = "CSPRNG-seeded, floating point, not hardened"
 NOISE_SEEDED = "replayable from a seed: a simulation, protects nobody"
 NOISE_UNRECORDED = "not recorded"

@@ -1,7 +1,7 @@
 """Renyi DP of the Poisson-subsampled Gaussian: one curve per mechanism, computed once.
 
 Renyi divergences of composed mechanisms add up order by order, so the curve of one step serves every history
-that the mechanism is in. With it a history costs microseconds, and the ledger can tell on every charge that a
+that the mechanism is in. With it a history costs microseconds, and the ledger can show on every charge that a
 budget is far away without composing anything else.
 """
 

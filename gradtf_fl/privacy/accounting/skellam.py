@@ -1,6 +1,6 @@
 """Client-level epsilon of sums with distributed Skellam noise, by Renyi DP.
 
-This is a second, separate statement beside the epsilon of a row (`accountants`): another unit, another
+This is a second statement, separate from the epsilon of a row (`accountants`): another unit, another
 adversary, other assumptions. The two are never added, and neither replaces the other.
 """
 

@@ -64,7 +64,7 @@ def read_heads(path: Path) -> AdvertisedHeads:
         try:
             found.append(Announcement(organization, head_bytes(head)))
         except ValueError:
-            problems.append(f"{path}: {place}: 64 hexadecimal digits are wanted, not {head!r}")
+            problems.append(f"{path}: {place}: expected 64 hexadecimal digits, not {head!r}")
     if not found and not problems:
         problems.append(f"{path}: holds no heads")
     if problems:

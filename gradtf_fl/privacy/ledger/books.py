@@ -96,7 +96,7 @@ class Books:
         try:
             self._enter(entry, document)
         except (ValueError, KeyError) as error:
-            self.problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})"))
+            self.problems.append(Problem(entry.number, f"a {entry.kind} row that makes no sense ({error})", "content"))
 
     def _enter(self, entry: Entry, document: Mapping[str, Any] | None) -> None:
         if entry.kind == ROTATE:
@@ -144,9 +144,9 @@ class Books:
 
 
 def open_books(entries: Sequence[Entry]) -> Books:
-    """Books of all rows. ValueError when there is no readable genesis row."""
+    """Books of all rows. ValueError without a readable genesis row."""
     if not entries or entries[0].kind != "genesis":
-        raise ValueError("the first row is no genesis row")
+        raise ValueError("the first row is not a genesis row")
     books = Books(Genesis.parse(entries[0].body))
     for entry in entries[1:]:
         books.enter(entry)
@@ -154,5 +154,5 @@ def open_books(entries: Sequence[Entry]) -> Books:
 
 
 def replay(entries: Sequence[Entry]) -> Replay:
-    """The content of all rows, in order. ValueError when there is no readable genesis row."""
+    """The content of all rows, in order. ValueError without a readable genesis row."""
     return open_books(entries).picture()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,12 +36,22 @@ class Entry(NamedTuple):
     signature: bytes
 
 
+LedgerCheck = Literal["chain", "signatures", "content", "head", "file", "key", "announced heads"]
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One break of a ledger: the number of the row (0: the file as a whole) and what is wrong with it."""
+    """One break of a ledger.
+
+    Attributes:
+        row: number of the row; 0 stands for the file as a whole.
+        what: what is wrong with it.
+        check: which check found it.
+    """
 
     row: int
     what: str
+    check: LedgerCheck = field(default="file", compare=False)
 
     def __str__(self) -> str:
         return f"row {self.row}: {self.what}" if self.row else self.what
@@ -65,8 +75,10 @@ class Chain:
     """A chain read row by row.
 
     Attributes:
-        rows: how many were followed. head: hash of the last one (32 bytes).
-        key: the Ed25519 key (32 bytes) that signs now. keys: every key so far, the first one first.
+        rows: how many were followed.
+        head: hash of the last one (32 bytes).
+        key: the Ed25519 key (32 bytes) that signs now.
+        keys: every key so far, the first one first.
     """
 
     def __init__(self, public_key: bytes) -> None:
@@ -89,11 +101,12 @@ class Chain:
         position = self.rows + 1
         problems = []
         if entry.number != position:
-            problems.append(Problem(entry.number, f"row {position} is expected here: rows are missing or moved"))
+            what = f"row {position} is expected here: rows are missing or moved"
+            problems.append(Problem(entry.number, what, "chain"))
         elif entry.previous != self.head:
-            problems.append(Problem(position, "does not follow the row before it"))
+            problems.append(Problem(position, "does not follow the row before it", "chain"))
         if entry_hash(entry.number, entry.kind, entry.body, entry.previous) != entry.hash:
-            problems.append(Problem(position, "its content does not match its hash"))
+            problems.append(Problem(position, "its content does not match its hash", "chain"))
         if check_signature or entry.kind == ROTATE:
             problems += self._signature_problems(position, entry)
         if entry.kind == ROTATE and not problems:
@@ -109,18 +122,18 @@ class Chain:
 
     def _signature_problems(self, position: int, entry: Entry) -> list[Problem]:
         if self._verifier is None:
-            return [Problem(position, "its public key is no Ed25519 key")]
+            return [Problem(position, "its public key is not an Ed25519 key", "signatures")]
         try:
             self._verifier.verify(entry.signature, _SIGNATURE_DOMAIN + entry.hash)
         except InvalidSignature:
-            return [Problem(position, "its signature is not the organization's")]
+            return [Problem(position, "its signature is not the organization's", "signatures")]
         return []
 
     def _rotate(self, position: int, entry: Entry) -> list[Problem]:
         try:
             key = rotated_key(entry.body, entry.previous)
         except ValueError as error:
-            return [Problem(position, f"hands over to no key ({error})")]
+            return [Problem(position, f"hands over to no key ({error})", "signatures")]
         self.keys.append(key)
         self._verifier = _verifier(key)
         return []

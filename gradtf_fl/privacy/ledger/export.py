@@ -1,7 +1,7 @@
 """A ledger as one portable text file, and back.
 
 JSONL in canonical form. The first line says what the file is and where the chain ends, as the head file does
-beside a ledger; every further line is one row with its hash and its signature. The rows are the organization's
+for a ledger; every further line is one row with its hash and its signature. The rows are the organization's
 own signed rows, so an export is as good as the ledger: it is verified and reported the same way, anyone who has
 a ledger can make one, and importing it gives a ledger with exactly these rows.
 """
@@ -56,7 +56,7 @@ def parse_export(path: Path, content: bytes) -> Export:
         try:
             entries.append(_entry(json.loads(line)))
         except (KeyError, TypeError, ValueError, RecursionError):
-            problems.append(Problem(number, "its line is no row of an export"))
+            problems.append(Problem(number, "its line is not a row of an export"))
             break
     if not entries:
         raise VerificationFailed(f"{path}: row 1: the export holds no row that can be read")
@@ -69,18 +69,19 @@ def _difference(lines: Sequence[str], entries: Sequence[Entry]) -> Problem:
     for number, (line, entry) in enumerate(zip(lines, entries, strict=False), 1):
         if line != canonical(_document(entry)):
             return Problem(number, "its line is not in canonical form")
-    return Problem(0, f"the first line does not say that {len(entries)} rows end here: rows are cut off, or it changed")
+    what = f"the first line does not say that {len(entries)} rows end here: rows are cut off, or it changed"
+    return Problem(0, what, "head")
 
 
 def import_ledger(entries: Collection[Entry], target: Path) -> None:
-    """Make a ledger of ``entries`` (verified by the caller) at ``target``, with its head beside it.
+    """Make a ledger of ``entries`` (verified by the caller) at ``target``, with its head file.
 
     Raises:
-        ConfigError: something is there already; nothing is ever overwritten.
+        ConfigError: something exists there; nothing is ever overwritten.
     """
     taken = [str(place) for place in (target, head_path(target)) if place.exists()]
     if taken:
-        raise ConfigError([f"{place}: is there already and is never overwritten" for place in taken])
+        raise ConfigError([f"{place}: exists and is never overwritten" for place in taken])
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = LedgerFile(target.with_name(f".{target.name}.{os.getpid()}.new"))
     try:

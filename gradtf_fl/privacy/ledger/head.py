@@ -1,7 +1,7 @@
-"""The head file beside a ledger: how long the chain was and how it ended, kept apart from the chain itself.
+"""The head file of a ledger: how long the chain was and how it ended, kept apart from the chain itself.
 
 It is what shows that rows were cut off. It is overwritten in place, in one piece smaller than a disk sector, and
-follows every commit without waiting for the disk: after a power cut it may be older than the ledger, which is no
+follows every commit without waiting for the disk: after a power cut it may be older than the ledger, which is not a
 break, but never newer. While nobody has the ledger open it also holds the SHA-256 of the ledger's file, so that a
 changed byte shows even where SQLite keeps none of the rows.
 """
@@ -55,7 +55,7 @@ class HeldHead:
     with the process.
 
     Args:
-        create: make the file (mode 0600, `EMPTY_HEAD`, on disk) where there is none.
+        create: make the file (mode 0600, `EMPTY_HEAD`, on disk) if it is missing.
 
     Raises:
         TimeoutError: another writer held it for `WAIT_S`.
@@ -97,7 +97,7 @@ class HeldHead:
 
 
 def _lock(handle: int, path: Path) -> None:
-    import fcntl  # where there is none, ledgers can still be read
+    import fcntl  # without it, ledgers can still be read
 
     deadline = time.monotonic() + WAIT_S
     while True:
@@ -110,7 +110,7 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def find_head(ledger: Path) -> FoundHead:
-    """The head beside ``ledger``, read without its lock; None without a file or with an empty one, which is what a
+    """The head of ``ledger``, read without its lock; None without a file or with an empty one, which is what a
     crash at its creation leaves; a `Problem` where it is damaged."""
     found: FoundHead = None
     for _ in range(TRIES):
@@ -130,7 +130,7 @@ def _found(content: bytes) -> FoundHead:
     try:
         return _decode(content)
     except ValueError:
-        return Problem(0, "the head file is damaged")
+        return Problem(0, "the head file is damaged", "head")
 
 
 @lru_cache(maxsize=64)
@@ -145,7 +145,7 @@ _FORM = re.compile(rb'\{"rows": (\d{1,18}), "hash": "([0-9a-f]{64})"(?:, "file":
 
 @lru_cache(maxsize=64)  # the same head is looked at again and again
 def _decode(content: bytes) -> Head:
-    """Only what `_encode` writes, or what was written beside ledgers of format 1: without "file" and spaces."""
+    """Only what `_encode` writes, or what was written for ledgers of format 1: without "file" and spaces."""
     found = _FORM.fullmatch(content)
     if found is None:
         raise ValueError("of another form")

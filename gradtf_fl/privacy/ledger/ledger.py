@@ -178,7 +178,7 @@ class Ledger:
         """Hand the ledger over to ``new_key``: the old key signs the row, the new one its body and all that follows.
 
         From then on `Ledger.open` wants the new key. The old one stays on the record: a leaked old key cannot
-        add rows, but could fork the chain before this row, which a known head tells apart.
+        add rows, but could fork the chain before this row, which a known head reveals.
         """
         with self._session.transaction() as writing:
             writing.add(ROTATE, rotation_document(new_key, writing.last_hash, _now()))
@@ -209,7 +209,7 @@ class Ledger:
         return self._session.secure()
 
     def verify(self) -> tuple[Problem, ...]:
-        """Every break of the chain, the head file or the structure, read anew from disk; empty when all is well."""
+        """Every break of the chain, the head file or the structure, read again from disk; empty when all is well."""
         return read_ledger(self.path, public_keys=[self._session.public]).problems
 
     def close(self) -> None:
@@ -233,7 +233,7 @@ class Ledger:
         with self._session.transaction(durable=False) as writing:
             charge = writing.books.charges.get(reservation)
             if charge is None or charge.state != "reserved":
-                raise ValueError(f"there is no open reservation {reservation}")
+                raise ValueError(f"no open reservation {reservation}")
             writing.add(kind, {**document, "reservation": reservation, "when": _now()})
             return charge
 

@@ -22,7 +22,7 @@ BYTES_CHANGED = Problem(
 MOST_BYTES = 500_000_000
 """Of a ledger that is read; a million rounds are about 400 MB."""
 READS = 20
-"""A ledger that is charged at full speed is read anew so often at most."""
+"""A ledger that is charged at full speed is read again at most this often."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class LedgerReading:
 
     Attributes:
         content: what its rows add up to.
-        head: hash of the last row (32 bytes). rows: how many.
+        head: hash of the last row (32 bytes).
+        signature: Ed25519 signature of the last row over its hash (64 bytes).
+        rows: how many.
+        exported: whether it is an export, not the SQLite file.
         keys: Ed25519 keys (32 bytes) that signed it, the first one first; the last one signs now.
         problems: every break, in row order; what concerns the file as a whole comes last.
     """
@@ -39,7 +42,9 @@ class LedgerReading:
     path: Path
     content: Replay
     head: bytes
+    signature: bytes
     rows: int
+    exported: bool
     keys: tuple[bytes, ...]
     problems: tuple[Problem, ...]
 
@@ -60,7 +65,7 @@ def read_ledger(
     advertised: AdvertisedHeads = NO_HEADS,
     every_signature: bool = True,
 ) -> LedgerReading:
-    """Read and check the ledger at ``path``: a SQLite file, with its head file beside it, or an export.
+    """Read and check the ledger at ``path``: a SQLite file with its head file, or an export.
 
     Args:
         public_keys: keys (32 bytes each), one of which must be among the ledger's; without any, its own are
@@ -70,7 +75,7 @@ def read_ledger(
             to know that the organization's key stands behind every figure.
 
     Raises:
-        ConfigError: there is no file, or it is no ledger.
+        ConfigError: the file is missing, or is not a ledger.
         VerificationFailed: so damaged that nothing can be read from it.
     """
     path = Path(path)
@@ -87,7 +92,9 @@ def read_ledger(
         path=path,
         content=examined.books.picture(),
         head=examined.chain.head,
+        signature=found.entries[-1].signature,
         rows=len(found.entries),
+        exported=isinstance(found, Export),
         keys=tuple(examined.chain.keys),
         problems=in_order([*problems, *strangers]),
     )
@@ -141,11 +148,11 @@ def head_problems(path: Path, head: FoundHead, rows: int, hash_of: Callable[[int
     if isinstance(head, Problem):
         return [head]
     if head is None:
-        return [Problem(0, f"{name} is missing")]
+        return [Problem(0, f"{name} is missing", "head")]
     if head.rows > rows:
-        return [Problem(rows + 1, f"rows are cut off: {name} knows {head.rows}, {rows} are left")]
+        return [Problem(rows + 1, f"rows are cut off: {name} knows {head.rows}, {rows} are left", "head")]
     known = hash_of(head.rows) if head.rows else GENESIS_HASH
-    return [] if known == head.hash else [Problem(head.rows, f"{name} knows another row")]
+    return [] if known == head.hash else [Problem(head.rows, f"{name} knows another row", "head")]
 
 
 def is_headed(path: Path) -> bool:
@@ -158,11 +165,11 @@ def _strangers(
 ) -> list[Problem]:
     problems = []
     if public_keys and not set(public_keys) & set(chain.keys):
-        problems.append(Problem(1, f"the ledger is signed by another key, {chain.key.hex()}"))
+        problems.append(Problem(1, f"the ledger is signed by another key, {chain.key.hex()}", "key"))
     missing = set(heads) - {GENESIS_HASH} - {entry.hash for entry in entries}
     if missing:
         which = ", ".join(sorted(head.hex()[:16] for head in missing))
-        problems.append(Problem(0, f"the advertised head is not on this chain ({which})"))
+        problems.append(Problem(0, f"the advertised head is not on this chain ({which})", "announced heads"))
     return problems
 
 
@@ -185,7 +192,7 @@ def _load(path: Path) -> Stored | Export:
     lost = VerificationFailed(f"{path}: {head_path(path).name} is there, but the ledger is gone or emptied")
     headed = is_headed(path)
     if not path.is_file():
-        raise lost if headed else ConfigError(f"ledger {path}: there is no such file")
+        raise lost if headed else ConfigError(f"ledger {path}: no such file")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise VerificationFailed(
             f"{path}: {size / 1e6:,.0f} MB: no organization's ledger is larger than {MOST_BYTES / 1e6:,.0f} MB"

@@ -117,7 +117,7 @@ class Charge:
 def check_dataset(name: str) -> str:
     """``name``; ConfigError where it cannot name a dataset."""
     if not _DATASET.fullmatch(name):
-        raise ConfigError(f"dataset {name!r}: letters, digits, '.', '_' and '-', at most 64, are wanted")
+        raise ConfigError(f"dataset {name!r}: expected at most 64 letters, digits, '.', '_' and '-'")
     return name
 
 
@@ -191,13 +191,13 @@ def read_reservation(document: Mapping[str, Any]) -> int:
 
 
 def read_body(body: str) -> dict[str, Any]:
-    """A row's JSON object; ValueError when it is none."""
+    """A row's JSON object; ValueError for anything else."""
     try:
         document = json.loads(body)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply") from error
     if not isinstance(document, dict):
-        raise ValueError("the body is no JSON object")
+        raise ValueError("the body is not a JSON object")
     return document
 
 
@@ -207,7 +207,7 @@ def _event(document: Mapping[str, Any]) -> DpEvent:
 
 def _skellam(document: object) -> SkellamEvent:
     if not isinstance(document, dict):
-        raise ValueError("client_level is no object")
+        raise ValueError("client_level is not an object")
     reals = {name: _number(document, name) for name in ("variance", "l2", "l1")}
     return SkellamEvent(**reals, releases=_whole(document, "releases"), noisers=_whole(document, "noisers"))
 
@@ -215,14 +215,14 @@ def _skellam(document: object) -> SkellamEvent:
 def _text(document: Mapping[str, Any], name: str, default: str | None = None) -> str:
     value = document.get(name, default)
     if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+        raise ValueError(f"{name} is not text")
     return value
 
 
 def _number(document: Mapping[str, Any], name: str) -> float:
     value = document.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is not a number")
     try:
         return float(value)
     except OverflowError as error:
@@ -232,5 +232,5 @@ def _number(document: Mapping[str, Any], name: str) -> float:
 def _whole(document: Mapping[str, Any], name: str) -> int:
     value = document.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is no whole number")
+        raise ValueError(f"{name} is not a whole number")
     return value

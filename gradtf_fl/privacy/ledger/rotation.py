@@ -2,7 +2,7 @@
 
 A ``rotate`` row is signed by the old key like every row, and its body holds the new key's own signature over the
 place in the chain. So neither key can be put there by somebody else: without the old key the row does not verify,
-without the new one nobody could go on.
+without the new one nobody could continue.
 """
 
 from __future__ import annotations

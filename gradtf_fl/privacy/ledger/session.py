@@ -40,7 +40,7 @@ from gradtf_fl.privacy.ledger.store import (
 
 @dataclass
 class Known:
-    """What is verified of a ledger: its rows, and that ``head`` was found beside it and lies on the chain.
+    """What is verified of a ledger: its rows, and that its head file held ``head``, which lies on the chain.
 
     ``version`` is another one after every commit of another connection.
     """
@@ -147,7 +147,7 @@ class Session:
                 writing = Writing(known.chain, known.books, self._key, self.public, connection)
                 yield writing
                 if writing.added and head.image is not None:
-                    # on disk before the file changes, or a power cut leaves the digest of a file that is no more
+                    # on disk before the file changes, or a power cut leaves the digest of a file that is gone
                     held.write(replace(head, image=None), durable=True)
             for row in writing.added:
                 known.chain.extend(row.entry)
@@ -165,7 +165,7 @@ class Session:
             return known.chain.head
 
     def close(self) -> None:
-        """Let go of the file; the head file then knows its digest. Using the session again opens it anew."""
+        """Let go of the file; the head file then knows its digest. Using the session again reopens it."""
         with self._turn:
             if self._file.is_open and self._known is not None:
                 with suppress(OSError, sqlite3.Error, GradtfError):  # all that is lost is the digest

@@ -18,7 +18,7 @@ WAIT_S = 120.0
 """How long one process waits for another's transaction."""
 
 LOG_PAGES = 256
-"""SQLite's log starts over after so many pages (one or two a row): what is overwritten need not grow, which is what
+"""SQLite's log starts over after this many pages (one or two a row): what is overwritten need not grow, which is what
 the disk is slow at."""
 
 SCHEMA = {
@@ -46,7 +46,7 @@ _COLUMNS = "SELECT number, kind, body, previous, hash, signature FROM entries"
 
 
 Version = tuple[int, int]
-"""How often the file was opened here, and SQLite's count of changes by others, which starts anew each time."""
+"""How often the file was opened here, and SQLite's count of changes by others, which starts over each time."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LedgerFile:
         self._owner = 0
         self._opened = 0
         self._inode: tuple[int, int] | None = None
-        self._logged = True  # whether SQLite keeps its log beside the file; else every commit waits for the disk
+        self._logged = True  # whether SQLite keeps a log file; else every commit waits for the disk
 
     @property
     def is_open(self) -> bool:
@@ -128,7 +128,7 @@ class LedgerFile:
         return self._opened, connection.execute("PRAGMA data_version").fetchone()[0]
 
     def sync(self) -> None:
-        """Wait until everything committed is on disk. SQLite's log may be opened beside it: it locks other files."""
+        """Wait until everything committed is on disk. SQLite's log may be opened meanwhile: it locks other files."""
         if not self._logged:
             return
         log = os.open(f"{self._name}-wal", os.O_RDONLY)
@@ -222,7 +222,7 @@ def load(path: Path) -> Stored:
 
     Raises:
         ConfigError: the database holds no ledger.
-        sqlite3.DatabaseError: it can't be read, or is no SQLite file (``sqlite_errorcode`` SQLITE_NOTADB).
+        sqlite3.DatabaseError: it can't be read, or is not a SQLite file (``sqlite_errorcode`` SQLITE_NOTADB).
     """
     side = [path.with_name(path.name + ending) for ending in ("-wal", "-journal")]
     before = path.stat()
@@ -245,7 +245,7 @@ def _load(path: Path, options: str) -> Stored:
         connection.execute("BEGIN")
         return read_stored(connection)
     except UnicodeDecodeError as error:  # Python cannot read SQLite's own message, which quotes a damaged schema
-        raise sqlite3.DatabaseError("the schema is no UTF-8") from error
+        raise sqlite3.DatabaseError("the schema is not UTF-8") from error
     finally:
         connection.close()
 
@@ -272,7 +272,7 @@ def structure_problems(connection: sqlite3.Connection) -> list[Problem]:
         found["entries_only_append"] = SCHEMA["entries_only_append"]
     problems = [Problem(0, f"the schema's {name} was changed") for name in SCHEMA if found.get(name) != SCHEMA[name]]
     strange = sorted(found.keys() - SCHEMA)
-    return problems + [Problem(0, f"the file holds {name}, which is no part of a ledger") for name in strange]
+    return problems + [Problem(0, f"the file holds {name}, which does not belong in a ledger") for name in strange]
 
 
 def read_entries(connection: sqlite3.Connection, first: int, problems: list[Problem]) -> list[Entry]:
@@ -299,6 +299,6 @@ def last_row(connection: sqlite3.Connection) -> tuple[int, bytes] | None:
 
 
 def hash_of(connection: sqlite3.Connection, number: int) -> bytes | None:
-    """Hash of one row; None where there is no such row."""
+    """Hash of one row; None without such a row."""
     found = connection.execute("SELECT hash FROM entries WHERE number = ?", (number,)).fetchone()
     return found[0] if found else None

@@ -3,7 +3,7 @@
 A member whose ciphertext from a sender does not open shows the secret K that it shares with that sender, so that
 everybody can try the ciphertext for themselves. It proves (Chaum and Pedersen, CRYPTO '92; non-interactive after Fiat
 and Shamir) that one x gives both its own advertised key, E = x * 8B, and K = x * 8P, where P is the sender's key. The
-proof tells nothing about x beyond K, and K opens what passed between these two members and nothing else.
+proof reveals nothing about x beyond K, and K opens what passed between these two members and nothing else.
 
 An X25519 private key is 8x, and X25519 keeps only the u-coordinate of a point. Here points are those of the
 birationally equivalent Edwards curve of RFC 8032, and the two signs that u leaves out are sent along. K must lie in the

@@ -108,7 +108,7 @@ class DistributedNoise:
         """Whether n q + (tail of the noise of n clients) <= 2^(b-1) - 1, and the noise can be drawn."""
         variance = self._variance(q)
         if not MIN_VARIANCE <= variance <= MAX_VARIANCE:
-            return variance < MIN_VARIANCE  # too coarse, so a larger q is wanted: __post_init__ refuses if none fits
+            return variance < MIN_VARIANCE  # too coarse, so a larger q is required: __post_init__ refuses if none fits
         exponent = _log_bound(2 * self.padded, WRAP_BITS)
         return self.parties * q + tail_bound(self.parties * variance, exponent) <= (1 << (self.bits - 1)) - 1
 

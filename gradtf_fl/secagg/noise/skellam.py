@@ -109,7 +109,7 @@ class Partition:
 
     @property
     def level_bits(self) -> int:
-        """Bits of the uniform of the acceptance test: what a word has left beside the place, 53 at most."""
+        """Bits of the uniform of the acceptance test: what a word has left besides the place, 53 at most."""
         return min(53, 64 - self.shift)
 
     def candidates(self, stream: CipherContext, size: int) -> tuple[NDArray[np.int64], NDArray[np.intp]]:

@@ -87,7 +87,7 @@ class Reader:
     def view(self, size: int) -> memoryview:
         """The next ``size`` bytes without a copy."""
         if size > self.left:
-            raise MalformedMessage(f"{size} bytes wanted, {self.left} left")
+            raise MalformedMessage(f"expected {size} bytes, {self.left} left")
         self._at += size
         return self._data[self._at - size : self._at]
 

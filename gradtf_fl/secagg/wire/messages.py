@@ -61,7 +61,7 @@ def header(kind: MessageKind, commitment: bytes) -> bytes:
 
 
 def commitment_of(message: bytes) -> bytes:
-    """The C that a message names, for finding its round; `MalformedMessage` where there is none."""
+    """The C that a message names, for finding its round; `MalformedMessage` without one."""
     reader = Reader(message)
     reader.view(len(MAGIC) + 1)
     return reader.fixed(32)
@@ -231,5 +231,5 @@ class Unmasking:
         shares = reader.by_member(ELEMENT_BYTES)
         reader.done()
         if not all(is_element(share) for share in shares.values()):
-            raise MalformedMessage("a share is no field element")
+            raise MalformedMessage("a share is not a field element")
         return cls(shares)

@@ -55,7 +55,8 @@ def sample(votes: Votes, members: int, colluders: int, key: bytes) -> set[int] |
     """Members whose votes a client on a k-regular graph verifies; None for all of them.
 
     Args:
-        members: n, organizations that could vote. colluders: c of them may sign two views.
+        members: n, organizations that could vote.
+        colluders: c of them may sign two views.
         key: 32 bytes that nobody else knows.
     """
     fooled = (members + colluders) / (2 * max(len(votes.by_member), 1))
