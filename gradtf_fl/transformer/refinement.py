@@ -14,7 +14,7 @@ so the search finds the task that explains the answers best, and the second term
 An update is taken only where agreement on prompts that the search did not use rises by more than ``least_gain``: on
 a task that the Grad-Transformer knows, the LLM is right where the TinyLM is not, and has nothing to gain by agreeing.
 And an LLM that agrees on nearly half of them already has found the task or one like it. Only a TinyLM that is sure of
-its answers overrules it: under DP a TinyLM now and then learns another function, consistently wrong on half of the prompts.
+its answers overrules it: under DP a TinyLM now and then learns another function, wrong on half of the prompts.
 
 Before the search, the update is read in several ways: as it is, shorter, longer, as it was after the first round.
 Noise moves each reading elsewhere, and the one whose LLM agrees most with the TinyLM is where the search begins. After
