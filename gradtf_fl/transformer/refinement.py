@@ -65,6 +65,8 @@ class RefinementRecipe:
         readings: lengths at which the update is read, as shares of its own.
         least_better: by how much agreement (0 to 1) of another reading must exceed that of the update as it is; it must
             be ``enough``, too.
+        known: an LLM that agrees on this share, and is certain where it does not (see `AgreementRecipe`), knows the
+            task: no other reading.
         agreement: how the LLM is tuned in the end.
         seed: of the order of the prompts.
     """
@@ -79,6 +81,7 @@ class RefinementRecipe:
     sure: float = 0.97
     readings: tuple[float, ...] = (0.6, 1.3, 1.7)
     least_better: float = 0.05
+    known: float = 0.3
     agreement: AgreementRecipe = AgreementRecipe()
     seed: int = 0
 
@@ -136,11 +139,11 @@ def refine(
     ``firsts`` [K, L1, n1] are the updates after the first of several rounds.
     """
     model, rows = transformer.model.requires_grad_(False), answered.rows.to(llm.initial.device)
-    plain, start, begun = _read(model, llm, updates, firsts, rows, recipe)
     per_set = len(rows) // len(updates)
     fitted = round(per_set * (1 - recipe.held_out))
     first = torch.arange(len(updates))[:, None] * per_set
     held = first + torch.arange(fitted, per_set)
+    plain, start, begun = _read(model, llm, updates, firsts, rows.take(held.reshape(-1)), recipe)
 
     def agreement(made: Tensor, which: Tensor) -> Tensor:
         return llm.accuracy(llm.initial + made, rows.take(held[which.cpu()].reshape(-1)))
@@ -178,9 +181,11 @@ def _read(
     with torch.no_grad():
         latents = [model.encode(one) for one in readings]
         made = torch.stack([model.generate_from(one) for one in latents])
-    agreement = torch.stack([compare(llm, one, rows).agreement for one in made])
+    found = [compare(llm, one, rows) for one in made]
+    agreement = torch.stack([one.agreement for one in found])
     agreement[1:][agreement[1:] < recipe.enough] = 0.0
-    agreement[0] += recipe.least_better
+    known = (found[0].certainty >= recipe.agreement.certain) & (agreement[0] >= recipe.known)
+    agreement[0] += torch.where(known, 1.0, recipe.least_better)
     best = agreement.argmax(0)
     start = [torch.stack(states)[best, torch.arange(len(best))] for states in zip(*latents, strict=True)]
     return made[0], start, made[best, torch.arange(len(best))]
