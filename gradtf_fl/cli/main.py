@@ -47,6 +47,7 @@ VERBS = {
     "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, the node, its adapters."),
     "member": Verb("gradtf_fl.cli.member:member", "Organization: secure averages of any Flower app."),
     "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run the server of a federation, look at it."),
+    "dashboard": Verb("gradtf_fl.cli.dashboard:dashboard", "Show runs, budgets, adapters in a browser."),
     "audit": Verb(
         "gradtf_fl.cli.audit.audit:audit", "Report, verify and move privacy ledgers; audit the trainer; plan."
     ),
