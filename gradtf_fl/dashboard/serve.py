@@ -39,7 +39,7 @@ class DashboardServer:
                 f"--port {port}: can't be used ({error.strerror}); name another one, or leave it out for a free one"
             ) from error
         self.port: int = self._socket.getsockname()[1]
-        session = Session()
+        session = Session(self.port)
         self.url = f"http://{LOOPBACK}:{self.port}{OPEN}?token={session.token}"
         self._server = self._made(sources, session)
 

@@ -1,8 +1,8 @@
 """Who may see a dashboard: whoever has the link that its command printed, once, and then that browser.
 
 The link's token is exchanged for a cookie at its first use. A second use is refused, so a link that was read over a
-shoulder or from a log opens nothing. Cookies know no ports: another web server on this machine's loopback, if the same
-browser visits it, is sent the cookie too.
+shoulder or from a log opens nothing. Cookies know no ports: the cookie's name holds this one's, so that two dashboards
+stay apart; and another web server on this machine's loopback, if the same browser visits it, is sent the cookie too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import secrets
 import threading
 from http.cookies import CookieError, SimpleCookie
 
-COOKIE = "gradtf_dashboard"
 TOKEN_BYTES = 32
 
 
@@ -23,7 +22,8 @@ class Session:
         form: what every form sends along, so that no other site's form is taken for one of ours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self._name = f"gradtf_dashboard_{port}"
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self.form = secrets.token_urlsafe(TOKEN_BYTES)
         self._cookie = secrets.token_urlsafe(TOKEN_BYTES)
@@ -38,12 +38,12 @@ class Session:
             if self._used:
                 return None
             self._used = True
-        return f"{COOKIE}={self._cookie}; HttpOnly; SameSite=Strict; Path=/"
+        return f"{self._name}={self._cookie}; HttpOnly; SameSite=Strict; Path=/"
 
     def admits(self, header: str) -> bool:
         """Whether a Cookie header has this session's cookie."""
         try:
-            found = SimpleCookie(header).get(COOKIE)
+            found = SimpleCookie(header).get(self._name)
         except CookieError:
             return False
         return found is not None and _same(found.value, self._cookie)
