@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gradtf_fl.dashboard.adapters_page import adapters_context
@@ -12,9 +13,6 @@ from gradtf_fl.dashboard.log_page import log_context, logs_of
 from gradtf_fl.dashboard.run_page import RunContext
 from gradtf_fl.dashboard.server_page import server_context
 from gradtf_fl.dashboard.sources import Sources
-
-SPOKEN = "spoken"
-"""Key of a context: the line that a screen reader is told when it changes; "" for nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Page:
         name: its path, and the folder of its templates.
         title: in the navigation and above the page.
         parts: each the name of a template; what has changed of them is sent to an open page.
-        context: what the parts show, read anew at each call; may be called from any thread.
+        context: what the parts show, read again at each call, and under ``spoken`` the line that a screen reader is told
+            when it changes. It may be called from any thread.
     """
 
     name: str
@@ -40,14 +39,14 @@ def pages_of(sources: Sources) -> tuple[Page, ...]:
     server, organization, run = sources.server, sources.organization, sources.run
     if server is not None:
         parts = ("state", "stages", "organizations", "facts")
-        pages.append(Page("server", "Server", parts, lambda: server_context(server)))
+        pages.append(Page("server", "Server", parts, partial(server_context, server)))
     if run is not None:
         parts = ("state", "accuracy", "epsilon", "holdings", "rounds", "organizations")
         pages.append(Page("run", "Simulation", parts, RunContext(run)))
     if organization is not None or sources.ledgers:
         pages.append(Page("budgets", "Budgets", ("budgets",), BudgetsContext(sources)))
     if organization is not None:
-        pages.append(Page("adapters", "Adapters", ("adapters",), lambda: adapters_context(organization)))
+        pages.append(Page("adapters", "Adapters", ("adapters",), partial(adapters_context, organization)))
     if logs := logs_of(sources):
-        pages.append(Page("log", "Log", ("log",), lambda: log_context(logs)))
+        pages.append(Page("log", "Log", ("log",), partial(log_context, logs)))
     return tuple(pages)

@@ -76,6 +76,7 @@ class RunContext:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._figures = LedgerFigures(lambda: ledgers_of(folder))
+        self._of_report: tuple[SimulationReport | None, Mapping[str, Any]] = (None, {"report": None})
 
     def __call__(self) -> Mapping[str, Any]:
         view = view_run(self._folder)
@@ -93,8 +94,14 @@ class RunContext:
             "most_ledgers": MOST_LEDGERS,
             "covers": None if costliest is None else epsilon_covers(costliest.unit),
             "spoken": spoken(view, costliest),
-            **(_of_report(view.report) if view.report is not None else {"report": None}),
+            **self._told_of(view.report),
         }
+
+    def _told_of(self, report: SimulationReport | None) -> Mapping[str, Any]:
+        """What the page shows of a report, put together again only for another one."""
+        if report is not None and report is not self._of_report[0]:
+            self._of_report = (report, _of_report(report))
+        return {"report": None} if report is None else self._of_report[1]
 
 
 def _of_report(report: SimulationReport) -> Mapping[str, Any]:
@@ -118,7 +125,8 @@ def scores(report: SimulationReport) -> tuple[ScoreRow, ...]:
     names = dict(model_names(report))
     names = {**{key: names.pop(key) for key in [*names] if not key.startswith("llm_g")}, **control_names(report)}
     order = [key for key in names if "ceiling" not in key] + [key for key in names if "ceiling" in key]
-    values = {key: report.accuracy.get(key) for key in order}
+    accuracy = report.accuracy
+    values = {key: accuracy.get(key) for key in order}
     longest = max([value for value in values.values() if value is not None], default=0.0)
     longest = longest if report.metric == "loss" else 1.0
     gains = report.gains

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from http.cookies import CookieError, SimpleCookie
 
 TOKEN_BYTES = 32
 
@@ -41,12 +40,9 @@ class Session:
         return f"{self._name}={self._cookie}; HttpOnly; SameSite=Strict; Path=/"
 
     def admits(self, header: str) -> bool:
-        """Whether a Cookie header has this session's cookie."""
-        try:
-            found = SimpleCookie(header).get(self._name)
-        except CookieError:
-            return False
-        return found is not None and _same(found.value, self._cookie)
+        """Whether a Cookie header has this session's cookie, whatever else other programs on loopback put there."""
+        pairs = (part.strip().partition("=") for part in header.split(";"))
+        return any(_same(value, self._cookie) for name, _, value in pairs if name == self._name)
 
     def sent_form(self, value: str) -> bool:
         """Whether ``value`` is what a form of ours sends along."""

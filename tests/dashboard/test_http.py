@@ -43,6 +43,14 @@ def test_the_link_opens_once(ledger: Path) -> None:
         assert client.get(f"{base}/budgets").status_code == 401
 
 
+def test_cookies_of_other_programs_on_loopback_are_in_nobody_s_way(serve: Serve, ledger: Path) -> None:
+    served = serve(ledgers=(ledger,))
+    ((name, value),) = served.client.cookies.items()
+    for header in (f'{{"a": [1]}}; _xsrf=2|x; {name}={value}', f"{name}=tossed; {name}={value}; b"):
+        assert httpx.get(f"{served.base}/budgets", headers={"Cookie": header}).status_code == 200
+    assert httpx.get(f"{served.base}/budgets", headers={"Cookie": f"x{name}={value}"}).status_code == 401
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_is_answered_without_the_cookie(serve: Serve, ledger: Path, path: str) -> None:
     served = serve(ledgers=(ledger,))

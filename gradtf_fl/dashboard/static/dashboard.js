@@ -20,17 +20,27 @@
       && selection.getRangeAt(0).intersectsNode(part);
   };
 
+  // What takes the focus inside the nearest element with an id
+  const focusable = (id) => {
+    const box = byId(id);
+    return box ? [box, ...box.querySelectorAll("a, summary, [tabindex]")] : [];
+  };
+
   // What a person has done to a part: boxes opened, tables scrolled, a link in focus
-  const remember = (part) => ({
-    open: [...part.querySelectorAll("details[open][id]")].map((box) => box.id),
-    scrolled: [...part.querySelectorAll(".scroll")].map((box) => box.scrollLeft),
-    focus: part.contains(document.activeElement) ? document.activeElement.id : "",
-  });
+  const remember = (part) => {
+    const active = part.contains(document.activeElement) ? document.activeElement : null;
+    const near = active?.closest("[id]").id;
+    return {
+      open: [...part.querySelectorAll("details[open][id]")].map((box) => box.id),
+      scrolled: [...part.querySelectorAll(".scroll")].map((box) => box.scrollLeft),
+      focus: active ? { near, place: focusable(near).indexOf(active) } : null,
+    };
+  };
 
   const restore = (part, before) => {
     for (const id of before.open) byId(id)?.setAttribute("open", "");
     [...part.querySelectorAll(".scroll")].forEach((box, n) => { box.scrollLeft = before.scrolled[n] ?? 0; });
-    if (before.focus) byId(before.focus)?.focus({ preventScroll: true });
+    if (before.focus) focusable(before.focus.near)[before.focus.place]?.focus({ preventScroll: true });
   };
 
   const replace = ({ id, digest, html }) => {
