@@ -23,7 +23,7 @@ class Page:
         name: its path, and the folder of its templates.
         title: in the navigation and above the page.
         parts: each the name of a template; what has changed of them is sent to an open page.
-        context: what the parts show, read again at each call, and under ``spoken`` the line that a screen reader is told
+        context: what the parts show, read again at each call. Its ``spoken`` is the line that a screen reader is told
             when it changes. It may be called from any thread.
     """
 
