@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class LogLine:
     time: str
     component: str
     event: str
-    fields: tuple[tuple[str, object], ...]
+    fields: tuple[tuple[str, str], ...]
 
 
 def logs_of(sources: Sources) -> Mapping[str, Path]:
@@ -41,7 +42,12 @@ def newest_first(path: Path) -> Sequence[LogLine]:
     return [
         LogLine(
             *(str(line.get(name, "")) for name in FIXED),
-            tuple((str(name), value) for name, value in line.items() if name not in FIXED),
+            tuple((str(name), _said(value)) for name, value in line.items() if name not in FIXED),
         )
         for line in reversed(last_lines(path, MOST_LINES))
     ]
+
+
+def _said(value: object) -> str:
+    """A JSON value as the log has it, a text without its quotes."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,8 @@ class DashboardServer:
         try:
             self._socket = socket.create_server((LOOPBACK, port))
         except OSError as error:
-            raise ConfigError(
-                f"--port {port}: can't be used ({error.strerror}); name another one, or leave it out for a free one"
-            ) from error
+            why = os.strerror(error.errno or 0)
+            raise ConfigError(f"--port {port}: can't be used ({why}); leave it out for a free one") from error
         self.port: int = self._socket.getsockname()[1]
         session = Session(self.port)
         self.url = f"http://{LOOPBACK}:{self.port}{OPEN}?token={session.token}"

@@ -192,11 +192,20 @@ def test_a_finished_simulation(serve: Serve, simulated: Path) -> None:
 
 def test_scores_are_bars_of_one_scale(simulated: Path) -> None:
     report = SimulationReport.read(simulated / "report.json")
-    rows = scores(report)
-    assert [row.role for row in rows][-2:] == ["result", "limit"]
-    assert all(row.score is not None and row.bar == round(BAR * row.score, 1) for row in rows)
-    worse = scores(replace(report, metric="loss"))
-    assert max(row.bar for row in worse) == BAR
+    accuracy = {key: (number + 1) / 20 for number, key in enumerate(report.names)}
+    scored = replace(report, organizations=tuple(replace(one, accuracy=accuracy) for one in report.organizations))
+    rows = scores(scored)
+    assert [row.name for row in rows[-2:]] == ["Grad-Transformer", "LLM ceiling"]
+    assert [row.role for row in rows[-2:]] == ["result", "limit"]
+    assert len(rows) == len(report.names) - 1  # the federation's TinyLM is not compared
+    for row in rows:
+        assert row.score is not None
+        assert row.bar == pytest.approx(BAR * row.score, abs=0.1)
+    gains = {row.name: row.gain for row in rows if row.gain is not None}
+    assert gains["Grad-Transformer"] == pytest.approx(
+        (accuracy["llm_generated"] - accuracy["llm_base"]) / (accuracy["llm_ceiling"] - accuracy["llm_base"])
+    )
+    assert max(row.bar for row in scores(replace(scored, metric="loss"))) == BAR  # less is better, and has no end
 
 
 def test_a_simulation_that_runs_and_one_that_was_interrupted(serve: Serve, simulated: Path, tmp_path: Path) -> None:
