@@ -107,7 +107,7 @@ class _Dashboard:
         """What a change of the adapter in use would do, and the button that does it."""
         number = request.query_params.get("round", "")
         chosen = None if number == "newest" else await run_in_threadpool(choice, self._organization, _round(number))
-        return self._html("confirm.html", number=number, chosen=chosen, form=self._session.form)
+        return self._html("confirm.html", here="adapters", number=number, chosen=chosen, form=self._session.form)
 
     async def choose(self, request: Request) -> Response:
         """Do it: ``round`` is a round's number, or ``newest``."""
@@ -138,8 +138,8 @@ class _Dashboard:
     def _message(self, status: int, title: str, lines: list[str]) -> Response:
         return self._html("message.html", status, title=title, lines=lines)
 
-    def _html(self, template: str, status: int = 200, **context: object) -> Response:
-        return HTMLResponse(self._renderer.render(template, None, **context), status)
+    def _html(self, template: str, status: int = 200, here: str = "", **context: object) -> Response:
+        return HTMLResponse(self._renderer.render(template, here, **context), status)
 
     async def _updates(self, page: Page) -> AsyncIterator[str]:
         sent: dict[str, str] = {}

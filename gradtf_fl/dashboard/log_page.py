@@ -18,7 +18,7 @@ FIXED = ("time", "component", "event")
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line. ``fields``: name and value of all but `FIXED`."""
+    """One line. ``fields``: name and value of all but `FIXED` and empty ones."""
 
     time: str
     component: str
@@ -42,7 +42,7 @@ def newest_first(path: Path) -> Sequence[LogLine]:
     return [
         LogLine(
             *(str(line.get(name, "")) for name in FIXED),
-            tuple((str(name), _said(value)) for name, value in line.items() if name not in FIXED),
+            tuple((str(name), _said(value)) for name, value in line.items() if name not in FIXED and value != ""),
         )
         for line in reversed(last_lines(path, MOST_LINES))
     ]

@@ -51,11 +51,16 @@ class Renderer:
 
     def page(self, page: Page) -> str:
         """The whole page."""
-        return self.render("page.html", page, rendered=self.parts(page))
+        return self.render("page.html", page.name, page=page, rendered=self.parts(page))
 
-    def render(self, template: str, page: Page | None, **context: Any) -> str:
-        """A page of another template; ``page`` is the one that the navigation marks."""
-        values: Mapping[str, Any] = {"pages": self.pages, "page": page, "version": __version__, **context}
+    def render(self, template: str, here: str, page: Page | None = None, **context: Any) -> str:
+        """HTML of a whole page.
+
+        Args:
+            here: name of the page that the navigation marks; "" for none.
+            page: the page that updates itself; None for one that does not.
+        """
+        values: Mapping[str, Any] = {"pages": self.pages, "here": here, "page": page, "version": __version__, **context}
         return self._environment.get_template(template).render(values)
 
 
