@@ -9,11 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from clients import KeptAdapter, is_pinned, kept, newest, pin, unpin
+from clients import KeptAdapter, current, is_pinned, kept, newest, pin, unpin
 from gradtf_fl.adapters import CONFIG, WEIGHTS
 from gradtf_fl.config import OrganizationConfig, load_toml
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
-from gradtf_fl.file_names import CURRENT_ADAPTER, MODEL_CARD, ORGANIZATION_CONFIG, STATEMENT
+from gradtf_fl.file_names import MODEL_CARD, ORGANIZATION_CONFIG, STATEMENT
 
 LONGEST_CARD = 64_000
 """Bytes of a model card that are shown."""
@@ -47,14 +47,15 @@ class AdapterRow:
 
 def adapters_context(folder: Path) -> Mapping[str, Any]:
     """Context of the page's part."""
-    rows, problem, newest_round = (), "", 0
+    rows: tuple[AdapterRow, ...] = ()
+    chosen, problem, newest_round = None, "", 0
     try:
         rows = read_adapters(folder)
-        newest_round = newest(folder).round if rows else 0
+        if rows:
+            newest_round, used = newest(folder).round, current(folder).path
+            chosen = next((row for row in rows if row.path == used), None)
     except (GradtfError, OSError) as error:
         problem = str(error)
-    used = (folder / CURRENT_ADAPTER).resolve()
-    chosen = next((row for row in rows if row.path.resolve() == used), None)
     pinned = is_pinned(folder)
     state = "pinned" if pinned else "in use"
     return {

@@ -88,6 +88,7 @@ class RunContext:
             "tone": TONES.get(view.state, "bad"),
             "rounds": view.rounds[-MOST_ROUNDS:],
             "rounds_left_out": max(0, len(view.rounds) - MOST_ROUNDS),
+            "charged": charged(figures.reports) if view.state == "running" else None,
             "figures": figures,
             "curve": None if costliest is None else charted([costliest])[0],
             "least": min((report.epsilon.prv for report in figures.reports), default=None),
@@ -156,6 +157,13 @@ def holdings(organizations: Sequence[OrganizationResult], labels: Sequence[str])
                 start += length
         found.append(Holding(one.name, one.rows, one.test_rows, tuple(pieces)))
     return tuple(found)
+
+
+def charged(reports: Sequence[LedgerReport]) -> tuple[int, int] | None:
+    """The newest round that a ledger has a charge of, and how many have one; None before the first."""
+    rounds = [{charge.round for charge in report.account.charges} for report in reports]
+    newest = max((number for found in rounds for number in found), default=0)
+    return (newest, sum(newest in found for found in rounds)) if newest else None
 
 
 def spoken(view: RunView, costliest: LedgerReport | None) -> str:

@@ -103,6 +103,17 @@ def test_a_stage_under_way(deployed: Kit, tmp_path: Path) -> None:
     assert context["spoken"] == "running, round 2 of 2: mask, 1 lost"
 
 
+def test_hostile_words_in_a_status_are_text(serve: Serve, deployed: Kit, tmp_path: Path) -> None:
+    view = view_server(deployed.plan.out)
+    assert view.status is not None
+    nodes = tuple(replace(node, key="", stage=HOSTILE, outcome=HOSTILE) for node in view.status.nodes)
+    replace(view.status, state="failed", error=HOSTILE, stage=HOSTILE, nodes=nodes).write(tmp_path)
+    page = serve(server=tmp_path).text("/server")
+    assert page.count(SPELLED) >= 2 + 2 * len(nodes)
+    assert "<img src=x" not in page
+    assert "\u202e" not in page
+
+
 def test_more_organizations_than_fit_show_those_in_trouble(deployed: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradtf_fl.dashboard.server_page.MOST_SHOWN", 1)
     context = server_context(deployed.plan.out)
@@ -216,7 +227,13 @@ def test_a_simulation_that_runs_and_one_that_was_interrupted(serve: Serve, simul
         page = settled(serve, "/run", run=out)
         assert view_run(out).state == "running"
     text = words_of(page)
-    for said in ("running", "2 of 2 rounds done", "measured after the last round", "ε = 1.9"):
+    for said in (
+        "running",
+        "2 of 2 rounds done",
+        "round 2: 3 of 3 organizations charged",
+        "measured after the last round",
+        "ε = 1.9",
+    ):
         assert said in text
     assert f"interrupted 2 of 2 rounds done nothing runs here; continue with: gradtf simulate --resume {out}" in (
         words_of(serve(run=out).text("/run"))
