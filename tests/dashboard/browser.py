@@ -42,12 +42,14 @@ class Tab:
 
     Attributes:
         events: what the browser told, as (method, parameters), in order.
+        opened: addresses that `open` went to.
     """
 
     def __init__(self, address: str) -> None:
         self._socket: ClientConnection = connect(address, max_size=1 << 27)
         self._numbers = count(1)
         self.events: list[tuple[str, dict[str, Any]]] = []
+        self.opened: set[str] = set()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.resize(1280, 900)
@@ -80,6 +82,7 @@ class Tab:
 
     def open(self, url: str) -> None:
         """Go there, and wait until the page is loaded and live."""
+        self.opened.add(url)
         self.send("Page.navigate", url=url)
         self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 

@@ -47,7 +47,7 @@ def tab(browser: Browser) -> Iterator[Tab]:
 
 def visit(tab: Tab, link: str, page: str) -> None:
     """One page of a dashboard that may have been opened before, with its epsilons computed."""
-    if tab.js("location.origin") != link.partition("/open")[0]:
+    if link not in tab.opened:
         tab.open(link)
     tab.open(f"{link.partition('/open')[0]}/{page}")
     tab.live()
