@@ -80,6 +80,8 @@ class RunView:
             return self.report.reason
         if self.state == "interrupted":
             return f"nothing runs here; continue with: gradtf simulate --resume {self.folder}"
+        if self.state == "running" and self.settings is not None and self.completed >= self.settings.rounds:
+            return "the rounds are over; accuracy is being measured"
         return STATE_WORDS.get(self.state, "")
 
     @property

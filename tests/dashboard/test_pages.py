@@ -231,7 +231,7 @@ def test_a_simulation_that_runs_and_one_that_was_interrupted(serve: Serve, simul
         "running",
         "2 of 2 rounds done",
         "round 2: 3 of 3 organizations charged",
-        "measured after the last round",
+        "accuracy is being measured",
         "ε = 1.9",
     ):
         assert said in text
