@@ -45,8 +45,8 @@ class Tab:
         opened: addresses that `open` went to.
     """
 
-    def __init__(self, address: str) -> None:
-        self._socket: ClientConnection = connect(address, max_size=1 << 27)
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
         self._numbers = count(1)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.opened: set[str] = set()
@@ -56,13 +56,17 @@ class Tab:
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command and its result."""
+        answer = self._answer(method, parameters)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return dict(answer["result"])
+
+    def _answer(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=ANSWER_S))
+            message: dict[str, Any] = json.loads(self._socket.recv(timeout=ANSWER_S))
             if message.get("id") == number:
-                assert "error" not in message, f"{method}: {message['error']}"
-                return dict(message["result"])
+                return message
             if "method" in message:
                 self.events.append((message["method"], message["params"]))
 
@@ -73,9 +77,13 @@ class Tab:
         return result["result"].get("value")
 
     def wait(self, code: str, seconds: float = 20.0) -> Any:
-        """Value of an expression as soon as it is true."""
+        """Value of an expression as soon as it is true; while the page changes, it may have none."""
         ends = time.monotonic() + seconds
-        while not (value := self.js(code)):
+        asked = {"expression": code, "returnByValue": True}
+        while True:
+            result = self._answer("Runtime.evaluate", asked).get("result", {})
+            if "exceptionDetails" not in result and (value := result.get("result", {}).get("value")):
+                return value
             assert time.monotonic() < ends, f"{code} did not become true; the page says: {self.text()[:2000]}"
             time.sleep(0.1)
         return value
@@ -137,28 +145,22 @@ class Tab:
         asked = [told["request"]["url"] for method, told in self.events if method == "Network.requestWillBeSent"]
         return {urlsplit(url).netloc for url in asked if not url.startswith("data:")}
 
-    def close(self) -> None:
-        self._socket.close()
-
 
 class Browser:
     """A running Chromium."""
 
-    def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
-        version = httpx.get(f"{self._base}/json/version").json()
-        self._socket: ClientConnection = connect(version["webSocketDebuggerUrl"])
+    def __init__(self, address: str, socket: ClientConnection) -> None:
+        self._address, self._socket = address, socket
 
     @contextmanager
     def tab(self) -> Iterator[Tab]:
         """An empty page that shares no cookies with others."""
         context = self._send("Target.createBrowserContext")["browserContextId"]
         target = self._send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
-        tab = Tab(f"{self._base.replace('http', 'ws')}/devtools/page/{target}")
         try:
-            yield tab
+            with connect(f"ws://{self._address}/devtools/page/{target}", max_size=1 << 27) as socket:
+                yield Tab(socket)
         finally:
-            tab.close()
             self._send("Target.disposeBrowserContext", browserContextId=context)
 
     def _send(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -184,7 +186,9 @@ def chromium(profile: Path) -> Iterator[Browser]:
             assert process.poll() is None, "Chromium ended at its start"
             assert time.monotonic() < ends, "Chromium opened no port"
             time.sleep(0.1)
-        yield Browser(int(file.read_text().split()[0]))
+        address = f"127.0.0.1:{file.read_text().split()[0]}"
+        with connect(httpx.get(f"http://{address}/json/version").json()["webSocketDebuggerUrl"]) as socket:
+            yield Browser(address, socket)
     finally:
         process.terminate()
         process.wait(20)

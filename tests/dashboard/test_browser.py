@@ -21,8 +21,8 @@ from tests.dashboard.conftest import HOSTILE, charge, running
 from tests.deployment.test_server_status import NAMES, enrol
 from tests.strategies.federation_kit import Kit
 
-pytestmark = needs_browser
-PHONE, DESKTOP = 390, 1280
+pytestmark = [needs_browser, pytest.mark.long]
+PHONE = 390
 PAGES = ("server", "run", "budgets", "adapters", "log")
 CARD = "---\nbase_model: x\n---\n# An adapter\n" + "a line of a model card that is long enough to be wrapped " * 4
 
