@@ -86,7 +86,6 @@ class Tab:
                 return value
             assert time.monotonic() < ends, f"{code} did not become true; the page says: {self.text()[:2000]}"
             time.sleep(0.1)
-        return value
 
     def open(self, url: str) -> None:
         """Go there, and wait until the page is loaded and live."""
