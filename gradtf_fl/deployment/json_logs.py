@@ -193,14 +193,13 @@ def last_lines(path: Path, most: int, block: int = 1 << 18) -> list[dict[str, An
     """
     try:
         with path.open("rb") as file:
-            whole = file.seek(0, os.SEEK_END) <= block
-            file.seek(-min(file.tell(), block), os.SEEK_END)
+            file.seek(-min(file.seek(0, os.SEEK_END), block), os.SEEK_END)
             texts = file.read().splitlines()
     except OSError:
         return []
     lines: list[dict[str, Any]] = []
-    for text in texts[not whole :][-most:]:
-        with suppress(ValueError):
+    for text in texts[-most:]:
+        with suppress(ValueError):  # torn, or cut by the block
             document = json.loads(text)
             if isinstance(document, dict):
                 lines.append(document)

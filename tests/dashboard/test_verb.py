@@ -61,7 +61,8 @@ def test_it_serves_until_ctrl_c_with_an_open_page_too(ledger: Path, as_json: boo
         with httpx.Client(base_url=url.partition("/open")[0]) as client:
             assert client.get(url).status_code == 303
             with client.stream("GET", "/events/budgets") as answer:
-                assert next(answer.iter_lines()) == "event: part"
+                lines = answer.iter_lines()  # kept: the stream would be closed with it
+                assert next(lines) == "event: part"
                 process.send_signal(signal.SIGINT)
                 assert process.wait(20) == 0
         assert process.stderr is not None
