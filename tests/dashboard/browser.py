@@ -157,7 +157,7 @@ class Browser:
         context = self._send("Target.createBrowserContext")["browserContextId"]
         target = self._send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         try:
-            with connect(f"ws://{self._address}/devtools/page/{target}", max_size=1 << 27) as socket:
+            with connect(f"ws://{self._address}/devtools/page/{target}", max_size=1 << 27, close_timeout=1) as socket:
                 yield Tab(socket)
         finally:
             self._send("Target.disposeBrowserContext", browserContextId=context)
