@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -138,7 +139,7 @@ class _Dashboard:
     def _message(self, status: int, title: str, lines: list[str]) -> Response:
         return self._html("message.html", status, title=title, lines=lines)
 
-    def _html(self, template: str, status: int = 200, here: str = "", **context: object) -> Response:
+    def _html(self, template: str, status: int = 200, here: str = "", **context: Any) -> Response:
         return HTMLResponse(self._renderer.render(template, here, **context), status)
 
     async def _updates(self, page: Page) -> AsyncIterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradtf_fl.errors import ConfigError, GradtfError, VerificationFailed
+from gradtf_fl.privacy import LedgerReading
 from gradtf_fl.reports import LedgerReport, read_for_report, report_each
 
 
@@ -56,7 +57,8 @@ class LedgerFigures:
 
 def read_and_report(paths: Sequence[Path]) -> Figures:
     """The figures of these ledgers, in their order."""
-    readings, problems = [], []
+    readings: list[LedgerReading] = []
+    problems: list[str] = []
     for path in paths:
         try:
             readings.append(read_for_report(path))

@@ -42,7 +42,9 @@ def newest_first(path: Path) -> Sequence[LogLine]:
     return [
         LogLine(
             *(str(line.get(name, "")) for name in FIXED),
-            tuple((str(name), _said(value)) for name, value in line.items() if name not in FIXED and value != ""),
+            fields=tuple(
+                (str(name), _said(value)) for name, value in line.items() if name not in FIXED and value != ""
+            ),
         )
         for line in reversed(last_lines(path, MOST_LINES))
     ]

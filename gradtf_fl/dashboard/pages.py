@@ -38,11 +38,11 @@ def pages_of(sources: Sources) -> tuple[Page, ...]:
     pages = []
     server, organization, run = sources.server, sources.organization, sources.run
     if server is not None:
-        parts = ("state", "stages", "organizations", "facts")
-        pages.append(Page("server", "Server", parts, partial(server_context, server)))
+        server_parts = ("state", "stages", "organizations", "facts")
+        pages.append(Page("server", "Server", server_parts, partial(server_context, server)))
     if run is not None:
-        parts = ("state", "accuracy", "epsilon", "holdings", "rounds", "organizations")
-        pages.append(Page("run", "Simulation", parts, RunContext(run)))
+        run_parts = ("state", "accuracy", "epsilon", "holdings", "rounds", "organizations")
+        pages.append(Page("run", "Simulation", run_parts, RunContext(run)))
     if organization is not None or sources.ledgers:
         pages.append(Page("budgets", "Budgets", ("budgets",), BudgetsContext(sources)))
     if organization is not None:
