@@ -41,10 +41,10 @@ def newest_first(path: Path) -> Sequence[LogLine]:
     """The last `MOST_LINES` lines."""
     return [
         LogLine(
-            *(str(line.get(name, "")) for name in FIXED),
-            fields=tuple(
-                (str(name), _said(value)) for name, value in line.items() if name not in FIXED and value != ""
-            ),
+            time=str(line.get("time", "")),
+            component=str(line.get("component", "")),
+            event=str(line.get("event", "")),
+            fields=tuple((name, _said(value)) for name, value in line.items() if name not in FIXED and value != ""),
         )
         for line in reversed(last_lines(path, MOST_LINES))
     ]

@@ -87,7 +87,7 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], generator: Any) -> Kit:
     """A server's folder after two rounds of four organizations; the second one is lost at round 2's mask."""
-    drop = {1: (DropPoint(stage="mask", round=2),)}
+    drop: dict[int, tuple[DropPoint, ...]] = {1: (DropPoint(stage="mask", round=2),)}
     folder = tmp_path_factory.mktemp("deployed") / "server"
     kit = build(folder, pair, generator, organizations=4, rounds=2, drop=drop)
     enrol(kit)
