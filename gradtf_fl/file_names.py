@@ -28,6 +28,7 @@ SUPERNODE_LOG = "supernode.log"  # in flower/, 0600
 RUNTIME_SECRET = "runtime.secret"  # in flower/, 0600: between the SuperNode and its executor
 ONLINE = "online.json"  # in flower/, 0600: under which node id the SuperNode is online
 STATEMENT = "adapter.json"  # in rounds/ROUND/, 0600: the provider's signed statement about llm_adapter
+MODEL_CARD = "README.md"  # in llm_adapter/: what the adapter is, for people and for the hub
 OWN_UPDATE = "own_update.safetensors"  # in rounds/ROUND/, of a simulation that keeps updates
 CURRENT_ADAPTER = "current_adapter"  # link to the adapter in use (`clients.adapters.kept`)
 NEWEST_ADAPTER = "newest_adapter"  # link to the adapter that was delivered last

@@ -47,6 +47,7 @@ VERBS = {
     "org": Verb("gradtf_fl.cli.org.org:org", "Organization: keys, checks, node, adapters."),
     "member": Verb("gradtf_fl.cli.member:member", "Organization: averages of any Flower app."),
     "server": Verb("gradtf_fl.cli.server.server:server", "Provider: run and watch a federation."),
+    "dashboard": Verb("gradtf_fl.cli.dashboard:dashboard", "Show runs, budgets, adapters in a browser."),
     "audit": Verb("gradtf_fl.cli.audit.audit:audit", "Privacy ledgers: report, verify, state, plan."),
     "certs": Verb("gradtf_fl.cli.certs:certs", "Make and check the server's TLS files."),
     "bench": Verb("gradtf_fl.cli.bench:bench", "Measure against peers and machine limits."),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.deployment.findings import Finding, Level
     from gradtf_fl.deployment.folders import Occupied, filled, held
-    from gradtf_fl.deployment.health_endpoint import HealthServer
-    from gradtf_fl.deployment.json_logs import JsonLog, read_lines
+    from gradtf_fl.deployment.health_endpoint import LOOPBACK, LOOPBACK_HOST, HealthServer
+    from gradtf_fl.deployment.json_logs import JsonLog, last_lines, read_lines
     from gradtf_fl.deployment.node_key import public_of, write_node_key
     from gradtf_fl.deployment.opened_sums import identifiability_document, identifiability_in_words
     from gradtf_fl.deployment.processes import (
@@ -40,11 +40,14 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.deployment.run_status import ExchangeStatus, NodeStatus, PlanStatus, RunState, RunStatus
     from gradtf_fl.deployment.server_config import OURS, ListenSection, Server, load_server
+    from gradtf_fl.deployment.server_files import holds_lock, read_federation
     from gradtf_fl.deployment.server_view import NOT_KNOWN, OrganizationView, ServerView, health, view_server
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "LOOPBACK",
+    "LOOPBACK_HOST",
     "MAX_LOG_BYTES",
     "NOT_KNOWN",
     "OURS",
@@ -80,14 +83,17 @@ __all__ = [
     "going_direct",
     "health",
     "held",
+    "holds_lock",
     "identifiability_document",
     "identifiability_in_words",
     "init_authority",
     "issue_server",
     "last_line",
+    "last_lines",
     "load_server",
     "public_of",
     "read_enrolment",
+    "read_federation",
     "read_invitation",
     "read_lines",
     "same_fingerprint",

@@ -18,7 +18,7 @@ from typing import Any, Self
 from gradtf_fl.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
-HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+LOOPBACK_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 CODES = {"ok": 200, "degraded": 200, "failed": 503}
 REQUEST_SECONDS = 5.0  # for a request to arrive, and for its answer to be taken
 
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or not HOST.fullmatch(hosts[0].strip()):
+        if len(hosts) != 1 or not LOOPBACK_HOST.fullmatch(hosts[0].strip()):
             self._answer(403, {"error": 403})
         elif self.path != "/health":
             self._answer(404, {"error": 404})

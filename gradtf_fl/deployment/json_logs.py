@@ -184,3 +184,24 @@ def read_lines(path: Path, event: str | None = None, kept: int = KEPT) -> list[d
                 if isinstance(document, dict):
                     lines.append(document)
     return lines
+
+
+def last_lines(path: Path, most: int, block: int = 1 << 18) -> list[dict[str, Any]]:
+    """At most so many of the last lines of a log, the oldest first; empty where there is none.
+
+    Args:
+        block: bytes from the end of the file that are looked at.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(file.seek(0, os.SEEK_END), block), os.SEEK_END)
+            texts = file.read().splitlines()
+    except OSError:
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in texts[-most:]:
+        with suppress(ValueError):  # torn, or cut by the block
+            document = json.loads(text)
+            if isinstance(document, dict):
+                lines.append(document)
+    return lines

@@ -29,10 +29,10 @@ class Traffic:
     included: bool
 
 
-def holds_lock(folder: Path) -> bool:
-    """Whether a process runs the rounds in ``folder``."""
+def holds_lock(folder: Path, lock: str = LOCK) -> bool:
+    """Whether a process runs the rounds in ``folder``, or holds another ``lock`` there."""
     try:
-        with (folder / LOCK).open("rb") as file:
+        with (folder / lock).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

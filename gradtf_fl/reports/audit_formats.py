@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from gradtf_fl.privacy import CLIENT_ASSUMPTIONS
 from gradtf_fl.reports.audit import LedgerReport, RoundCost, finite, not_covered, round_json
-from gradtf_fl.reports.audit_chart import chart, highest
+from gradtf_fl.reports.audit_chart import Chart, chart, highest
 from gradtf_fl.reports.audit_table import AuditTable
 from gradtf_fl.reports.audit_words import limit, noisers, number, rounds_left, title
 from gradtf_fl.shown import shown
 from gradtf_fl.version import __version__
 
 if TYPE_CHECKING:
+    from jinja2 import BaseLoader, Environment
     from rich.console import RenderableType
 
 CSV_COLUMNS = [
@@ -105,10 +106,33 @@ def inert(value: object) -> object:
 
 def to_html(reports: Sequence[LedgerReport]) -> str:
     """A self-contained page: no scripts, no fonts, nothing fetched."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return (
+        audit_environment()
+        .get_template("audit.html")
+        .render(
+            pairs=charted(reports),
+            ledgers=len({report.reading.path for report in reports}),
+            broken=len({report.reading.path for report in reports if not report.sound}),
+            not_covered=not_covered(report.unit for report in reports),
+            units=sorted({report.unit.name for report in reports}, reverse=True),
+            version=__version__,
+        )
+        + "\n"
+    )
+
+
+def charted(reports: Sequence[LedgerReport]) -> list[tuple[LedgerReport, Chart | None]]:
+    """Each report with its chart, all on one axis of epsilon; None where it is infinite."""
+    top = highest(list(reports))
+    return [(report, chart(report, top)) for report in reports]
+
+
+def audit_environment(*loaders: BaseLoader) -> Environment:
+    """Jinja for pages about ledgers: this folder's templates after those of ``loaders``, and their filters."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("gradtf_fl", "reports"),
+        loader=ChoiceLoader([*loaders, PackageLoader("gradtf_fl", "reports")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -124,19 +148,8 @@ def to_html(reports: Sequence[LedgerReport]) -> str:
         "noisers": noisers,
         "listed": listed,
     }
-    top = highest(list(reports))
-    return (
-        environment.get_template("audit.html").render(
-            pairs=[(report, chart(report, top)) for report in reports],
-            ledgers=len({report.reading.path for report in reports}),
-            broken=len({report.reading.path for report in reports if not report.sound}),
-            not_covered=not_covered(report.unit for report in reports),
-            units=sorted({report.unit.name for report in reports}, reverse=True),
-            assumptions=CLIENT_ASSUMPTIONS,
-            version=__version__,
-        )
-        + "\n"
-    )
+    environment.globals["assumptions"] = CLIENT_ASSUMPTIONS
+    return environment
 
 
 def listed(rounds: Sequence[RoundCost]) -> list[RoundCost]:

@@ -96,6 +96,13 @@ _SHOWN_PLAIN = {
     "tiny_global": "federation",
     "tiny_ceiling": "tuned\nwithout DP",
 }
+_CONTROLS = {
+    "mean_update": "mean\nupdate",
+    "nearest_update": "nearest\nupdate",
+    "ridge": "ridge",
+    "task_library": "task\nlibrary",
+    "llm_generated": "Grad-\nTransformer",
+}
 _METRIC = {
     "exact_match": "Accuracy (exact match)",
     "rouge1": "ROUGE-1 (F)",
@@ -106,12 +113,23 @@ WIDTH = 30
 MARKS = "█▓▒░▞▚╳·"
 
 
-def _columns(report: SimulationReport) -> Mapping[str, str]:
+def model_names(report: SimulationReport) -> Mapping[str, str]:
+    """Models that a run compares, by their keys in its figures; a line end where a heading may break."""
     return _SHOWN_PLAIN if report.is_plain else _SHOWN
 
 
+def control_names(report: SimulationReport) -> Mapping[str, str]:
+    """Simpler ways to make an LLM update, and the Grad-Transformer last; without one, none."""
+    return {key: name for key, name in _CONTROLS.items() if key in report.names}
+
+
+def metric_name(report: SimulationReport) -> str:
+    """What its figures are."""
+    return _METRIC.get(report.metric, report.metric)
+
+
 def _organizations(report: SimulationReport) -> Table:
-    shown = _columns(report)
+    shown = model_names(report)
     table = _accuracy_table(report, "organization", "epsilon\nspent")
     for organization in report.organizations:
         table.add_row(organization.name, *_figures(organization, report))
@@ -126,15 +144,14 @@ def _organizations(report: SimulationReport) -> Table:
 def _accuracy_table(report: SimulationReport, first: str, *last: str) -> Table:
     rules = sorted({organization.rule for organization in report.organizations})
     hidden = "\n".join(f"hidden: {rule}" for rule in rules) if len(rules) == 1 else None
-    metric = _METRIC.get(report.metric, report.metric)
     pgr = [] if report.is_plain else ["PGR"]
-    title = f"{metric} on each organization's own private test rows"
-    return _table(title, [first, *_columns(report).values(), *pgr, *last], hidden)
+    title = f"{metric_name(report)} on each organization's own private test rows"
+    return _table(title, [first, *model_names(report).values(), *pgr, *last], hidden)
 
 
 def _organization_quantiles(report: SimulationReport) -> Table:
     """How figures spread over many organizations, and who has the worst and the best."""
-    shown, spread, count = _columns(report), report.quantiles, len(report.organizations)
+    shown, spread, count = model_names(report), report.quantiles, len(report.organizations)
     table = _accuracy_table(report, "", "epsilon\nspent", "rows")
     table.title = f"{table.title}: quantiles over {count:,} organizations, the worst and the best"
     epsilon, rows = spread["epsilon"], spread["rows"]
@@ -188,7 +205,7 @@ def _lost(report: SimulationReport) -> str:
 
 
 def _figures(organization: OrganizationResult, report: SimulationReport) -> list[str]:
-    cells = [_cell(organization.accuracy.get(key)) for key in _columns(report)]
+    cells = [_cell(organization.accuracy.get(key)) for key in model_names(report)]
     pgr = [] if report.is_plain else [_cell(organization.pgr)]
     return [*cells, *pgr, f"{organization.epsilon:.2f} of {organization.budget:g}"]
 
@@ -210,16 +227,10 @@ def _holdings(report: SimulationReport) -> Table:
 
 def _controls(report: SimulationReport) -> Table:
     """What something simpler than the Grad-Transformer would have reached."""
-    controls = {
-        "mean_update": "mean\nupdate",
-        "nearest_update": "nearest\nupdate",
-        "ridge": "ridge",
-        "task_library": "task\nlibrary",
-        "llm_generated": "Grad-\nTransformer",
-    }
-    controls = {name: said for name, said in controls.items() if name in report.names}
-    what = _METRIC.get(report.metric, report.metric)
-    table = _table(f"Controls: {what} of the LLM with an update made in a simpler way", ["", *controls.values()])
+    controls = control_names(report)
+    table = _table(
+        f"Controls: {metric_name(report)} of the LLM with an update made in a simpler way", ["", *controls.values()]
+    )
     table.add_row(report.metric.replace("_", " "), *(_cell(report.accuracy[key]) for key in controls))
     gains = report.gains
     table.add_row("share of the LLM's own gain", *(_cell(gains[key]) for key in controls))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradtf_fl.deployment import identifiability_document
+from gradtf_fl.errors import CorruptFile
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.privacy import Unit
 from gradtf_fl.reports.quantiles import quantiles
@@ -206,6 +207,18 @@ class SimulationReport:
             "out": self.out,
         }
         return {key: _without_nan(value) for key, value in document.items()}
+
+    @classmethod
+    def read(cls, path: Path) -> SimulationReport:
+        """The report that `write` wrote; CorruptFile where it can't be read."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except OSError as error:
+            raise CorruptFile(f"{path}: cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            raise CorruptFile(f"{path}: no report of a simulation ({error.error_count()} problems)") from error
 
     def write(self, path: Path) -> None:
         """Write the document; a reader sees the old file or the whole new one."""

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradtf_fl.deployment.json_logs import WITHHELD, WORDS, JsonLog, read_lines
+from gradtf_fl.deployment.json_logs import WITHHELD, WORDS, JsonLog, last_lines, read_lines
 from gradtf_fl.errors import RoundAborted
 from gradtf_fl.round_messages import Refusal
 
@@ -210,3 +210,18 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="log"):
         JsonLog(tmp_path / "log", "server").write("test")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_last_lines_of_a_long_log_are_read_from_its_end(tmp_path: Path) -> None:
+    log = JsonLog(tmp_path / "log", "server")
+    for number in range(50):
+        log.write("counted", number=number)
+    assert [line["number"] for line in last_lines(log.path, 3)] == [47, 48, 49]
+    assert [line["number"] for line in last_lines(log.path, 100)] == list(range(50))
+    size = len(log.path.read_bytes().splitlines()[-1]) + 1
+    for more in (0, 5, size - 1):
+        assert [line["number"] for line in last_lines(log.path, 100, block=3 * size + more)] == [47, 48, 49]
+    with log.path.open("a") as file:
+        file.write('{"torn": ')
+    assert [line["number"] for line in last_lines(log.path, 2)] == [49]
+    assert last_lines(tmp_path / "none", 3) == []

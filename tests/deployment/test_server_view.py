@@ -15,7 +15,8 @@ from rich.console import Console
 from gradtf_fl.deployment.run_status import NodeStatus, PlanStatus, RunStatus
 from gradtf_fl.deployment.server_files import Traffic
 from gradtf_fl.deployment.server_view import LATE, OrganizationView, ServerView, health
-from gradtf_fl.reports.server_status import duration, size, status_report
+from gradtf_fl.reports.server_status import status_report
+from gradtf_fl.reports.status_words import duration, size
 
 PLAN = PlanStatus(organizations=3, rounds=5, epsilon=8.0, delta=1e-5, deadline_s=600.0, join_s=300.0)
 STATUS = RunStatus(PLAN, round=1, stage="advertise", expected=3, stage_started=1000.0, updated=1000.0)

@@ -127,7 +127,7 @@ def test_the_page_names_every_account_and_obeys_no_ledger(page: Path) -> None:
     for name, article in zip(TITLES, articles, strict=True):
         assert f"<h2>{html.escape(name)}</h2>" in article
     assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 5  # overview, title, chart, noise generator, run
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 6  # overview, title, chart, noise, charges, run
     clinic, _, hostile, unlimited, bank, over, newcomer = articles
     assert "<dd>0 more like the last one</dd>" in clinic
     assert "BROKEN</span>: the head file is damaged" in hostile
