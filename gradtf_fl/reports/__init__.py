@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from gradtf_fl.reports.adapter_card import federation_card, result_rows, signed_rows
     from gradtf_fl.reports.audit import read_for_report, report_all
     from gradtf_fl.reports.audit_formats import to_csv, to_html, to_json, to_table
     from gradtf_fl.reports.audit_limits import report_each
@@ -28,6 +29,7 @@ __all__ = [
     "State",
     "WorkProgress",
     "draw_holdings",
+    "federation_card",
     "gap_recovered",
     "plan_line",
     "print_audit",
@@ -35,6 +37,8 @@ __all__ = [
     "read_for_report",
     "report_all",
     "report_each",
+    "result_rows",
+    "signed_rows",
     "status_report",
     "to_csv",
     "to_html",
