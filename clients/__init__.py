@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clients.client_app import app
     from clients.kept_update import take_back_attempt
     from clients.node.checks import check_organization
+    from clients.node.metrics import LedgerFigures, node_metrics
     from clients.node.run import NodeRun, describe
     from clients.node.setup import join_federation, make_organization
     from clients.organization import load_organization
@@ -22,6 +23,7 @@ else:
 
 __all__ = [
     "KeptAdapter",
+    "LedgerFigures",
     "NodeRun",
     "app",
     "check_organization",
@@ -35,6 +37,7 @@ __all__ = [
     "load_organization",
     "make_organization",
     "newest",
+    "node_metrics",
     "of_round",
     "pin",
     "refuse_occupied",

@@ -23,6 +23,7 @@ LAZY_EXTRAS = {
     "ray": "ray",
     "mlflow": "tracking",
     "tensorboard": "tracking",
+    "wandb": "tracking",
     "gguf": "real-model",
     "tokenizers": "real-model",
 }
