@@ -8,6 +8,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from clients.adapters.export import export_merged, refuse_occupied
+    from clients.adapters.gguf_export import export_gguf, refuse_existing
     from clients.adapters.kept import KeptAdapter, current, is_pinned, kept, newest, of_round, pin, unpin
     from clients.charging import refused_for_budget
     from clients.client_app import app
@@ -30,6 +31,7 @@ __all__ = [
     "current",
     "describe",
     "example_weight",
+    "export_gguf",
     "export_merged",
     "is_pinned",
     "join_federation",
@@ -40,6 +42,7 @@ __all__ = [
     "node_metrics",
     "of_round",
     "pin",
+    "refuse_existing",
     "refuse_occupied",
     "refused_for_budget",
     "take_back_attempt",

@@ -24,7 +24,8 @@ LAZY_EXTRAS = {
     "mlflow": "tracking",
     "tensorboard": "tracking",
     "wandb": "tracking",
-    "gguf": "real-model",
+    "gguf": "gguf",
+    "llama_cpp": "llama-cpp",
     "tokenizers": "real-model",
 }
 """Modules that an extra brings, by the extra's name: imported inside a function only."""
