@@ -24,7 +24,7 @@ def scraped(port: int) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_server_and_a_node_are_scraped(untrained: tuple[str, str], tmp_path: Path) -> None:
-    deployment = Deployment(tmp_path, untrained, organizations=3, rounds=2)
+    deployment = Deployment(tmp_path, untrained, organizations=3)
     node, ports = deployment.organizations[0], (free_port(), free_port())
     try:
         deployment.server.start("--health-port", str(ports[0]))
