@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from clients.adapters.card import delivered_card, share_results
 from clients.adapters.kept import follow, next_delivery, runs_kept, set_aside
 from clients.adapters.statements import AdapterStatement, read_statement, statement_of, write_statement
 from clients.organization import Organization
@@ -86,7 +87,8 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
         set_aside(organization.folder, delivery.round)
         folder = organization.round_folder(delivery.round)
         write_statement(folder, statement)  # first: an adapter that is there has its statement
-        save_adapter(folder / LLM_ADAPTER, state, spec, model_folder(base_name))
+        card = delivered_card(organization, statement, llm.space.model_sha256)
+        save_adapter(folder / LLM_ADAPTER, state, spec, model_folder(base_name), card)
         follow(organization.folder, delivery.round)
     except ConfigError as error:
         raise Refused(Refusal.ADAPTER, str(error)) from error
@@ -96,6 +98,7 @@ def receive_adapter(organization: Organization, delivery: AdapterDelivery) -> Fi
     _note(organization, delivery, evaluation)
     if not organization.config.share_metrics:
         return dict(STORED)
+    share_results(folder / LLM_ADAPTER, asdict(evaluation))
     return {
         **STORED,
         "tiny_global": evaluation.tiny_global,

@@ -43,6 +43,12 @@ class NodeStore(MemberStore):
         """Whether a run that began with ``pinned`` may continue with ``plan``; each as `TrainingPlan.canonical`."""
         return plan == pinned or TrainingPlan.from_canonical(plan).goes_on_from(TrainingPlan.from_canonical(pinned))
 
+    def plan_of(self, run_id: str) -> TrainingPlan | None:
+        """The plan that this organization has trained by in a run; None before its first round there."""
+        with self._transaction() as database:
+            row = database.execute("SELECT plan FROM plan_of_run WHERE run_id = ?", (run_id,)).fetchone()
+        return None if row is None else TrainingPlan.from_canonical(row[0])
+
     def take_run(self, run_id: str, known: Sequence[str]) -> None:
         """Take ``run_id`` for the newest run whose adapters come; a run is never newest twice.
 

@@ -48,6 +48,7 @@ from gradtf_fl.secagg import Roster, RoundConfig, encode_configs
 from strategies import checkpoints
 from strategies.delivery import PendingDelivery, deliver, fill_begin
 from strategies.provider import Provider, start_hash, update_bytes
+from strategies.round_card import round_card
 
 logger = logging.getLogger("gradtf.server")
 
@@ -201,7 +202,8 @@ class SecureFederation(Strategy):  # type: ignore[misc]
             "signature": adapter.signature.hex(),
         }
         with checkpoints.new_round(self.plan.out, number) as folder:
-            self.provider.save(folder / LLM_ADAPTER, adapter)
+            card = round_card(self.plan, self.provider, self._training_plan(), proof["run_id"], record, adapter)
+            self.provider.save(folder / LLM_ADAPTER, adapter, card)
             checkpoints.write_update(folder, update, mean)
             checkpoints.write_record(folder, record, proof)
         self._update, self._pending = update, PendingDelivery(number, adapter, update_bytes(update))

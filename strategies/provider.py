@@ -17,7 +17,7 @@ from gradtf_fl.round_messages import AdapterDelivery, global_model_hash
 from gradtf_fl.secagg import Identity
 
 if TYPE_CHECKING:
-    from gradtf_fl.adapters import AdaptedModel, AdapterSpec, UpdateSpace
+    from gradtf_fl.adapters import AdaptedModel, AdapterSpec, ModelCard, UpdateSpace
     from gradtf_fl.transformer import GradTransformer
 
 
@@ -148,11 +148,11 @@ class Provider:
         signature = self.key.sign(unsigned.signed_bytes)
         return GeneratedAdapter(state, packed, hashlib.sha256(packed).hexdigest(), signature, refinement)
 
-    def save(self, folder: Path, adapter: GeneratedAdapter) -> None:
+    def save(self, folder: Path, adapter: GeneratedAdapter, card: ModelCard) -> None:
         """Write the PEFT folder."""
         from gradtf_fl.adapters import model_folder, save_adapter
 
-        save_adapter(folder, adapter.state, self.llm.spec, model_folder(self.llm.model))
+        save_adapter(folder, adapter.state, self.llm.spec, model_folder(self.llm.model), card)
 
 
 def _refuse_untrainable(plan: FederationPlan, tiny: AdaptedModel) -> None:

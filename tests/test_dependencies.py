@@ -23,7 +23,9 @@ LAZY_EXTRAS = {
     "ray": "ray",
     "mlflow": "tracking",
     "tensorboard": "tracking",
-    "gguf": "real-model",
+    "wandb": "tracking",
+    "gguf": "gguf",
+    "llama_cpp": "llama-cpp",
     "tokenizers": "real-model",
     "fpdf": "pdf",
 }

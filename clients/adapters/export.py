@@ -80,6 +80,7 @@ def export_merged(
         told(f"writing {out} in {chosen}")
         merged.to(_torch_dtype(chosen)).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        _take_card_along(adapter, staging, chosen)
         del merged, model, base
         told("comparing what was written with the PEFT model")
         found = _logits(load_model(str(staging))[0], probe)
@@ -100,9 +101,18 @@ def export_merged(
 def refuse_occupied(out: Path) -> None:
     """ConfigError unless ``out`` is free or an empty folder, in a folder that is there."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--export {out}: exists and is not an empty folder")
+        raise ConfigError(f"--out {out}: exists and is not an empty folder")
     if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--export {out}: there is no folder {out.absolute().parent}")
+        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
+
+
+def _take_card_along(adapter: Path, staging: Path, dtype: str) -> None:
+    """Of an adapter that has one."""
+    from gradtf_fl.adapters import CARD, merged_card
+
+    if (adapter / CARD).is_file():
+        text = (adapter / CARD).read_text(encoding="utf-8", errors="replace")
+        (staging / CARD).write_text(merged_card(text, dtype), encoding="utf-8")
 
 
 def _own_dtype(base_model: str) -> str:
@@ -161,7 +171,7 @@ def _refuse_other_answers(exported: Exported) -> None:
     bound = TOLERANCE[exported.dtype] * max(1.0, exported.largest_logit)
     if not exported.max_error <= bound:  # not a number fails, too
         raise VerificationFailed(
-            f"--export {exported.out}: the merged model's logits are {exported.max_error:.2g} off the PEFT model's "
+            f"--out {exported.out}: the merged model's logits are {exported.max_error:.2g} off the PEFT model's "
             f"(allowed in {exported.dtype}: {bound:.2g}); nothing was written; try --dtype float32"
         )
 
@@ -178,7 +188,7 @@ def _staged(out: Path) -> Iterator[Path]:
     try:
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     except OSError as error:
-        raise ConfigError(f"--export {out}: can't be written ({error.strerror})") from error
+        raise ConfigError(f"--out {out}: can't be written ({error.strerror})") from error
     try:
         with _locked(staging):
             os.chmod(staging, 0o755)
@@ -214,4 +224,4 @@ def _move(staging: Path, out: Path) -> None:
     try:
         os.rename(staging, out)  # also onto an empty folder, never onto another one
     except OSError as error:
-        raise ConfigError(f"--export {out}: appeared meanwhile, or can't be written ({error.strerror})") from error
+        raise ConfigError(f"--out {out}: appeared meanwhile, or can't be written ({error.strerror})") from error

@@ -26,6 +26,7 @@ from typing import Any
 from clients.node.executor import Executor
 from clients.node.flower_fleet import deactivate
 from clients.node.flower_tasks import TaskSource
+from clients.node.metrics import Answers
 from clients.node.worker_link import WorkerLink
 from clients.organization import Organization
 from gradtf_fl.deployment import ChildProcess, JsonLog, direct_to, environment, free_port, held, last_line
@@ -81,6 +82,7 @@ class NodeRun:
         self.organization, self._tell, self._stage_seconds = organization, tell, stage_seconds
         self.home = organization.folder / FLOWER_HOME
         self.link = WorkerLink(organization.folder)
+        self.answers = Answers()
         self._port = free_port()
         self._supernode: ChildProcess | None = None
         self._executor: Executor | None = None
@@ -192,6 +194,7 @@ class NodeRun:
         return ChildProcess(command, environment(self.home, direct), log)
 
     def _answered(self, message_type: str, outcome: str, seconds: float) -> None:
+        self.answers.note(message_type, outcome, seconds)
         self._note("message", type=message_type, outcome=outcome, seconds=round(seconds, 3))
 
     def _note(self, event: str, **fields: object) -> None:

@@ -8,6 +8,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
+    from gradtf_fl.adapters.card import CARD, ModelCard, Rows, add_results, base_label, code, merged_card
     from gradtf_fl.adapters.chosen import chosen_spec
     from gradtf_fl.adapters.device import Place, devices_of, offloaded
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
@@ -34,6 +35,7 @@ else:
 
 __all__ = [
     "ASSETS",
+    "CARD",
     "CONFIG",
     "EMBEDDED",
     "PREFIX",
@@ -42,19 +44,24 @@ __all__ = [
     "AdapterSpec",
     "BlockLayout",
     "Columns",
+    "ModelCard",
     "Place",
+    "Rows",
     "SharedModel",
     "Slot",
     "Target",
     "UpdateSpace",
     "Vector",
     "adapter_state",
+    "add_results",
     "apply_update",
     "attach",
+    "base_label",
     "check_adapter",
     "check_base",
     "check_model",
     "chosen_spec",
+    "code",
     "devices_of",
     "find_targets",
     "folder_problems",
@@ -64,6 +71,7 @@ __all__ = [
     "load_encoder",
     "load_model",
     "load_tokenizer",
+    "merged_card",
     "model_folder",
     "model_hash",
     "offloaded",

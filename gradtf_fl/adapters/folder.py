@@ -1,4 +1,4 @@
-"""Adapter folders: plain PEFT LoRA to PEFT, with the state of other kinds and every value's hash beside it."""
+"""Adapter folders: plain PEFT LoRA to PEFT, with the state of other kinds, every value's hash and a card beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradtf_fl.adapters.card import CARD, UNKNOWN, ModelCard
 from gradtf_fl.adapters.kinds import peft_config, split_name, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import state_hash
@@ -27,11 +28,19 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NATIVE = "gradtf.safetensors"  # the state of a kind that plain PEFT does not know
 
 
-def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model: str) -> None:
+def save_adapter(
+    folder: str | Path, state: State, spec: AdapterSpec, base_model: str, card: ModelCard = UNKNOWN
+) -> None:
     """Write a PEFT folder that plain ``PeftModel.from_pretrained(base, folder)`` loads; the folder appears whole.
 
     Kinds that PEFT does not know are written as plain LoRA, with their own state beside it for `load_adapter`.
-    ``base_model`` is what ``AutoModelForCausalLM.from_pretrained`` is given for the base (folder or hub id).
+
+    Args:
+        folder: replaced where it is there.
+        state: every parameter by PEFT name.
+        spec: which adapter it is.
+        base_model: what ``AutoModelForCausalLM.from_pretrained`` is given for the base (folder or hub id).
+        card: what README.md says; no hash covers it.
 
     >>> from tempfile import mkdtemp
     >>> from gradtf_fl import AdapterSpec, initial_state, load_model, save_adapter
@@ -42,18 +51,18 @@ def save_adapter(folder: str | Path, state: State, spec: AdapterSpec, base_model
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_adapter(staging, folder, state, spec, base_model)
+        _fill(staging, state, spec, base_model, card)
+        _put_in_place(staging, folder)
     except BaseException:  # a full disk, for one
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _write_adapter(staging: Path, folder: Path, state: State, spec: AdapterSpec, base_model: str) -> None:
-    """Fill ``staging`` and put it in the place of ``folder``."""
+def _fill(staging: Path, state: State, spec: AdapterSpec, base_model: str, card: ModelCard) -> None:
     from safetensors.torch import save_file
 
     plain = to_plain_lora(state)
-    about = {"spec": spec.to_json(), "sha256": state_hash(state).hex()}
+    about: dict[str, Any] = {"spec": spec.to_json(), "sha256": state_hash(state).hex()}
     save_file({n: t.detach().contiguous().float() for n, t in plain.items()}, staging / _WEIGHTS, {"format": "pt"})
     if spec.kind != "lora":
         save_file({n: t.detach().contiguous().float() for n, t in state.items()}, staging / _NATIVE, {"format": "pt"})
@@ -63,7 +72,11 @@ def _write_adapter(staging: Path, folder: Path, state: State, spec: AdapterSpec,
     config.save_pretrained(staging)
     about["config_sha256"] = hashlib.sha256((staging / _CONFIG).read_bytes()).hexdigest()
     (staging / "gradtf.json").write_text(json.dumps(about))
+    (staging / CARD).write_text(card.text(spec, base_model, about["sha256"]), encoding="utf-8")
     os.chmod(staging, 0o755)
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         os.replace(folder, old)

@@ -156,7 +156,7 @@ def kept_model(name: str, place: Place | None = None) -> tuple[PreTrainedModel, 
     """
     if place is not None and place.is_spread:
         return load_model(name, place)
-    if _snapshot(name) is None:
+    if snapshot(name) is None:
         load_model(name, place)  # from the hub, into its cache
     model, tokenizer = _kept(name, place, _signature(name))
     return copy.deepcopy(model), tokenizer
@@ -206,7 +206,7 @@ def _add_content(digest: Any, path: Path) -> None:
 
 def _model_files(name: str) -> list[Path]:
     """In name order; all that `MODEL_FILES` names. ConfigError where they can't be told or hold no weights."""
-    folder = _snapshot(name)
+    folder = snapshot(name)
     if folder is None:
         raise ConfigError(
             f"model {name!r}: is not in this machine's cache of the hub, so its files can't be compared: download it "
@@ -218,8 +218,8 @@ def _model_files(name: str) -> list[Path]:
     return files
 
 
-def _snapshot(name: str) -> Path | None:
-    """The local folder of a model's files; None for a hub id that is not cached."""
+def snapshot(name: str) -> Path | None:
+    """The local folder of a model's files; None for a hub id that is not cached. ConfigError as `model_folder`."""
     folder = Path(model_folder(name))
     if folder.is_absolute():
         return folder

@@ -125,7 +125,8 @@ class FederationPlan(RoundSettings):
         provider_key: PEM file of the Ed25519 key that signs LLM adapters.
         organizations_dir: simulation only: the organizations' folders.
         compute: where the server holds the models and the Grad-Transformer.
-        tracking: where each round's figures go alongside ``out``: ``tensorboard:DIR`` or ``mlflow:URI_OR_DIR``.
+        tracking: where each round's figures go alongside ``out``: ``tensorboard:DIR``, ``mlflow:URI_OR_DIR`` or
+            ``wandb:DIR``.
     """
 
     threshold: int | None = Field(default=None, ge=2, le=1000)
@@ -187,8 +188,8 @@ class FederationPlan(RoundSettings):
 
 def _sound_tracking(text: str) -> str:
     kind, _, place = text.partition(":")
-    if text and (kind not in ("tensorboard", "mlflow") or not place):
-        raise ValueError("wants tensorboard:DIR or mlflow:URI_OR_DIR")
+    if text and (kind not in ("tensorboard", "mlflow", "wandb") or not place):
+        raise ValueError("wants tensorboard:DIR, mlflow:URI_OR_DIR or wandb:DIR")
     if "://" in place and "@" in place.partition("://")[2].partition("/")[0]:
         raise ValueError("a password does not belong here: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     return text

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradtf_fl.deployment.folders import Occupied, filled, held
     from gradtf_fl.deployment.health_endpoint import LOOPBACK, LOOPBACK_HOST, HealthServer
     from gradtf_fl.deployment.json_logs import JsonLog, last_lines, read_lines
+    from gradtf_fl.deployment.metrics import REFUSALS, by_label, exposition, gauge, server_metrics, states
     from gradtf_fl.deployment.node_key import public_of, write_node_key
     from gradtf_fl.deployment.opened_sums import identifiability_document, identifiability_in_words
     from gradtf_fl.deployment.processes import (
@@ -51,6 +52,7 @@ __all__ = [
     "MAX_LOG_BYTES",
     "NOT_KNOWN",
     "OURS",
+    "REFUSALS",
     "ChildProcess",
     "Enrolment",
     "ExchangeStatus",
@@ -70,6 +72,7 @@ __all__ = [
     "RunStatus",
     "Server",
     "ServerView",
+    "by_label",
     "canonical",
     "changed_keys",
     "check",
@@ -77,9 +80,11 @@ __all__ = [
     "end_with_parent",
     "enrol",
     "environment",
+    "exposition",
     "filled",
     "fingerprint",
     "free_port",
+    "gauge",
     "going_direct",
     "health",
     "held",
@@ -97,6 +102,8 @@ __all__ = [
     "read_invitation",
     "read_lines",
     "same_fingerprint",
+    "server_metrics",
+    "states",
     "trusting_nobody",
     "view_server",
     "write_node_key",

@@ -49,7 +49,7 @@ STATES = frozenset(
     }
 )  # fmt: skip
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", "SIGSEGV", "SIGABRT")
-TRACKERS = ("tensorboard", "mlflow")
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 ERRORS = tuple(name for name, value in vars(errors).items() if isinstance(value, type))
 WORDS = frozenset({"", *STAGES, *map(str, Refusal), *PROGRAMS, *STATES, *SIGNALS, *TRACKERS, *ERRORS})
 

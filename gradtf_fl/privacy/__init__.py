@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.privacy.accounting.calibration import noise_multiplier
     from gradtf_fl.privacy.accounting.events import (
+        ACCOUNTANT,
         ADJACENCY,
         NOISE_CSPRNG,
         NOISE_SEEDED,
@@ -59,6 +60,13 @@ if TYPE_CHECKING:
     from gradtf_fl.privacy.ledger.advertised import AdvertisedHeads, Announcement, read_heads
     from gradtf_fl.privacy.ledger.books import DatasetAccount
     from gradtf_fl.privacy.ledger.chain import GENESIS_HASH, Entry, LedgerCheck, seal
+    from gradtf_fl.privacy.ledger.dpevent import (
+        history_of,
+        history_text,
+        import_history,
+        looks_like_history,
+        read_history,
+    )
     from gradtf_fl.privacy.ledger.export import export_text, import_ledger
     from gradtf_fl.privacy.ledger.head import head_path
     from gradtf_fl.privacy.ledger.ledger import Ledger
@@ -80,6 +88,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ACCOUNTANT",
     "ACCOUNTANTS",
     "ADJACENCY",
     "BYTES_CHANGED",
@@ -138,16 +147,21 @@ __all__ = [
     "fits",
     "greatest",
     "head_path",
+    "history_of",
+    "history_text",
+    "import_history",
     "import_ledger",
     "keeps_log",
     "last_round",
     "ledger_rows",
     "load_libraries",
+    "looks_like_history",
     "lower_bound",
     "measurements",
     "merge",
     "noise_multiplier",
     "read_heads",
+    "read_history",
     "read_ledger",
     "score_guesses",
     "seal",

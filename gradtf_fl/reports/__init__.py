@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from gradtf_fl.reports.adapter_card import federation_card, result_rows, signed_rows
     from gradtf_fl.reports.audit import LedgerReport, not_covered, read_for_report, report_all
     from gradtf_fl.reports.audit_formats import audit_environment, charted, to_csv, to_html, to_json, to_table
     from gradtf_fl.reports.audit_limits import report_each
@@ -45,6 +46,7 @@ __all__ = [
     "draw_holdings",
     "duration",
     "epsilon_covers",
+    "federation_card",
     "file_names",
     "gap_recovered",
     "largest_labels",
@@ -58,7 +60,9 @@ __all__ = [
     "read_for_report",
     "report_all",
     "report_each",
+    "result_rows",
     "server_words",
+    "signed_rows",
     "status_report",
     "to_csv",
     "to_html",

@@ -12,11 +12,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradtf_fl.adapters import load_adapter
+from gradtf_fl.adapters import add_results, load_adapter
 from gradtf_fl.config import NO_TRANSFORMER, SimulationConfig
 from gradtf_fl.file_names import IDENTITY_KEY, LEDGER, LLM_ADAPTER, REPORT, ROUNDS
 from gradtf_fl.privacy import DpEvent, Ledger, Unit, epsilon_prv, epsilon_skellam, read_ledger
-from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings
+from gradtf_fl.reports import OrganizationResult, SimulationEvent, SimulationReport, draw_holdings, result_rows
 from gradtf_fl.secagg import Identity
 from gradtf_fl.simulation.ceiling import CeilingWorker
 from gradtf_fl.simulation.engines import Outcome, run_engine, worker_pool
@@ -116,8 +116,18 @@ def _simulated(config: SimulationConfig, out: Path, on_event: OnEvent | None, be
         seconds=clock.seconds,
         out=str(out),
     )
+    _complete_card(report)
     report.write(out / REPORT)
     return report
+
+
+def _complete_card(report: SimulationReport) -> None:
+    """Put what was measured into the card of the last round's adapter."""
+    if not report.finished_rounds:
+        return
+    measured = [("Measured as", f"{report.metric}, mean over {len(report.organizations)} simulated organizations")]
+    rows = [*measured, *result_rows({**report.accuracy, "performance gap recovered": report.pgr})]
+    add_results(Path(report.out) / ROUNDS / str(report.finished_rounds) / LLM_ADAPTER, rows)
 
 
 def _pictures(data: FederationData, out: Path) -> dict[str, str]:

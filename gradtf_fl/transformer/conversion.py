@@ -9,9 +9,12 @@ from typing import Any
 
 from gradtf_fl.adapters import (
     AdaptedModel,
+    ModelCard,
     Place,
+    base_label,
     check_adapter,
     check_model,
+    code,
     load_adapter,
     model_folder,
     save_adapter,
@@ -118,9 +121,28 @@ def convert(
         values = found.updates[0].numpy()
         refinement = found.summary()
     generated = llm.state_at(values)
-    save_adapter(out, generated, target.spec, model_folder(target.model))
+    save_adapter(out, generated, target.spec, model_folder(target.model), _card(grad, base, state_hash(state).hex()))
     assumed = None if (update / "gradtf.json").is_file() else source.spec.seed
     return Conversion(out, target.model, state_hash(generated).hex(), grad.sha256, refinement, assumed)
+
+
+def _card(grad: GradTransformer, tiny: str, update_sha256: str) -> ModelCard:
+    """What is known of an adapter that came from another adapter."""
+    return ModelCard(
+        title="LLM adapter generated from a TinyLM adapter",
+        origin=[
+            ("Made by", "`gradtf generate`: a Grad-Transformer, without the data that the TinyLM was trained on"),
+            ("TinyLM", code(base_label(tiny))),
+            ("TinyLM adapter, values (SHA-256)", code(update_sha256)),
+            ("Grad-Transformer (SHA-256)", code(grad.sha256)),
+            ("Base model's files (SHA-256)", code(grad.target.model_sha256)),
+        ],
+        limits=[
+            "How the TinyLM adapter was trained, and so any epsilon: see its card. Where that training was private, "
+            "so is this adapter, which was computed from that one and public data alone.",
+            "The public rows that the Grad-Transformer was trained on.",
+        ],
+    )
 
 
 def _check_paths(update: Path, transformer: str | Path, out: Path, prompts: str | Path | None) -> None:

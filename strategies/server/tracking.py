@@ -1,4 +1,6 @@
-"""Each round's figures for TensorBoard or MLflow (``pip install "gradtf-fl[tracking]"``), behind one small Protocol.
+"""Each round's figures for TensorBoard, MLflow or Weights & Biases, behind one small Protocol.
+
+Their packages come with ``pip install "gradtf-fl[tracking]"``.
 
 Only what the server knows anyway: counts, seconds, bytes, refusals and how a refinement agreed; nothing that
 identifies an organization. A tracker runs in a thread of its own: a server that does not answer delays no round.
@@ -12,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +31,17 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 
+WANDB_ENVIRONMENT = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+WANDB_SETTINGS = {
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+
 logger = logging.getLogger("gradtf.server")
 
 
@@ -43,7 +56,8 @@ class Tracker(Protocol):
 
 
 def open_tracker(tracking: str, run_name: str = EXPERIMENT) -> Tracker | None:
-    """The tracker that a plan's ``tracking`` names: ``tensorboard:DIR``, ``mlflow:URI_OR_DIR``, or none for "".
+    """The tracker that a plan's ``tracking`` names: ``tensorboard:DIR``, ``mlflow:URI_OR_DIR``, ``wandb:DIR``, or none
+    for "".
 
     Raises:
         ConfigError: its package is missing, or it cannot be opened.
@@ -52,7 +66,7 @@ def open_tracker(tracking: str, run_name: str = EXPERIMENT) -> Tracker | None:
     if not kind:
         return None
     try:
-        return Background(_TensorBoard(place, run_name) if kind == "tensorboard" else _MLflow(place, run_name))
+        return Background(_TRACKERS[kind](place, run_name))
     except ImportError as error:
         raise ConfigError(f'tracking {kind}: pip install "gradtf-fl[tracking]" first ({error})') from error
     except Exception as error:  # each library has its own
@@ -159,3 +173,34 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+class _WeightsAndBiases:
+    """A run of the project ``gradtf`` in DIR/wandb. It stays on this machine until ``wandb sync`` sends it.
+
+    ``WANDB_MODE=online`` in the server's environment sends it at once. Neither way sends this machine's name, its
+    load, code, output, or reports of errors.
+    """
+
+    def __init__(self, place: str, run_name: str) -> None:
+        for name, value in WANDB_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        wandb = importlib.import_module("wandb")
+        folder = Path(place).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(**WANDB_SETTINGS)
+        mode = os.environ["WANDB_MODE"]
+        self._run: Any = wandb.init(project=EXPERIMENT, name=run_name, dir=str(folder), mode=mode, settings=settings)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_TRACKERS: Mapping[str, Callable[[str, str], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _MLflow,
+    "wandb": _WeightsAndBiases,
+}

@@ -36,6 +36,9 @@ def test_a_run_reports_everything_in_the_contract(files: Files, tmp_path: Path) 
     assert json.loads((out / "report.json").read_text()) == report
     adapter = json.loads((out / "rounds" / "1" / "llm_adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == files.llm
+    card = (out / "rounds" / "1" / "llm_adapter" / "README.md").read_text()
+    assert f"| llm_generated | {report['accuracy']['llm_generated']:.4g} |" in card
+    assert "this was a simulation" in card
     assert "round 1/1 completed: 3 joined, 0 dropped, epsilon spent" in progress
     own = out / "organizations" / "org-1" / "organization.toml"
     assert load_toml(OrganizationConfig, own).data.end is False  # two digits: nothing was trained after them

@@ -436,6 +436,11 @@ def test_metrics_leave_only_when_shared(bench: Bench) -> None:
     signed = replace(signed, signature=bench.federation.provider.key.sign(signed.signed_bytes))
     fields = dict(bench.ask(DELIVER_TYPE, signed.to_fields()).content[SECTION])
     assert set(fields) == {"status", "tiny_global", "llm_generated"}
+    rounds = bench.kit.folders[0] / "rounds"
+    cards = [(rounds / str(number) / "llm_adapter" / "README.md").read_text() for number in (1, 2)]
+    shown = [card.partition("## Results")[2].partition("## Hash")[0] for card in cards]
+    assert "Not known" in shown[0]
+    assert f"| Exact match, LLM with this adapter | {fields['llm_generated']:.4g} |" in shown[1]
 
 
 def test_a_run_config_cannot_choose_a_real_organization(make_kit: MakeKit) -> None:

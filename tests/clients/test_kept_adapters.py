@@ -358,7 +358,7 @@ def test_every_change_is_detected(organization: Kept, name: str, tmp_path: Path)
     assert "delivered again" in result.stderr
     result = run(organization.folder, "--verify", "--json")
     assert (result.exit_code, json.loads(result.stdout)["verified"]) == (5, False)
-    assert run(organization.folder, "--export", tmp_path / "merged").exit_code == 5
+    assert run(organization.folder, "--export", "merged", "--out", tmp_path / "merged").exit_code == 5
     assert not (tmp_path / "merged").exists()
     rows = {row["round"]: row["verified"] for row in document(organization.folder, "--list")["adapters"]}
     assert rows == {1: True, 2: True, 3: False}
@@ -428,7 +428,9 @@ def test_a_merged_model_answers_as_the_peft_model(
 ) -> None:
     out = tmp_path / "merged"
     out.mkdir()  # an empty one is fine
-    result = run(organization.folder, "--export", out, "--json", *(["--dtype", dtype] if dtype else []))
+    result = run(
+        organization.folder, "--export", "merged", "--out", out, "--json", *(["--dtype", dtype] if dtype else [])
+    )
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)["export"]
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -439,6 +441,9 @@ def test_a_merged_model_answers_as_the_peft_model(
     assert told["max_logit_error"] < told["adapter_effect"]
     assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not list(out.glob("adapter*"))
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers\n" in card
+    assert f"merged in, in {dtype or 'float32'}." in card
     assert AutoTokenizer.from_pretrained(out)("37?58=")["input_ids"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".merged")] == []
 
@@ -471,7 +476,7 @@ def test_a_killed_export_leaves_nothing_of_its_name(organization: Kept, tmp_path
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
     assert len(list(out.parent.iterdir())) == 1  # the half of it, under another name
-    document(organization.folder, "--export", out)
+    document(organization.folder, "--export", "merged", "--out", out)
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
 
 
@@ -490,7 +495,7 @@ def test_a_merged_model_with_other_answers_is_not_kept(
         return merged
 
     monkeypatch.setattr(LoraModel, "merge_and_unload", wrongly)
-    result = run(organization.folder, "--export", tmp_path / "merged")
+    result = run(organization.folder, "--export", "merged", "--out", tmp_path / "merged")
     assert result.exit_code == 5
     assert "nothing was written" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["org-1"]
@@ -500,7 +505,7 @@ def test_an_occupied_place_is_refused(organization: Kept, tmp_path: Path) -> Non
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for place in (tmp_path / "full", tmp_path / "full" / "file", tmp_path / "missing" / "merged"):
-        assert run(organization.folder, "--export", place).exit_code == 2
+        assert run(organization.folder, "--export", "merged", "--out", place).exit_code == 2
 
 
 # The command line
@@ -513,6 +518,8 @@ def test_an_occupied_place_is_refused(organization: Kept, tmp_path: Path) -> Non
         (["--rollback", "1", "--verify"], 1),
         (["--list", "--unpin", "--dtype", "float16", "--provider-key", "AB"], 4),
         (["--dtype", "float16"], 1),
+        (["--out", "elsewhere"], 1),
+        (["--export", "gguf", "--dtype", "float16", "--out", "/missing/adapter.gguf"], 2),
         (["--provider-key", "a" * 64], 1),
         (["--rollback", "9"], 1),
     ],

@@ -21,6 +21,7 @@ from gradtf_fl.cli.server.status import status as status_command
 from gradtf_fl.config import DropPoint, PrivacySection
 from gradtf_fl.deployment.enrolment import canonical
 from gradtf_fl.deployment.enrolment import enrol as new_enrolment
+from gradtf_fl.deployment.metrics import exposition, server_metrics
 from gradtf_fl.deployment.node_key import write_node_key
 from gradtf_fl.deployment.server_files import holds_lock
 from gradtf_fl.deployment.server_view import health, view_server
@@ -29,6 +30,7 @@ from gradtf_fl.flower import RoundEvent, locked_run, read_records
 from gradtf_fl.secagg import Identity
 from strategies import checkpoints, run_server
 from strategies.server.observation import Observer, tell_all
+from tests.deployment.test_metrics import parsed
 from tests.deployment.test_server_view import rendered
 from tests.strategies.federation_kit import Kit
 
@@ -118,6 +120,22 @@ def test_a_finished_run_for_people(finished: Kit) -> None:
     assert read_records(finished.plan.out)[-1].llm_adapter_sha256[:40] in text.replace("\n", "")
     told = " ".join(text.split())
     assert "Not known here: any organization's accuracy, number of rows or remaining privacy budget" in told
+
+
+def test_a_finished_runs_metrics(finished: Kit) -> None:
+    """The same figures as the document's, and nothing that would tell one organization from another."""
+    text = exposition(server_metrics(view_server(finished.plan.out), {})).decode()
+    found = parsed(text)
+    assert found["gradtf_server_state{gradtf_server_state=completed}"] == 1
+    assert found["gradtf_server_attempts_total{state=completed}"] == found["gradtf_server_rounds_planned"] == 3
+    assert found["gradtf_server_refusals_total{code=policy}"] == 1
+    assert found["gradtf_server_organizations_missing"] == 1
+    assert found["gradtf_server_plan_epsilon"] == 2.0
+    assert found["gradtf_server_round_bytes{direction=up}"] == read_records(finished.plan.out)[-1].bytes_up_per_client
+    assert found["gradtf_server_exchange_seconds{stage=unmask}"] > 0
+    for number, name in enumerate(NAMES):
+        assert name not in text
+        assert key(finished, number)[:8] not in text
 
 
 def test_nothing_that_an_organization_keeps_is_shown(finished: Kit) -> None:

@@ -1,13 +1,16 @@
-"""Figures for TensorBoard and MLflow; what is missing or hangs, and when it is told."""
+"""Figures for TensorBoard, MLflow and Weights & Biases; what is missing or hangs, and when it is told."""
 
 from __future__ import annotations
 
+import json
+import os
 import queue
+import subprocess
 import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +69,9 @@ def test_no_tracking_is_no_tracker() -> None:
     assert open_tracker("") is None
 
 
-@pytest.mark.parametrize("text", ["tensorboard", "tensorboard:", "mlflow:", "wandb:runs", "runs", ":runs"])
+@pytest.mark.parametrize("text", ["tensorboard", "tensorboard:", "mlflow:", "wandb:", "comet:runs", "runs", ":runs"])
 def test_a_plan_names_a_tracker_and_a_place(text: str) -> None:
-    with pytest.raises(ConfigError, match="tensorboard:DIR or mlflow:URI_OR_DIR"):
+    with pytest.raises(ConfigError, match="tensorboard:DIR, mlflow:URI_OR_DIR or wandb:DIR"):
         FederationPlan.from_run_config({"tracking": text})
 
 
@@ -83,6 +86,7 @@ def test_a_password_does_not_get_into_a_plan() -> None:
     [
         ("tensorboard:runs", None),
         ("mlflow:runs", None),
+        ("wandb:runs", None),
         ("mlflow:http://127.0.0.1:5000", "mlflow:http://127.0.0.1:5000"),
     ],
 )
@@ -96,7 +100,9 @@ def test_an_apps_place_is_absolute(
     assert config["tracking"] == (kept or f"{given.partition(':')[0]}:{tmp_path / 'runs'}")
 
 
-@pytest.mark.parametrize(("kind", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
+@pytest.mark.parametrize(
+    ("kind", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow"), ("wandb", "wandb")]
+)
 def test_a_missing_extra_is_told_before_anything_is_sent(
     make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
 ) -> None:
@@ -235,3 +241,63 @@ def test_an_mlflow_server_that_is_not_there_is_a_config_error(tmp_path: Path) ->
     pytest.importorskip("mlflow", reason=f"mlflow-skinny is {MISSING}")
     with pytest.raises(ConfigError, match="tracking mlflow: cannot be opened"):
         open_tracker("mlflow:http://127.0.0.1:9")
+
+
+def test_weights_and_biases_for_real(tmp_path: Path) -> None:
+    """In a process of its own, which leaves no service behind; no address but loopback is asked."""
+    pytest.importorskip("wandb", reason=f"wandb is {MISSING}")
+    code = f"""
+import socket
+plain = socket.socket.connect
+def connect(self, address):
+    assert isinstance(address, str) or address[0] in ("127.0.0.1", "::1"), address
+    return plain(self, address)
+socket.socket.connect = connect
+from strategies.server.tracking import open_tracker
+tracker = open_tracker("wandb:{tmp_path}", "run-1")
+for step in (1, 2):
+    tracker.scalars(step, {SCALARS!r})
+tracker.close()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert wandb_history(log) == [(1, SCALARS), (2, SCALARS)]
+    kept = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {".wandb", ".log"}  # no list of this machine's packages, its name, its program
+
+
+def wandb_history(log: Path) -> list[tuple[int, dict[str, float]]]:
+    """Figures by step in the file of an offline run."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    for data in leveldb_records(log.read_bytes()[WANDB_HEADER:]):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if items:
+            values = {name: value for name, value in items.items() if not name.startswith("_")}
+            found.append((int(items["_step"]), values))
+    return found
+
+
+WANDB_HEADER, BLOCK, HEAD = 7, 32768, 7
+FULL, FIRST, LAST = 1, 2, 4
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """Records of a log in LevelDB's format: blocks of chunks, each with a checksum, its length and its kind."""
+    place, held = 0, b""
+    while place + HEAD <= len(data):
+        left = BLOCK - (place + WANDB_HEADER) % BLOCK
+        if left < HEAD:
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        part = data[place + HEAD : place + HEAD + length]
+        held = part if kind in (FULL, FIRST) else held + part
+        if kind in (FULL, LAST):
+            yield held
+        place += HEAD + length

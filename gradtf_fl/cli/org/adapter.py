@@ -1,9 +1,10 @@
-"""``gradtf org adapter``: which LLM adapter an organization uses, whether it is the signed one, and a merged model."""
+"""``gradtf org adapter``: which LLM adapter an organization uses, whether it is the signed one, and its exports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from clients import KeptAdapter
 
 DTYPES = ("float32", "bfloat16", "float16")
+FORMS = {"merged": Path("merged"), "gguf": Path("adapter.gguf")}
+"""What an adapter is exported as, and where to."""
 
 
 @click.command(
@@ -33,9 +36,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.option("--unpin", is_flag=True, help="Use the newest again, and each that comes.")
 @click.option("--verify", is_flag=True, help="Check signature and files; exits with 5 when something was changed.")
 @click.option(
-    "--export", "out", type=click.Path(path_type=Path), metavar="OUT", help="Verify, and write the merged LLM there."
+    "--export",
+    "form",
+    type=click.Choice(list(FORMS)),
+    help="Verify, and write it in another form: the LLM with the adapter merged in, or a LoRA file for llama.cpp.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of --export.  [default: the base model's]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="PATH", help="Of --export.  [default: ./merged, ./adapter.gguf]"
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of --export merged.  [default: the base model's]")
 @click.option(
     "--provider-key", metavar="HEX", help="Key that signed, if another than organization.toml pins (an earlier one)."
 )
@@ -48,6 +57,7 @@ def adapter(
     rollback: int | None,
     unpin: bool,
     verify: bool,
+    form: str | None,
     out: Path | None,
     dtype: str | None,
     provider_key: str | None,
@@ -59,7 +69,8 @@ def adapter(
     pins one.
     """
     chosen = {"--latest": latest, "--round": round_number, "--list": listed, "--rollback": rollback, "--unpin": unpin}
-    _check(folder, chosen, {"--verify": verify, "--export": out, "--dtype": dtype}, provider_key)
+    work = {"--verify": verify, "--export": form, "--out": out, "--dtype": dtype}
+    _check(folder, chosen, work, provider_key)
     if listed:
         _print_list(folder, provider_key, as_json)
         return
@@ -74,10 +85,11 @@ def adapter(
         found = of_round(folder, round_number)
     else:
         found = newest(folder) if latest else current(folder)
-    verdict = _verified(folder, found, provider_key, as_json) if verify or out is not None else {}
+    verdict = _verified(folder, found, provider_key, as_json) if verify or form is not None else {}
     document = _document(folder, found) | verdict
-    if out is not None:
-        document["export"] = _export(found, document["base_model"], out, dtype)
+    if form is not None:
+        place = out if out is not None else FORMS[form]
+        document["export"] = _export(found, document["base_model"], form, place, dtype)
     if as_json:
         emit_json(document)
     else:
@@ -95,18 +107,21 @@ def _check(folder: Path, chosen: Mapping[str, Any], work: Mapping[str, Any], pro
     needless = [name for name, value in work.items() if value]
     if needless and set(given) & {"--list", "--rollback", "--unpin"}:
         problems.append(f"{', '.join(needless)}: not together with {given[0]}")
-    if work["--dtype"] and not work["--export"]:
-        problems.append("--dtype: only with --export")
+    if work["--dtype"] and work["--export"] != "merged":
+        problems.append("--dtype: only with --export merged")
+    if work["--out"] and not work["--export"]:
+        problems.append("--out: only with --export")
     if provider_key is not None:
         if len(provider_key) != 64 or set(provider_key) - set("0123456789abcdef"):
             problems.append("--provider-key: expected 64 lower-case hexadecimal digits")
         if not (work["--verify"] or work["--export"] or chosen["--list"]):
             problems.append("--provider-key: only with --verify, --export or --list")
     if work["--export"]:
-        from clients import refuse_occupied
+        from clients import refuse_existing, refuse_occupied
 
         try:
-            refuse_occupied(work["--export"])
+            refuse = refuse_existing if work["--export"] == "gguf" else refuse_occupied
+            refuse(work["--out"] or FORMS[work["--export"]])
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -169,11 +184,17 @@ def _verified(folder: Path, found: KeptAdapter, provider_key: str | None, as_jso
     return {"verified": True, "provider_key": key}
 
 
-def _export(found: KeptAdapter, base_model: str, out: Path, dtype: str | None) -> dict[str, Any]:
+def _export(found: KeptAdapter, base_model: str, form: str, out: Path, dtype: str | None) -> dict[str, Any]:
+    if form == "gguf":
+        from clients import export_gguf
+
+        written = export_gguf(found.path, base_model, out, f"LLM adapter of round {found.round}")
+        return {"form": form, **asdict(written), "out": str(written.out.absolute())}
     from clients import export_merged
 
     made = export_merged(found.path, base_model, out, dtype, lambda step: click.echo(f"export: {step}", err=True))
     return {
+        "form": form,
         "out": str(made.out.absolute()),
         "dtype": made.dtype,
         "max_logit_error": made.max_error,
@@ -192,15 +213,30 @@ def _lines(folder: Path, document: Mapping[str, Any]) -> list[str]:
     if document.get("verified"):
         lines.append(f"verified: as signed by {document['provider_key']}")
     if (made := document.get("export")) is not None:
-        lines.append(
-            f"{made['out']}: merged, in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
-            f"PEFT model's (the adapter moves them by up to {made['adapter_effect']:.1e})"
-        )
-        lines += ["", "from transformers import AutoModelForCausalLM", ""]
-        return [*lines, f"model = AutoModelForCausalLM.from_pretrained({made['out']!r})"]
+        return [*lines, *(_gguf_lines(made) if made["form"] == "gguf" else _merged_lines(made))]
     if document["in_use"]:
         lines.append(f"{folder / CURRENT_ADAPTER} leads there")
     return [*lines, "", document["load"]]
+
+
+def _merged_lines(made: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{made['out']}: merged, in {made['dtype']}; its logits are within {made['max_logit_error']:.1e} of the "
+        f"PEFT model's (the adapter moves them by up to {made['adapter_effect']:.1e})",
+        "",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({made['out']!r})",
+    ]
+
+
+def _gguf_lines(made: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{made['out']}: LoRA of rank {made['rank']} on {made['layers']} layers, for a base of architecture "
+        f"{made['architecture']} in GGUF",
+        "",
+        f"llama-cli -m BASE.gguf --lora {made['out']}",
+    ]
 
 
 def _print_list(folder: Path, provider_key: str | None, as_json: bool) -> None:

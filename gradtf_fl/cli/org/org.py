@@ -167,25 +167,35 @@ def check(folder: Path, offline: bool, as_json: bool) -> int:
 
 @org.command(short_help="Run the node until SIGTERM.", epilog="Example: gradtf org run org-1")
 @FOLDER
-@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
+@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health and /metrics.")
+@click.option(
+    "--budget-metrics", is_flag=True, help="Add the ledger's epsilons to /metrics: all local accounts can read them."
+)
 @click.option("--stage-seconds", type=float, default=120.0, show_default=True, help="Grace for a stage at SIGTERM.")
-def run(folder: Path, health_port: int | None, stage_seconds: float) -> None:
+def run(folder: Path, health_port: int | None, budget_metrics: bool, stage_seconds: float) -> None:
     """Serve the federation until SIGTERM, and restart whatever dies.
 
     No code of the server is run: its app bundle is not even unpacked.
     """
     from contextlib import ExitStack
 
-    from clients import NodeRun, describe, load_organization
-    from gradtf_fl.deployment import HealthServer
+    from clients import LedgerFigures, NodeRun, describe, load_organization, node_metrics
+    from gradtf_fl.deployment import HealthServer, exposition
 
+    if budget_metrics and health_port is None:
+        raise ConfigError("--budget-metrics: only with --health-port")
     organization = load_organization(folder.absolute())
     node = NodeRun(
         organization, lambda line: click.echo(f"{organization.config.name}: {shown(line)}", err=True), stage_seconds
     )
     with ExitStack() as stack:
         if health_port is not None:
-            health = stack.enter_context(HealthServer(health_port, lambda: describe(node.state())))
+            ledger = LedgerFigures(organization.folder) if budget_metrics else None
+
+            def metrics() -> bytes:
+                return exposition(node_metrics(describe(node.state()), node.answers, ledger))
+
+            health = stack.enter_context(HealthServer(health_port, lambda: describe(node.state()), metrics))
             click.echo(f"{organization.config.name}: health at http://127.0.0.1:{health.port}/health", err=True)
         click.echo(f"{organization.config.name}: serving; SIGTERM ends it", err=True)
         node.run()

@@ -103,7 +103,7 @@ def init(
 @server.command(short_help="Run all rounds of the plan.", epilog="Example: gradtf server run server --resume")
 @FOLDER
 @click.option("--resume", is_flag=True, help="Continue the run that was started in DIR.")
-@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health.")
+@click.option("--health-port", type=click.IntRange(0, 65535), help="Serve http://127.0.0.1:PORT/health and /metrics.")
 @json_option
 def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> None:
     """Start SuperLink and ServerApp and keep them going until all rounds are done.
@@ -116,7 +116,7 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
     import time
     from contextlib import ExitStack
 
-    from gradtf_fl.deployment import HealthServer, load_server
+    from gradtf_fl.deployment import HealthServer, exposition, load_server, server_metrics, view_server
     from strategies import ServerRun, progress
 
     loaded = load_server(folder.absolute())
@@ -133,7 +133,13 @@ def run(folder: Path, resume: bool, health_port: int | None, as_json: bool) -> N
     run = ServerRun(loaded, _print_round, lambda line: click.echo(f"server: {shown(line)}", err=True))
     with ExitStack() as stack:
         if health_port is not None:
-            health = stack.enter_context(HealthServer(health_port, lambda: _health(loaded.folder, run.state())))
+            health = stack.enter_context(
+                HealthServer(
+                    health_port,
+                    lambda: _health(loaded.folder, run.state()),
+                    lambda: exposition(server_metrics(view_server(loaded.folder), run.state())),
+                )
+            )
             click.echo(f"server: health at http://127.0.0.1:{health.port}/health", err=True)
         click.echo(f"server: listening on {loaded.listen.listen}, {loaded.plan.rounds} rounds", err=True)
         run.run()

@@ -179,7 +179,7 @@ def read_charge(number: int, document: Mapping[str, Any]) -> Charge:
         note=_text(document, "note"),
         noise=_text(document, "noise"),
         when=_text(document, "when"),
-        client_level=None if skellam is None else _skellam(skellam),
+        client_level=None if skellam is None else read_skellam(skellam),
         dataset=_text(document, "dataset", TRAIN),
         unit=read_unit(document),
     )
@@ -205,7 +205,8 @@ def _event(document: Mapping[str, Any]) -> DpEvent:
     return DpEvent(_number(document, "sigma"), _number(document, "q"), _whole(document, "steps"))
 
 
-def _skellam(document: object) -> SkellamEvent:
+def read_skellam(document: object) -> SkellamEvent:
+    """The event in `skellam_document`'s form; ValueError on any other."""
     if not isinstance(document, dict):
         raise ValueError("client_level is not an object")
     reals = {name: _number(document, name) for name in ("variance", "l2", "l1")}
