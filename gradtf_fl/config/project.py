@@ -7,7 +7,7 @@ command line's options win over it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,13 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
         document.add(name, table)
         table.trivia.indent = ""
     return tomlkit.dumps(document)
+
+
+def documented_tables() -> Iterator[tuple[str, str, dict[str, tuple[type[Section], str]]]]:
+    """Each table: its name, what it is about, and its keys, each with the schema and the field that it is there."""
+    for table, keys in TABLES.items():
+        places = {key: (_OWNERS[place[0]] if len(place) > 1 else SimulationConfig, place[-1]) for key, place in keys.items()}
+        yield table, ABOUT[table], places
 
 
 _OWNERS: dict[str, type[Section]] = {"compute": ComputeSection, "task": TaskSection, "provider": ProviderSection}
