@@ -1,14 +1,16 @@
-"""``python -m experiments.demos.guide_output``: run the commands of a page, write their output into it.
+"""``python -m experiments.demos.guide_output PAGE``: run what a page shows, write the output into it.
 
-What these pages show is never typed: docs/operator-guide.md, and with ``own-models`` docs/own-models-and-data.md. A
-block that starts with ```console holds commands after ``$ `` and, below each, what it printed; all of them are run, in
-order, in one new folder. In the guide's three organizations and the server stand side by side on loopback. Words after
-``console`` say how: ``deployment`` (starts or needs real Flower processes), ``slow`` (takes minutes), ``exit=2`` (of
-the block's last command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before the
-next one). A shown line ``...`` stands for any lines. Blocks of any other kind are not run.
+What pages show is never typed: the operator's guide, the page on own models, and every page of `SHORT`. A block that
+starts with ```console holds commands after ``$ `` and, below each, what it printed. A block that starts with ```python
+is a program; an ```output block right after it holds what it printed. All of them are run, in order, in one new folder.
+In the guide three organizations and the server stand side by side on loopback. Words after the kind say how:
+``deployment`` (starts or needs real Flower processes), ``slow`` (takes minutes), ``exit=2`` (of the block's last
+command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before the next one),
+``name=app.py`` (a program is also written to that file). A shown line ``...`` stands for any lines. Blocks of any other
+kind are not run, nor are those below a comment ``<!-- not run: the reason -->``.
 
-Tests run the same commands and compare, with `masked`, what they print now: `tests/deployment/test_guide.py`,
-`tests/experiments/test_own_models_page.py`.
+Tests run the same and compare, with `masked`, what is printed now: `tests/deployment/test_guide.py`,
+`tests/experiments/test_own_models_page.py`, `tests/site/test_pages.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,7 +60,23 @@ class Page:
 
 GUIDE = Page(REPOSITORY / "docs" / "operator-guide.md")
 OWN_MODELS = Page(REPOSITORY / "docs" / "own-models-and-data.md", ("models", "data"))
-PAGES = {"guide": GUIDE, "own-models": OWN_MODELS}
+SHORT = {
+    name: Page(REPOSITORY / path)
+    for name, path in {
+        "readme": "README.md",
+        "quickstart": "docs/quickstart.md",
+        "researcher": "docs/tutorials/researcher.md",
+        "provider": "docs/tutorials/provider.md",
+        "operator": "docs/tutorials/operator.md",
+        "auditor": "docs/tutorials/auditor.md",
+        "flower": "docs/tutorials/flower.md",
+        "protocol": "docs/protocol.md",
+        "reproduction": "docs/reproduction.md",
+    }.items()
+}
+PAGES = {"guide": GUIDE, "own-models": OWN_MODELS, **SHORT}
+PROGRAM = "program.py"
+NOT_RUN = re.compile(r"<!-- not run: (\S.*\S) -->$")
 SHARED = REPOSITORY.parent / "shared"
 
 
@@ -77,12 +95,33 @@ class Command:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. ``line``: number of the line after its fence; ``lines``: its text."""
+    """A fenced block.
+
+    Attributes:
+        kind: what stands right after the fence.
+        options: the words behind that.
+        line: number of the line after its fence.
+        lines: its text.
+        not_run: the reason why it is not run; empty without one.
+        output: the block right after a program, with what it printed.
+    """
 
     kind: str
     options: tuple[str, ...]
     line: int
     lines: tuple[str, ...]
+    not_run: str = ""
+    output: Block | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is run."""
+        return self.kind in ("console", "python") and not self.not_run
+
+    @property
+    def shown(self) -> Block:
+        """The block that holds the output: a program's own, else this one."""
+        return self.output or self
 
     @property
     def slow(self) -> bool:
@@ -95,7 +134,11 @@ class Block:
 
     @property
     def commands(self) -> list[Command]:
-        """Those of a console block."""
+        """Those of a console block; of a program, what writes and starts it."""
+        if self.kind == "python":
+            name = self.option("name", PROGRAM)
+            text = "\n".join((f"cat > {name} <<'END'", *self.lines, "END", f"python {name}"))
+            return [Command(text, self.output.lines if self.output else (ANY,))]
         found: list[tuple[list[str], list[str]]] = []
         for line in self.lines:
             if line.startswith("$ "):
@@ -126,7 +169,11 @@ def blocks(page: str) -> list[Block]:
             start = number
             continue
         kind, *options = lines[start][3:].split() or [""]
-        found.append(Block(kind, tuple(options), start + 1, tuple(lines[start + 1 : number])))
+        reason = NOT_RUN.match(lines[start - 1]) if start else None
+        block = Block(kind, tuple(options), start + 1, tuple(lines[start + 1 : number]), reason[1] if reason else "")
+        if kind == "output" and found and found[-1].kind == "python":
+            found[-1] = replace(found[-1], output=block)
+        found.append(block)
         start = None
     return found
 
@@ -315,7 +362,7 @@ def rewritten(page: str, changes: Iterable[Rewritten]) -> str:
 
 
 def outputs(chosen: Iterable[Block], stage: Stage) -> Iterator[tuple[Block, list[tuple[Command, list[str]]]]]:
-    """Run console blocks, one after the other: each with what its commands printed.
+    """Run blocks, one after the other: each with what its commands printed.
 
     Raises:
         ValueError: a command ended with another exit code than the page says.
@@ -335,21 +382,24 @@ def outputs(chosen: Iterable[Block], stage: Stage) -> Iterator[tuple[Block, list
 
 
 def run_all(page: str, stage: Stage, slow: bool = True) -> Iterator[Rewritten]:
-    """Run the console blocks; their new text.
+    """Run the blocks that are run; the new text of those that hold output.
 
     Args:
         slow: also run what needs real Flower processes, or minutes.
     """
-    chosen = [block for block in blocks(page) if block.kind == "console" and (slow or not block.slow)]
+    chosen = [block for block in blocks(page) if block.runs and (slow or not block.slow)]
     for block, found in outputs(chosen, stage):
         lines: list[str] = []
         for command, said in found:
-            lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
-        yield Rewritten(block.line, len(block.lines), lines)
+            if block.kind == "console":
+                lines += f"$ {stage.typed(command)}".splitlines()
+            lines += _abridged(command.shown, said)
+        if block.kind == "console" or block.output:
+            yield Rewritten(block.shown.line, len(block.shown.lines), lines)
 
 
 def differences(chosen: Iterable[Block], stage: Stage) -> list[str]:
-    """Run console blocks: every difference between what they print and what the page shows."""
+    """Run blocks: every difference between what they print and what the page shows."""
     differing = []
     for block, found in outputs(chosen, stage):
         for command, said in found:

@@ -26,7 +26,9 @@ COPIED = {
     "experiments/results/README.md": "results/tables.md",
 }
 """File of the repository -> the site's page of it."""
-PICTURES = "experiments/results"
+RESULTS = "experiments/results"
+STORED = (".png", ".json", ".txt")
+"""Endings of the files there that pages link to."""
 LINK = re.compile(r"(?<!`)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r'(<img [^>]*src=")(docs/[^"]+)(")')
 FENCE = re.compile(r"^(```)([a-z]*)([ \t][^\n]*)?$", re.MULTILINE)
@@ -40,8 +42,9 @@ def on_files(files: Any, config: Any) -> Any:
     made |= {page: (REPOSITORY / source).read_text(encoding="utf-8") for source, page in COPIED.items()}
     for uri, text in made.items():
         files.append(file.generated(config, uri, content=text))
-    for picture in sorted((REPOSITORY / PICTURES).glob("*.png")):
-        files.append(file.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
+    for stored in sorted((REPOSITORY / RESULTS).iterdir()):
+        if stored.suffix in STORED:
+            files.append(file.generated(config, f"results/{stored.name}", abs_src_path=str(stored)))
     return files
 
 
@@ -89,7 +92,7 @@ def _page_of(place: str) -> str | None:
     """The site's file of a file of the repository."""
     if place in COPIED:
         return COPIED[place]
-    if place.startswith(f"{PICTURES}/") and place.endswith(".png"):
+    if place.startswith(f"{RESULTS}/") and place.endswith(STORED):
         return f"results/{posixpath.basename(place)}"
     return place.removeprefix("docs/") if place.startswith("docs/") else None
 

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings, WeightRule
     from gradtf_fl.config.policy import PolicySection
-    from gradtf_fl.config.project import FEDERATION, differing, documented_tables, located, plan_values, project_toml, read_project
+    from gradtf_fl.config.project import (
+        FEDERATION,
+        differing,
+        documented_tables,
+        located,
+        plan_values,
+        project_toml,
+        read_project,
+    )
     from gradtf_fl.config.provider import Mechanism
     from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig

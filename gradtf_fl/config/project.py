@@ -181,7 +181,9 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
 def documented_tables() -> Iterator[tuple[str, str, dict[str, tuple[type[Section], str]]]]:
     """Each table: its name, what it is about, and its keys, each with the schema and the field that it is there."""
     for table, keys in TABLES.items():
-        places = {key: (_OWNERS[place[0]] if len(place) > 1 else SimulationConfig, place[-1]) for key, place in keys.items()}
+        places = {
+            key: (_OWNERS[place[0]] if len(place) > 1 else SimulationConfig, place[-1]) for key, place in keys.items()
+        }
         yield table, ABOUT[table], places
 
 
