@@ -1,4 +1,4 @@
-"""MkDocs calls this file (``hooks`` in mkdocs.yml): it adds the generated pages and adapts what GitHub shows differently.
+"""MkDocs calls this file (``hooks`` in mkdocs.yml): it adds pages and adapts what GitHub shows differently.
 
 The pages in docs/ and README.md are written for a repository host. Here their links to files outside docs/ lead to the
 page that the site has of them, or become plain text; words after a fence's kind (``console exit=2``) are taken off.
