@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 PHRASES = re.compile(
-    r"\b(?:beside(?!s)|anew|(?<!there )is no|tells|goes on|(?:is|are) wanted|(?:by|with) which|so many|where there is none)\b",
+    r"\b(?:beside(?!s)|anew|(?<!there )is no (?!better|longer|more)|tells|goes on|(?:is|are) wanted|(?:by|with) which"
+    r"|so many|where there is none)\b",
     re.IGNORECASE,
 )
-"""What design pages of this project call foreign; the plain words are: alongside, again, is not, says, continues, ..."""
+"""What reads as foreign; the plain words are: alongside, again, is not, says, continues, requires, this many."""
 
 
 def prose(page: str) -> str:

@@ -46,10 +46,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return site, done.stderr
 
 
+LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
+"""Tag -> attribute that names what a browser loads for it."""
+
+
 class Links(HTMLParser):
     """Of one page: anchors that it has, places that it links to, and assets that a browser loads with it."""
-
-    LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Links(HTMLParser):
         self.anchors |= {given[name] for name in ("id", "name") if name in given}
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
-        loaded = given.get(self.LOADED.get(tag, ""))
+        loaded = given.get(LOADED.get(tag, ""))
         if loaded and given.get("rel") != "canonical":
             self.assets.append(loaded)
 
