@@ -9,9 +9,12 @@ from __future__ import annotations
 import posixpath
 import re
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from experiments.site.api_reference import api_pages
 from experiments.site.cli_reference import cli_page
@@ -35,20 +38,19 @@ FENCE = re.compile(r"^(```)([a-z]*)([ \t][^\n]*)?$", re.MULTILINE)
 KINDS = {"rooms": "text", "output": "text", "console": "console", "sh": "bash", "": "text"}
 
 
-def on_files(files: Any, config: Any) -> Any:
+def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference, the repository's own pages and the figures of the results."""
-    file = import_module("mkdocs.structure.files").File
     made = {"reference/cli.md": cli_page(), "reference/configuration.md": config_page(), **api_pages()}
     made |= {page: (REPOSITORY / source).read_text(encoding="utf-8") for source, page in COPIED.items()}
     for uri, text in made.items():
-        files.append(file.generated(config, uri, content=text))
+        files.append(File.generated(config, uri, content=text))
     for stored in sorted((REPOSITORY / RESULTS).iterdir()):
         if stored.suffix in STORED:
-            files.append(file.generated(config, f"results/{stored.name}", abs_src_path=str(stored)))
+            files.append(File.generated(config, f"results/{stored.name}", abs_src_path=str(stored)))
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
     """The page as the site shows it."""
     uri = page.file.src_uri
     text = FENCE.sub(lambda found: found[1] + KINDS.get(found[2], found[2]), markdown)
@@ -57,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     return "".join(piece if piece.startswith("```") else _linked(piece, uri, files) for piece in pieces)
 
 
-def on_post_build(config: Any) -> None:
+def on_post_build(config: MkDocsConfig) -> None:
     """Take away what the theme brings along and no page uses: search in other languages."""
     shutil.rmtree(Path(config["site_dir"]) / "assets" / "javascripts" / "lunr", ignore_errors=True)
 
@@ -67,11 +69,11 @@ def source_of(uri: str) -> str:
     return next((source for source, page in COPIED.items() if page == uri), f"docs/{uri}")
 
 
-def _linked(text: str, uri: str, files: Any) -> str:
+def _linked(text: str, uri: str, files: Files) -> str:
     return LINK.sub(lambda found: _link(found, uri, files), text)
 
 
-def _link(found: re.Match[str], uri: str, files: Any) -> str:
+def _link(found: re.Match[str], uri: str, files: Files) -> str:
     """A link as the site has it: to a page of the site, or the bare words where the site has no such page."""
     image, words, target = found.groups()
     if re.match(r"[a-z]+:|#", target):

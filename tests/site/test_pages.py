@@ -12,7 +12,7 @@ from experiments.demos.page_blocks import GUIDE, OWN_MODELS, REPOSITORY, SHORT, 
 from tests.site.prose import PHRASES, prose, sentences, words
 
 MOST_WORDS = 900
-MOST_WORDS_A_SENTENCE = 18.0
+MOST_WORDS_A_SENTENCE = 18.0  # mean over a page
 KINDS_TO_RUN = ("console", "python", "sh", "bash")
 TUTORIALS = sorted((REPOSITORY / "docs" / "tutorials").glob("*.md"))
 README = REPOSITORY / "README.md"
@@ -95,10 +95,10 @@ def test_the_readmes_program_has_ten_lines() -> None:
     assert len([line for line in program.lines if line]) <= 10
 
 
-@pytest.mark.parametrize("page", [README, *TUTORIALS], ids=lambda page: page.stem)
+@every_page
 def test_sentences_are_short(page: Path) -> None:
     found = [len(words(sentence)) for sentence in sentences(page.read_text())]
-    assert len(found) > 20
+    assert len(found) > (20 if page in TUTORIALS else 2)
     assert sum(found) / len(found) <= MOST_WORDS_A_SENTENCE
 
 
