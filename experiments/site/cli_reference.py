@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -47,7 +49,8 @@ def _entries(command: click.Command, context: click.Context, level: int) -> Iter
     rows = [_row(parameter, context) for parameter in command.params if _shown(parameter)]
     if rows:
         yield "| argument or option | meaning |\n|---|---|\n" + "\n".join(rows)
-    yield from (_epilog(part) for part in (command.epilog or "").split("\n\n") if part.strip())
+    if command.epilog:
+        yield _prose(command.epilog)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
@@ -61,22 +64,32 @@ def _shown(parameter: click.Parameter) -> bool:
 
 def _row(parameter: click.Parameter, context: click.Context) -> str:
     if isinstance(parameter, click.Argument):
-        return f"| `{parameter.make_metavar(ctx=context)}` | {'any number' if parameter.nargs == -1 else 'required'} |"
+        count = "any number" if parameter.nargs == -1 else "required"
+        return f"| `{_code(parameter.make_metavar(ctx=context))}` | {count} |"
     record = parameter.get_help_record(context)
     names, meaning = record if record is not None else (", ".join(parameter.opts), "")
-    return f"| `{_cell(names)}` | {_cell(meaning)} |"
+    return f"| `{_code(names)}` | {_cell(meaning)} |"
 
 
 def _prose(text: str) -> str:
-    """Help as Markdown: click's marks for unwrapped paragraphs are taken off."""
-    paragraphs = text.replace("\b\n", "").replace("\f", "").split("\n\n")
-    return "\n\n".join(_plain(" ".join(paragraph.split())) for paragraph in paragraphs)
+    """Help or epilog as Markdown: commands become blocks of code."""
+    return "\n\n".join(_paragraph(part.strip("\n")) for part in re.split(r"\n\s*\n", text) if part.strip())
 
 
-def _epilog(text: str) -> str:
-    line = " ".join(text.split())
-    label, colon, command = line.partition(": gradtf ")
-    return f"{_plain(label)}:\n\n```bash\ngradtf {command}\n```" if colon else _plain(line)
+def _paragraph(text: str) -> str:
+    """A paragraph; click's mark for lines that stay as they are (a backspace) stands at its start."""
+    kept = "\b" in text
+    text = textwrap.dedent(text.replace("\b", "").replace("\f", "")).strip("\n")
+    label, colon, commands = text.partition(":")
+    if colon and commands.lstrip().startswith("gradtf ") and "\n" not in label:
+        lines = textwrap.dedent(commands.strip("\n")) if kept else " ".join(commands.split())
+        return f"{_plain(label)}:\n\n```bash\n{lines.strip()}\n```"
+    return _plain(" ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """What stands between backticks in a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _cell(text: str) -> str:

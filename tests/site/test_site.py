@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,33 +17,10 @@ import pytest
 import gradtf_fl
 from gradtf_fl.cli.main import VERBS, cli
 from gradtf_fl.config import documented_tables
+from tests.site.conftest import NO_NETWORK
 
-REPOSITORY = Path(__file__).parents[2]
 MOST_BYTES = 10_000_000
-NO_NETWORK = """
-import runpy, socket, sys
-def refuse(*_): raise OSError("the build asked for the network")
-socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
-sys.argv = ["mkdocs", "build", "--strict", "--site-dir", sys.argv[1]]
-runpy.run_module("mkdocs", run_name="__main__")
-"""
-
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install "gradtf-fl[docs]"'),
-]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(the site, what the strict build said), built without a network."""
-    site = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, str(site)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return site, done.stderr
-
+pytestmark = pytest.mark.alone
 
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
 """Tag -> attribute that names what a browser loads for it."""
@@ -101,20 +77,20 @@ def test_the_build_says_nothing(built: tuple[Path, str]) -> None:
     assert "WARNING" not in built[1]
 
 
-def test_no_link_is_dead(built: tuple[Path, str]) -> None:
-    assert len(list(pages(built[0]))) > 40
-    assert [place for place in dead(built[0]) if not place.startswith("404.html")] == []
+def test_no_link_is_dead(site: Path) -> None:
+    assert len(list(pages(site))) > 40
+    assert [place for place in dead(site) if not place.startswith("404.html")] == []
 
 
-def test_no_asset_is_another_hosts(built: tuple[Path, str]) -> None:
-    for path, links in pages(built[0]):
+def test_no_asset_is_another_hosts(site: Path) -> None:
+    for path, links in pages(site):
         assert [place for place in links.assets if outside(place)] == [], path.name
-    for sheet in built[0].rglob("*.css"):
+    for sheet in site.rglob("*.css"):
         assert re.findall(r"url\([\"']?(?:https?:)?//[^)]*\)|@import", sheet.read_text()) == [], sheet.name
 
 
-def test_the_site_is_small(built: tuple[Path, str]) -> None:
-    assert sum(path.stat().st_size for path in built[0].rglob("*") if path.is_file()) < MOST_BYTES
+def test_the_site_is_small(site: Path) -> None:
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < MOST_BYTES
 
 
 def test_a_dead_link_and_a_foreign_asset_are_found(tmp_path: Path) -> None:
@@ -136,8 +112,8 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
             yield from commands(child, click.Context(child, info_name=name, parent=context))
 
 
-def test_the_reference_has_every_option(built: tuple[Path, str]) -> None:
-    page = (built[0] / "reference" / "cli.html").read_text()
+def test_the_reference_has_every_option(site: Path) -> None:
+    page = (site / "reference" / "cli.html").read_text()
     shown = re.sub(r"<[^>]+>", "", page)
     assert len(VERBS) > 15
     for path, command in commands(cli, click.Context(cli, info_name="gradtf")):
@@ -149,8 +125,8 @@ def test_the_reference_has_every_option(built: tuple[Path, str]) -> None:
                 assert option.opts[-1] in shown, f"{path} {option.opts[-1]}"
 
 
-def test_the_reference_has_every_key(built: tuple[Path, str]) -> None:
-    page = (built[0] / "reference" / "configuration.html").read_text()
+def test_the_reference_has_every_key(site: Path) -> None:
+    page = (site / "reference" / "configuration.html").read_text()
     for table, _, keys in documented_tables():
         part = page.partition(f'id="{table}"')[2].partition("<h3")[0]
         for key in keys:
@@ -162,8 +138,8 @@ def test_the_reference_has_every_key(built: tuple[Path, str]) -> None:
     assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
-def test_the_reference_has_every_public_name(built: tuple[Path, str]) -> None:
-    pages_of = "".join(path.read_text() for path in (built[0] / "reference" / "api").glob("*.html"))
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    pages_of = "".join(path.read_text() for path in (site / "reference" / "api").glob("*.html"))
     for name in gradtf_fl.__all__:
         assert re.search(rf'id="[\w.]+\.{name}"', pages_of), name
 
