@@ -34,8 +34,8 @@ STORED = (".png", ".json", ".txt")
 """Endings of the files there that pages link to."""
 LINK = re.compile(r"(?<!`)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r'(<img [^>]*src=")(docs/[^"]+)(")')
-FENCE = re.compile(r"^(```)([a-z]*)([ \t][^\n]*)?$", re.MULTILINE)
-KINDS = {"rooms": "text", "output": "text", "console": "console", "sh": "bash", "": "text"}
+BLOCK = re.compile(r"^```([a-z]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+KINDS = {"rooms": "text", "output": "text", "sh": "bash", "": "text"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
     """The page as the site shows it."""
     uri = page.file.src_uri
-    text = FENCE.sub(lambda found: found[1] + KINDS.get(found[2], found[2]), markdown)
+    text = BLOCK.sub(lambda found: f"```{KINDS.get(found[1], found[1])}\n{found[2]}```", markdown)
     text = IMAGE.sub(lambda found: found[1] + _relative(found[2].removeprefix("docs/"), uri) + found[3], text)
     pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(piece if piece.startswith("```") else _linked(piece, uri, files) for piece in pieces)

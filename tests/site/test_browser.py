@@ -6,7 +6,6 @@ import functools
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,9 +76,9 @@ def visit(site: Path, page: str, profile: Path) -> tuple[str, list[str], list[st
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A browser's new folder."""
-    yield tmp_path_factory.mktemp("chromium")
+    return tmp_path_factory.mktemp("chromium")
 
 
 @pytest.mark.parametrize("page", PAGES)
