@@ -53,6 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
     """The page as the site shows it."""
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation"]
     text = BLOCK.sub(lambda found: f"```{KINDS.get(found[1], found[1])}\n{found[2]}```", markdown)
     text = IMAGE.sub(lambda found: found[1] + _relative(found[2].removeprefix("docs/"), uri) + found[3], text)
     pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
