@@ -15,6 +15,7 @@ import click
 import pytest
 
 import gradtf_fl
+from experiments.site.doctests import fenced
 from gradtf_fl.cli.main import VERBS, cli
 from gradtf_fl.config import documented_tables
 from tests.site.conftest import NO_NETWORK
@@ -142,6 +143,13 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     pages_of = "".join(path.read_text() for path in (site / "reference" / "api").glob("*.html"))
     for name in gradtf_fl.__all__:
         assert re.search(rf'id="[\w.]+\.{name}"', pages_of), name
+
+
+def test_examples_of_docstrings_stand_between_fences() -> None:
+    assert fenced("Adds.\n\n>>> 1 + 1\n2\n\nArgs:\n    a: one.") == (
+        "Adds.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nArgs:\n    a: one."
+    )
+    assert fenced("Adds >>> nothing.") == "Adds >>> nothing."
 
 
 def test_the_network_is_refused_while_the_site_is_built() -> None:
