@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from gradtf_fl.cli.main import VERBS, cli
+from gradtf_fl.cli import VERBS, cli
 
 HEAD = """# Command line
 
