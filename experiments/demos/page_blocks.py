@@ -42,7 +42,6 @@ SHORT = {
         "auditor": "docs/tutorials/auditor.md",
         "flower": "docs/tutorials/flower.md",
         "protocol": "docs/protocol.md",
-        "reproduction": "docs/reproduction.md",
     }.items()
 }
 PAGES = {"guide": GUIDE, "own-models": OWN_MODELS, **SHORT}
