@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_the_app_on_the_flower_page_is_the_example() -> None:
 
 def shown_in(table: str) -> dict[str, list[str]]:
     """First cell -> the other cells, without marks."""
-    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if re.match(r"\| [*\w]", row)]
+    rows = [row.strip("|").split("|") for row in table.splitlines() if re.match(r"\| [*\w]", row)]
     return {cells[0].strip("* "): [cell.strip("* ") for cell in cells[1:]] for cells in rows}
 
 
@@ -164,3 +165,27 @@ def test_the_table_of_rivals_is_the_measured_one(page: str, rows: int, column: i
             for cell in measured[SAME.get(name, name)][:2]
         ]
         assert cells[column : column + 2] == figures, name
+
+
+def test_the_table_of_house_rules_is_the_measured_one() -> None:
+    text = (REPOSITORY / "docs" / "house-rules.md").read_text()
+    said = shown_in(text[text.index("\n| accuracy, mean over rules |") :].partition("\n\n")[0])
+    columns = [
+        "tiny_base",
+        "tiny_tuned",
+        "llm_base",
+        "mean_update",
+        "nearest_update",
+        "ridge",
+        "generated",
+        "llm_ceiling",
+    ]
+    measured = json.loads((REPOSITORY / "experiments" / "results" / "grad_transformer.json").read_text())["rows"]
+    said.pop("accuracy, mean over rules")
+    assert len(said) == 6
+    for name, cells in said.items():
+        run = re.search(r"epsilon \d", name)
+        figures = measured["unseen" if "unseen" in name else "seen"][run[0].replace(" ", "_") if run else "plain"]
+        for column, cell in zip(columns, cells, strict=True):
+            figure = figures.get(f"{column}_five", figures.get(column))
+            assert cell == (f"{figure:.3f}".lstrip("0") if figure is not None else ""), (name, column)
