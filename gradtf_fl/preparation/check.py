@@ -18,6 +18,7 @@ from gradtf_fl.tasks import (
     Persons,
     Row,
     RowCounts,
+    TaskRows,
     count_encoded,
     federation_data,
     positions,
@@ -87,6 +88,16 @@ def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
         some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
         for name, encoder in encoders.items():
             yield from _encoded(settings, found.name, name, encoder, some)
+            yield from _answers(settings, found, name, encoder)
+
+
+def _answers(settings: SimulationConfig, found: TaskRows, model: str, encoder: Encoder) -> Iterator[Finding]:
+    """Whether a generated answer leaves room for a prompt."""
+    task, context = found.task, positions(encoder[0])
+    if task is None or context is None or settings.task.metric == "loss" or task.max_new_tokens < context:
+        return
+    said = f"{task.max_new_tokens} new tokens leave no room for a prompt in a context of {context}"
+    yield Finding("fail", f"answers of {Path(model).name} to {found.name}", said, "set a smaller task.max_new_tokens")
 
 
 def _listed(error: ConfigError) -> str:
