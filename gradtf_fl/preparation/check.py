@@ -40,8 +40,9 @@ def check_project(settings: SimulationConfig) -> list[Finding]:
     """All findings about a project, in the order of its file."""
     encoders: Encoders = {}
     findings = [*_models(settings, encoders), *_adapter(settings)]
-    rows = list(_rows(settings, encoders))
-    findings += rows
+    answers: list[Finding] = []
+    rows = list(_rows(settings, encoders, answers))
+    findings += [*rows, *answers]
     if not any(finding.level == "fail" for finding in rows):
         findings += _federation(settings)
         if not any(finding.level == "fail" for finding in findings):
@@ -73,7 +74,8 @@ def _adapter(settings: SimulationConfig) -> Iterator[Finding]:
     yield Finding("ok", "adapter", f"{kind} on {', '.join(spec.targets)}")
 
 
-def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
+def _rows(settings: SimulationConfig, encoders: Encoders, answers: list[Finding]) -> Iterator[Finding]:
+    """What stops the work with the rows; ``answers`` takes what stops their scoring alone."""
     task = settings.task
     if task.is_house_rules:
         return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
@@ -88,7 +90,7 @@ def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
         some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
         for name, encoder in encoders.items():
             yield from _encoded(settings, found.name, name, encoder, some)
-            yield from _answers(settings, found, name, encoder)
+            answers += _answers(settings, found, name, encoder)
 
 
 def _answers(settings: SimulationConfig, found: TaskRows, model: str, encoder: Encoder) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,9 +26,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     if find_spec("mkdocs") is None:
         pytest.skip('mkdocs is not installed: pip install "gradtf-fl[docs]"')
     site = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, str(site)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-    )
+    command, quiet = [sys.executable, "-c", NO_NETWORK, str(site)], os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=quiet, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return site, done.stderr
 

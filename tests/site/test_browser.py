@@ -22,7 +22,7 @@ OURS_ALONE = "default-src 'self' 'unsafe-inline' data: blob:"
 """Content security policy: the browser refuses what is another host's, and logs that as an error."""
 PAGES = {
     "index.html": "For whom",
-    "tutorials/researcher.html": "gradtf init ward",
+    "tutorials/researcher.html": "Describe the project",
     "reference/cli.html": "gradtf simulate",
     "reference/api/secagg.html": "run_secure_sum",
     "threat-model.html": "The promise",
