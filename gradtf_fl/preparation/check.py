@@ -42,12 +42,12 @@ def check_project(settings: SimulationConfig) -> list[Finding]:
     findings = [*_models(settings, encoders), *_adapter(settings)]
     answers: list[Finding] = []
     rows = list(_rows(settings, encoders, answers))
-    findings += [*rows, *answers]
+    findings += rows
     if not any(finding.level == "fail" for finding in rows):
         findings += _federation(settings)
         if not any(finding.level == "fail" for finding in findings):
             findings += _shadow_sets(settings)
-    return [*findings, *_provider(settings)]
+    return [*findings, *answers, *_provider(settings)]
 
 
 def _models(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
