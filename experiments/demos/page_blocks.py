@@ -129,7 +129,8 @@ def _continues(lines: list[str]) -> bool:
 
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
-    found, lines = [], page.splitlines()
+    found: list[Block] = []
+    lines = page.splitlines()
     start: int | None = None
     for number, line in enumerate(lines):
         if not line.startswith("```"):
