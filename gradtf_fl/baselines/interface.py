@@ -71,7 +71,7 @@ class Case:
         return int(self.updates.shape[0])
 
     def private_rows(self) -> tuple[tuple[Row, ...], ...]:
-        """Private rows [K][R]; ConfigError when they did not leave or counts differ."""
+        """Private rows, R of each of K organizations; ConfigError when they did not leave or counts differ."""
         if self.private is None:
             raise ConfigError("this baseline needs private rows, and none left the organizations")
         if len(self.private) != self.organizations:

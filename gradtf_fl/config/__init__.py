@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     )
     from gradtf_fl.config.plan import NO_TRANSFORMER, Combine, FederationPlan, RoundSettings, WeightRule
     from gradtf_fl.config.policy import PolicySection
-    from gradtf_fl.config.project import FEDERATION, differing, located, plan_values, project_toml, read_project
+    from gradtf_fl.config.project import (
+        FEDERATION,
+        differing,
+        documented_tables,
+        located,
+        plan_values,
+        project_toml,
+        read_project,
+    )
     from gradtf_fl.config.provider import Mechanism
     from gradtf_fl.config.rows import MAX_TOKENS, WINDOW, Format, RowFormat
     from gradtf_fl.config.simulation import SimulationConfig
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
         TaskSection,
     )
     from gradtf_fl.config.templates import pieces_of, placeholders
-    from gradtf_fl.config.toml import load_toml, read_toml, tables_to_toml, to_toml, with_values
+    from gradtf_fl.config.toml import descriptions, load_toml, read_toml, tables_to_toml, to_toml, with_values
     from gradtf_fl.config.unit import ROW
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -98,7 +106,9 @@ __all__ = [
     "TaskSection",
     "WeightRule",
     "declared_of",
+    "descriptions",
     "differing",
+    "documented_tables",
     "load_toml",
     "located",
     "pieces_of",

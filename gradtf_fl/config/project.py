@@ -7,7 +7,7 @@ command line's options win over it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
         table = tomlkit.table()
         for key in keys:
             place = TABLES[name][key]
-            about = descriptions(_OWNERS[place[0]] if len(place) > 1 else SimulationConfig)
+            about = descriptions(_owner(place))
             table.add(tomlkit.comment(about[place[-1]]))
             value = values
             for part in place:
@@ -176,6 +176,17 @@ def project_toml(settings: SimulationConfig, shown: Mapping[str, Iterable[str]])
         document.add(name, table)
         table.trivia.indent = ""
     return tomlkit.dumps(document)
+
+
+def documented_tables() -> Iterator[tuple[str, str, dict[str, tuple[type[Section], str]]]]:
+    """Each table: its name, what it is about, and its keys, each with the schema and the field that it is there."""
+    for table, keys in TABLES.items():
+        yield table, ABOUT[table], {key: (_owner(place), place[-1]) for key, place in keys.items()}
+
+
+def _owner(place: Path_) -> type[Section]:
+    """The schema that has the key at ``place``."""
+    return _OWNERS[place[0]] if len(place) > 1 else SimulationConfig
 
 
 _OWNERS: dict[str, type[Section]] = {"compute": ComputeSection, "task": TaskSection, "provider": ProviderSection}

@@ -18,6 +18,7 @@ from gradtf_fl.tasks import (
     Persons,
     Row,
     RowCounts,
+    TaskRows,
     count_encoded,
     federation_data,
     positions,
@@ -39,13 +40,14 @@ def check_project(settings: SimulationConfig) -> list[Finding]:
     """All findings about a project, in the order of its file."""
     encoders: Encoders = {}
     findings = [*_models(settings, encoders), *_adapter(settings)]
-    rows = list(_rows(settings, encoders))
+    answers: list[Finding] = []
+    rows = list(_rows(settings, encoders, answers))
     findings += rows
     if not any(finding.level == "fail" for finding in rows):
         findings += _federation(settings)
         if not any(finding.level == "fail" for finding in findings):
             findings += _shadow_sets(settings)
-    return [*findings, *_provider(settings)]
+    return [*findings, *answers, *_provider(settings)]
 
 
 def _models(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
@@ -72,7 +74,8 @@ def _adapter(settings: SimulationConfig) -> Iterator[Finding]:
     yield Finding("ok", "adapter", f"{kind} on {', '.join(spec.targets)}")
 
 
-def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
+def _rows(settings: SimulationConfig, encoders: Encoders, answers: list[Finding]) -> Iterator[Finding]:
+    """What stops the work with the rows; ``answers`` takes what stops their scoring alone."""
     task = settings.task
     if task.is_house_rules:
         return (yield Finding("ok", "rows", "house-rules, drawn from the seed"))
@@ -87,6 +90,16 @@ def _rows(settings: SimulationConfig, encoders: Encoders) -> Iterator[Finding]:
         some = [example.row for example in (*found.private, *found.test, *found.public)][:MOST_ENCODED]
         for name, encoder in encoders.items():
             yield from _encoded(settings, found.name, name, encoder, some)
+            answers += _answers(settings, found, name, encoder)
+
+
+def _answers(settings: SimulationConfig, found: TaskRows, model: str, encoder: Encoder) -> Iterator[Finding]:
+    """Whether a generated answer leaves room for a prompt."""
+    task, context = found.task, positions(encoder[0])
+    if task is None or context is None or settings.task.metric == "loss" or task.max_new_tokens < context:
+        return
+    said = f"{task.max_new_tokens} new tokens leave no room for a prompt in a context of {context}"
+    yield Finding("fail", f"answers of {Path(model).name} to {found.name}", said, "set a smaller task.max_new_tokens")
 
 
 def _listed(error: ConfigError) -> str:

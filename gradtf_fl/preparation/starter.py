@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gradtf_fl.adapters import load_encoder
-from gradtf_fl.config import FEDERATION, HOUSE_RULES, SimulationConfig, project_toml, read_project, validate
+from gradtf_fl.config import (
+    FEDERATION,
+    HOUSE_RULES,
+    SimulationConfig,
+    TaskSection,
+    project_toml,
+    read_project,
+    validate,
+)
 from gradtf_fl.deployment import filled
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.files import PUBLIC, replace_file
@@ -19,6 +27,8 @@ from gradtf_fl.tasks import count_encoded, first_form, has_template, positions, 
 PREPARED = "prepared"
 OWN_ROUNDS = {"rounds": 2, "steps": 40, "batch": 32, "rate": 5e-3}
 """Of a starter for own rows: small enough for a first try on a laptop."""
+ANSWER_SHARE = 4
+"""A generated answer gets this part of a short context."""
 PAIR = ("tiny", "llm", "adapter", "targets", "rank", "alpha")
 SHOWN: dict[str, tuple[str, ...]] = {
     "pair": PAIR,
@@ -123,6 +133,7 @@ def _look(values: dict[str, Any]) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     if not problems:
+        notes += _short_answers(values, encoders)
         try:
             notes += _small_sets(here, values)
         except ConfigError as error:
@@ -130,6 +141,15 @@ def _look(values: dict[str, Any]) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return notes
+
+
+def _short_answers(values: dict[str, Any], encoders: dict[str, Any]) -> list[str]:
+    """Shorter generated answers where the default length fills a model's context."""
+    contexts = [length for config, _ in encoders.values() if (length := positions(config)) is not None]
+    if values["task"].get("format") == "text" or not contexts or TaskSection().max_new_tokens < min(contexts):
+        return []
+    values["task"]["max_new_tokens"] = max(1, min(contexts) // ANSWER_SHARE)
+    return [f"answers have at most {values['task']['max_new_tokens']} tokens, since a model reads {min(contexts)}"]
 
 
 def _small_sets(sources: list[str], values: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from gradtf_fl.config.project import KEYS, TABLES
 from gradtf_fl.errors import ConfigError
 from gradtf_fl.tasks import federation_data
 from tests.cli.conftest import gradtf
-from tests.curation.text_pair import TextFiles, write_files
+from tests.curation.text_pair import CONTEXT, TextFiles, write_files
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,8 @@ def test_init_looks_at_the_rows(text: TextFiles, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.stderr
         return tomllib.loads((tmp_path / name / "federation.toml").read_text())
 
-    assert made("a", rows)["task"]["format"] == "auto"
+    short = made("a", rows)["task"]
+    assert (short["format"], short["max_new_tokens"]) == ("auto", CONTEXT // 4)
     assert made("b", long)["task"]["format"] == "text"
     assert made("c", chats)["task"]["format"] == "messages"
     both = made("d", text.data / "animals", text.data / "numbers")
@@ -180,6 +181,13 @@ def test_check_names_every_obstacle(text: TextFiles, tmp_path: Path) -> None:
     found = {one["what"]: one for one in json.loads(few.stdout)["findings"]}
     assert "90 public rows, a shadow set has 256" in found["shadow sets"]["found"]
     path.write_text(path.read_text() + "shadow_rows = 8\n")
+    long = gradtf("check", "--config", path, "--json")
+    assert long.exit_code == 2
+    found = {one["what"]: one for one in json.loads(long.stdout)["findings"]}
+    assert found["answers of tiny to rows"]["found"] == (
+        f"128 new tokens leave no room for a prompt in a context of {CONTEXT}"
+    )
+    path.write_text(path.read_text().replace("[federation]", "max_new_tokens = 8\n[federation]"))
     assert gradtf("check", "--config", path).exit_code == 0
     (tmp_path / "bad.jsonl").write_text(rows.read_text() + '{"prompt": "cat"}\nno\n' * 4)
     path.write_text(path.read_text().replace("rows.jsonl", "bad.jsonl"))

@@ -10,18 +10,8 @@ from collections import Counter
 
 import pytest
 
-from experiments.demos.guide_output import (
-    ANY,
-    GUIDE,
-    REPOSITORY,
-    Block,
-    Stage,
-    blocks,
-    differences,
-    masked,
-    matches,
-    run_all,
-)
+from experiments.demos.guide_output import Stage, differences, run_all
+from experiments.demos.page_blocks import ANY, GUIDE, REPOSITORY, Block, blocks, masked, matches
 from gradtf_fl.round_messages import Refusal
 
 TEXT = GUIDE.text

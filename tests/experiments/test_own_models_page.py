@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.demos.guide_output import OWN_MODELS, REPOSITORY, Block, Stage, blocks, differences
+from experiments.demos.guide_output import Stage, differences
+from experiments.demos.page_blocks import OWN_MODELS, REPOSITORY, Block, blocks
 from gradtf_fl.config import read_project
 from tests.benchmark_data import SHARED, needs_data, needs_models
 
