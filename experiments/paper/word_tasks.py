@@ -37,7 +37,7 @@ from gradtf_fl.baselines import Controls, Decoding, continuations
 from gradtf_fl.files import write_whole
 from gradtf_fl.tasks import Row, TokenRows, encode_rows, read_rows
 from gradtf_fl.training import PlainRecipe, StackedAdapters, batch_indices, fine_tune_stacked
-from gradtf_fl.transformer.agreement import AgreementRecipe, compare, tune_on_agreement
+from gradtf_fl.transformer import AgreementRecipe, compare, tune_on_agreement
 
 TEST_ROWS, TUNED_ROWS, MAX_TOKENS, ANSWER_TOKENS = 64, 480, 160, 24
 LLM_SPEC = AdapterSpec(targets=("q_proj", "v_proj"), rank=2, alpha=4.0)

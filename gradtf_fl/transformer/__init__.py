@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from gradtf_fl.transformer.agreement import AgreementRecipe, compare, tune_on_agreement
     from gradtf_fl.transformer.backbone import SIZES, Backbone
     from gradtf_fl.transformer.checkpoint import GradTransformer, embedded_checkpoint
     from gradtf_fl.transformer.conversion import convert
@@ -24,6 +25,7 @@ else:
 __all__ = [
     "PLANS",
     "SIZES",
+    "AgreementRecipe",
     "Answered",
     "Backbone",
     "GradTransformer",
@@ -39,6 +41,7 @@ __all__ = [
     "TaskLibrary",
     "TrainConfig",
     "certainty",
+    "compare",
     "convert",
     "embedded_checkpoint",
     "embedded_tasks",
@@ -46,4 +49,5 @@ __all__ = [
     "refine",
     "take_step",
     "train_grad_transformer",
+    "tune_on_agreement",
 ]

@@ -75,7 +75,7 @@ def import_(source: Path, ledger: Path, identity_key: Path | None) -> None:
     is_history = source.is_file() and looks_like_history(source.read_bytes())
     if is_history != (identity_key is not None):
         raise ConfigError(
-            f"{source}: a history of DpEvents is signed anew: --identity-key FILE is missing"
+            f"{source}: a history of DpEvents is signed again: --identity-key FILE is missing"
             if is_history
             else "--identity-key: only for a history of DpEvents; an export has its signatures"
         )
