@@ -1,4 +1,4 @@
-"""Page of a simulation: its rounds, accuracy beside the controls, epsilon over rounds, and who holds what."""
+"""Page of a simulation: its rounds, accuracy with the controls, epsilon over rounds, and who holds what."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def read_lines(path: Path, event: str | None = None, kept: int = KEPT) -> list[d
 
 
 def last_lines(path: Path, most: int, block: int = 1 << 18) -> list[dict[str, Any]]:
-    """At most so many of the last lines of a log, the oldest first; empty where there is none.
+    """The last ``most`` lines of a log at most, the oldest first; empty without a log.
 
     Args:
         block: bytes from the end of the file that are looked at.

@@ -144,7 +144,7 @@ def import_history(history: History, key: Ed25519PrivateKey, target: Path) -> No
     """Make a ledger of ``history`` at ``target``, signed by ``key``: its events count as charged, whatever the budget.
 
     Raises:
-        ConfigError: something is there already, or the history says what no ledger can.
+        ConfigError: the place is taken, or the history says what no ledger can.
     """
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / target.name
@@ -270,5 +270,5 @@ def _flat(document: Mapping[str, Any], count: int) -> list[DpEvent]:
 
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("count is no whole number >= 0")
+        raise ValueError("count is not a whole number >= 0")
     return value
