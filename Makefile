@@ -1,4 +1,4 @@
-# make demo      set-up and one federation on this machine
+# make demo      set-up and one federation on this machine, with a rule that the provider never saw
 # make demo-deployment   the same as real processes: certificates, a server, three nodes, on loopback
 # make test-fast set-up and the tests that need no torch (under a minute on two cores)
 # make test      set-up, lint and all tests but the slow proofs (about 8 minutes on two quiet cores)
@@ -20,7 +20,7 @@ LOCKED := $(PIP) --require-hashes --no-deps --no-build-isolation
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
-	$(BIN)/gradtf simulate
+	$(BIN)/gradtf simulate --rules unseen
 
 demo-deployment: $(VENV)/.run
 	BIN=$(BIN) experiments/demos/demo_deployment.sh
