@@ -1,4 +1,4 @@
-"""Word tasks: rows are split without overlap, every way is measured, a second start continues, twins are on one side."""
+"""Word tasks: rows are split without overlap, ways are measured once, twins are on one side."""
 
 from __future__ import annotations
 
