@@ -4,8 +4,8 @@
 
 One organization for each of four rules a seed, drawn, tuned and tested as in preset ``table1``, with as many public
 prompts. ``search`` is refinement as it was until then: the update as it is, the search, nothing after it.
-``refined`` is what the package does. Their settings were chosen on unseen rules of seeds 0 to 4; seeds 5 to 9 had no part in it.
-A second start continues where the first one ended.
+``refined`` is what the package does. Its settings were chosen on unseen rules of seeds 0 to 4; seeds 5 to 9 had no
+part in it. A second start continues where the first one ended.
 """
 
 from __future__ import annotations
