@@ -37,6 +37,7 @@ EARLIER = {
     "paper_scale_gpu": (
         "python -m experiments.paper.paper_scale --device cuda --out experiments/results/paper_scale_gpu.json"
     ),
+    "agreement_tuning": "python -m experiments.paper.agreement_tuning --out experiments/results/agreement_tuning.json",
     "shrinkage": "python -m experiments.paper.shrinkage --out experiments/results/shrinkage.json",
     "empirical_audit": "python -m experiments.paper.audit_power --out experiments/results/empirical_audit.json",
     "clip_audit": "python -m experiments.paper.clip_audit --out experiments/results/clip_audit.json",
