@@ -168,7 +168,8 @@ class Words:
         written = continuations(
             self.tiny, theta[None], [prompts], Decoding(ANSWER_TOKENS, finished=lambda text: True), [self.seed]
         )[0]
-        return [Row(prompt, one.text) for prompt, one in zip(prompts, written, strict=True) if one.text.strip()]
+        texts = [one.text.strip() for one in written]  # some tokenizers write a space of their own before a word
+        return [Row(prompt, f" {text}\n") for prompt, text in zip(prompts, texts, strict=True) if text]
 
     def composed(self, start: Tensor, rows: Sequence[Row]) -> Tensor:
         """``start`` [E] are weights of the library's tasks; each block's own weights are fitted to ``rows``.
