@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtf_fl.errors import ConfigError, VerificationFailed
+from gradtf_fl.file_names import MODEL_CARD
 
 if TYPE_CHECKING:
     import torch
@@ -108,11 +109,11 @@ def refuse_occupied(out: Path) -> None:
 
 def _take_card_along(adapter: Path, staging: Path, dtype: str) -> None:
     """Of an adapter that has one."""
-    from gradtf_fl.adapters import CARD, merged_card
+    from gradtf_fl.adapters import merged_card
 
-    if (adapter / CARD).is_file():
-        text = (adapter / CARD).read_text(encoding="utf-8", errors="replace")
-        (staging / CARD).write_text(merged_card(text, dtype), encoding="utf-8")
+    if (adapter / MODEL_CARD).is_file():
+        text = (adapter / MODEL_CARD).read_text(encoding="utf-8", errors="replace")
+        (staging / MODEL_CARD).write_text(merged_card(text, dtype), encoding="utf-8")
 
 
 def _own_dtype(base_model: str) -> str:

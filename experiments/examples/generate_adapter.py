@@ -6,7 +6,7 @@ Run it (15 seconds, no download); it prints:
     TinyLM, tuned: 0.707
     LLM, base: 0.012
     LLM, generated: 1.000
-    adapter folder: adapter_config.json, adapter_model.safetensors, gradtf.json
+    adapter folder: README.md, adapter_config.json, adapter_model.safetensors, gradtf.json
 """
 
 import sys

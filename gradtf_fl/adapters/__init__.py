@@ -8,7 +8,7 @@ from gradtf_fl.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gradtf_fl.adapters.base_model import check_adapter, check_base, check_model
-    from gradtf_fl.adapters.card import CARD, ModelCard, Rows, add_results, base_label, code, merged_card
+    from gradtf_fl.adapters.card import ModelCard, Rows, add_results, base_label, code, merged_card
     from gradtf_fl.adapters.chosen import chosen_spec
     from gradtf_fl.adapters.device import Place, devices_of, offloaded
     from gradtf_fl.adapters.folder import load_adapter, save_adapter
@@ -35,7 +35,6 @@ else:
 
 __all__ = [
     "ASSETS",
-    "CARD",
     "CONFIG",
     "EMBEDDED",
     "PREFIX",

@@ -16,11 +16,11 @@ from typing import Any
 from gradtf_fl.adapters.models import EMBEDDED, snapshot
 from gradtf_fl.adapters.spec import AdapterSpec
 from gradtf_fl.errors import ConfigError
+from gradtf_fl.file_names import MODEL_CARD
 from gradtf_fl.files import PUBLIC, replace_file
 from gradtf_fl.shown import shown
 from gradtf_fl.version import __version__
 
-CARD = "README.md"
 TAGS = ("lora", "federated-learning", "differential-privacy", "secure-aggregation", "gradtf-fl")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -104,7 +104,7 @@ def add_results(folder: Path, results: Rows) -> None:
     Raises:
         OSError: the card can't be replaced.
     """
-    path = folder / CARD
+    path = folder / MODEL_CARD
     if not path.is_file():
         return
     before, found, after = path.read_text(encoding="utf-8").partition(f"{RESULTS}\n")
@@ -144,7 +144,7 @@ def base_license(base_model: str) -> str:
     if folder is None:
         return ""
     readers: Mapping[str, Callable[[Path], Any]] = {
-        CARD: metadata_load,
+        MODEL_CARD: metadata_load,
         "config.json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     }
     for name, read in readers.items():

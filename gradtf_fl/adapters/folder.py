@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradtf_fl.adapters.card import CARD, UNKNOWN, ModelCard
+from gradtf_fl.adapters.card import UNKNOWN, ModelCard
 from gradtf_fl.adapters.kinds import peft_config, split_name, to_plain_lora
 from gradtf_fl.adapters.spec import AdapterSpec, State
 from gradtf_fl.adapters.state import state_hash
 from gradtf_fl.adapters.switches import spec_of
 from gradtf_fl.errors import ConfigError, CorruptFile
+from gradtf_fl.file_names import MODEL_CARD
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def _fill(staging: Path, state: State, spec: AdapterSpec, base_model: str, card:
     config.save_pretrained(staging)
     about["config_sha256"] = hashlib.sha256((staging / _CONFIG).read_bytes()).hexdigest()
     (staging / "gradtf.json").write_text(json.dumps(about))
-    (staging / CARD).write_text(card.text(spec, base_model, about["sha256"]), encoding="utf-8")
+    (staging / MODEL_CARD).write_text(card.text(spec, base_model, about["sha256"]), encoding="utf-8")
     os.chmod(staging, 0o755)
 
 

@@ -82,8 +82,8 @@ def convert(
     >>> made = convert(f"{folder}/tiny", f"{folder}/llm")
     >>> made.base_model
     'embedded:llm'
-    >>> sorted(path.name for path in made.out.iterdir())[:2]
-    ['adapter_config.json', 'adapter_model.safetensors']
+    >>> sorted(path.name for path in made.out.iterdir())[:3]
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
 
     Args:
         update: PEFT folder of the TinyLM adapter.

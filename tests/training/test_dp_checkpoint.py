@@ -91,7 +91,7 @@ def test_noise_of_the_operating_system_is_never_repeated(random_rows: TokenRows,
 def test_another_plan_is_refused(random_rows: TokenRows, tmp_path: Path, other: str) -> None:
     run(random_rows, tmp_path / "state", steps=2)
     changed = {"steps": 2, other: {"sigma": 1.1, "clip": 0.6, "rate": 2e-2, "sampler": "opacus"}.get(other, 3)}
-    with pytest.raises(ConfigError, match="another run"):
+    with pytest.raises(ConfigError, match="a different run"):
         run(random_rows, tmp_path / "state", **changed)
 
 
@@ -100,12 +100,12 @@ def test_other_rows_or_another_model_are_refused(random_rows: TokenRows, tmp_pat
     run(random_rows, path, steps=2)
     labels = random_rows.labels.clone()
     labels[0, 4] = 1
-    with pytest.raises(ConfigError, match="another run"):
+    with pytest.raises(ConfigError, match="a different run"):
         run(TokenRows(random_rows.input_ids, random_rows.attention_mask, labels), path, steps=2)
     for name in ("lora_A", "layers.0.mlp.up_proj"):
         model = lora_model(lora_dropout=0.2)
         next(p for key, p in model.named_parameters() if name in key).data[0, 0] += 1e-3
-        with pytest.raises(ConfigError, match="another run"):
+        with pytest.raises(ConfigError, match="a different run"):
             train_dp(model, random_rows, **{**PLAN, "steps": 2}, checkpoint=DpCheckpoint(path))
     with pytest.raises(ConfigError, match="at least 1 step"):
         run(random_rows, path, every=0)

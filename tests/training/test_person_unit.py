@@ -196,7 +196,7 @@ def test_another_choice_of_persons_is_another_run(ragged_rows: TokenRows, tmp_pa
     arguments = {"sigma": 1.0, "clip": 0.5, "batch": 2, "steps": 2, "rate": 1e-2, "seed": 3}
     kept = DpCheckpoint(tmp_path / "run", every=1)
     train_dp(adapter_model(), ragged_rows, **arguments, persons=THREE, checkpoint=kept)
-    with pytest.raises(ConfigError, match="another run"):
+    with pytest.raises(ConfigError, match="a different run"):
         train_dp(adapter_model(), ragged_rows, **arguments, persons=Persons(THREE.rows, 2), checkpoint=kept)
 
 
