@@ -24,8 +24,7 @@ from experiments.measuring import interval, recovered
 from experiments.paper.dp_accuracy import RuleKind, rules_of
 from experiments.paper.measures.shipped import accuracy, answer_prompts, as_rows, bench, recipes
 from gradtf_fl.files import write_whole
-from gradtf_fl.transformer import refine
-from gradtf_fl.transformer.refinement import RefinementRecipe
+from gradtf_fl.transformer import RefinementRecipe, refine
 
 RULES, ROWS, TEST_ROWS, PROMPTS, STEPS = 4, 1024, 256, 1024, 150
 CHOSEN_ON = range(5)

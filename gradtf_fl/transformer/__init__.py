@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from gradtf_fl.transformer.model import GradTransformerModel, Standardisation
     from gradtf_fl.transformer.partition import PLANS, PartitionPlan
     from gradtf_fl.transformer.processes import Processes
-    from gradtf_fl.transformer.refinement import Answered, Refined, RefiningGenerator, certainty, refine
+    from gradtf_fl.transformer.refinement import (
+        Answered,
+        Refined,
+        RefinementRecipe,
+        RefiningGenerator,
+        certainty,
+        refine,
+    )
     from gradtf_fl.transformer.sampling import ShadowSampler
     from gradtf_fl.transformer.train_config import Objective, TrainConfig
     from gradtf_fl.transformer.training import new_optimizers, take_step, train_grad_transformer
@@ -35,6 +42,7 @@ __all__ = [
     "PartitionPlan",
     "Processes",
     "Refined",
+    "RefinementRecipe",
     "RefiningGenerator",
     "ShadowSampler",
     "Standardisation",
