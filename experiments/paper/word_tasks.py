@@ -13,16 +13,18 @@ the library and public prompts (inputs of the task's public half, whose answers 
 number of tuning steps. Ceiling: the LLM tuned on the private rows. Oracle ways read public ANSWERS of the unseen task;
 they bound what recognition could reach, and no provider has them.
 
-Every tuned update is kept in ``--cache``, and the document is written after each task, so a killed run continues.
+Every tuned update is kept in ``--cache``, in a folder of its settings. The document is written after each task, so a
+killed run continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from experiments.measuring import interval
+from experiments.paper.measures.trial import key_of
 from gradtf_fl.adapters import AdapterSpec
 from gradtf_fl.baselines import Controls, Decoding, continuations
-from gradtf_fl.files import write_whole
+from gradtf_fl.files import PUBLIC, replace_file, write_whole
 from gradtf_fl.tasks import Row, TokenRows, encode_rows, read_rows
 from gradtf_fl.training import PlainRecipe, StackedAdapters, batch_indices, fine_tune_stacked
-from gradtf_fl.transformer import AgreementRecipe, compare, tune_on_agreement
+from gradtf_fl.transformer import AgreementRecipe, compare, refinement_loss, tune_on_agreement
 
 TEST_ROWS, TUNED_ROWS, MAX_TOKENS, ANSWER_TOKENS = 64, 480, 160, 24
 LLM_SPEC = AdapterSpec(targets=("q_proj", "v_proj"), rank=2, alpha=4.0)
@@ -144,9 +147,9 @@ class Words:
         """A tensor of the cache, made where it is not there yet."""
         path = self.cache / f"{self.seed}-{name}.pt"
         if not path.exists():
-            value = make()
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(value, path)
+            torch.save(make(), whole := io.BytesIO())
+            replace_file(path, whole.getvalue(), PUBLIC)
         found: Tensor = torch.load(path)
         return found
 
@@ -174,7 +177,7 @@ class Words:
     def composed(self, start: Tensor, rows: Sequence[Row]) -> Tensor:
         """``start`` [E] are weights of the library's tasks; each block's own weights are fitted to ``rows``.
 
-        The loss is refinement's: agreement with the answers, and confidence (see `gradtf_fl.transformer.refinement`).
+        The loss is refinement's, with weight `CONFIDENCE`.
         """
         updates, tokens = self.library[1], self.encoded(self.llm, rows)
         weights = nn.Parameter(start[:, None].repeat(1, updates.shape[1]))
@@ -184,10 +187,7 @@ class Words:
             optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / len(order))
             part = tokens.take(torch.from_numpy(index))
             theta = self.llm.initial + (weights[:, :, None] * updates).sum(0)
-            logits, labels = self.llm.answer_logits(theta[None], part).float().log_softmax(-1), part.answer_labels()
-            agree = -logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-            sure = -logits.max(-1).values
-            loss = ((1 - CONFIDENCE) * agree + CONFIDENCE * sure)[labels >= 0].mean()
+            loss = refinement_loss(self.llm.answer_logits(theta[None], part), part.answer_labels(), CONFIDENCE)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -275,19 +275,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no task after so many")
     options = parser.parse_args()
     tiny, llm = StackedAdapters.load(options.tiny, TINY_SPEC), StackedAdapters.load(options.llm, LLM_SPEC)
-    document: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "tiny": Path(options.tiny).name,
         "llm": Path(options.llm).name,
         "library": options.seen,
-        "tuning": {"llm": vars(LLM_RECIPE), "tiny": vars(TINY_RECIPE), "rows": TUNED_ROWS},
-        "runs": [],
+        "tuning": {"llm": asdict(LLM_RECIPE), "tiny": asdict(TINY_RECIPE), "rows": TUNED_ROWS},
     }
+    document: dict[str, Any] = {**settings, "runs": []}
     if options.out.exists():
         document = json.loads(options.out.read_text())
+        if differing := [name for name, value in settings.items() if document.get(name) != value]:
+            raise SystemExit(f"{options.out}: measured with a different {', '.join(differing)}; name another --out")
     done = {(run["task"], run["seed"]) for run in document["runs"]}
     began = time.monotonic()
     for seed in range(options.seeds):
-        own = Words(options.words, tiny, llm, options.cache, seed, options.seen)
+        own = Words(options.words, tiny, llm, options.cache / key_of(settings), seed, options.seen)
         for task in (*options.unseen, *options.scored):
             if (task, seed) in done or time.monotonic() - began > 60 * options.minutes:
                 continue

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RefiningGenerator,
         certainty,
         refine,
+        refinement_loss,
     )
     from gradtf_fl.transformer.sampling import ShadowSampler
     from gradtf_fl.transformer.train_config import Objective, TrainConfig
@@ -55,6 +56,7 @@ __all__ = [
     "embedded_tasks",
     "new_optimizers",
     "refine",
+    "refinement_loss",
     "take_step",
     "train_grad_transformer",
     "tune_on_agreement",

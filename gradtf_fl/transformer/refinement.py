@@ -143,26 +143,41 @@ def refine(
     fitted = round(per_set * (1 - recipe.held_out))
     first = torch.arange(len(updates))[:, None] * per_set
     held = first + torch.arange(fitted, per_set)
-    plain, start, begun = _read(model, llm, updates, firsts, rows.take(held.reshape(-1)), recipe)
+    plain, begun = _read(model, llm, updates, firsts, rows.take(held.reshape(-1)), recipe)
 
     def agreement(made: Tensor, which: Tensor) -> Tensor:
-        return llm.accuracy(llm.initial + made, rows.take(held[which.cpu()].reshape(-1)))
+        return llm.accuracy(llm.initial + made, rows.take(held[which].reshape(-1)))
 
-    everyone = torch.arange(len(updates))
-    before = agreement(begun, everyone)
-    chosen = ((before < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten().cpu()
-    made = begun.clone()
+    chosen = ((begun.agreement < recipe.enough) | (answered.certainty > recipe.sure)).nonzero().flatten().cpu()
+    made = begun.updates.clone()
     if len(chosen):
         order = np.stack([batch_indices([recipe.seed, int(k)], fitted, recipe.batch, recipe.steps) for k in chosen])
         index = first[chosen][:, :, None] + torch.from_numpy(order)  # [chosen, steps, batch]
-        moved = _search(model, llm, [states[chosen] for states in start], rows, index, recipe)
-        better = agreement(moved, chosen) - before[chosen] > recipe.least_gain
-        made[chosen] = torch.where(better[:, None, None], moved, begun[chosen])
+        moved = _search(model, llm, [states[chosen] for states in begun.latents], rows, index, recipe)
+        better = agreement(moved, chosen) - begun.agreement[chosen] > recipe.least_gain
+        made[chosen] = torch.where(better[:, None, None], moved, begun.updates[chosen])
     made = tune_on_agreement(llm, made, rows, recipe.agreement)
-    taken = (made != plain).flatten(1).any(1)
-    after = torch.where(taken, agreement(made, everyone), torch.nan)
-    none = torch.zeros(len(updates), dtype=torch.long)
-    return Refined(plain, made, agreement(plain, everyone), after, taken, none)
+    taken = (made != plain.updates).flatten(1).any(1)
+    after, changed = torch.full_like(plain.agreement, torch.nan), taken.nonzero().flatten().cpu()
+    if len(changed):
+        after[changed] = agreement(made[changed], changed)
+    kinds = torch.zeros(len(updates), dtype=torch.long)
+    return Refined(plain.updates, made, plain.agreement, after, taken, kinds)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the Grad-Transformer makes of K TinyLM updates.
+
+    Attributes:
+        latents: of each of its transformers, [K, T, width].
+        updates: generated from them, float32 [K, L2, n2].
+        agreement: of their LLM with the TinyLM, [K].
+    """
+
+    latents: Sequence[Tensor]
+    updates: Tensor
+    agreement: Tensor
 
 
 def _read(
@@ -172,9 +187,8 @@ def _read(
     firsts: Tensor | None,
     rows: TokenRows,
     recipe: RefinementRecipe,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """What is generated from the updates as they are [K, L2, n2]; and of each one's reading with most agreement the
-    latents, and what is generated from them [K, L2, n2]."""
+) -> tuple[_Reading, _Reading]:
+    """The updates as they are, and each one's reading with most agreement; ``rows`` as of `Answered`."""
     readings = [updates, *(length * updates for length in recipe.readings)]
     if firsts is not None and not torch.equal(firsts, updates):
         readings += [firsts, 2 * updates - firsts]
@@ -183,12 +197,12 @@ def _read(
         made = torch.stack([model.generate_from(one) for one in latents])
     found = [compare(llm, one, rows) for one in made]
     agreement = torch.stack([one.agreement for one in found])
-    agreement[1:][agreement[1:] < recipe.enough] = 0.0
+    score = torch.where(agreement < recipe.enough, 0.0, agreement)
     known = (found[0].certainty >= recipe.agreement.certain) & (agreement[0] >= recipe.known)
-    agreement[0] += torch.where(known, 1.0, recipe.least_better)
-    best = agreement.argmax(0)
-    start = [torch.stack(states)[best, torch.arange(len(best))] for states in zip(*latents, strict=True)]
-    return made[0], start, made[best, torch.arange(len(best))]
+    score[0] = agreement[0] + torch.where(known, 1.0, recipe.least_better)
+    best, each = score.argmax(0), torch.arange(len(updates))
+    chosen = [torch.stack(states)[best, each] for states in zip(*latents, strict=True)]
+    return _Reading(latents[0], made[0], agreement[0]), _Reading(chosen, made[best, each], agreement[best, each])
 
 
 def _search(
@@ -207,7 +221,7 @@ def _search(
         optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
         part = rows.take(index[:, step].reshape(-1))
         logits = llm.answer_logits(llm.initial + model.generate_from(latents), part)
-        loss = _loss(logits, part.answer_labels(), recipe.confidence)
+        loss = refinement_loss(logits, part.answer_labels(), recipe.confidence)
         optimizer.zero_grad()
         torch.autograd.backward(loss * len(index))  # the sum over updates, which have nothing to do with each other
         optimizer.step()
@@ -238,7 +252,7 @@ def certainty(tiny: StackedAdapters, theta: Tensor, answered: TokenRows) -> Tens
     return chosen.sum(1).exp().reshape(len(theta), -1).mean(1)
 
 
-def _loss(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
+def refinement_loss(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
     """Mean over answer tokens of the loss above; logits [N, t, V], labels [N, t]."""
     shares = logits.float().log_softmax(-1)
     asked = labels != IGNORED

@@ -92,6 +92,10 @@ def test_every_way_is_measured_once(
     word_tasks.main()
     assert capsys.readouterr().out == ""
     assert json.loads(out.read_text()) == found
+    monkeypatch.setattr(word_tasks, "TUNED_ROWS", 16)
+    with pytest.raises(SystemExit, match="measured with a different tuning; name another --out"):
+        word_tasks.main()
+    assert json.loads(out.read_text()) == found
 
 
 def test_seeds_that_settings_were_chosen_on_stand_apart() -> None:

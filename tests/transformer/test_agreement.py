@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +20,6 @@ RULE = hr.rule_named("bfm")
 
 
 def rows_of(pool: hr.Pool, count: int, seed: int = 7) -> TokenRows:
-    import numpy as np
-
     return as_token_rows(single_task(RULE).draw(np.random.default_rng([seed]), count, pool))
 
 

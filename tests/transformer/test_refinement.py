@@ -27,9 +27,9 @@ from gradtf_fl.transformer.refinement import (
     Answered,
     RefinementRecipe,
     RefiningGenerator,
-    _loss,
     certainty,
     refine,
+    refinement_loss,
 )
 
 SEEN, UNSEEN = hr.rule_named("bfm"), hr.split_rules()[1][0]
@@ -146,7 +146,7 @@ def test_the_loss_is_the_one_in_the_text() -> None:
     agree = [-np.log(0.2), -np.log(0.8), -np.log(0.6)]
     sure = [-np.log(0.7), -np.log(0.8), -np.log(0.6)]
     expected = 0.3 * np.mean(agree) + 0.7 * np.mean(sure)
-    assert float(_loss(shares.log(), labels, 0.7)) == pytest.approx(expected, rel=1e-5)
+    assert float(refinement_loss(shares.log(), labels, 0.7)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_update_of_another_shape_is_refused(generator: RefiningGenerator) -> None:
